@@ -1,0 +1,75 @@
+// Package control is the vocabulary of the slow path: who is in the cluster (Node, State), who
+// says so (Source) and who makes this machine act on it (Backend). Sub-packages are the sources.
+package control
+
+import (
+	"context"
+	"crypto/sha256"
+	"net/netip"
+	"time"
+)
+
+// MAC is a 48-bit Ethernet address.
+type MAC [6]byte
+
+// Node is one member of the cluster. Immutable once published.
+type Node struct {
+	Name      string
+	Endpoints []netip.Addr   // underlay addresses, most preferred first; never empty in a State
+	Prefixes  []netip.Prefix // inner prefixes the node owns, masked
+	PublicKey string         // base64 X25519, "" where the cluster is not sealed
+	MAC       MAC            // VTEP MAC; zero = VTEPMAC(Name)
+	Features  []string       // what the node announced, e.g. "rco"
+	Attrs     map[string]string
+}
+
+// VTEP returns the node's VTEP MAC: the announced one, or the one its name gives.
+func (n *Node) VTEP() MAC {
+	if n.MAC != (MAC{}) {
+		return n.MAC
+	}
+	return VTEPMAC(n.Name)
+}
+
+// VTEPMAC derives a locally administered unicast MAC from a node's name, so that no state has to
+// be shared for nodes to agree on it.
+func VTEPMAC(name string) MAC {
+	h := sha256.Sum256([]byte("weft vtep " + name))
+	m := MAC(h[:6])
+	m[0] = m[0]&^0x01 | 0x02
+	return m
+}
+
+// Problem is something wrong with the cluster's data that did not stop the rest of it.
+type Problem struct {
+	Node string // "" = the source as a whole
+	Text string // one sentence with the remedy
+}
+
+// State is the whole cluster as last known. Never edited after publication.
+type State struct {
+	Self     Node      // this node as the source granted it: endpoints and prefixes
+	Nodes    []Node    // all other nodes, sorted by name
+	AsOf     time.Time // when the source last confirmed the data
+	Problems []Problem // what was left out, or is stale, and why
+}
+
+// Source says who is in the cluster. Run publishes self where the kind of source has something to
+// publish, calls update with the whole State whenever it changes, and returns when ctx ends (nil)
+// or when it can never work (error). update is called from one goroutine at a time.
+type Source interface {
+	Run(ctx context.Context, self Node, update func(State)) error
+}
+
+// Backend makes this machine carry packets for a State.
+type Backend interface {
+	// Self returns what to publish about this node: MAC, Features.
+	Self() Node
+	// Apply makes the machine's state follow s: whole state, never a delta; idempotent; safe after
+	// a crash. On an error as much as possible of s is in force and Apply may be called again.
+	Apply(s State) error
+	// Run watches and repairs what Apply made until ctx ends. It leaves forwarding state in place.
+	Run(ctx context.Context) error
+	// Close stops carrying packets by this process; kernel state that forwards by itself stays.
+	Close() error
+}
