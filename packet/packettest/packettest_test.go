@@ -1,0 +1,69 @@
+package packettest
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"weft/packet"
+)
+
+// shim is the smallest honest stage: a 4-byte header that holds the length of the inner packet.
+type shim struct{}
+
+func (shim) Name() string  { return "shim" }
+func (shim) Overhead() int { return 4 }
+
+func (shim) Out(b *packet.Batch) {
+	packets := b.Packets()
+	for i := range packets {
+		p := &packets[i]
+		n := p.Len()
+		if start, offset, ok := p.Partial(); ok {
+			l4 := p.Bytes()[start:]
+			binary.BigEndian.PutUint16(l4[offset:], ^Sum(l4, 0))
+		}
+		binary.BigEndian.PutUint32(p.Prepend(4), uint32(n))
+	}
+}
+
+func (shim) In(b *packet.Batch) {
+	packets := b.Packets()
+	for i := range packets {
+		p := &packets[i]
+		if p.Len() < 4 {
+			p.Drop = packet.TooShort
+		} else if int(binary.BigEndian.Uint32(p.Bytes())) != p.Len()-4 {
+			p.Drop = packet.BadHeader
+		} else {
+			p.Strip(4)
+		}
+	}
+}
+
+func TestStageSuite(t *testing.T) {
+	hop := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.1:4789"), MTU: 1400}
+	for _, layer := range []packet.Layer{packet.IP, packet.Ethernet} {
+		Stage(t, func() packet.Stage { return shim{} }, hop, layer)
+		Checksums(t, func() packet.Stage { return shim{} }, hop, layer)
+	}
+}
+
+func TestUDPChecksums(t *testing.T) {
+	for _, addrs := range [][2]string{{"10.0.0.1:1", "10.0.0.2:2"}, {"[fd00::1]:1", "[fd00::2]:2"}} {
+		for n := range 64 {
+			p := UDP(netip.MustParseAddrPort(addrs[0]), netip.MustParseAddrPort(addrs[1]), n, 7)
+			if !ValidTransport(p) {
+				t.Errorf("%s, %d bytes: invalid checksum", addrs[0], n)
+			}
+			p[len(p)-1] ^= 1
+			if ValidTransport(p) {
+				t.Errorf("%s, %d bytes: a flipped bit passes", addrs[0], n)
+			}
+		}
+	}
+	// RFC 1071 §3: the worked example.
+	if got := Sum([]byte{0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7}, 0); got != 0xddf2 {
+		t.Errorf("Sum = %#x, want 0xddf2 (RFC 1071)", got)
+	}
+}
