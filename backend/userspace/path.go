@@ -1,0 +1,139 @@
+package userspace
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"weft/control"
+	"weft/dataplane"
+	"weft/packet"
+)
+
+// Path is everything that stays fixed while the ports are open; a change of it reopens them.
+type Path struct {
+	Device      string       // the inside interface, "weft0"
+	Local       []netip.Addr // our endpoints, at most one per address family
+	Port        uint16       // UDP port of the tunnel
+	VNI         uint32
+	MAC         control.MAC // our VTEP MAC
+	Queues      int
+	UnderlayMTU int // bytes
+	InnerMTU    int // bytes
+}
+
+func (p Path) equal(o Path) bool {
+	if len(p.Local) != len(o.Local) {
+		return false
+	}
+	for i := range p.Local {
+		if p.Local[i] != o.Local[i] {
+			return false
+		}
+	}
+	return p.Device == o.Device && p.Port == o.Port && p.VNI == o.VNI && p.MAC == o.MAC &&
+		p.Queues == o.Queues && p.UnderlayMTU == o.UnderlayMTU && p.InnerMTU == o.InnerMTU
+}
+
+// Kind is what distinguishes one userspace mode from another.
+type Kind struct {
+	// Overhead is what the stages add in front of the inner IP packet, bytes.
+	Overhead int
+	// Open opens the two ports. The inside one is a device named Path.Device.
+	Open func(Path) (inside, outside packet.Port, err error)
+	// Stages makes a lane's own stages, innermost first; route comes before them.
+	Stages func(Path) []packet.Stage
+}
+
+// engine is a running path: two ports and the lanes between them.
+type engine struct {
+	path            Path
+	inside, outside packet.Port
+	lanes           []*dataplane.Lane
+	done            sync.WaitGroup
+	failed          chan error // the first lane that stops for another reason than Close
+	once            sync.Once
+}
+
+// start opens the ports and starts one lane per queue and direction. The lanes are live when it
+// returns.
+func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int)) (*engine, error) {
+	inside, outside, err := kind.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	e := &engine{path: path, inside: inside, outside: outside, failed: make(chan error, 1)}
+	ins, outs := inside.Queues(), outside.Queues()
+	if len(ins) != len(outs) {
+		inside.Close()
+		outside.Close()
+		return nil, fmt.Errorf("userspace: %s opened %d queues and %s %d: they must be equal, or packets "+
+			"hashed to the surplus ones are lost: set queues: 1", inside.Name(), len(ins), outside.Name(), len(outs))
+	}
+	room := path.UnderlayMTU + 64
+	for i := range ins {
+		mk := func(d dataplane.Direction, from, to packet.Port, fq, tq packet.Queue) {
+			cfg := dataplane.LaneConfig{
+				Name: fmt.Sprintf("%s/%d", d, i), Direction: d, From: fq, To: tq,
+				FromName: from.Name(), ToName: to.Name(), Room: room,
+				Stages: append([]packet.Stage{route}, kind.Stages(path)...),
+			}
+			if d == dataplane.Out {
+				cfg.TooBig = tooBig
+			}
+			e.lanes = append(e.lanes, dataplane.NewLane(cfg))
+		}
+		mk(dataplane.Out, inside, outside, ins[i], outs[i])
+		mk(dataplane.In, outside, inside, outs[i], ins[i])
+	}
+	for _, l := range e.lanes {
+		e.done.Add(1)
+		go func() {
+			defer e.done.Done()
+			if err := l.Run(); !errors.Is(err, net.ErrClosed) {
+				select {
+				case e.failed <- err:
+				default:
+				}
+			}
+		}()
+	}
+	return e, nil
+}
+
+// stop closes the ports and waits for the lanes.
+func (e *engine) stop() error {
+	var err error
+	e.once.Do(func() {
+		err = errors.Join(e.inside.Close(), e.outside.Close())
+		e.done.Wait()
+	})
+	return err
+}
+
+// stats returns the lanes' snapshots and per-peer traffic by direction.
+func (e *engine) stats() (lanes []dataplane.LaneStats, tx, rx []dataplane.PeerStats) {
+	for _, l := range e.lanes {
+		s := l.Stats()
+		lanes = append(lanes, s)
+		if s.Direction == dataplane.Out {
+			tx = addPeers(tx, l.Peers())
+		} else {
+			rx = addPeers(rx, l.Peers())
+		}
+	}
+	return lanes, tx, rx
+}
+
+func addPeers(sum, p []dataplane.PeerStats) []dataplane.PeerStats {
+	if len(p) > len(sum) {
+		sum = append(sum, make([]dataplane.PeerStats, len(p)-len(sum))...)
+	}
+	for i := range p {
+		sum[i].Packets += p[i].Packets
+		sum[i].Bytes += p[i].Bytes
+	}
+	return sum
+}
