@@ -1,0 +1,196 @@
+package nettest
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netns"
+)
+
+func TestDoEntersAndReturns(t *testing.T) {
+	ns := New(t)
+	before, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	ns.Do(func() {
+		inside, err := netns.Get()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer inside.Close()
+		if inside.Equal(before) {
+			t.Error("Do did not change the namespace")
+		}
+		ifs, err := net.Interfaces()
+		if err != nil || len(ifs) != 1 || ifs[0].Name != "lo" || ifs[0].Flags&net.FlagUp == 0 {
+			t.Errorf("interfaces inside = %v, %v; want lo alone, up", ifs, err)
+		}
+	})
+	after, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer after.Close()
+	if !after.Equal(before) {
+		t.Error("Do did not come back")
+	}
+}
+
+// TestDoSurvivesGoexit: t.FailNow inside Do ends the goroutine; the deferred return must still happen.
+func TestDoSurvivesGoexit(t *testing.T) {
+	ns := New(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() { _ = recover() }()
+		ns.Do(func() { panic("as FailNow would") })
+	}()
+	<-done
+	for range 50 { // whichever thread runs this must be at home
+		if out, err := exec.Command("ip", "-o", "link").CombinedOutput(); err != nil || len(out) == 0 {
+			t.Fatalf("%s %v", out, err)
+		}
+	}
+	if err := <-ns.Go(func() error { return errors.New("carried") }); err == nil || err.Error() != "carried" {
+		t.Errorf("Go = %v", err)
+	}
+}
+
+func TestRunAndStart(t *testing.T) {
+	ns := New(t)
+	if out := ns.MustRun(t, "ip", "-o", "link"); !strings.Contains(out, "lo:") || strings.Count(out, "\n") != 1 {
+		t.Errorf("ip link = %q", out)
+	}
+	if _, err := ns.Run("sh", "-c", "echo told; exit 3"); err == nil || !strings.Contains(err.Error(), "told") {
+		t.Errorf("a failing command's error = %v; want its output in it", err)
+	}
+	p := ns.MustStart(t, "sleep", "1000")
+	if err := ns.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.Done():
+	default:
+		t.Error("Close left the process running")
+	}
+	if _, err := os.Stat(ns.Path()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Close left %s: %v", ns.Path(), err)
+	}
+	if err := ns.Close(); err != nil {
+		t.Errorf("second Close = %v", err)
+	}
+}
+
+func TestSweepTakesTheDeadOnly(t *testing.T) {
+	live := New(t)
+	// A namespace named after a process that has ended, with something still running in it.
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	prefix := fmt.Sprintf("weft-test-sweep%d", os.Getpid())
+	orphaned := fmt.Sprintf("%s-%d-1", prefix, dead.Process.Pid)
+	foreign := fmt.Sprintf("%s-notapid-1", prefix)
+	for _, name := range []string{orphaned, foreign} {
+		if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", foreign).Run() })
+	sleeper := exec.Command("ip", "netns", "exec", orphaned, "sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitIn(t, sleeper.Process.Pid, filepath.Join(nsDir, orphaned))
+
+	removed, err := Sweep(prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(removed, []string{orphaned}) {
+		t.Errorf("swept %v, want %s alone", removed, orphaned)
+	}
+	if err := sleeper.Wait(); err == nil {
+		t.Error("the process in the swept namespace ended by itself; want it killed")
+	}
+	for _, name := range []string{live.Name(), foreign} {
+		if _, err := os.Stat(filepath.Join(nsDir, name)); err != nil {
+			t.Errorf("sweep took %s: %v", name, err)
+		}
+	}
+}
+
+// waitIn waits until the process is inside the namespace: `ip netns exec` enters it after the fork.
+func waitIn(t *testing.T, pid int, path string) {
+	t.Helper()
+	want, err := netns.GetFromPath(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer want.Close()
+	for {
+		have, err := netns.GetFromPid(pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same := have.Equal(want)
+		_ = have.Close()
+		if same {
+			return
+		}
+	}
+}
+
+func TestClusterUnderlayAndPods(t *testing.T) {
+	for _, o := range []ClusterOptions{{Nodes: 1}, {MTU: 9000}, {Bridge: true}, {Nodes: 4}} {
+		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
+			RequireTool(t, "ping")
+			c := NewCluster(t, o)
+			a := c.Nodes[0]
+			for _, n := range c.Nodes {
+				for i, pod := range n.PodAddrs {
+					n.NS.MustRun(t, "ping", "-c1", "-W2", pod.String())
+					// A pod reaches its own node's underlay address: default route and forwarding work.
+					n.Pod.MustRun(t, "ping", "-c1", "-W2", n.Underlay[i].String())
+				}
+				for _, u := range n.Underlay {
+					a.NS.MustRun(t, "ping", "-c1", "-W2", u.String())
+				}
+				if n != a {
+					if out, err := a.Pod.Run("ping", "-c1", "-W1", n.PodAddrs[0].String()); err == nil {
+						t.Errorf("pods reach each other without an overlay: %s", out)
+					}
+				}
+			}
+			mtu := o.MTU
+			if mtu == 0 {
+				mtu = 1500
+			}
+			l, err := a.NS.Netlink().LinkByName("eth0")
+			if err != nil || l.Attrs().MTU != mtu {
+				t.Errorf("underlay MTU = %v, %v; want %d", l, err, mtu)
+			}
+		})
+	}
+}
+
+func TestProbe(t *testing.T) {
+	RequireRoot(t)
+	for _, f := range []Feature{Veth, Vxlan, Bridge, TUN, UDPGSO, UDPGRO} {
+		if err := Probe(f); err != nil {
+			t.Errorf("%s: %v", f, err)
+		}
+	}
+	if Probe("no such thing") == nil {
+		t.Error("an unknown feature is present")
+	}
+}
