@@ -1,0 +1,26 @@
+# Every target is one line around a script or a go command; the scripts say what they do.
+.PHONY: help build test lab lint fuzz generate bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+build: ## build bin/weft
+	go build -trimpath -o bin/ ./cmd/...
+
+test: ## everything that CI runs
+	scripts/test
+
+lab: ## compare the ways of carrying packets on this machine
+	scripts/lab
+
+lint: ## format, vet, staticcheck; golangci-lint as well where it is installed
+	gofmt -l $$(git ls-files '*.go')
+	go vet ./...
+	go tool staticcheck ./...
+	! command -v golangci-lint >/dev/null || golangci-lint run
+
+bench: ## what a stage costs per packet
+	go test -run '^$$' -bench . -benchtime 200ms ./packet/... ./dataplane/... ./encap/...
+
+clean: ## remove what the build made
+	rm -rf bin
