@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"weft/packet"
 )
@@ -48,6 +49,9 @@ type pipeQueue struct{ in, out *wire }
 func (q *pipeQueue) Recv(b *packet.Batch) error { return q.in.recv(b) }
 
 func (q *pipeQueue) Send(b *packet.Batch) error {
+	if q.in.isClosed() {
+		return net.ErrClosed
+	}
 	packets := b.Packets()
 	for i := range packets {
 		if p := &packets[i]; p.Drop == packet.Alive {
@@ -103,8 +107,12 @@ func (w *wire) recv(b *packet.Batch) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	b.SetLen(0)
-	for w.n == 0 && !w.closed {
-		w.filled.Wait()
+	if w.n == 0 && !w.closed {
+		start := time.Now()
+		for w.n == 0 && !w.closed {
+			w.filled.Wait()
+		}
+		b.Waited += time.Since(start)
 	}
 	if w.closed {
 		return net.ErrClosed
@@ -131,6 +139,12 @@ func (w *wire) close() {
 	defer w.mu.Unlock()
 	w.closed = true
 	w.filled.Broadcast()
+}
+
+func (w *wire) isClosed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.closed
 }
 
 // Source is a queue that receives the same packets for ever: every Recv fills the batch with

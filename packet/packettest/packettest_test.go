@@ -67,3 +67,47 @@ func TestUDPChecksums(t *testing.T) {
 		t.Errorf("Sum = %#x, want 0xddf2 (RFC 1071)", got)
 	}
 }
+
+func TestPipe(t *testing.T) {
+	const mtu = 1500
+	for _, layer := range []packet.Layer{packet.IP, packet.Ethernet, packet.Tunnel} {
+		Port(t, func(t *testing.T) (packet.Port, Far) {
+			near, far := Pipe(layer, 1, mtu+100)
+			t.Cleanup(func() { far.Close() })
+			q := far.Queues()[0]
+			out, in := packet.NewBatch(1, mtu+1000), packet.NewBatch(1, mtu+1000)
+			hop := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.2:4789")}
+			return near, Far{
+				Hop: hop, From: hop.Addr.Addr(), MTU: mtu,
+				Write: func(p []byte) error {
+					out.Slots()[0].Resize(copy(out.Slots()[0].Reset(), p))
+					out.Slots()[0].Hop = hop
+					out.SetLen(1)
+					return q.Send(out)
+				},
+				Read: func() ([]byte, error) {
+					watchdog(t, far)
+					err := q.Recv(in)
+					return in.Slots()[0].Bytes(), err
+				},
+				Oversize: make([]byte, mtu+200), OversizeDrop: packet.Truncated,
+			}
+		})
+	}
+}
+
+func TestSourceSink(t *testing.T) {
+	packets := [][]byte{{1}, {2, 2}, make([]byte, 100)}
+	src, sink, b := &Source{Packets: packets}, &Sink{}, packet.NewBatch(6, 50)
+	if err := src.Recv(b); err != nil {
+		t.Fatal(err)
+	}
+	var drops packet.Drops
+	b.Compact(&drops)
+	if err := sink.Send(b); err != nil {
+		t.Fatal(err)
+	}
+	if sink.Packets != 4 || sink.Bytes != 6 || drops[packet.Truncated] != 2 {
+		t.Errorf("sink %+v, drops %v, want 4 packets, 6 bytes, 2 truncated", *sink, drops.Map())
+	}
+}
