@@ -1,0 +1,151 @@
+// Package wait is the one way a queue of a port blocks, and the one way a port closes under its
+// lanes.
+//
+// A lane's thread blocks in poll(2) itself. Go's netpoller would wake another thread first, which
+// then wakes the lane: on a virtual machine each wake-up is an inter-processor interrupt.
+//
+// Descriptors and lanes end in this order, so that no lane ever uses a number that the kernel has
+// given to somebody else: a port's Close calls Stop.Close, which wakes every poll and returns once
+// the last lane has left its Waiter; only then are the descriptors closed.
+package wait
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Readable and Writable are what a Waiter can wait for.
+const (
+	Readable = unix.POLLIN
+	Writable = unix.POLLOUT
+)
+
+// maxDescriptors is how many descriptors one Waiter watches: a queue has a socket per address
+// family.
+const maxDescriptors = 3
+
+// Stop ends the waiting of one port. Its Waiters and Gates are made while the port opens, before
+// any lane runs.
+type Stop struct {
+	fd      int // eventfd; readable from Close on, never read
+	stopped atomic.Bool
+	once    sync.Once
+	gates   []*Gate
+	err     error // of closing
+}
+
+// NewStop makes a Stop. Close must be called.
+func NewStop() (*Stop, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("wait: eventfd: %w", err)
+	}
+	return &Stop{fd: fd}, nil
+}
+
+// Stopped says whether Close has been called.
+func (s *Stop) Stopped() bool { return s.stopped.Load() }
+
+// Close wakes everything that waits and returns when nobody is inside a Gate any more; from then on
+// every Enter returns net.ErrClosed and the port's descriptors may be closed. Idempotent; every call
+// returns only after the first has finished.
+func (s *Stop) Close() error {
+	s.once.Do(func() {
+		s.stopped.Store(true)
+		one := binary.NativeEndian.AppendUint64(nil, 1)
+		_, err := unix.Write(s.fd, one)
+		if err != nil { // an eventfd that was never written takes 1; this is a descriptor closed by a stranger
+			s.err = fmt.Errorf("wait: signal: %w", err)
+			return // and waiting for lanes that nobody has woken could last for ever
+		}
+		for _, g := range s.gates {
+			g.inside.Lock()
+			// Enter asks stopped under the lock, so that nobody passes from here on.
+			g.inside.Unlock() //nolint:staticcheck // SA2001: waiting is the purpose
+		}
+		if err := unix.Close(s.fd); err != nil {
+			s.err = fmt.Errorf("wait: close: %w", err)
+		}
+	})
+	return s.err
+}
+
+// Gate guards descriptors against being closed while they are in use. A lane is inside during
+// Recv or Send and nowhere else; only one goroutine is inside at a time.
+type Gate struct {
+	stop   *Stop
+	inside sync.Mutex // uncontended: one lane receives, one sends
+	_      [48]byte   // gates of different lanes on cache lines of their own
+}
+
+// Gate makes a gate.
+func (s *Stop) Gate() *Gate {
+	g := &Gate{stop: s}
+	s.gates = append(s.gates, g)
+	return g
+}
+
+// Enter returns nil, and then Leave must be called, or net.ErrClosed.
+func (g *Gate) Enter() error {
+	g.inside.Lock()
+	if g.stop.stopped.Load() {
+		g.inside.Unlock()
+		return net.ErrClosed
+	}
+	return nil
+}
+
+// Leave ends what Enter began.
+func (g *Gate) Leave() { g.inside.Unlock() }
+
+// Waiter blocks one queue in one direction until one of its descriptors is ready.
+//
+//	if err := w.Enter(); err != nil { return err }
+//	defer w.Leave()
+//	for {
+//		n := try without blocking
+//		if n > 0 { return nil }
+//		if err := w.Wait(&b.Waited); err != nil { return err }
+//	}
+//
+// Wait returns whenever trying again makes sense, which need not mean that anything is ready: there
+// a policy that spins before it blocks has its place, and callers need not know of it.
+type Waiter struct {
+	*Gate
+	fds [maxDescriptors + 1]unix.PollFd // the port's, then the stop's
+	n   int
+}
+
+// Waiter makes a waiter for events on up to 3 descriptors, which stay the port's.
+func (s *Stop) Waiter(events int16, fds ...int) *Waiter {
+	w := &Waiter{Gate: s.Gate(), n: len(fds) + 1}
+	for i, fd := range fds {
+		w.fds[i] = unix.PollFd{Fd: int32(fd), Events: events}
+	}
+	w.fds[len(fds)] = unix.PollFd{Fd: int32(s.fd), Events: unix.POLLIN}
+	return w
+}
+
+// Wait blocks and adds the time it blocked to waited. It returns nil when the caller should try
+// again, net.ErrClosed once the port closes. Only between Enter and Leave.
+func (w *Waiter) Wait(waited *time.Duration) error {
+	start := time.Now()
+	_, err := unix.Poll(w.fds[:w.n], -1)
+	*waited += time.Since(start)
+	if w.stop.stopped.Load() {
+		return net.ErrClosed
+	}
+	if err != nil && err != unix.EINTR { // an interrupted poll is a reason to try again
+		return fmt.Errorf("wait: poll: %w", err)
+	}
+	return nil
+}
+
+// Ready says whether the last Wait saw something on descriptor i, an error included.
+func (w *Waiter) Ready(i int) bool { return w.fds[i].Revents != 0 }
