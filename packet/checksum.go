@@ -44,11 +44,20 @@ func Sum(b []byte, initial uint16) uint16 {
 	return swapped(fold(acc + carry)) // a carry out of this last step leaves acc = 0
 }
 
-// tail is the last 1 to 7 bytes as a word, zeroes behind them.
-func tail(b []byte) uint64 {
-	var last [8]byte
-	copy(last[:], b)
-	return binary.NativeEndian.Uint64(last[:])
+// tail sums the last 1 to 7 bytes. Three words of at most 32 bits do not overflow.
+func tail(b []byte) (sum uint64) {
+	if len(b) >= 4 {
+		sum = uint64(binary.NativeEndian.Uint32(b))
+		b = b[4:]
+	}
+	if len(b) >= 2 {
+		sum += uint64(binary.NativeEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) == 1 {
+		sum += uint64(swapped(uint16(b[0]) << 8))
+	}
+	return sum
 }
 
 // fold brings a ones' complement sum of 64 bits to 16.

@@ -59,7 +59,7 @@ func TooBigReply(orig []byte, src netip.Addr, mtu int) ([]byte, bool) {
 
 // mayAnswer applies the rules of when no ICMP error may be sent.
 func (v IPView) mayAnswer() bool {
-	if v.offset != 0 {
+	if v.frag > isFragment {
 		return false // not the first fragment: the first, which is no shorter, is answered
 	}
 	if !isHost(v.Src()) || !isHost(v.Dst()) {
@@ -71,9 +71,9 @@ func (v IPView) mayAnswer() bool {
 	}
 	switch v.proto {
 	case ProtoICMP:
-		return len(v.b) > v.upper && !isICMPv4Error(v.b[v.upper])
+		return len(v.b) > int(v.upper) && !isICMPv4Error(v.b[v.upper])
 	case ProtoICMPv6:
-		return len(v.b) > v.upper && v.b[v.upper] >= icmpv6FirstInfo && v.b[v.upper] != icmpv6Redirect
+		return len(v.b) > int(v.upper) && v.b[v.upper] >= icmpv6FirstInfo && v.b[v.upper] != icmpv6Redirect
 	}
 	return true
 }

@@ -64,13 +64,16 @@ const (
 // IPView is a checked, read-only look at one IPv4 or IPv6 packet. It shares the packet's memory.
 // After ParseIP returned Alive, no method panics whatever the bytes are, as long as the bytes do
 // not change. The zero IPView is not a packet; its methods may panic.
+//
+// Four fields in four words: the most that the compiler keeps in registers.
 type IPView struct {
-	b      []byte // exactly the packet: trailing padding is cut
-	upper  int    // offset of the upper-layer header; 0 = it is not in this packet
-	offset int    // fragment offset in bytes
-	proto  uint8  // upper-layer protocol
-	frag   bool   // the packet is a fragment
+	b     []byte // exactly the packet: trailing padding is cut
+	upper uint16 // offset of the upper-layer header; 0 = it is not in this packet
+	frag  uint16 // isFragment | the fragment's offset in bytes, a multiple of 8; 0 = no fragment
+	proto uint8  // upper-layer protocol
 }
+
+const isFragment = 1
 
 // ParseIP checks the IP header at the front of b: version, header length, total length. Bytes
 // behind the IP packet's own length are padding (Ethernet pads frames to 60 bytes) and are not
@@ -107,17 +110,14 @@ func parseIPv4(b []byte) (IPView, Drop) {
 		return IPView{}, TooShort
 	}
 	frag := binary.BigEndian.Uint16(b[ip4Frag:])
-	v := IPView{
-		b:      b[:total],
-		upper:  header,
-		offset: int(frag&ip4OffsetMask) * 8,
-		proto:  b[ip4Proto],
-		frag:   frag&(ip4MF|ip4OffsetMask) != 0,
+	if frag&(ip4MF|ip4OffsetMask) == 0 {
+		return IPView{b[:total], uint16(header), 0, b[ip4Proto]}, Alive
 	}
-	if v.offset != 0 {
-		v.upper = 0
+	offset := frag & ip4OffsetMask * 8
+	if offset != 0 {
+		header = 0
 	}
-	return v, Alive
+	return IPView{b[:total], uint16(header), offset | isFragment, b[ip4Proto]}, Alive
 }
 
 func parseIPv6(b []byte) (IPView, Drop) {
@@ -128,11 +128,10 @@ func parseIPv6(b []byte) (IPView, Drop) {
 	if total > len(b) {
 		return IPView{}, TooShort
 	}
-	v := IPView{b: b[:total], upper: IPv6Header, proto: b[ip6NextHeader]}
-	if isExtension(v.proto) {
-		v.walkExtensions()
+	if isExtension(b[ip6NextHeader]) {
+		return walkExtensions(b[:total]), Alive
 	}
-	return v, Alive
+	return IPView{b[:total], IPv6Header, 0, b[ip6NextHeader]}, Alive
 }
 
 func isExtension(proto uint8) bool {
@@ -144,42 +143,38 @@ func isExtension(proto uint8) bool {
 //	 0 |  Next Header  |  Hdr Ext Len  | …   length = (Hdr Ext Len + 1) * 8
 //	Routing:  | … | … |  Routing Type | Segments Left |
 //	Fragment: | Next Header | Reserved |  Offset (13) |00|M| Identification |   length = 8
-func (v *IPView) walkExtensions() {
+func walkExtensions(b []byte) IPView {
+	proto, upper, frag := b[ip6NextHeader], IPv6Header, uint16(0)
 	for range maxExtensions {
-		if !isExtension(v.proto) {
-			return
-		}
-		h := v.b[v.upper:]
+		h := b[upper:]
 		if len(h) < 8 {
 			break
 		}
 		size := (int(h[1]) + 1) * 8
-		switch v.proto {
+		switch proto {
 		case extRouting:
 			// While segments are left the destination is not the final one, which is what the
 			// pseudo-header has: no checksum can be judged or made here.
 			if h[3] != 0 {
-				v.upper = 0
-				return
+				return IPView{b, 0, frag, proto}
 			}
 		case extFragment:
 			size = 8
-			v.frag = true
-			v.offset = int(binary.BigEndian.Uint16(h[2:]) &^ 7)
+			frag = binary.BigEndian.Uint16(h[2:])&^7 | isFragment
 		}
 		if size > len(h) {
 			break
 		}
-		v.proto = h[0]
-		if v.offset != 0 {
-			v.upper = 0
-			return
+		proto = h[0]
+		if frag > isFragment {
+			return IPView{b, 0, frag, proto}
 		}
-		v.upper += size
+		upper += size
+		if !isExtension(proto) {
+			return IPView{b, uint16(upper), frag, proto}
+		}
 	}
-	if isExtension(v.proto) {
-		v.upper = 0
-	}
+	return IPView{b, 0, frag, proto}
 }
 
 // Bytes returns the packet without trailing padding.
@@ -214,10 +209,12 @@ func (v IPView) Protocol() uint8 { return v.proto }
 // Transport returns where the upper-layer header starts. It is false for fragments, whose upper
 // layer is not whole, and where an IPv6 extension chain hides it. Nothing is said about how many
 // bytes follow.
-func (v IPView) Transport() (offset int, ok bool) { return v.upper, v.upper != 0 && !v.frag }
+func (v IPView) Transport() (offset int, ok bool) {
+	return int(v.upper), v.upper != 0 && v.frag == 0
+}
 
 // Fragment reports whether the packet is a fragment, and its offset in bytes: 0 is the first one.
-func (v IPView) Fragment() (offset int, ok bool) { return v.offset, v.frag }
+func (v IPView) Fragment() (offset int, ok bool) { return int(v.frag &^ isFragment), v.frag != 0 }
 
 // DontFragment reports that routers must not fragment the packet: IPv4's DF bit; IPv6 always.
 func (v IPView) DontFragment() bool {
