@@ -1,0 +1,151 @@
+// Package config is weft.yaml: one typed struct, read strictly, with every mistake reported at once,
+// and with the origin of every effective value, so that `weft config show` can say why the daemon
+// does what it does.
+//
+// A key whose feature this build does not have may only hold its default: a value that would be
+// ignored is an error.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+
+	"weft/internal/config/strict"
+)
+
+// Paths that hold where the configuration says nothing else.
+const (
+	DefaultFile     = "/etc/weft/weft.yaml"
+	DefaultNodes    = "/etc/weft/nodes.yaml"
+	DefaultSocket   = "/run/weft/weft.sock"
+	DefaultStateDir = "/var/lib/weft"
+)
+
+// Config is the effective configuration of one daemon.
+type Config struct {
+	Node       Node
+	Network    Network
+	Mode       string
+	Queues     int // queue pairs; ≥ 1 once detected
+	Encryption Encryption
+	Control    Control
+	CNI        CNI
+	API        API
+	StateDir   string
+
+	file    string
+	built   Built
+	origins map[string]Origin
+}
+
+// Node is this machine.
+type Node struct {
+	Name      string // the name the other nodes know it by
+	Interface string // underlay interface; "" = the one that holds the node's endpoint
+	MTU       int    // of the underlay, bytes; 0 = the interface's
+}
+
+// Network is the overlay.
+type Network struct {
+	Prefixes []netip.Prefix // inner prefixes, masked, disjoint
+	VNI      uint32         // 24 bits
+	Port     uint16         // UDP port of the tunnel; 0 only where the mode has none
+}
+
+// Encryption is how traffic between nodes is sealed.
+type Encryption struct {
+	Cipher      string // none, auto or the name of one
+	Port        uint16
+	KeyFile     string
+	PSKFile     string
+	PermitPlain []string // names of nodes that may still speak plaintext
+}
+
+// Control is where the list of nodes comes from.
+type Control struct {
+	Kind   string
+	Static Static
+}
+
+// Static is the control plane that is a file.
+type Static struct{ File string }
+
+// CNI is how pods are attached.
+type CNI struct {
+	Attach     string // routed or bridge
+	Masquerade bool
+}
+
+// API is what the daemon answers on.
+type API struct {
+	Socket  string // unix socket, absolute path
+	Metrics string // host:port of the Prometheus endpoint, "" = none
+}
+
+// Built says what this build of weft can do; the catalog knows.
+type Built struct {
+	Modes    []string // backends, by mode name
+	Controls []string // control sources, by kind
+	Features []string // of Feature…
+}
+
+// Features that keys of the file need.
+const (
+	FeatureEncryption = "encryption"
+	FeatureQueues     = "several queue pairs"
+	FeatureCNI        = "a CNI plugin"
+	FeatureMetrics    = "a metrics endpoint"
+)
+
+// Origin says where a value came from.
+type Origin struct {
+	From string // file, default, detected, not built
+	Why  string // "weft.yaml:3", "hostname", …; may be empty
+}
+
+// Origins of a value.
+const (
+	FromFile     = "file"
+	FromDefault  = "default"
+	FromDetected = "detected"
+	FromNowhere  = "not built"
+)
+
+// Load reads a file. The error lists every mistake, each on a line of its own.
+func Load(file string, built Built) (*Config, error) {
+	data, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("config: %s does not exist: write one (`network: 10.244.0.0/16` is enough) or name another with --config", file)
+	case err != nil:
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	return Parse(file, data, built)
+}
+
+// Parse reads the text of a file whose name is only used in messages.
+func Parse(file string, data []byte, built Built) (*Config, error) {
+	c := &Config{file: file, built: built, origins: map[string]Origin{}}
+	doc := strict.Parse(file, data)
+	r := reader{config: c, values: map[string]strict.Value{}}
+	r.defaults()
+	if doc.Empty() {
+		doc.Fail("the file is empty: it needs at least `network: 10.244.0.0/16`, the prefix of the overlay")
+	} else {
+		r.read(doc.Root(), "")
+		r.check(doc)
+	}
+	if err := doc.Err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// File is the path the configuration was read from.
+func (c *Config) File() string { return c.file }
+
+// Set says whether the file itself holds the key.
+func (c *Config) Set(key string) bool { return c.origins[key].From == FromFile }

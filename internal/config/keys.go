@@ -1,0 +1,209 @@
+package config
+
+import (
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"weft/internal/config/strict"
+)
+
+// key is one leaf of weft.yaml. The table below is the schema: parsing, `config show`, suggestions
+// and docs/reference.md follow it.
+type key struct {
+	name    string // dotted path
+	feature string // what must be built for another value than the default; "" = always there
+	initial string // the default in YAML, "" where it is computed
+	read    func(*Config, strict.Value)
+	get     func(*Config) any
+}
+
+// maxSocket is what sun_path of unix(7) holds, without its final zero byte.
+const maxSocket = 107
+
+func keys() []key {
+	return []key{
+		{name: "node.name", initial: `""`,
+			read: func(c *Config, v strict.Value) { text(v, &c.Node.Name, nodeName) },
+			get:  func(c *Config) any { return c.Node.Name }},
+		{name: "node.interface", initial: `""`,
+			read: func(c *Config, v strict.Value) { text(v, &c.Node.Interface, interfaceName) },
+			get:  func(c *Config) any { return c.Node.Interface }},
+		{name: "node.mtu", initial: "0",
+			read: func(c *Config, v strict.Value) { number(v, &c.Node.MTU, 0, 65535) },
+			get:  func(c *Config) any { return c.Node.MTU }},
+		{name: "network.prefixes",
+			read: readPrefixes,
+			get:  func(c *Config) any { return c.Network.Prefixes }},
+		{name: "network.vni", initial: "1",
+			read: func(c *Config, v strict.Value) { number(v, &c.Network.VNI, 1, 1<<24-1) },
+			get:  func(c *Config) any { return c.Network.VNI }},
+		{name: "network.port", initial: "0",
+			read: func(c *Config, v strict.Value) { number(v, &c.Network.Port, 0, 65535) },
+			get:  func(c *Config) any { return c.Network.Port }},
+		{name: "mode",
+			read: readMode,
+			get:  func(c *Config) any { return c.Mode }},
+		{name: "queues", initial: "0", feature: FeatureQueues,
+			read: func(c *Config, v strict.Value) { number(v, &c.Queues, 0, 256) },
+			get:  func(c *Config) any { return c.Queues }},
+		{name: "encryption.cipher", initial: "none", feature: FeatureEncryption,
+			read: func(c *Config, v strict.Value) {
+				choice(v, &c.Encryption.Cipher, "none", "auto", "chacha20-poly1305", "aes-128-gcm", "aes-256-gcm")
+			},
+			get: func(c *Config) any { return c.Encryption.Cipher }},
+		{name: "encryption.port", initial: "8473", feature: FeatureEncryption,
+			read: func(c *Config, v strict.Value) { number(v, &c.Encryption.Port, 1, 65535) },
+			get:  func(c *Config) any { return c.Encryption.Port }},
+		{name: "encryption.key_file", initial: "/var/lib/weft/key", feature: FeatureEncryption,
+			read: func(c *Config, v strict.Value) { text(v, &c.Encryption.KeyFile, absolute) },
+			get:  func(c *Config) any { return c.Encryption.KeyFile }},
+		{name: "encryption.psk_file", initial: `""`, feature: FeatureEncryption,
+			read: func(c *Config, v strict.Value) { text(v, &c.Encryption.PSKFile, absolute) },
+			get:  func(c *Config) any { return c.Encryption.PSKFile }},
+		{name: "encryption.permit_plaintext_from", initial: "[]", feature: FeatureEncryption,
+			read: readPermitPlain,
+			get:  func(c *Config) any { return c.Encryption.PermitPlain }},
+		{name: "control.kind", initial: "static",
+			read: readControlKind,
+			get:  func(c *Config) any { return c.Control.Kind }},
+		{name: "control.static.file", initial: DefaultNodes,
+			read: func(c *Config, v strict.Value) { text(v, &c.Control.Static.File, absolute, notEmpty) },
+			get:  func(c *Config) any { return c.Control.Static.File }},
+		{name: "cni.attach", initial: "routed", feature: FeatureCNI,
+			read: func(c *Config, v strict.Value) { choice(v, &c.CNI.Attach, "routed", "bridge") },
+			get:  func(c *Config) any { return c.CNI.Attach }},
+		{name: "cni.masquerade", initial: "true", feature: FeatureCNI,
+			read: func(c *Config, v strict.Value) {
+				if b, ok := v.Bool(); ok {
+					c.CNI.Masquerade = b
+				}
+			},
+			get: func(c *Config) any { return c.CNI.Masquerade }},
+		{name: "api.socket", initial: DefaultSocket,
+			read: func(c *Config, v strict.Value) { text(v, &c.API.Socket, absolute, notEmpty, socketLength) },
+			get:  func(c *Config) any { return c.API.Socket }},
+		{name: "api.metrics", initial: "127.0.0.1:9470", feature: FeatureMetrics,
+			read: func(c *Config, v strict.Value) { text(v, &c.API.Metrics, hostPort) },
+			get:  func(c *Config) any { return c.API.Metrics }},
+		{name: "state_dir", initial: DefaultStateDir,
+			read: func(c *Config, v strict.Value) { text(v, &c.StateDir, absolute, notEmpty) },
+			get:  func(c *Config) any { return c.StateDir }},
+	}
+}
+
+// Keys are the dotted names of all keys, in the order of the file.
+func Keys() []string {
+	var names []string
+	for _, k := range keys() {
+		names = append(names, k.name)
+	}
+	return names
+}
+
+// A rule says what is wrong with a text, "" when nothing is.
+type rule func(string) string
+
+func text(v strict.Value, to *string, rules ...rule) {
+	s, ok := v.String()
+	if !ok {
+		return
+	}
+	for _, r := range rules {
+		if wrong := r(s); wrong != "" {
+			v.Fail("%s", wrong)
+			return
+		}
+	}
+	*to = s
+}
+
+func number[T int | uint16 | uint32](v strict.Value, to *T, least, most int64) {
+	if n, ok := v.Int(least, most); ok {
+		*to = T(n)
+	}
+}
+
+func choice(v strict.Value, to *string, options ...string) {
+	text(v, to, func(s string) string {
+		if slices.Contains(options, s) {
+			return ""
+		}
+		return strconv.Quote(s) + " is unknown" + meant(s, options)
+	})
+}
+
+// meant ends a sentence about an unknown word.
+func meant(word string, options []string) string {
+	if near := strict.Nearest(word, options); near != "" {
+		return ": did you mean " + near + "?"
+	}
+	return ": write one of " + strings.Join(options, ", ")
+}
+
+// NodeName says what is wrong with a node's name, "" when nothing is. Names become file names, log
+// fields and table columns, so they are what host names are made of.
+func NodeName(s string) string {
+	if s == "" {
+		return "a node needs a name"
+	}
+	for _, r := range s {
+		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-._", r) {
+			return strconv.Quote(s) + " is not a node name: use letters, digits, '-', '.', '_'"
+		}
+	}
+	if len(s) > 253 {
+		return "the name is longer than 253 bytes: shorten it"
+	}
+	return ""
+}
+
+func nodeName(s string) string {
+	if s == "" { // detect
+		return ""
+	}
+	return NodeName(s)
+}
+
+// interfaceName follows dev_valid_name of the kernel.
+func interfaceName(s string) string {
+	if len(s) > 15 || s == "." || s == ".." || strings.ContainsAny(s, "/: \t\n\v\f\r\x00") {
+		return strconv.Quote(s) + " is not an interface name: at most 15 bytes without '/', ':' and spaces"
+	}
+	return ""
+}
+
+func absolute(s string) string {
+	if s != "" && (!filepath.IsAbs(s) || strings.ContainsRune(s, 0)) {
+		return strconv.Quote(s) + " is not an absolute path: start it with /"
+	}
+	return ""
+}
+
+func notEmpty(s string) string {
+	if s == "" {
+		return "is empty: write a path or remove the key"
+	}
+	return ""
+}
+
+func socketLength(s string) string {
+	if len(s) > maxSocket {
+		return "the path is longer than " + strconv.Itoa(maxSocket) + " bytes, all that a unix socket's name may have: choose a shorter one"
+	}
+	return ""
+}
+
+func hostPort(s string) string {
+	if s == "" { // off
+		return ""
+	}
+	_, port, err := net.SplitHostPort(s)
+	n, perr := strconv.ParseUint(port, 10, 16)
+	if err != nil || perr != nil || n == 0 {
+		return strconv.Quote(s) + " is not host:port: write 127.0.0.1:9470, [::1]:9470, or \"\" for none"
+	}
+	return ""
+}

@@ -1,0 +1,82 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Shown is one effective value and where it came from.
+type Shown struct {
+	Key   string `json:"key"`
+	Value any    `json:"value"`
+	From  string `json:"from"`
+	Why   string `json:"why,omitempty"`
+}
+
+// Show lists all effective values in the order of the file.
+func (c *Config) Show() []Shown {
+	var list []Shown
+	for _, k := range keys() {
+		o := c.origins[k.name]
+		if k.feature != "" && !slices.Contains(c.built.Features, k.feature) {
+			o = Origin{From: FromNowhere, Why: "this weft is built without " + k.feature}
+		}
+		value := k.get(c)
+		if s, ok := value.([]string); ok && s == nil {
+			value = []string{}
+		}
+		list = append(list, Shown{Key: k.name, Value: value, From: o.From, Why: o.Why})
+	}
+	return list
+}
+
+// Host is what detection asks of the machine.
+type Host struct {
+	Name func() (string, error)
+	CPUs int
+}
+
+// Detect fills in what the file leaves to the machine and to the mode: the node's name, the port,
+// the number of queue pairs.
+func (c *Config) Detect(h Host) error {
+	if c.Node.Name == "" {
+		name, err := h.Name()
+		if err != nil {
+			return fmt.Errorf("config: host name: %w: set node.name in %s", err, c.file)
+		}
+		if wrong := NodeName(name); wrong != "" {
+			return fmt.Errorf("config: host name: %s: set node.name in %s", wrong, c.file)
+		}
+		c.Node.Name = name
+		c.Detected("node.name", "the host name")
+	}
+	if mode, _ := modeByName(c.Mode); c.Network.Port == 0 && mode.Port != 0 {
+		c.Network.Port = mode.Port
+		c.Detected("network.port", "mode "+c.Mode)
+	}
+	if c.Queues == 0 {
+		c.Queues = 1
+		if slices.Contains(c.built.Features, FeatureQueues) {
+			c.Queues = max(1, h.CPUs)
+			c.Detected("queues", fmt.Sprintf("%d cores", h.CPUs))
+		}
+	}
+	return nil
+}
+
+// DetectedUnderlay records what was found out about the underlay; values the file holds stay.
+func (c *Config) DetectedUnderlay(device string, mtu int, why string) {
+	if c.Node.Interface == "" && device != "" {
+		c.Node.Interface = device
+		c.Detected("node.interface", why)
+	}
+	if c.Node.MTU == 0 && mtu != 0 {
+		c.Node.MTU = mtu
+		c.Detected("node.mtu", "MTU of "+device)
+	}
+}
+
+// Detected records that the machine, not the file, gave a key its value.
+func (c *Config) Detected(key, why string) {
+	c.origins[key] = Origin{From: FromDetected, Why: why}
+}
