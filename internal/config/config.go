@@ -87,9 +87,10 @@ type API struct {
 
 // Built says what this build of weft can do; the catalog knows.
 type Built struct {
-	Modes    []string // backends, by mode name
-	Controls []string // control sources, by kind
-	Features []string // of Feature…
+	Modes       []string // backends, by mode name
+	DefaultMode string   // one of them
+	Controls    []string // control sources, by kind
+	Features    []string // of Feature…
 }
 
 // Features that keys of the file need.

@@ -15,11 +15,12 @@ import (
 
 // slim is a build with little in it, full one with everything.
 var (
-	slim = config.Built{Modes: []string{"tun", "vxlan"}, Controls: []string{"static"}}
+	slim = config.Built{Modes: []string{"tun", "vxlan"}, DefaultMode: "tun", Controls: []string{"static"}}
 	full = config.Built{
-		Modes:    []string{"cached", "host-gw", "tap", "tun", "tun-gso", "udp", "vxlan", "vxlan-nocsum", "xdp", "xdp-lib"},
-		Controls: []string{"static"},
-		Features: []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI, config.FeatureMetrics},
+		Modes:       []string{"cached", "host-gw", "tap", "tun", "tun-gso", "udp", "vxlan", "vxlan-nocsum", "xdp", "xdp-lib"},
+		DefaultMode: "tun-gso",
+		Controls:    []string{"static"},
+		Features:    []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI, config.FeatureMetrics},
 	}
 )
 

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"weft/control"
 	"weft/internal/config/strict"
 )
 
@@ -143,28 +144,11 @@ func meant(word string, options []string) string {
 	return ": write one of " + strings.Join(options, ", ")
 }
 
-// NodeName says what is wrong with a node's name, "" when nothing is. Names become file names, log
-// fields and table columns, so they are what host names are made of.
-func NodeName(s string) string {
-	if s == "" {
-		return "a node needs a name"
-	}
-	for _, r := range s {
-		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-._", r) {
-			return strconv.Quote(s) + " is not a node name: use letters, digits, '-', '.', '_'"
-		}
-	}
-	if len(s) > 253 {
-		return "the name is longer than 253 bytes: shorten it"
-	}
-	return ""
-}
-
 func nodeName(s string) string {
 	if s == "" { // detect
 		return ""
 	}
-	return NodeName(s)
+	return control.WrongName(s)
 }
 
 // interfaceName follows dev_valid_name of the kernel.

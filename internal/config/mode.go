@@ -18,7 +18,7 @@ type Mode struct {
 
 const vxlanOverhead = packet.VXLANHeader + packet.EthernetHeader
 
-// Modes are all modes a daemon can be told, the preferred default first.
+// Modes are all modes a daemon can be told, built into this weft or not.
 func Modes() []Mode {
 	return []Mode{
 		{"tun-gso", 4789, vxlanOverhead, true},
@@ -49,16 +49,6 @@ func (m Mode) innerMTU(underlay int) int {
 		return underlay
 	}
 	return packet.InnerMTU(underlay, false, m.Overhead)
-}
-
-// defaultMode is the most preferred mode of this build.
-func defaultMode(built Built) string {
-	for _, m := range Modes() {
-		if slices.Contains(built.Modes, m.Name) {
-			return m.Name
-		}
-	}
-	return ""
 }
 
 func readMode(c *Config, v strict.Value) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"weft/control"
 	"weft/internal/config/strict"
 	"weft/packet"
 )
@@ -25,7 +26,7 @@ func (r reader) defaults() {
 		}
 		r.config.origins[k.name] = Origin{From: FromDefault}
 	}
-	r.config.Mode = defaultMode(r.config.built)
+	r.config.Mode = r.config.built.DefaultMode
 }
 
 // read walks the section at path ("" = the whole file).
@@ -152,7 +153,7 @@ func readPermitPlain(c *Config, v strict.Value) {
 	c.Encryption.PermitPlain = nil
 	for _, e := range v.List() {
 		var name string
-		if text(e, &name, NodeName); name != "" {
+		if text(e, &name, control.WrongName); name != "" {
 			c.Encryption.PermitPlain = append(c.Encryption.PermitPlain, name)
 		}
 	}

@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"slices"
+
+	"weft/control"
 )
 
 // Shown is one effective value and where it came from.
@@ -44,7 +46,7 @@ func (c *Config) Detect(h Host) error {
 		if err != nil {
 			return fmt.Errorf("config: host name: %w: set node.name in %s", err, c.file)
 		}
-		if wrong := NodeName(name); wrong != "" {
+		if wrong := control.WrongName(name); wrong != "" {
 			return fmt.Errorf("config: host name: %s: set node.name in %s", wrong, c.file)
 		}
 		c.Node.Name = name
