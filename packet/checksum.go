@@ -187,12 +187,20 @@ func FinishPartial(p *Packet) {
 	if !ok {
 		return
 	}
-	b := p.Bytes()
-	if start < 0 || offset < 0 || start+offset+2 > len(b) {
+	if !FinishChecksum(p.Bytes(), start, offset) {
 		p.Drop = BadHeader
 		return
 	}
-	// The field itself holds the pseudo-header sum and is part of what is summed.
-	PutChecksum(b[start+offset:], Sum(b[start:], 0))
 	p.SetChecksum(ChecksumComplete)
+}
+
+// FinishChecksum sums b from start on, where the checksum field at start+offset holds the
+// pseudo-header sum and so brings it in, and stores the checksum there. b must end where the IP
+// packet does. It is false, and b unchanged, if the field is not inside b.
+func FinishChecksum(b []byte, start, offset int) bool {
+	if start < 0 || offset < 0 || start+offset+2 > len(b) {
+		return false
+	}
+	PutChecksum(b[start+offset:], Sum(b[start:], 0))
+	return true
 }
