@@ -52,6 +52,8 @@ type Packet struct {
 	Flow uint32         // hash of the inner flow, set by route on the way out; 0 = not computed
 	Drop Drop           // why this packet is dead; Alive while it is not
 
+	segment uint16 // payload bytes of each part of a super-packet; 0 = none, or not known
+
 	csumStart  int // absolute in buf; meaningful while csum == ChecksumPartial
 	csumOffset int
 	csum       ChecksumState
@@ -107,6 +109,7 @@ func (p *Packet) Reset() []byte {
 	p.buf = p.mem
 	p.off, p.end = Headroom, Headroom
 	p.Hop, p.From, p.Flow, p.Drop, p.csum = nil, netip.AddrPort{}, 0, Alive, ChecksumComplete
+	p.segment = 0
 	return p.buf[Headroom : len(p.buf)-Tailroom : len(p.buf)]
 }
 
@@ -146,6 +149,13 @@ func (p *Packet) SetPartial(start, offset int) {
 func (p *Packet) Partial() (start, offset int, ok bool) {
 	return p.csumStart - p.off, p.csumOffset, p.csum == ChecksumPartial
 }
+
+// SetSegment marks a super-packet: an IP packet above the MTU that a far kernel left uncut (TSO,
+// UDP GSO). n is the payload of each of its segments but the last, in bytes.
+func (p *Packet) SetSegment(n int) { p.segment = uint16(n) }
+
+// Segment returns what SetSegment was told; 0 = the packet is plain, or its size is not known.
+func (p *Packet) Segment() int { return int(p.segment) }
 
 // Batch is the unit every function on the fast path takes. One lane owns it and reuses it for ever.
 type Batch struct {
