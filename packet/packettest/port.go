@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
@@ -54,8 +55,8 @@ func Port(t *testing.T, open func(t *testing.T) (packet.Port, Far)) {
 		return port, port.Queues()[0], far
 	}
 
-	t.Run("Recv", func(t *testing.T) {
-		for _, slots := range []int{1, 7, packet.BatchSize} {
+	for _, slots := range []int{1, 7, packet.BatchSize} {
+		t.Run(fmt.Sprintf("Recv/%d", slots), func(t *testing.T) {
 			port, q, far := start(t)
 			watchdog(t, port)
 			want := portBatch(port.Layer(), far.MTU)
@@ -99,11 +100,11 @@ func Port(t *testing.T, open func(t *testing.T) (packet.Port, Far)) {
 					want = want[1:]
 				}
 			}
-		}
-	})
+		})
+	}
 
-	t.Run("Send", func(t *testing.T) {
-		for _, slots := range []int{1, 7, packet.BatchSize} {
+	for _, slots := range []int{1, 7, packet.BatchSize} {
+		t.Run(fmt.Sprintf("Send/%d", slots), func(t *testing.T) {
 			port, q, far := start(t)
 			want := portBatch(port.Layer(), far.MTU)
 			b := NewBatch(q, slots, far.MTU)
@@ -126,8 +127,8 @@ func Port(t *testing.T, open func(t *testing.T) (packet.Port, Far)) {
 					rest = rest[1:]
 				}
 			}
-		}
-	})
+		})
+	}
 
 	// A packet that was dead before Send stays where it is and keeps its reason.
 	t.Run("SendSkipsTheDead", func(t *testing.T) {

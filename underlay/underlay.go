@@ -1,0 +1,203 @@
+// Package underlay is the outside port over UDP sockets: tunnel datagrams to and from the peers.
+//
+// # Sockets
+//
+// Every queue receives from one socket per local address, bound exactly to (address, port), and
+// sends from sockets of its own, bound to (address, a port of 49152–65535). A packet's Flow picks
+// the sending socket and so the outer source port, as RFC 7348 §5 asks: packets of one inner flow
+// always leave from one port and keep their order, while different flows spread over
+// queues × SendSockets ports (4 a queue by default, 2 bits). That is what the underlay's ECMP and the
+// receiver's RSS, RPS and SO_REUSEPORT have to work with. A port for each flow would cost a socket each, and
+// the runs of equal destination and source that make batches cheap.
+//
+// # Large datagrams
+//
+// Slots hold what an underlay of ordinary MTU carries. A kernel VXLAN device over veth passes inner
+// TCP super-frames on as single datagrams of up to 64 KB; such a datagram spills into an overflow
+// buffer and the packet borrows that (packet.Packet.Borrow), valid until the queue's next Recv.
+//
+// # Not fragmented
+//
+// Path MTU discovery is on (RFC 7348 §4.3: VTEPs must not fragment): a datagram that does not fit
+// is dropped as TooBig. The outer UDP checksum is always computed; received ones may be zero.
+package underlay
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"weft/internal/wait"
+	"weft/packet"
+)
+
+// defaultSendSockets and maxSendSockets bound the sending sockets of one queue and local address.
+const (
+	defaultSendSockets = 4
+	maxSendSockets     = 16
+)
+
+// Config is what a UDP port is made from.
+type Config struct {
+	// Local are the node's tunnel endpoints: one per address family at most, at least one.
+	Local []netip.Addr
+	// Port is the UDP port to receive on.
+	Port uint16
+	// Batch moves many packets with one system call (recvmmsg, sendmmsg); without it each packet
+	// costs one.
+	Batch bool
+	// SendSockets is how many source ports a queue sends from, 1–16; 0 = 4.
+	SendSockets int
+}
+
+// Listen opens the port with the given number of queues in the calling thread's network namespace.
+func Listen(cfg Config, queues int) (_ packet.Port, err error) {
+	cfg, err = check(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if queues < 1 {
+		return nil, fmt.Errorf("underlay: %d queues: at least 1 is needed", queues)
+	}
+	p := &port{features: map[string]string{}}
+	if p.stop, err = wait.NewStop(); err != nil {
+		return nil, fmt.Errorf("underlay: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.Close())
+		}
+	}()
+	for i := range queues {
+		q := &queue{recv: newReceiver(cfg.Batch), send: newSender(cfg.Batch)}
+		for _, local := range cfg.Local {
+			fd, err := p.listen(netip.AddrPortFrom(local, cfg.Port), i, queues)
+			if err != nil {
+				return nil, err
+			}
+			q.recv.socks = append(q.recv.socks, fd)
+			for range cfg.SendSockets {
+				fd, err := p.sendSocket(local)
+				if err != nil {
+					return nil, err
+				}
+				q.send.add(fd, local.Is6())
+			}
+		}
+		q.recv.waiter = p.stop.Waiter(wait.Readable, q.recv.socks...)
+		q.send.gate = p.stop.Gate()
+		p.queues = append(p.queues, q)
+	}
+	return p, nil
+}
+
+// check returns cfg with its defaults, or says what is wrong with it.
+func check(cfg Config) (Config, error) {
+	if len(cfg.Local) == 0 {
+		return cfg, errors.New("underlay: no local address: name the node's endpoint")
+	}
+	if cfg.Port == 0 {
+		return cfg, errors.New("underlay: port 0: peers must know the port")
+	}
+	local := make([]netip.Addr, len(cfg.Local))
+	for i, a := range cfg.Local {
+		a = a.Unmap()
+		switch {
+		case !a.IsValid() || a.IsUnspecified() || a.IsMulticast():
+			return cfg, fmt.Errorf("underlay: local address %v: a unicast address is needed, for peers to answer to", a)
+		case a.IsLinkLocalUnicast() && a.Is6():
+			return cfg, fmt.Errorf("underlay: local address %v is link-local: use a global or unique local one", a)
+		case i > 0 && a.Is4() == local[0].Is4():
+			return cfg, fmt.Errorf("underlay: local addresses %v and %v are of one family: keep one of them", local[0], a)
+		case i > 1:
+			return cfg, fmt.Errorf("underlay: %d local addresses: one per family at most", len(cfg.Local))
+		}
+		local[i] = a
+	}
+	cfg.Local = local
+	if cfg.SendSockets == 0 {
+		cfg.SendSockets = defaultSendSockets
+	}
+	if cfg.SendSockets < 1 || cfg.SendSockets > maxSendSockets {
+		return cfg, fmt.Errorf("underlay: %d sending sockets: 1–%d are possible", cfg.SendSockets, maxSendSockets)
+	}
+	return cfg, nil
+}
+
+// port implements packet.Port, packet.KernelDrops and packet.Features.
+type port struct {
+	stop   *wait.Stop
+	queues []packet.Queue
+
+	mu       sync.Mutex // what follows, and the descriptors against Close
+	closed   bool
+	sockets  []socket
+	features map[string]string
+}
+
+// Name returns "udp".
+func (p *port) Name() string { return "udp" }
+
+// Layer returns packet.Tunnel.
+func (p *port) Layer() packet.Layer { return packet.Tunnel }
+
+// Queues returns the queues.
+func (p *port) Queues() []packet.Queue { return p.queues }
+
+// Close wakes the receivers, waits until no lane is inside a system call and closes the sockets.
+func (p *port) Close() error {
+	err := p.stop.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	p.closed = true
+	if err != nil {
+		err = fmt.Errorf("underlay: %w", err)
+	}
+	for i := range p.sockets {
+		s := &p.sockets[i]
+		s.sampleDrops()
+		if e := unix.Close(s.fd); e != nil {
+			err = errors.Join(err, fmt.Errorf("underlay: close socket: %w", e))
+		}
+	}
+	return err
+}
+
+// KernelDrops returns the datagrams that arrived and found their socket's buffer full or were
+// unreadable (bad UDP checksum), as the kernel counts them per socket.
+func (p *port) KernelDrops() map[string]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var total uint64
+	for i := range p.sockets {
+		s := &p.sockets[i]
+		if !p.closed {
+			s.sampleDrops()
+		}
+		total += s.drops
+	}
+	return map[string]uint64{"socket-overflow": total}
+}
+
+// Features returns receive-buffer and send-buffer: "on", or why the buffers are smaller than wanted.
+func (p *port) Features() map[string]string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.features)
+}
+
+// queue implements packet.Queue.
+type queue struct {
+	recv *receiver
+	send *sender
+}
+
+func (q *queue) Recv(b *packet.Batch) error { return q.recv.batch(b) }
+func (q *queue) Send(b *packet.Batch) error { return q.send.batch(b) }
