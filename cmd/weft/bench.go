@@ -1,0 +1,190 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weft/perf/probe"
+)
+
+// newBenchCommand is `weft bench`: the lab's load generators between any two hosts.
+func newBenchCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure what a path carries, between any two hosts",
+		Args:  cobra.NoArgs,
+	}
+	c.AddCommand(newBenchServeCommand(), newBenchRunCommand())
+	return c
+}
+
+func newBenchServeCommand() *cobra.Command {
+	var listen, output string
+	var cfg probe.Config
+	c := &cobra.Command{
+		Use:     "serve --listen ADDR[:PORT]",
+		Short:   "Answer `weft bench run` until interrupted",
+		Example: "  weft bench serve --listen 192.0.2.1 --for 10m",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			var err error
+			if cfg.Listen, err = parseBenchAddr(listen); err != nil {
+				return fmt.Errorf("--listen: %w", err)
+			}
+			if cfg.For < 0 {
+				return fmt.Errorf("--for %s: must not be negative", cfg.For)
+			}
+			cfg.Ready = func(at netip.AddrPort) {
+				if output == "json" {
+					fmt.Fprintf(cmd.OutOrStdout(), "{\"listen\":%q}\n", at)
+				} else {
+					fmt.Fprintf(cmd.OutOrStdout(), "listening on %s\n", at)
+				}
+			}
+			spareProcs()
+			return probe.Serve(cmd.Context(), cfg)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&listen, "listen", "", fmt.Sprintf("address to listen on; port %d unless given, 0 = any free one", probe.DefaultPort))
+	f.Uint16Var(&cfg.DataPort, "data-port", 0, "one port for all data, to let it through a firewall; then one test at a time (0 = a fresh port per test)")
+	f.DurationVar(&cfg.For, "for", 0, "end after this long, e.g. 10m (0 = until interrupted)")
+	f.StringVarP(&output, "output", "o", "text", "text or json")
+	_ = c.MarkFlagRequired("listen")
+	return c
+}
+
+func newBenchRunCommand() *cobra.Command {
+	var to, test, output string
+	var spec probe.Spec
+	c := &cobra.Command{
+		Use:   "run --to ADDR[:PORT] --test NAME[:KEY=VALUE]…",
+		Short: "Run one test against `weft bench serve`",
+		Long:  "Run one test against `weft bench serve`.\n\n" + benchTests(),
+		Example: "  weft bench run --to 192.0.2.1 --test tcp-stream:flows=4 --duration 10s\n" +
+			"  weft bench run --to [2001:db8::1]:8479 --test udp-rate:size=256 -o json",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
+			selection, err := probe.Parse(test)
+			if err != nil {
+				return fmt.Errorf("--test: %w", err)
+			}
+			if spec.Target, err = parseBenchAddr(to); err != nil {
+				return fmt.Errorf("--to: %w", err)
+			}
+			spec.Test, spec.Params = selection.Test, selection.Params
+			spareProcs()
+			result, err := probe.Run(cmd.Context(), spec)
+			if err != nil {
+				return err
+			}
+			if output == "json" {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(result)
+			}
+			return printBench(cmd.OutOrStdout(), result)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&to, "to", "", fmt.Sprintf("address of the server; port %d unless given", probe.DefaultPort))
+	f.StringVar(&test, "test", "", "test to run, with its parameters")
+	f.DurationVar(&spec.Duration, "duration", 3*time.Second, "length of the test; a search for a rate fits into it")
+	f.StringVar(&spec.Congestion, "congestion", "cubic", "TCP congestion control")
+	f.StringVarP(&output, "output", "o", "text", "text or json")
+	_ = c.MarkFlagRequired("to")
+	_ = c.MarkFlagRequired("test")
+	return c
+}
+
+// spareProcs gives the Go scheduler more processors than there are threads at work: a thread that comes back from a
+// long system call then always finds one free, and never has to be woken by another. It adds no threads.
+func spareProcs() { runtime.GOMAXPROCS(runtime.NumCPU() + 8) }
+
+func checkOutput(o string) error {
+	if !slices.Contains([]string{"text", "json"}, o) {
+		return fmt.Errorf("--output %q: must be text or json", o)
+	}
+	return nil
+}
+
+// parseBenchAddr reads ADDR or ADDR:PORT, IPv6 with or without brackets.
+func parseBenchAddr(text string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
+		return netip.AddrPortFrom(a, probe.DefaultPort), nil
+	}
+	at, err := netip.ParseAddrPort(text)
+	if err != nil {
+		return at, fmt.Errorf("%q is not an address or address:port, as in 192.0.2.1:%d or [2001:db8::1]:%d",
+			text, probe.DefaultPort, probe.DefaultPort)
+	}
+	return at, nil
+}
+
+// benchTests is the list of tests for the help text.
+func benchTests() string {
+	var b strings.Builder
+	b.WriteString("Tests:\n")
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	for _, t := range probe.Tests {
+		var params []string
+		for _, p := range t.Params {
+			params = append(params, fmt.Sprintf("%s=%v", p.Name, p.Default))
+		}
+		fmt.Fprintf(w, "  %s\t%s\t(%s)\n", t.Name, t.About, strings.Join(params, " "))
+	}
+	w.Flush()
+	return strings.TrimRight(b.String(), "\n")
+}
+
+func printBench(out io.Writer, r probe.Result) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, m := range r.Metrics {
+		fmt.Fprintf(w, "%s\t%s\n", m.Name, benchValue(m))
+	}
+	if r.Congestion != "" {
+		fmt.Fprintf(w, "congestion\t%s\n", r.Congestion)
+	}
+	if r.Generated > 0 {
+		fmt.Fprintf(w, "packets\t%d generated, %d delivered, %d duplicates, %d reordered\n",
+			r.Generated, r.Delivered, r.Duplicates, r.Reordered)
+	}
+	for name, n := range r.KernelDrops {
+		fmt.Fprintf(w, "dropped\t%d by %s\n", n, name)
+	}
+	for name, n := range r.SendErrors {
+		fmt.Fprintf(w, "refused\t%d by %s\n", n, name)
+	}
+	for _, note := range r.Notes {
+		fmt.Fprintf(w, "note\t%s\n", note)
+	}
+	return w.Flush()
+}
+
+// benchValue prints a figure in the unit people use for it.
+func benchValue(m probe.Metric) string {
+	switch m.Unit {
+	case "bit/s":
+		return fmt.Sprintf("%.3f Gbit/s", m.Value/1e9)
+	case "packet/s", "1/s":
+		return fmt.Sprintf("%.0f %s", m.Value, m.Unit)
+	case "ratio":
+		return fmt.Sprintf("%.4f %%", m.Value*100)
+	case "us":
+		return fmt.Sprintf("%.1f µs", m.Value)
+	}
+	return fmt.Sprintf("%g %s", m.Value, m.Unit)
+}

@@ -1,0 +1,141 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+)
+
+// client is the running side's control connection and its stop flag. Whatever ends the test early
+// (cancellation, the server gone) sets the flag, and every data thread looks at it at least once a tick.
+type client struct {
+	*control
+	stop    atomic.Bool
+	inbox   chan message
+	dead    chan struct{} // closed when nothing more arrives; err says why
+	err     error
+	release func() bool
+}
+
+// connect opens the control connection and has the server take the role.
+func connect(ctx context.Context, s Spec, j job) (*client, message, error) {
+	j.DurationMS = s.Duration.Milliseconds()
+	d := net.Dialer{Timeout: controlTimeout}
+	conn, err := d.DialContext(ctx, "tcp", s.Target.String())
+	if err != nil {
+		return nil, message{}, fmt.Errorf("control connection: %w: is `weft bench serve` running there?", err)
+	}
+	c := &client{control: newControl(conn), inbox: make(chan message), dead: make(chan struct{})}
+	c.release = context.AfterFunc(ctx, func() {
+		c.stop.Store(true)
+		c.Close()
+	})
+	go c.listen()
+	ready, err := c.ask(message{Type: msgHello, Version: Version, Job: &j}, msgReady, controlTimeout)
+	if err != nil {
+		c.close()
+		return nil, message{}, err
+	}
+	return c, ready, nil
+}
+
+// listen reads until the connection ends.
+func (c *client) listen() {
+	defer close(c.dead)
+	defer c.stop.Store(true)
+	for {
+		m, err := c.read()
+		if err == nil && m.Type == msgError {
+			err = fmt.Errorf("the server refused: %s", m.Error)
+		}
+		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+			err = errors.New("the server ended the control connection: did it stop?")
+		}
+		if err != nil {
+			c.err = err
+			return
+		}
+		select {
+		case c.inbox <- m:
+		case <-time.After(controlTimeout):
+			c.err = fmt.Errorf("the server sent %q unasked", m.Type)
+			return
+		}
+	}
+}
+
+// ask sends m and waits for an answer of the wanted type.
+func (c *client) ask(m message, want string, within time.Duration) (message, error) {
+	if err := c.write(m); err != nil {
+		select {
+		case <-c.dead: // says more than "broken pipe"
+			return message{}, c.err
+		case <-time.After(controlTimeout):
+			return message{}, err
+		}
+	}
+	return c.await(want, within)
+}
+
+// await waits for a message of the wanted type.
+func (c *client) await(want string, within time.Duration) (message, error) {
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case m := <-c.inbox:
+		if m.Type != want {
+			return message{}, fmt.Errorf("the server said %q where %q was due", m.Type, want)
+		}
+		if want == msgCounts && m.Counts == nil {
+			return message{}, errors.New("the server sent counts without numbers")
+		}
+		return m, nil
+	case <-c.dead:
+		return message{}, c.err
+	case <-timer.C:
+		return message{}, fmt.Errorf("no %q from the server within %s", want, within)
+	}
+}
+
+// failed is why the session ended early, or nil.
+func (c *client) failed() error {
+	select {
+	case <-c.dead:
+		return c.err
+	default:
+		return nil
+	}
+}
+
+// finish asks for the totals.
+func (c *client) finish() (counts, error) {
+	m, err := c.ask(message{Type: msgStop}, msgCounts, controlTimeout)
+	if err != nil {
+		return counts{}, err
+	}
+	return *m.Counts, nil
+}
+
+func (c *client) close() {
+	c.release()
+	c.stop.Store(true)
+	c.Close()
+	// Keep the reader from waiting for someone to take its last message.
+	for {
+		select {
+		case <-c.inbox:
+		case <-c.dead:
+			return
+		}
+	}
+}
+
+// dataAddr is where the server's data port is.
+func dataAddr(s Spec, ready message) netip.AddrPort {
+	return netip.AddrPortFrom(s.Target.Addr(), ready.Port)
+}

@@ -1,0 +1,160 @@
+// Package probe is the lab's load generator: one process serves, another runs a test against it
+// and says what the path between them carried. It imports nothing of weft, so that every contender
+// is measured by the same stranger, and it works between any two hosts.
+//
+// How it measures: each flow is one locked thread in blocking system calls, as in iperf3 and sockperf; memory is
+// laid out before the traffic starts and nothing is allocated per packet; what arrived is what the
+// receiver says, over a control connection. docs/perf-method.md says how that compares.
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// DefaultPort is the control port of a server.
+const DefaultPort = 8479
+
+// Spec is one test to run.
+type Spec struct {
+	Test       string         // a name of Tests
+	Params     Params         // missing ones mean their defaults
+	Target     netip.AddrPort // a server's control address
+	Duration   time.Duration  // of the traffic; a search has to fit into it
+	Congestion string         // TCP congestion control; "" = cubic
+}
+
+// Result is what one test found.
+//
+// For UDP, Generated = Delivered + KernelDrops + what was lost on the path, search trials and path
+// check included, both directions of udp-rr together; Duplicates come on top of Delivered.
+type Result struct {
+	Test       string   `json:"test"`
+	Params     Params   `json:"params"`
+	Target     string   `json:"target"`
+	Seconds    float64  `json:"seconds"` // of traffic
+	Congestion string   `json:"congestion,omitempty"`
+	Payload    int      `json:"payload,omitempty"` // bytes a packet or transaction carried
+	Metrics    []Metric `json:"metrics"`
+
+	Generated    uint64            `json:"generated,omitempty"`    // UDP packets the kernel took
+	Delivered    uint64            `json:"delivered,omitempty"`    // UDP packets received, without duplicates
+	Duplicates   uint64            `json:"duplicates,omitempty"`   // UDP packets received again
+	Reordered    uint64            `json:"reordered,omitempty"`    // UDP packets received after a later one (RFC 4737)
+	Transactions uint64            `json:"transactions,omitempty"` // completed, *-rr and tcp-crr
+	Bytes        uint64            `json:"bytes"`                  // payload received at the far end
+	Retransmits  uint64            `json:"retransmits,omitempty"`  // TCP segments
+	KernelDrops  map[string]uint64 `json:"kernel_drops,omitempty"` // by name; both ends
+	SendErrors   map[string]uint64 `json:"send_errors,omitempty"`  // packets the kernel refused, by error name
+
+	Intervals []Interval `json:"intervals,omitempty"`
+	Trials    []Trial    `json:"trials,omitempty"` // of a search, in order
+	Notes     []string   `json:"notes,omitempty"`  // what a reader should know about the figures
+}
+
+// Metric is one figure.
+type Metric struct {
+	Name  string  `json:"name"`
+	Unit  string  `json:"unit"`
+	Value float64 `json:"value"`
+}
+
+// Interval is what the receiver counted in one slice of the test.
+type Interval struct {
+	Seconds float64 `json:"seconds"` // length of the slice
+	Bytes   uint64  `json:"bytes"`   // payload
+	Packets uint64  `json:"packets"`
+}
+
+// Metric returns a figure by name.
+func (r *Result) Metric(name string) (float64, bool) {
+	for _, m := range r.Metrics {
+		if m.Name == name {
+			return m.Value, true
+		}
+	}
+	return 0, false
+}
+
+// report adds the test's figures in the order of Tests.
+func (r *Result) report(values map[string]float64) {
+	t, _ := Lookup(r.Test)
+	for _, kind := range t.Metrics {
+		if v, ok := values[kind.Name]; ok {
+			r.Metrics = append(r.Metrics, Metric{kind.Name, kind.Unit, v})
+		}
+	}
+}
+
+// Run runs one test against a server. On an error, cancellation included, there is no result.
+func Run(ctx context.Context, spec Spec) (Result, error) {
+	spec, err := spec.complete()
+	if err != nil {
+		return Result{}, err
+	}
+	r := Result{Test: spec.Test, Params: spec.Params, Target: spec.Target.String()}
+	if err := spec.run(ctx, &r); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return Result{}, fmt.Errorf("%s to %s: %w", spec.Test, spec.Target, err)
+	}
+	return r, nil
+}
+
+func (s Spec) run(ctx context.Context, r *Result) error {
+	switch s.Test {
+	case "tcp-stream", "cpu-fixed":
+		return runTCPStream(ctx, s, r)
+	case "tcp-rr":
+		return runTCPRoundTrips(ctx, s, r)
+	case "tcp-crr":
+		return runTCPConnects(ctx, s, r)
+	case "udp-rr":
+		return runUDPRoundTrips(ctx, s, r)
+	case "udp-rate", "udp-overload", "udp-stream":
+		return runUDP(ctx, s, r)
+	}
+	return errors.New("the list of tests has one that nothing runs")
+}
+
+// complete checks the spec and fills in what it leaves out.
+func (s Spec) complete() (Spec, error) {
+	test, err := Lookup(s.Test)
+	if err != nil {
+		return s, err
+	}
+	if !s.Target.IsValid() || s.Target.Port() == 0 {
+		return s, fmt.Errorf("target %q: an address and port are needed, as in 192.0.2.1:%d", s.Target, DefaultPort)
+	}
+	s.Target = netip.AddrPortFrom(s.Target.Addr().Unmap(), s.Target.Port())
+	if s.Duration < time.Millisecond || s.Duration > maxDuration {
+		return s, fmt.Errorf("duration %s: must be between 1ms and %s", s.Duration, maxDuration)
+	}
+	if s.Congestion == "" {
+		s.Congestion = "cubic"
+	}
+	if !congestionName.MatchString(s.Congestion) {
+		return s, fmt.Errorf("congestion control %q is not a name", s.Congestion)
+	}
+	version := 6.0
+	if s.Target.Addr().Is4() {
+		version = 4
+	}
+	given := Params{family.Name: version}
+	for k, v := range s.Params {
+		given[k] = v
+	}
+	if s.Params, err = test.Fill(given); err != nil {
+		return s, err
+	}
+	if s.Params[family.Name] != version {
+		return s, fmt.Errorf("family %v: %s is an IPv%v address", s.Params[family.Name], s.Target.Addr(), version)
+	}
+	return s, nil
+}
+
+func (s Spec) param(name string) int { return int(s.Params[name]) }

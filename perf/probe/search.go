@@ -1,0 +1,158 @@
+package probe
+
+import (
+	"fmt"
+	"math"
+	"time"
+)
+
+const (
+	// maxLoss is the loss that still counts as none, as in CONTRACT: 0.1 %.
+	maxLoss = 0.001
+	// searchStep is the resolution of the search: neighbouring rates differ by 2 %.
+	searchStep = 1.02
+	// keptUp is the share of the asked rate that a sender must reach; below it the sender is the limit.
+	keptUp = 0.97
+	// trialMargin is what counting costs a trial beyond its length.
+	trialMargin = 2 * settleQuiet
+)
+
+// found is what a search found.
+type found struct {
+	best   Trial // the fastest confirmed trial
+	trials []Trial
+	notes  []string
+}
+
+// search finds the highest rate with a loss of at most maxLoss, in at most total.
+//
+//  1. One trial flat out: nothing faster can be offered, and what it delivers is a first guess.
+//  2. Half of the time: short trials close in on the rate by bisection. One that fails is repeated, so that a
+//     single hiccup of the machine decides nothing.
+//  3. The other half: trials a sixth of the total long confirm. Only they make a result: after one that passes a
+//     faster one is tried, after one that fails a slower one.
+//
+// run runs a trial; now is the time since the search began.
+func search(run func(rate float64, length time.Duration) (Trial, error), now func() time.Duration, total time.Duration) (found, error) {
+	s := searcher{run: run, now: now, total: total, high: math.Inf(1)}
+	short := min(max(total/24, 10*time.Millisecond), time.Second)
+	if err := s.narrow(short); err != nil {
+		return s.found, err
+	}
+	err := s.confirm(max(total/6, short))
+	return s.found, err
+}
+
+type searcher struct {
+	run   func(float64, time.Duration) (Trial, error)
+	now   func() time.Duration
+	total time.Duration
+	found
+
+	low, high float64 // the highest rate that passed and the lowest that did not
+	guess     float64
+}
+
+func (t Trial) passed() bool { return t.Loss <= maxLoss }
+
+func (s *searcher) trial(rate float64, length time.Duration) (Trial, error) {
+	t, err := s.run(rate, length)
+	if err == nil {
+		s.trials = append(s.trials, t)
+	}
+	return t, err
+}
+
+// narrow does steps 1 and 2.
+func (s *searcher) narrow(short time.Duration) error {
+	t, err := s.trial(0, short)
+	if err != nil {
+		return err
+	}
+	s.high = t.Offered
+	if s.guess = t.Rate / searchStep; t.passed() {
+		s.low, s.guess = t.Offered, t.Offered
+	}
+	for failures := 0; s.low*searchStep < s.high && s.now()+short+trialMargin < s.total/2; {
+		rate := s.guess
+		if t, err = s.trial(rate, short); err != nil {
+			return err
+		}
+		if !t.passed() && failures == 0 {
+			failures++
+			continue
+		}
+		failures = 0
+		s.learn(t)
+	}
+	return nil
+}
+
+// learn moves the bounds by a trial and chooses the next rate to try.
+func (s *searcher) learn(t Trial) {
+	switch {
+	case !t.passed():
+		s.high = min(s.high, t.Target)
+	case t.Offered < keptUp*t.Target:
+		s.low = max(s.low, t.Offered)
+		s.high = max(s.low, t.Offered) // nothing faster can be offered
+	default:
+		s.low = max(s.low, t.Target)
+	}
+	if s.low > 0 {
+		s.guess = math.Sqrt(s.low * s.high)
+	} else {
+		s.guess = s.high * .8
+	}
+}
+
+// confirm does step 3.
+func (s *searcher) confirm(long time.Duration) error {
+	rate := s.low
+	if rate == 0 {
+		rate = s.guess
+	}
+	for s.now()+long+trialMargin <= s.total {
+		t, err := s.trial(rate, long)
+		if err != nil {
+			return err
+		}
+		t.Confirmed = true
+		s.trials[len(s.trials)-1] = t
+		if t.passed() {
+			if t.Rate > s.best.Rate {
+				s.best = t
+			}
+			rate *= searchStep
+			continue
+		}
+		rate /= searchStep * searchStep
+		if s.best.Rate > 0 {
+			rate = max(rate, s.best.Rate)
+		}
+	}
+	if s.best.Rate == 0 {
+		s.unconfirmed()
+	}
+	return nil
+}
+
+// unconfirmed falls back to the fastest short trial that passed, and says so.
+func (s *searcher) unconfirmed() {
+	least := Trial{Loss: 1}
+	for _, t := range s.trials {
+		if t.passed() && t.Rate > s.best.Rate {
+			s.best = t
+		}
+		if t.Loss < least.Loss {
+			least = t
+		}
+	}
+	if s.best.Rate > 0 {
+		s.notes = append(s.notes, "no long trial passed: this is the fastest short one")
+		return
+	}
+	s.best = Trial{Loss: least.Loss}
+	s.notes = append(s.notes, fmt.Sprintf("every rate tried lost more than %g %%: at %.0f packet/s, %.3g %%",
+		maxLoss*100, least.Offered, least.Loss*100))
+}

@@ -1,0 +1,304 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// pathPatience is how long the first datagram may take to get through: neighbours are resolved
+	// and caches warmed by it, before anything is counted as loss.
+	pathPatience = 3 * time.Second
+	pathRetry    = 100 * time.Millisecond
+)
+
+// openUDP connects control and data for a UDP test and checks the size against the path.
+func openUDP(ctx context.Context, s Spec, role string) (c *client, tx *sender, payload int, err error) {
+	payload, err = udpPayload(s.param("size"), s.Target.Addr())
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	c, ready, err := connect(ctx, s, job{Role: role, Payload: payload})
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	conn, err := dialUDP(ctx, dataAddr(s, ready))
+	if err != nil {
+		c.close()
+		return nil, nil, 0, fmt.Errorf("data socket: %w", err)
+	}
+	tx = newSender(conn, ready.Token, payload, &c.stop)
+	if mtu, err := conn.pathMTU(s.Target.Addr()); err == nil && s.param("size") > mtu {
+		tx.conn.close()
+		c.close()
+		return nil, nil, 0, tooLarge(s, mtu)
+	}
+	return c, tx, payload, nil
+}
+
+func tooLarge(s Spec, mtu int) error {
+	return fmt.Errorf("size %d: the path to %s carries IP packets of at most %d", s.param("size"), s.Target.Addr(), mtu)
+}
+
+// unreachable says why no datagram of a size came through.
+func unreachable(s Spec, tx *sender) error {
+	if tx.errors[unix.EMSGSIZE] > 0 {
+		if mtu, err := tx.conn.pathMTU(s.Target.Addr()); err == nil {
+			return tooLarge(s, mtu)
+		}
+	}
+	return fmt.Errorf("no UDP packet of %d bytes came through in %s, though TCP does: is UDP filtered, or a link's MTU smaller?",
+		s.param("size"), pathPatience)
+}
+
+// runUDP runs the tests that send trials to a sink.
+func runUDP(ctx context.Context, s Spec, r *Result) error {
+	c, tx, payload, err := openUDP(ctx, s, roleUDPSink)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	defer tx.conn.close()
+	r.Payload = payload
+	lab := &trials{c: c, tx: tx}
+	if err := lab.check(s); err != nil {
+		return err
+	}
+	var values map[string]float64
+	wait := onThread(func() {
+		begin := time.Now()
+		values, err = lab.measure(s, r)
+		r.Seconds = time.Since(begin).Seconds()
+	})
+	wait()
+	if failed := c.failed(); failed != nil {
+		return failed
+	}
+	if err != nil {
+		return err
+	}
+	all, err := c.finish()
+	if err != nil {
+		return err
+	}
+	r.Generated, r.Delivered = tx.sent, all.Packets
+	r.Duplicates, r.Reordered, r.Bytes = all.Duplicates, all.Reordered, all.Bytes
+	r.KernelDrops = map[string]uint64{socketOverflow: all.Overflow}
+	r.SendErrors = tx.errors.byName()
+	r.report(values)
+	return nil
+}
+
+// socketOverflow names the drops of a receiving socket whose buffer was full.
+const socketOverflow = "socket-overflow"
+
+func (l *trials) measure(s Spec, r *Result) (map[string]float64, error) {
+	switch s.Test {
+	case "udp-stream":
+		t, err := l.run(s.Params["rate"]/8/float64(r.Payload), s.Duration)
+		if err != nil {
+			return nil, err
+		}
+		r.Trials = []Trial{t}
+		return map[string]float64{"throughput": t.Rate * float64(r.Payload) * 8, "loss": t.Loss}, nil
+
+	case "udp-rate":
+		found, err := search(l.run, sinceNow(), s.Duration)
+		r.Trials, r.Notes = found.trials, found.notes
+		return map[string]float64{"rate": found.best.Rate, "loss": found.best.Loss}, err
+
+	case "udp-overload":
+		// The search has two thirds of the time, the overload the last.
+		found, err := search(l.run, sinceNow(), s.Duration*2/3)
+		if err != nil {
+			return nil, err
+		}
+		t, err := l.run(found.best.Rate*s.Params["factor"], s.Duration/3)
+		r.Trials, r.Notes = append(found.trials, t), found.notes
+		if asked := found.best.Rate * s.Params["factor"]; t.Offered < 0.97*asked {
+			r.Notes = append(r.Notes, fmt.Sprintf("the sender reached %.0f of the %.0f packet/s to offer", t.Offered, asked))
+		}
+		return map[string]float64{"rate": t.Rate}, err
+	}
+	return nil, errors.New("not a test of UDP trials")
+}
+
+func sinceNow() func() time.Duration {
+	begin := time.Now()
+	return func() time.Duration { return time.Since(begin) }
+}
+
+// Trial is one burst of packets at one rate and what became of it.
+type Trial struct {
+	Target    float64 `json:"target"`  // packet/s asked for; 0 = flat out
+	Offered   float64 `json:"offered"` // packet/s the sender reached
+	Rate      float64 `json:"rate"`    // packet/s delivered
+	Loss      float64 `json:"loss"`    // ratio
+	Seconds   float64 `json:"seconds"`
+	Sent      uint64  `json:"sent"`
+	Received  uint64  `json:"received"`
+	Overflow  uint64  `json:"overflow,omitempty"`  // lost in the receiver's socket
+	Confirmed bool    `json:"confirmed,omitempty"` // a long trial that judges what the short ones found
+}
+
+// trials runs trials on a session.
+type trials struct {
+	c        *client
+	tx       *sender
+	overflow uint64 // as of the last trial
+}
+
+// check sends single datagrams until one arrives.
+func (l *trials) check(s Spec) error {
+	for begin := time.Now(); time.Since(begin) < pathPatience; {
+		o := l.tx.run(1, time.Nanosecond)
+		c, err := l.count(o.packets)
+		if err != nil {
+			return err
+		}
+		if c.Packets > 0 {
+			return nil
+		}
+		if l.tx.errors[unix.EMSGSIZE] > 0 {
+			break
+		}
+		time.Sleep(pathRetry)
+	}
+	return unreachable(s, l.tx)
+}
+
+// count asks what arrived of the last trial.
+func (l *trials) count(sent uint64) (counts, error) {
+	m, err := l.c.ask(message{Type: msgCount, Trial: l.tx.trial, Sent: sent}, msgCounts, controlTimeout)
+	if err != nil {
+		return counts{}, err
+	}
+	return *m.Counts, nil
+}
+
+// run sends one trial and has it counted. With rate 0 it sends flat out.
+func (l *trials) run(rate float64, length time.Duration) (Trial, error) {
+	o := l.tx.run(rate, length)
+	c, err := l.count(o.packets)
+	if err != nil {
+		return Trial{}, err
+	}
+	if o.packets == 0 {
+		return Trial{}, fmt.Errorf("the kernel took no packet: %v", l.tx.errors.byName())
+	}
+	t := Trial{
+		Target: rate, Offered: o.rate(), Seconds: o.span.Seconds(), Sent: o.packets, Received: c.Packets,
+		Loss: 1 - float64(c.Packets)/float64(o.packets), Overflow: c.Overflow - l.overflow,
+	}
+	// Delivered per second of whichever took longer: what was still queued when the sender had
+	// ended was not carried at the sender's rate.
+	t.Rate = float64(c.Packets) / max(o.span, time.Duration(c.SpanNS)).Seconds()
+	l.overflow = c.Overflow
+	return t, nil
+}
+
+// runUDPRoundTrips bounces one datagram. A lost one is waited for no longer than lostAfter.
+func runUDPRoundTrips(ctx context.Context, s Spec, r *Result) error {
+	c, tx, payload, err := openUDP(ctx, s, roleUDPEcho)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	defer tx.conn.close()
+	b := &bouncer{sender: tx, reply: make([]byte, payload)}
+
+	reached := false
+	for begin := time.Now(); !reached && time.Since(begin) < pathPatience && !c.stop.Load(); {
+		reached = b.bounce(pathRetry)
+		if tx.errors[unix.EMSGSIZE] > 0 {
+			break
+		}
+	}
+	if err := c.failed(); err != nil {
+		return err
+	}
+	if !reached {
+		return unreachable(s, tx)
+	}
+	h := new(histogram)
+	elapsed, err := repeat(c, s.Duration, h, func() (bool, error) { return b.bounce(lostAfter), nil })
+	if err != nil {
+		return err
+	}
+	all, err := c.finish()
+	if err != nil {
+		return err
+	}
+	r.Payload, r.Seconds, r.Transactions = payload, elapsed.Seconds(), h.total
+	r.Generated = tx.sent + all.Replies
+	r.Delivered = all.Packets + b.replies
+	r.Duplicates = all.Duplicates + b.duplicates
+	r.Bytes = all.Bytes
+	r.KernelDrops = map[string]uint64{socketOverflow: all.Overflow + uint64(tx.conn.overflow())}
+	r.SendErrors = tx.errors.byName()
+	r.report(h.metrics(elapsed))
+	if missing := b.seq - b.replies; missing > 0 {
+		r.Notes = append(r.Notes, fmt.Sprintf("%d of %d requests had no reply; they are in no latency", missing, b.seq))
+	}
+	return nil
+}
+
+// lostAfter is when a reply counts as lost.
+const lostAfter = 200 * time.Millisecond
+
+// bouncer is the client of udp-rr.
+type bouncer struct {
+	*sender
+	reply      []byte
+	win        window
+	seq        uint64 // of the next request
+	replies    uint64
+	duplicates uint64
+}
+
+// bounce sends a request and waits for its reply, and not for a late one's.
+func (b *bouncer) bounce(patience time.Duration) (completed bool) {
+	seq := b.seq
+	b.seq++
+	b.trial = 1
+	request := b.batch.buffer(0)
+	header{b.token, b.trial, seq}.put(request)
+	if _, err := unix.Write(int(b.conn), request); err != nil {
+		if errno, ok := err.(unix.Errno); ok {
+			b.errors.add(errno)
+		}
+		nap(time.Millisecond) // a path that refuses is not asked in a tight loop
+		return false
+	}
+	b.sent++
+	var begin time.Time // read the clock only when a wait was in vain
+	for !b.stop.Load() {
+		n, err := unix.Read(int(b.conn), b.reply)
+		if err != nil {
+			if begin.IsZero() {
+				begin = time.Now().Add(-tick)
+			}
+			if time.Since(begin) >= patience {
+				return false
+			}
+			continue
+		}
+		h, ok := parseHeader(b.reply[:n])
+		if !ok || h.token != b.token {
+			continue
+		}
+		if b.win.see(h.seq) == duplicate {
+			b.duplicates++
+			continue
+		}
+		b.replies++
+		if h.seq == seq {
+			return true
+		}
+	}
+	return false
+}
