@@ -131,7 +131,14 @@ func TestOutDrops(t *testing.T) {
 	}
 }
 
-func TestIn(t *testing.T) {
+// inCase is a datagram and what the two kinds of stage make of it.
+type inCase struct {
+	name         string
+	data         []byte
+	ip, ethernet packet.Drop
+}
+
+func inCases() []inCase {
 	flip := func(b []byte, at int, bits byte) []byte {
 		b[at] ^= bits
 		return b
@@ -144,11 +151,7 @@ func TestIn(t *testing.T) {
 	cutTotal := udp4(50)
 	cutTotal[3] = 19
 
-	for _, c := range []struct {
-		name         string
-		data         []byte
-		ip, ethernet packet.Drop
-	}{
+	return []inCase{
 		{"IPv4", ip4(), packet.Alive, packet.Alive},
 		{"IPv6", ip6(), packet.Alive, packet.Alive},
 		{"every reserved flag set", flip(ip4(), 0, 0xf7), packet.Alive, packet.Alive},
@@ -170,7 +173,12 @@ func TestIn(t *testing.T) {
 		{"total length below the header", wire(vni, ownMAC, layers.EthernetTypeIPv4, cutTotal), packet.BadHeader, packet.Alive},
 		{"IP longer than the frame", flip(ip4(), 22+2, 1), packet.TooShort, packet.Alive},
 		{"no payload", ip4()[:22], packet.TooShort, packet.Alive},
-	} {
+		{"no Ethernet header", ip4()[:21], packet.TooShort, packet.TooShort},
+	}
+}
+
+func TestIn(t *testing.T) {
+	for _, c := range inCases() {
 		t.Run(c.name, func(t *testing.T) {
 			if p := one(c.data, nil, ipStage().In); p.Drop != c.ip {
 				t.Errorf("IP: %v, want %v", p.Drop, c.ip)
