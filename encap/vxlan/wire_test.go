@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"weft/encap/vxlan"
 	"weft/packet"
+	"weft/packet/packettest"
 )
 
 func wireDocument(t *testing.T) string {
@@ -59,26 +61,30 @@ func TestWireDocument(t *testing.T) {
 	text := wireDocument(t)
 
 	t.Run("vectors", func(t *testing.T) {
+		said := regexp.MustCompile(`Node .a. sends to node .b., VNI (\d+)`).FindStringSubmatch(text)
+		flows := regexp.MustCompile(`(\S+:40000) to (\S+:53)`).FindAllStringSubmatch(text, -1)
 		all := vectors(t, text)
-		if len(all) != 2 {
-			t.Fatalf("%d vectors, want one for each family", len(all))
+		if said == nil || len(flows) != 2 || len(all) != 2 {
+			t.Fatalf("%d flows and %d vectors, want one of each family", len(flows), len(all))
 		}
-		for _, vector := range all {
+		vni, _ := strconv.Atoi(said[1])
+		for i, vector := range all {
+			inner := packettest.UDP(netip.MustParseAddrPort(flows[i][1]), netip.MustParseAddrPort(flows[i][2]), 4, 0xc0)
 			decoded := gopacket.NewPacket(vector, layers.LayerTypeVXLAN, gopacket.Default)
 			header, _ := decoded.Layer(layers.LayerTypeVXLAN).(*layers.VXLAN)
 			frame, _ := decoded.Layer(layers.LayerTypeEthernet).(*layers.Ethernet)
 			if header == nil || frame == nil || decoded.TransportLayer() == nil {
 				t.Fatalf("gopacket cannot read %x", vector)
 			}
-			if v, drop := packet.ParseIP(frame.Payload); drop != packet.Alive || !v.VerifyTransport() || !v.IPv4ChecksumOK() {
-				t.Errorf("the inner packet's checksums are wrong: %x", frame.Payload)
+			if header.VNI != uint32(vni) || [6]byte(frame.SrcMAC) != vtepMAC("a") || [6]byte(frame.DstMAC) != vtepMAC("b") || !bytes.Equal(frame.Payload, inner) {
+				t.Errorf("vector %x is not what the text says", vector)
 			}
 			a := vxlan.New(vxlan.Config{VNI: header.VNI, MAC: vtepMAC("a")})
-			if p := one(frame.Payload, &packet.Hop{VNI: header.VNI, MAC: vtepMAC("b")}, a.Out); !bytes.Equal(p.Bytes(), vector) {
+			if p := one(inner, &packet.Hop{VNI: header.VNI, MAC: vtepMAC("b")}, a.Out); !bytes.Equal(p.Bytes(), vector) {
 				t.Errorf("Out makes %x\nvector   %x", p.Bytes(), vector)
 			}
 			b := vxlan.New(vxlan.Config{VNI: header.VNI, MAC: vtepMAC("b")})
-			if p := one(vector, nil, b.In); p.Drop != packet.Alive || !bytes.Equal(p.Bytes(), frame.Payload) {
+			if p := one(vector, nil, b.In); p.Drop != packet.Alive || !bytes.Equal(p.Bytes(), inner) {
 				t.Errorf("In: %v: %x", p.Drop, p.Bytes())
 			}
 		}
