@@ -1,0 +1,93 @@
+// Package contender is the list of what the lab can compare: ways to join the pods of a testbed's
+// nodes. Each is a row of Rows; weft's own modes are real daemons, one process a node.
+package contender
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"weft/perf/testbed"
+)
+
+// Contender is one way to carry packets between nodes.
+type Contender struct {
+	Name   string       // as people name it, cipher included: tun-gso+aes-256-gcm
+	About  string       // what it stands for, one line
+	Cipher string       // none, or the name of one
+	Needs  func() error // nil, or why this machine cannot run it, in one sentence
+	Up     func(context.Context, Env) (Overlay, error)
+}
+
+// Env is what a contender is brought up in.
+type Env struct {
+	Bed    *testbed.Bed
+	Weft   string // the weft binary to run daemons with
+	Queues int    // queue pairs of a lane-based mode; 0 = by cores
+}
+
+// Overlay is a contender that is up. The testbed's Close takes down what it made and started.
+type Overlay interface {
+	// InnerMTU is the largest packet a pod may send, in bytes.
+	InnerMTU() int
+	// Processes are the contender's own, named as in reports.
+	Processes() []*testbed.Process
+	// Lanes reads the packet counters of every lane of every node, since the lanes began; none
+	// where the kernel carries the packets.
+	Lanes(context.Context) ([]Lane, error)
+}
+
+// Lane is one lane's packets: Received = Sent + Σ Drops.
+type Lane struct {
+	Node, Name     string
+	Received, Sent uint64
+	Drops          map[string]uint64 // by reason
+}
+
+// UnsupportedError is a contender this machine, or this build of weft, cannot run.
+type UnsupportedError struct{ Reason string }
+
+func (e *UnsupportedError) Error() string { return "not supported here: " + e.Reason }
+
+// ciphers are what can follow a mode's name behind a "+".
+func ciphers() []string { return []string{"auto", "chacha20-poly1305", "aes-128-gcm", "aes-256-gcm"} }
+
+// Parse reads a list of names, `bare,vxlan,tun-gso+aes-256-gcm`.
+func Parse(list string) ([]Contender, error) {
+	var found []Contender
+	for name := range strings.SplitSeq(list, ",") {
+		c, err := parse(strings.TrimSpace(name))
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(found, func(f Contender) bool { return f.Name == c.Name }) {
+			return nil, fmt.Errorf("contender %s is named twice", c.Name)
+		}
+		found = append(found, c)
+	}
+	return found, nil
+}
+
+func parse(name string) (Contender, error) {
+	mode, cipher, sealed := strings.Cut(name, "+")
+	rows := Rows()
+	i := slices.IndexFunc(rows, func(r Row) bool { return r.Name == mode })
+	if i < 0 {
+		names := make([]string, len(rows))
+		for i, r := range rows {
+			names[i] = r.Name
+		}
+		return Contender{}, fmt.Errorf("unknown contender %q: there are %s", mode, strings.Join(names, ", "))
+	}
+	if sealed && !rows[i].Sealable {
+		return Contender{}, fmt.Errorf("contender %q: %s takes no cipher", name, mode)
+	}
+	if sealed && !slices.Contains(ciphers(), cipher) {
+		return Contender{}, fmt.Errorf("contender %q: unknown cipher %q: there are %s", name, cipher, strings.Join(ciphers(), ", "))
+	}
+	if !sealed {
+		cipher = "none"
+	}
+	return rows[i].contender(name, cipher), nil
+}

@@ -1,0 +1,163 @@
+package contender
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/template"
+	"time"
+
+	"weft/perf/testbed"
+)
+
+// exitUnsupported is the exit code of a weft that cannot do what it is asked on this machine.
+const exitUnsupported = 3
+
+// daemons is a mode of weft: one daemon on every node.
+type daemons struct {
+	nodes []node
+	mtu   int
+}
+
+type node struct {
+	*testbed.Node
+	weft    string // the binary
+	process *testbed.Process
+	socket  string
+}
+
+// configTemplate is a node's weft.yaml; everything the lab does not need is left to the defaults.
+var configTemplate = template.Must(template.New("weft.yaml").Parse(`node: {name: {{.Name}}}
+network: {prefixes: [{{range $i, $p := .Network}}{{if $i}}, {{end}}"{{$p}}"{{end}}]}
+mode: {{.Mode}}
+{{- if ne .Queues 0}}
+queues: {{.Queues}}
+{{- end}}
+{{- if ne .Cipher "none"}}
+encryption: {cipher: {{.Cipher}}, key_file: {{.Dir}}/key, psk_file: {{.PSK}}}
+{{- end}}
+control: {kind: static, static: {file: {{.Nodes}}}}
+api: {socket: {{.Socket}}}
+state_dir: {{.Dir}}
+`))
+
+// upDaemon starts one daemon a node and waits until each says that it is ready.
+func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error) {
+	d := &daemons{}
+	dir := filepath.Dir(env.Bed.Nodes[0].Dir)
+	list := filepath.Join(dir, "nodes.yaml")
+	if err := os.WriteFile(list, []byte(nodesYAML(env.Bed.Nodes)), 0o600); err != nil {
+		return nil, fmt.Errorf("contender: %w", err)
+	}
+	psk := filepath.Join(dir, "psk")
+	if cipher != "none" {
+		// Known to everyone: it protects nothing but the lab's own traffic, inside one machine.
+		if err := os.WriteFile(psk, []byte("the lab's own secret\n"), 0o600); err != nil {
+			return nil, fmt.Errorf("contender: %w", err)
+		}
+	}
+	for _, n := range env.Bed.Nodes {
+		socket := filepath.Join(n.Dir, "weft.sock")
+		var text strings.Builder
+		if err := configTemplate.Execute(&text, struct {
+			*testbed.Node
+			Network                          []netip.Prefix
+			Mode, Cipher, PSK, Nodes, Socket string
+			Queues                           int
+		}{n, testbed.Network(), mode, cipher, psk, list, socket, env.Queues}); err != nil {
+			return nil, fmt.Errorf("contender: write weft.yaml: %w", err)
+		}
+		file := filepath.Join(n.Dir, "weft.yaml")
+		if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+			return nil, fmt.Errorf("contender: %w", err)
+		}
+		p, err := n.Host.Start("weft-"+n.Name, filepath.Join(n.Dir, "daemon.log"), nil, env.Weft, "daemon", "--config", file)
+		if err != nil {
+			return nil, err
+		}
+		d.nodes = append(d.nodes, node{n, env.Weft, p, socket})
+	}
+	for _, n := range d.nodes {
+		mtu, err := n.ready(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if d.mtu == 0 || mtu < d.mtu {
+			d.mtu = mtu
+		}
+	}
+	return d, nil
+}
+
+// nodesYAML is the file of `control: static`.
+func nodesYAML(nodes []*testbed.Node) string {
+	text := "nodes:\n"
+	for _, n := range nodes {
+		text += fmt.Sprintf("  - {name: %s, endpoints: [%s], prefixes: [%s]}\n", n.Name, quoted(n.Endpoints), quoted(n.Prefixes))
+	}
+	return text
+}
+
+func quoted[T fmt.Stringer](list []T) string {
+	texts := make([]string, len(list))
+	for i, v := range list {
+		texts[i] = fmt.Sprintf("%q", v.String())
+	}
+	return strings.Join(texts, ", ")
+}
+
+// ready waits until the daemon has programmed its path, and returns the inner MTU.
+func (n node) ready(ctx context.Context) (mtu int, err error) {
+	for {
+		s, err := n.readStatus(ctx)
+		if err == nil && s.ready {
+			return s.innerMTU, nil
+		}
+		if err == nil {
+			err = errors.New(s.reason)
+		}
+		select {
+		case <-n.process.Done():
+			return 0, n.ended()
+		case <-ctx.Done():
+			return 0, fmt.Errorf("contender: %s is not ready: %w: %w", n.process.Name, ctx.Err(), err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// ended is why the daemon is no longer there.
+func (n node) ended() error {
+	err := n.process.Ended()
+	var exit *testbed.ExitError
+	if errors.As(err, &exit) && exit.Code == exitUnsupported {
+		return &UnsupportedError{Reason: exit.Last}
+	}
+	return err
+}
+
+func (d *daemons) InnerMTU() int { return d.mtu }
+
+func (d *daemons) Processes() []*testbed.Process {
+	list := make([]*testbed.Process, len(d.nodes))
+	for i, n := range d.nodes {
+		list[i] = n.process
+	}
+	return list
+}
+
+func (d *daemons) Lanes(ctx context.Context) ([]Lane, error) {
+	var all []Lane
+	for _, n := range d.nodes {
+		lanes, err := n.readLanes(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("contender: lanes of %s: %w", n.process.Name, err)
+		}
+		all = append(all, lanes...)
+	}
+	return all, nil
+}

@@ -1,0 +1,53 @@
+package contender
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+func nothing() error { return nil }
+
+// device says whether a character device can be opened.
+func device(path string) func() error {
+	return func() error {
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return fmt.Errorf("%w: load the driver, or run as root", err)
+		}
+		return f.Close()
+	}
+}
+
+// kernelLink says whether the kernel makes network devices of a kind. It tries, in a namespace of
+// its own that nobody else sees.
+func kernelLink(kind string) func() error {
+	return func() error {
+		result := make(chan error)
+		go func() {
+			// Never unlocked: the thread ends with the goroutine, and the namespace with it.
+			runtime.LockOSThread()
+			result <- tryLink(kind)
+		}()
+		return <-result
+	}
+}
+
+func tryLink(kind string) error {
+	ns, err := netns.New()
+	if err != nil {
+		return fmt.Errorf("make a namespace: %w: run as root", err)
+	}
+	defer ns.Close()
+	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "weftprobe"}, LinkType: kind}
+	err = netlink.LinkAdd(link)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("this kernel has no %s module", kind)
+	}
+	return nil // made, or refused for the want of parameters: the kind is known
+}

@@ -1,0 +1,29 @@
+package contender
+
+import "context"
+
+// Row is a line of the list of contenders.
+type Row struct {
+	Name     string
+	About    string // what it stands for
+	Sealable bool   // takes "+cipher"
+	Needs    func() error
+	Up       func(ctx context.Context, env Env, mode, cipher string) (Overlay, error)
+}
+
+// Rows is the list. A new contender is one line: a mode of the daemon is upDaemon, anything else
+// brings its own function.
+func Rows() []Row {
+	return []Row{
+		{"bare", "the ceiling: no overlay", false, nothing, upBare},
+		{"vxlan", "kernel VXLAN at its best", false, kernelLink("vxlan"), upDaemon},
+		{"tun", "the plain userspace overlay", true, device("/dev/net/tun"), upDaemon},
+	}
+}
+
+func (r Row) contender(name, cipher string) Contender {
+	return Contender{
+		Name: name, About: r.About, Cipher: cipher, Needs: r.Needs,
+		Up: func(ctx context.Context, env Env) (Overlay, error) { return r.Up(ctx, env, r.Name, cipher) },
+	}
+}

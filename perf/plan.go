@@ -1,0 +1,81 @@
+package perf
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"weft/perf/contender"
+	"weft/perf/probe"
+	"weft/perf/testbed"
+)
+
+// MaxRepeat bounds the rounds of a run.
+const MaxRepeat = 1000
+
+// Plan says what to compare and how.
+type Plan struct {
+	Contenders []contender.Contender
+	Tests      []probe.Selection
+	Duration   time.Duration // of one sample, a search included
+	Repeat     int           // measured rounds
+	Warmup     int           // rounds before them, dropped
+	MTU        int           // of the underlay, bytes
+	Nodes      int
+	Layout     testbed.Layout
+	Queues     int    // queue pairs of lane-based contenders; 0 = by cores
+	Congestion string // TCP congestion control, set on the generators' sockets
+
+	Weft    string // path of the weft binary that daemons and generators are
+	Version string // of that binary, for the fingerprint
+}
+
+// Check says everything that is wrong with the plan.
+func (p *Plan) Check() error {
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if len(p.Contenders) == 0 {
+		wrong("no contenders: name at least one")
+	}
+	if len(p.Tests) == 0 {
+		wrong("no tests: name at least one")
+	}
+	for i, t := range p.Tests {
+		if slices.ContainsFunc(p.Tests[:i], func(o probe.Selection) bool { return o.String() == t.String() }) {
+			wrong("test %s is named twice", t)
+		}
+	}
+	if p.Duration < 100*time.Millisecond || p.Duration > 10*time.Minute {
+		wrong("duration %s: give 100ms to 10m", p.Duration)
+	}
+	if p.Repeat < 1 || p.Repeat > MaxRepeat {
+		wrong("repeat %d: give 1 to %d", p.Repeat, MaxRepeat)
+	}
+	if p.Warmup < 0 || p.Warmup > MaxRepeat {
+		wrong("warmup %d: give 0 to %d", p.Warmup, MaxRepeat)
+	}
+	// The pods have IPv6 addresses, and IPv6 needs 1280 bytes (RFC 8200 §5) inside the overlay.
+	if p.MTU < 1380 || p.MTU > 65535 {
+		wrong("mtu %d: give 1380 to 65535", p.MTU)
+	}
+	if p.Nodes < 2 || p.Nodes > 26 {
+		wrong("nodes %d: give 2 to 26", p.Nodes)
+	}
+	if p.Queues < 0 || p.Queues > 64 {
+		wrong("queues %d: give 0 (by cores) to 64", p.Queues)
+	}
+	return errors.Join(errs...)
+}
+
+// samples is how many samples the plan takes, warm-up included, and a guess at how long each lasts.
+func (p *Plan) samples() int {
+	return len(p.Contenders) * len(p.Tests) * (p.Warmup + p.Repeat)
+}
+
+func (p *Plan) settings() Settings {
+	return Settings{
+		Duration: p.Duration.Seconds(), Repeat: p.Repeat, Warmup: p.Warmup, MTU: p.MTU,
+		Nodes: p.Nodes, Layout: string(p.Layout), Queues: p.Queues,
+	}
+}

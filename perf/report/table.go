@@ -1,0 +1,195 @@
+// Package report shows results of the lab: tables for people, CSV for programs. JSON is the Result
+// itself.
+package report
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/jedib0t/go-pretty/v6/text"
+
+	"weft/perf"
+	"weft/perf/probe"
+)
+
+// baseline is the contender the others are compared with.
+const baseline = "bare"
+
+// Table writes one table a test, and below them what did not run and what does not add up.
+func Table(w io.Writer, r *perf.Result) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, %d cores, Linux %s, mitigations: %s\n", r.Host.CPU, r.Host.Cores, r.Host.Kernel, r.Host.Mitigations)
+	fmt.Fprintf(&b, "weft %s, %s, TCP %s; layout %s, %d nodes, underlay MTU %d, %d × %g s after %d warm-up\n",
+		r.Host.Weft, r.Host.Go, r.Host.TCPCongestion, r.Settings.Layout, r.Settings.Nodes, r.Settings.MTU,
+		r.Settings.Repeat, r.Settings.Duration, r.Settings.Warmup)
+	for _, group := range groups(r.Results) {
+		b.WriteString("\n" + group.table() + "\n")
+	}
+	for _, line := range notes(r) {
+		b.WriteString("\n" + line)
+	}
+	if len(notes(r)) > 0 {
+		b.WriteString("\n")
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// group is the rows of one test with the same parameters.
+type group struct {
+	title      string
+	metrics    []string // in their order; the first is the main one
+	contenders []string
+	rows       map[[2]string]perf.Row // by contender and metric
+}
+
+func groups(rows []perf.Row) []*group {
+	var list []*group
+	for _, r := range rows {
+		title := title(r.Test, r.Params)
+		i := slices.IndexFunc(list, func(g *group) bool { return g.title == title })
+		if i < 0 {
+			i = len(list)
+			list = append(list, &group{title: title, rows: map[[2]string]perf.Row{}})
+		}
+		g := list[i]
+		if !slices.Contains(g.metrics, r.Metric) {
+			g.metrics = append(g.metrics, r.Metric)
+		}
+		if !slices.Contains(g.contenders, r.Contender) {
+			g.contenders = append(g.contenders, r.Contender)
+		}
+		g.rows[[2]string{r.Contender, r.Metric}] = r
+	}
+	return list
+}
+
+// title names a test with all its parameters: udp-rate, size 64, family 4.
+func title(test string, params probe.Params) string {
+	var keys []string
+	for k := range params {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		test += fmt.Sprintf(", %s %v", k, params[k])
+	}
+	return test
+}
+
+func (g *group) table() string {
+	t := table.NewWriter()
+	t.SetTitle(g.title)
+	t.SetStyle(table.StyleLight)
+	t.Style().Format.Header = text.FormatDefault
+	t.Style().Title.Align = text.AlignLeft
+	t.Style().Options.DrawBorder = false
+	t.Style().Options.SeparateColumns = false
+	t.Style().Box.PaddingLeft, t.Style().Box.PaddingRight = "", "  "
+
+	head := table.Row{"contender"}
+	scales := make([]scale, len(g.metrics))
+	for i, m := range g.metrics {
+		scales[i] = g.scale(m)
+		if i == 0 {
+			head = append(head, m+" "+scales[i].name, "95 %", "× "+baseline, "95 %")
+		} else {
+			head = append(head, m+" "+scales[i].name)
+		}
+	}
+	costName := "ns/packet"
+	if g.main(g.contenders[0]).CPU.SecondsPerGigabyte > 0 {
+		costName = "CPU s/GB"
+	}
+	t.AppendHeader(append(head, "inner MTU", "cores", "user", "sys", "softirq", costName))
+
+	for _, c := range g.contenders {
+		row := table.Row{c}
+		for i, m := range g.metrics {
+			r := g.rows[[2]string{c, m}]
+			by := scales[i].by
+			row = append(row, digits(r.Median/by))
+			if i == 0 {
+				row = append(row, between(r.Low/by, r.High/by))
+				row = append(row, g.ratio(r)...)
+			}
+		}
+		cpu := g.main(c).CPU
+		cost := cpu.NanosecondsPerPacket
+		if cpu.SecondsPerGigabyte > 0 {
+			cost = cpu.SecondsPerGigabyte
+		}
+		t.AppendRow(append(row, g.main(c).InnerMTU, cores(cpu.User+cpu.System+cpu.SoftIRQ),
+			cores(cpu.User), cores(cpu.System), cores(cpu.SoftIRQ), digits(cost)))
+	}
+	var config []table.ColumnConfig
+	for n := range len(head) + 6 {
+		if n > 0 {
+			config = append(config, table.ColumnConfig{Number: n + 1, Align: text.AlignRight, AlignHeader: text.AlignRight})
+		}
+	}
+	t.SetColumnConfigs(config)
+	return t.Render()
+}
+
+func (g *group) main(contender string) perf.Row { return g.rows[[2]string{contender, g.metrics[0]}] }
+
+func (g *group) scale(metric string) scale {
+	var largest float64
+	unit := ""
+	for _, c := range g.contenders {
+		r := g.rows[[2]string{c, metric}]
+		unit, largest = r.Unit, max(largest, r.Median)
+	}
+	return scaleOf(unit, largest)
+}
+
+// ratio compares a row with the baseline round by round: the samples of one round were taken next
+// to each other, so what drifted on the machine is in both.
+func (g *group) ratio(r perf.Row) []any {
+	base := g.main(baseline)
+	if len(base.Samples) != len(r.Samples) {
+		return []any{"", ""}
+	}
+	ratios := make([]float64, len(r.Samples))
+	for i := range ratios {
+		if base.Samples[i] == 0 {
+			return []any{"", ""}
+		}
+		ratios[i] = r.Samples[i] / base.Samples[i]
+	}
+	low, high := perf.Interval(ratios)
+	return []any{digits(perf.Median(ratios)), between(low, high)}
+}
+
+func cores(v float64) string { return fmt.Sprintf("%.2f", v) }
+
+// notes lists what did not run and what does not add up.
+func notes(r *perf.Result) []string {
+	var lines []string
+	for _, u := range r.Unsupported {
+		lines = append(lines, fmt.Sprintf("unsupported: %s: %s", u.Contender, u.Reason))
+	}
+	for _, f := range r.Failed {
+		what := f.Contender
+		if f.Test != "" {
+			what += ", " + f.Test
+		}
+		lines = append(lines, fmt.Sprintf("failed: %s: %s", what, f.Reason))
+	}
+	for _, b := range r.Conservation {
+		if b.OK {
+			continue
+		}
+		what := b.Contender + ", " + title(b.Test, b.Params)
+		if b.PathBalance != nil {
+			lines = append(lines, fmt.Sprintf("unaccounted: %s: %d of %d packets", what, b.Unaccounted, b.Generated))
+		} else {
+			lines = append(lines, fmt.Sprintf("does not add up: %s, node %s, lane %s: received %d, sent %d, dropped %v", what, b.Node, b.Lane, b.Received, b.Sent, b.Drops))
+		}
+	}
+	return lines
+}

@@ -1,0 +1,75 @@
+package perf
+
+import "weft/perf/probe"
+
+// rows summarises the samples of one test over one contender: one row for each of its figures.
+func rows(name string, t probe.Selection, mtu int, samples []*sample) ([]Row, error) {
+	test, err := probe.Lookup(t.Test)
+	if err != nil {
+		return nil, err
+	}
+	cpu := cost(samples)
+	var rows []Row
+	for _, kind := range test.Metrics {
+		values := each(samples, func(s *sample) float64 { return s.metrics[kind.Name] })
+		row := Row{
+			Contender: name, Test: t.Test, Params: t.Params, Metric: kind.Name, Unit: kind.Unit,
+			Samples: values, Median: Median(values), InnerMTU: mtu, CPU: cpu,
+		}
+		row.Low, row.High = Interval(values)
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+// cost is the processor time of a test, medians over its samples.
+func cost(samples []*sample) CPU {
+	middle := func(f func(*sample) float64) float64 { return Median(each(samples, f)) }
+	c := CPU{
+		User:      middle(func(s *sample) float64 { return s.busy.user }),
+		System:    middle(func(s *sample) float64 { return s.busy.system }),
+		SoftIRQ:   middle(func(s *sample) float64 { return s.busy.softIRQ }),
+		Processes: map[string]float64{},
+	}
+	for _, name := range sortedKeys(samples[0].processes) {
+		c.Processes[name] = middle(func(s *sample) float64 { return s.processes[name] })
+	}
+	if carriesStream(samples[0].result) {
+		c.SecondsPerGigabyte = middle(func(s *sample) float64 { return per(s, float64(s.result.Bytes)/1e9) })
+	} else {
+		c.NanosecondsPerPacket = middle(func(s *sample) float64 { return per(s, packets(s.result)) * 1e9 })
+	}
+	return c
+}
+
+// carriesStream says whether a test is about bytes: its cost is then by the gigabyte, else by packet.
+func carriesStream(r probe.Result) bool {
+	_, ok := r.Metric("throughput")
+	return ok
+}
+
+// packets is what a test delivered. A TCP round trip is two packets, request and response, each
+// carrying the acknowledgement of the other; a connect test's transaction is counted as the two
+// that carry data.
+func packets(r probe.Result) float64 {
+	if r.Delivered > 0 {
+		return float64(r.Delivered)
+	}
+	return 2 * float64(r.Transactions)
+}
+
+// per is the whole machine's processor time in seconds by amount; 0 of nothing.
+func per(s *sample, amount float64) float64 {
+	if amount == 0 {
+		return 0
+	}
+	return s.busy.total() * s.seconds / amount
+}
+
+func each(samples []*sample, f func(*sample) float64) []float64 {
+	values := make([]float64, len(samples))
+	for i, s := range samples {
+		values[i] = f(s)
+	}
+	return values
+}

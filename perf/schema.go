@@ -1,0 +1,112 @@
+package perf
+
+import "weft/perf/probe"
+
+// Schema names the form of a Result. It changes when a reader of the old one would be wrong.
+const Schema = "weft.lab/1"
+
+// Result is what one run of the lab found, as its JSON file has it.
+type Result struct {
+	Schema       string        `json:"schema"`
+	Host         Host          `json:"host"`
+	Settings     Settings      `json:"settings"`
+	Results      []Row         `json:"results"`
+	Conservation []Balance     `json:"conservation"`
+	Unsupported  []Unsupported `json:"unsupported"`
+	Failed       []Failure     `json:"failed"`
+}
+
+// Host is the machine's fingerprint: figures of different ones are not comparable.
+type Host struct {
+	Kernel        string `json:"kernel"`
+	CPU           string `json:"cpu"`
+	Cores         int    `json:"cores"`
+	Mitigations   string `json:"mitigations"`
+	Go            string `json:"go"`
+	Weft          string `json:"weft"`
+	TCPCongestion string `json:"tcp_congestion"`
+}
+
+// Settings are the run's: rows of different ones are not comparable.
+type Settings struct {
+	Duration float64 `json:"duration_s"`
+	Repeat   int     `json:"repeat"`
+	Warmup   int     `json:"warmup"`
+	MTU      int     `json:"mtu"`
+	Nodes    int     `json:"nodes"`
+	Layout   string  `json:"layout"`
+	Queues   int     `json:"queues"`
+}
+
+// Row is one figure of one contender in one test.
+type Row struct {
+	Contender string       `json:"contender"`
+	Test      string       `json:"test"`
+	Params    probe.Params `json:"params"`
+	Metric    string       `json:"metric"`
+	Unit      string       `json:"unit"`
+	Samples   []float64    `json:"samples"` // in the order of the rounds
+	Median    float64      `json:"median"`
+	Low       float64      `json:"low"`  // of the 95 % rank interval of the median; below six
+	High      float64      `json:"high"` // samples the smallest and the largest
+	InnerMTU  int          `json:"inner_mtu"`
+	CPU       CPU          `json:"cpu"`
+}
+
+// CPU is the processor time a test took, medians over its samples. The kinds and the processes are
+// cores busy: seconds of processor time per second of the sample.
+type CPU struct {
+	// Whole machine, above what it does when idle.
+	User    float64 `json:"user"`
+	System  float64 `json:"system"`
+	SoftIRQ float64 `json:"softirq"`
+
+	// User and system time of the lab's processes, not above anything.
+	Processes map[string]float64 `json:"processes"`
+
+	// Whole machine, all kinds, by what was carried. A test has the one that suits it.
+	SecondsPerGigabyte   float64 `json:"seconds_per_gigabyte,omitempty"`   // of payload, 10^9 bytes
+	NanosecondsPerPacket float64 `json:"nanoseconds_per_packet,omitempty"` // delivered
+}
+
+// Balance is one account of packets: of a lane, or of everything between two generators.
+type Balance struct {
+	Contender string       `json:"contender"`
+	Test      string       `json:"test"`
+	Params    probe.Params `json:"params"`
+	*LaneBalance
+	*PathBalance
+	OK bool `json:"ok"` // nothing is unexplained
+}
+
+// LaneBalance: Received = Sent + Σ Drops.
+type LaneBalance struct {
+	Node     string            `json:"node"`
+	Lane     string            `json:"lane"`
+	Received uint64            `json:"received"`
+	Sent     uint64            `json:"sent"`
+	Drops    map[string]uint64 `json:"drops"`
+}
+
+// PathBalance: Generated = Delivered + Σ LaneDrops + Σ KernelDrops + Unaccounted.
+type PathBalance struct {
+	EndToEnd    bool              `json:"end_to_end"` // true
+	Generated   uint64            `json:"generated"`
+	Delivered   uint64            `json:"delivered"`
+	LaneDrops   map[string]uint64 `json:"lane_drops"`
+	KernelDrops map[string]uint64 `json:"kernel_drops"`
+	Unaccounted int64             `json:"unaccounted"` // negative: more drops than lost packets
+}
+
+// Unsupported is a contender this machine or this build cannot run.
+type Unsupported struct {
+	Contender string `json:"contender"`
+	Reason    string `json:"reason"`
+}
+
+// Failure is a contender that should have run and did not, or a test it did not finish.
+type Failure struct {
+	Contender string `json:"contender"`
+	Test      string `json:"test,omitempty"`
+	Reason    string `json:"reason"`
+}

@@ -1,0 +1,162 @@
+package perf
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"weft/perf/contender"
+	"weft/perf/probe"
+	"weft/perf/testbed"
+)
+
+const (
+	// settle bounds how long a contender may take to carry packets.
+	settle = 15 * time.Second
+	// slack is what a generator may take beyond the duration it was given.
+	slack = 20 * time.Second
+)
+
+// stand is one contender in its own testbed, with a generator's server in the far pod.
+type stand struct {
+	contender.Contender
+	overlay contender.Overlay
+	bed     *testbed.Bed
+	plan    *Plan
+	server  *testbed.Process
+	log     string // of the generators
+	dead    error  // why it takes no more samples
+}
+
+// openStand brings a contender up until its pods reach each other. On an error nothing is left.
+func openStand(ctx context.Context, p *Plan, c contender.Contender, dir string) (_ *stand, err error) {
+	if err := c.Needs(); err != nil {
+		return nil, &contender.UnsupportedError{Reason: err.Error()}
+	}
+	dir = filepath.Join(dir, testbed.Label(c.Name))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("perf: %w", err)
+	}
+	s := &stand{Contender: c, plan: p, log: filepath.Join(dir, "bench.log")}
+	s.bed, err = testbed.Open(testbed.Config{
+		Label: testbed.Label(c.Name), Nodes: p.Nodes, MTU: p.MTU, Layout: p.Layout, Dir: dir,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			s.close()
+			panic(v)
+		}
+		if err != nil {
+			s.close()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	s.overlay, err = c.Up(ctx, contender.Env{Bed: s.bed, Weft: p.Weft, Queues: p.Queues})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.bed.SetPodMTU(s.overlay.InnerMTU()); err != nil {
+		return nil, err
+	}
+	if err := s.bed.Reach(ctx, s.overlay.InnerMTU()); err != nil {
+		return nil, s.because(err)
+	}
+	return s, s.serve(ctx)
+}
+
+// serve starts the generator's server in the far pod and waits until it listens.
+func (s *stand) serve(ctx context.Context) (err error) {
+	_, far := s.ends()
+	listening := &firstWrite{done: make(chan struct{})}
+	s.server, err = far.Pod.Start(benchName, s.log, listening,
+		s.plan.Weft, "bench", "serve", "--listen", netip.AddrPortFrom(netip.IPv6Unspecified(), probe.DefaultPort).String())
+	if err != nil {
+		return err
+	}
+	select {
+	case <-listening.done:
+		return nil
+	case <-s.server.Done():
+		return s.server.Ended()
+	case <-ctx.Done():
+		return fmt.Errorf("perf: the generator's server does not listen: %w", ctx.Err())
+	}
+}
+
+// firstWrite closes done when something is written to it for the first time.
+type firstWrite struct {
+	once sync.Once
+	done chan struct{}
+}
+
+func (w *firstWrite) Write(p []byte) (int, error) {
+	w.once.Do(func() { close(w.done) })
+	return len(p), nil
+}
+
+func (s *stand) close() error { return s.bed.Close() }
+
+// ends are the nodes whose pods the generators are in: traffic is sent from the first.
+func (s *stand) ends() (near, far *testbed.Node) { return s.bed.Nodes[0], s.bed.Nodes[1] }
+
+// because prefers the death of a process, which explains everything, over err, its consequence.
+func (s *stand) because(err error) error {
+	processes := s.overlay.Processes()
+	if s.server != nil {
+		processes = append(processes[:len(processes):len(processes)], s.server)
+	}
+	for _, p := range processes {
+		if ended := p.Ended(); ended != nil {
+			s.dead = ended
+			return ended
+		}
+	}
+	return err
+}
+
+// generate runs one test from the near pod and returns what it found, and the processor time of
+// the generator that has ended by now.
+func (s *stand) generate(ctx context.Context, t probe.Selection) (probe.Result, time.Duration, error) {
+	near, far := s.ends()
+	target := netip.AddrPortFrom(far.PodAddr(int(t.Params["family"])), probe.DefaultPort)
+	ctx, cancel := context.WithTimeout(ctx, s.plan.Duration+slack)
+	defer cancel()
+	var out bytes.Buffer
+	p, err := near.Pod.Start(benchName, s.log, &out, s.plan.Weft, "bench", "run", "--to", target.String(),
+		"--test", spell(t), "--duration", s.plan.Duration.String(), "--congestion", s.plan.Congestion, "-o", "json")
+	if err != nil {
+		return probe.Result{}, 0, err
+	}
+	if err := p.Wait(ctx); err != nil {
+		return probe.Result{}, 0, s.because(err)
+	}
+	used, err := p.CPU()
+	if err != nil {
+		return probe.Result{}, 0, err
+	}
+	var r probe.Result
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		return r, 0, fmt.Errorf("perf: the generator's result: %w", err)
+	}
+	return r, used, nil
+}
+
+// spell writes a selection with every parameter, defaults included: test:key=value:key=value.
+func spell(t probe.Selection) string {
+	text := t.Test
+	for _, key := range sortedKeys(t.Params) {
+		text += ":" + key + "=" + strconv.FormatFloat(t.Params[key], 'f', -1, 64)
+	}
+	return text
+}

@@ -1,0 +1,346 @@
+// Package testbed builds small networks out of namespaces for the lab, and takes them down again.
+//
+//	 weftlab-<pid>-<label>-a                         weftlab-<pid>-<label>-b
+//	┌───────────────────────────┐                   ┌───────────────────────────┐
+//	│ eth0 192.0.2.1            │     underlay      │ eth0 192.0.2.2            │
+//	│      2001:db8::1          ├───────────────────┤      2001:db8::2          │
+//	│ (weft daemon, weft0, …)   │    a veth pair    │                           │
+//	│ pod0 169.254.1.1, fe80::1 │                   │ pod0                      │
+//	└─────────────┬─────────────┘                   └─────────────┬─────────────┘
+//	              │ veth                                          │ veth
+//	┌─────────────┴─────────────┐                   ┌─────────────┴─────────────┐
+//	│ eth0 10.244.1.10          │                   │ eth0 10.244.2.10          │
+//	│      fd00:10:244:1::10    │                   │      fd00:10:244:2::10    │
+//	└───────────────────────────┘                   └───────────────────────────┘
+//	 weftlab-<pid>-<label>-a-pod                     weftlab-<pid>-<label>-b-pod
+//
+// With more than two nodes the underlay is a bridge in a namespace of its own,
+// weftlab-<pid>-<label>-wire. Queues and offloads are the kernel's defaults.
+//
+// What makes the prefixes of one node reachable from the other is not the testbed's business: that
+// is the contender (package contender).
+package testbed
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Names inside every testbed.
+const (
+	Underlay   = "eth0" // in a node: its underlay interface
+	PodLink    = "pod0" // in a node: the node's end of its pod's link
+	PodDevice  = "eth0" // in a pod
+	wirePrefix = "port" // in the wire's namespace: bridge ports, port0, port1, …
+	wireBridge = "wire"
+)
+
+// Network is the overlay's address space, Prefixes of nodes are cut from it.
+var network = [...]netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")}
+
+// gateway is where a pod sends everything: the node's end of its link, the same in every pod.
+var gateway = [...]netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
+
+// Network returns the overlay's prefixes, IPv4 first.
+func Network() []netip.Prefix { return network[:] }
+
+// Config says what to build.
+type Config struct {
+	Label  string // distinguishes the testbeds of one process; part of the namespaces' names
+	Nodes  int    // 2 to 26
+	MTU    int    // of the underlay, bytes
+	Layout Layout
+	Dir    string // an existing directory for the nodes' files
+}
+
+// Bed is a running testbed.
+type Bed struct {
+	Nodes []*Node
+	MTU   int // of the underlay, bytes
+
+	wire  *Namespace // nil with two nodes
+	pairs [][2]end   // every veth pair
+}
+
+// Node is one machine of the testbed with the one pod behind it.
+type Node struct {
+	Name      string // a, b, …
+	Host, Pod *Namespace
+	Dir       string         // the node's own files
+	CPUs      []int          // where its processes run; empty = anywhere
+	Endpoints []netip.Addr   // underlay addresses, IPv4 first
+	Prefixes  []netip.Prefix // inner prefixes, IPv4 first
+	PodAddrs  []netip.Addr   // the pod's addresses, IPv4 first
+}
+
+// PodAddr is the pod's address of a family, 4 or 6.
+func (n *Node) PodAddr(family int) netip.Addr {
+	if family == 6 {
+		return n.PodAddrs[1]
+	}
+	return n.PodAddrs[0]
+}
+
+// Open builds a testbed. On an error nothing is left.
+func Open(c Config) (_ *Bed, err error) {
+	if c.Nodes < 2 || c.Nodes > 26 {
+		return nil, fmt.Errorf("testbed: %d nodes: give 2 to 26", c.Nodes)
+	}
+	shares, err := c.Layout.shares(c.Nodes)
+	if err != nil {
+		return nil, err
+	}
+	bed := &Bed{MTU: c.MTU}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, bed.Close())
+		}
+	}()
+	for i := range c.Nodes {
+		node, err := openNode(c, i, shares[i])
+		if node != nil {
+			bed.Nodes = append(bed.Nodes, node)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := bed.connect(c); err != nil {
+		return nil, err
+	}
+	for _, n := range bed.Nodes {
+		if err := bed.finish(n); err != nil {
+			return nil, err
+		}
+	}
+	return bed, nil
+}
+
+// Close stops what runs in the testbed, the pods' processes first, and removes it. Idempotent.
+func (b *Bed) Close() error {
+	var errs []error
+	for _, ns := range b.namespaces() {
+		errs = append(errs, ns.close())
+	}
+	for _, n := range b.Nodes {
+		errs = append(errs, os.RemoveAll(n.Dir))
+	}
+	b.Nodes, b.wire, b.pairs = nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// namespaces lists those that exist: pods, then nodes, then the wire.
+func (b *Bed) namespaces() []*Namespace {
+	var all []*Namespace
+	for _, n := range b.Nodes {
+		all = append(all, n.Pod)
+	}
+	for _, n := range b.Nodes {
+		all = append(all, n.Host)
+	}
+	return slices.DeleteFunc(append(all, b.wire), func(ns *Namespace) bool { return ns == nil })
+}
+
+// Label turns a contender's name into a label.
+func Label(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '+' || r == '-' {
+			return r
+		}
+		return '_'
+	}, strings.ToLower(name))
+}
+
+func openNode(c Config, i int, cpus []int) (*Node, error) {
+	name := string(rune('a' + i))
+	n := &Node{
+		Name: name, CPUs: cpus, Dir: filepath.Join(c.Dir, name),
+		Endpoints: []netip.Addr{
+			netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)}),
+			netip.MustParseAddr(fmt.Sprintf("2001:db8::%x", i+1)),
+		},
+		Prefixes: []netip.Prefix{
+			netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i+1)),
+			netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%x::/64", i+1)),
+		},
+		PodAddrs: []netip.Addr{
+			netip.MustParseAddr(fmt.Sprintf("10.244.%d.10", i+1)),
+			netip.MustParseAddr(fmt.Sprintf("fd00:10:244:%x::10", i+1)),
+		},
+	}
+	if err := os.MkdirAll(n.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("testbed: %w", err)
+	}
+	prefix := fmt.Sprintf("%s%d-%s-%s", namePrefix, os.Getpid(), c.Label, name)
+	var err error
+	if n.Host, err = newNamespace(prefix, cpus); err != nil {
+		return n, err
+	}
+	if n.Pod, err = newNamespace(prefix+"-pod", cpus); err != nil {
+		return n, err
+	}
+	return n, nil
+}
+
+// connect joins the nodes: two by a veth pair, more by a bridge.
+func (b *Bed) connect(c Config) error {
+	if len(b.Nodes) == 2 {
+		return b.pair(end{b.Nodes[0].Host, Underlay}, end{b.Nodes[1].Host, Underlay})
+	}
+	var err error
+	b.wire, err = newNamespace(fmt.Sprintf("%s%d-%s-wire", namePrefix, os.Getpid(), c.Label), nil)
+	if err != nil {
+		return err
+	}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: wireBridge, MTU: c.MTU}}
+	if err := b.wire.Link.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("testbed: make the underlay's bridge: %w", err)
+	}
+	if err := b.wire.Link.LinkSetUp(bridge); err != nil {
+		return fmt.Errorf("testbed: set the underlay's bridge up: %w", err)
+	}
+	for i, n := range b.Nodes {
+		port := fmt.Sprintf("%s%d", wirePrefix, i)
+		if err := b.pair(end{n.Host, Underlay}, end{b.wire, port}); err != nil {
+			return err
+		}
+		link, err := b.wire.Link.LinkByName(port)
+		if err != nil {
+			return fmt.Errorf("testbed: %s: %w", port, err)
+		}
+		if err := b.wire.Link.LinkSetMaster(link, bridge); err != nil {
+			return fmt.Errorf("testbed: put %s into the underlay's bridge: %w", port, err)
+		}
+	}
+	return nil
+}
+
+// pair makes a veth pair of the underlay's MTU and sets both ends up.
+func (b *Bed) pair(x, y end) error {
+	veth := &netlink.Veth{
+		LinkAttrs:     netlink.LinkAttrs{Name: x.name, MTU: b.MTU},
+		PeerName:      y.name,
+		PeerNamespace: netlink.NsFd(int(y.ns.file)),
+		PeerMTU:       uint32(b.MTU),
+	}
+	if err := x.ns.Link.LinkAdd(veth); err != nil {
+		return fmt.Errorf("testbed: make veth %s in %s: %w", x.name, x.ns.Name, err)
+	}
+	for _, e := range [...]end{x, y} {
+		link, err := e.ns.Link.LinkByName(e.name)
+		if err == nil {
+			err = e.ns.Link.LinkSetUp(link)
+		}
+		if err != nil {
+			return fmt.Errorf("testbed: set %s in %s up: %w", e.name, e.ns.Name, err)
+		}
+	}
+	b.pairs = append(b.pairs, [2]end{x, y})
+	return nil
+}
+
+// finish gives a connected node its addresses, its pod and its routes, and steers its receive work.
+func (b *Bed) finish(n *Node) error {
+	if err := b.pair(end{n.Host, PodLink}, end{n.Pod, PodDevice}); err != nil {
+		return err
+	}
+	for _, s := range [...]string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
+		if err := n.Host.Sysctl(s, "1"); err != nil {
+			return err
+		}
+	}
+	bits := [...]int{24, 64}
+	for i := range network {
+		// Link: addresses. The routed attachment, as Calico has it: the pod's address is a
+		// host prefix and its gateway is link-local.
+		if err := n.Host.address(Underlay, n.Endpoints[i], bits[i]); err != nil {
+			return err
+		}
+		if err := n.Host.address(PodLink, gateway[i], gateway[i].BitLen()); err != nil {
+			return err
+		}
+		if err := n.Pod.address(PodDevice, n.PodAddrs[i], n.PodAddrs[i].BitLen()); err != nil {
+			return err
+		}
+		host := netip.PrefixFrom(n.PodAddrs[i], n.PodAddrs[i].BitLen())
+		if err := n.Host.Route(host, PodLink, netip.Addr{}); err != nil {
+			return err
+		}
+		if err := n.Pod.Route(netip.PrefixFrom(gateway[i], gateway[i].BitLen()), PodDevice, netip.Addr{}); err != nil {
+			return err
+		}
+		if err := n.Pod.Route(netip.PrefixFrom(zero(gateway[i]), 0), PodDevice, gateway[i]); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		n.Host.steer(Underlay, n.CPUs), n.Host.steer(PodLink, n.CPUs), n.Pod.steer(PodDevice, n.CPUs))
+}
+
+func zero(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+// SetPodMTU sets what the pods' links carry: the contender's inner MTU.
+func (b *Bed) SetPodMTU(mtu int) error {
+	for _, n := range b.Nodes {
+		for _, e := range [...]end{{n.Host, PodLink}, {n.Pod, PodDevice}} {
+			link, err := e.ns.Link.LinkByName(e.name)
+			if err == nil {
+				err = e.ns.Link.LinkSetMTU(link, mtu)
+			}
+			if err != nil {
+				return fmt.Errorf("testbed: set MTU %d on %s in %s: %w", mtu, e.name, e.ns.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// address gives a device an address, at once usable (no duplicate address detection).
+func (ns *Namespace) address(device string, addr netip.Addr, bits int) error {
+	link, err := ns.Link.LinkByName(device)
+	if err == nil {
+		err = ns.Link.AddrAdd(link, &netlink.Addr{
+			IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, addr.BitLen())},
+			Flags: unix.IFA_F_NODAD,
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("testbed: give %s in %s the address %s/%d: %w", device, ns.Name, addr, bits, err)
+	}
+	return nil
+}
+
+// Route adds a route through device; gw is the next hop, the zero Addr for a prefix on the link.
+func (ns *Namespace) Route(to netip.Prefix, device string, gw netip.Addr) error {
+	link, err := ns.Link.LinkByName(device)
+	if err == nil {
+		route := &netlink.Route{
+			LinkIndex: link.Attrs().Index,
+			Dst:       &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())},
+		}
+		if gw.IsValid() {
+			route.Gw = gw.AsSlice()
+		} else if to.Addr().Is4() {
+			route.Scope = netlink.SCOPE_LINK
+		}
+		err = ns.Link.RouteAdd(route)
+	}
+	if err != nil {
+		return fmt.Errorf("testbed: add route %s dev %s in %s: %w", to, device, ns.Name, err)
+	}
+	return nil
+}

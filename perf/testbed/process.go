@@ -1,0 +1,166 @@
+package testbed
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// grace is how long a process may take to end by itself after SIGTERM.
+const grace = 3 * time.Second
+
+// Process is one child of the lab, inside a namespace.
+type Process struct {
+	Name string // as in reports: weft-a, bench
+	Log  string // file that holds what it wrote to stderr (and stdout, unless that is taken)
+
+	cmd  *exec.Cmd
+	done chan struct{} // closed once the process has been waited for
+	err  error         // from Wait; valid after done
+}
+
+// Start runs argv inside the namespace, in a process group of its own (a Ctrl-C on the terminal is
+// the lab's to handle), and has the kernel kill it should the lab die. stdout nil sends stdout to
+// the log too.
+func (ns *Namespace) Start(name, log string, stdout io.Writer, argv ...string) (*Process, error) {
+	file, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("testbed: log of %s: %w", name, err)
+	}
+	defer file.Close()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdout, cmd.Stderr = file, file
+	if stdout != nil {
+		cmd.Stdout = stdout
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p := &Process{Name: name, Log: log, cmd: cmd, done: make(chan struct{})}
+	if err := ns.Do(cmd.Start); err != nil {
+		return nil, fmt.Errorf("testbed: start %s: %w", name, err)
+	}
+	ns.processes = append(ns.processes, p)
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Wait waits for the end of the process, or of ctx, and then stops it. A process that failed is an
+// *ExitError.
+func (p *Process) Wait(ctx context.Context) error {
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		p.Stop(context.Background())
+		return ctx.Err()
+	}
+	if p.err != nil {
+		return p.exitError()
+	}
+	return nil
+}
+
+// ExitError is a process that ended when it should not have, or not well.
+type ExitError struct {
+	Name string
+	Code int    // exit code; -1 when a signal ended it
+	Last string // its last words: the end of its log
+}
+
+func (e *ExitError) Error() string {
+	if e.Last == "" {
+		return fmt.Sprintf("%s ended with code %d and said nothing", e.Name, e.Code)
+	}
+	return fmt.Sprintf("%s ended with code %d: %s", e.Name, e.Code, e.Last)
+}
+
+// Ended returns an *ExitError if the process is no longer there, for whatever reason.
+func (p *Process) Ended() error {
+	select {
+	case <-p.done:
+		return p.exitError()
+	default:
+		return nil
+	}
+}
+
+func (p *Process) exitError() error {
+	return &ExitError{Name: p.Name, Code: p.cmd.ProcessState.ExitCode(), Last: lastLine(p.Log)}
+}
+
+// Stop asks the process to end, and kills it when it does not within the grace or ctx.
+func (p *Process) Stop(ctx context.Context) {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // os.ErrProcessDone when it has ended: fine
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-p.done:
+		return
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// CPU is the processor time the process has used so far, all threads.
+func (p *Process) CPU() (time.Duration, error) {
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime(), nil
+	default:
+	}
+	path := "/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/stat"
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, fmt.Errorf("testbed: processor time of %s: %w", p.Name, err)
+	}
+	return parseStat(data)
+}
+
+// clockTick is USER_HZ, 100 on every Linux architecture Go runs on.
+const clockTick = time.Second / 100
+
+// parseStat reads utime and stime, fields 14 and 15 of /proc/<pid>/stat (proc_pid_stat(5)). Field 2
+// is the command in parentheses and may hold anything, so fields are counted from its end.
+func parseStat(data []byte) (time.Duration, error) {
+	end := bytes.LastIndexByte(data, ')')
+	fields := strings.Fields(string(data[end+1:]))
+	if end < 0 || len(fields) < 13 {
+		return 0, errors.New("testbed: /proc/<pid>/stat: not as proc(5) describes it")
+	}
+	user, err1 := strconv.ParseUint(fields[11], 10, 64)
+	system, err2 := strconv.ParseUint(fields[12], 10, 64)
+	if err := errors.Join(err1, err2); err != nil {
+		return 0, fmt.Errorf("testbed: /proc/<pid>/stat: %w", err)
+	}
+	return time.Duration(user+system) * clockTick, nil
+}
+
+// lastLine is the last line of a file that is not empty, at most 400 bytes of it.
+func lastLine(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	text := strings.TrimSpace(string(data))
+	if i := strings.LastIndexByte(text, '\n'); i >= 0 {
+		text = text[i+1:]
+	}
+	if len(text) > 400 {
+		text = text[:400] + "…"
+	}
+	return text
+}
