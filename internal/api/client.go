@@ -1,0 +1,91 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// ErrUnreachable says that no daemon answered.
+var ErrUnreachable = errors.New("daemon not reachable")
+
+// maxAnswer bounds an answer: 5,000 nodes are under 2 MB.
+const maxAnswer = 64 << 20
+
+// Client asks a daemon. It is safe for concurrent use.
+type Client struct {
+	socket string
+	http   http.Client
+}
+
+// NewClient makes a client of the daemon behind the socket; nothing is dialled yet.
+func NewClient(socket string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}
+	return &Client{socket: socket, http: http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: dial}}}
+}
+
+// Status asks how the daemon is.
+func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	return s, c.get(ctx, "status", &s)
+}
+
+// Nodes asks who is in the cluster.
+func (c *Client) Nodes(ctx context.Context) (n []Node, err error) { return n, c.get(ctx, "nodes", &n) }
+
+// Peers asks how the other nodes are reached.
+func (c *Client) Peers(ctx context.Context) (p []Peer, err error) { return p, c.get(ctx, "peers", &p) }
+
+// Routes asks where the overlay's prefixes lead.
+func (c *Client) Routes(ctx context.Context) (r []Route, err error) {
+	return r, c.get(ctx, "routes", &r)
+}
+
+// Lanes asks what the userspace lanes have done.
+func (c *Client) Lanes(ctx context.Context) (l []Lane, err error) {
+	return l, c.get(ctx, "stages", &l)
+}
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+func (c *Client) get(ctx context.Context, what string, to any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weft/v1/"+what, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		var op *net.OpError
+		if errors.As(err, &op) { // says the path and the reason, without the URL nobody typed
+			err = op
+		}
+		return fmt.Errorf("%w: %w: is `weft daemon` running, and is this its socket?", ErrUnreachable, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var f failure
+		if json.Unmarshal(body, &f) != nil || f.Error == "" {
+			f.Error = resp.Status
+		}
+		return fmt.Errorf("daemon: %s", f.Error)
+	}
+	if err := json.Unmarshal(body, to); err != nil {
+		return fmt.Errorf("daemon: %s: %w: do the daemon and this command have the same version?", what, err)
+	}
+	return nil
+}

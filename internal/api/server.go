@@ -1,0 +1,145 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// Daemon is what the server asks. Every method is cheap and safe from any goroutine.
+type Daemon interface {
+	Status() Status
+	Nodes() []Node
+	Peers() []Peer
+	Routes() []Route
+	Lanes() []Lane
+}
+
+// ErrInUse says that another process answers on the socket.
+var ErrInUse = errors.New("a daemon answers on it")
+
+// Listen binds the unix socket with mode 0600 and makes its directory. A socket that nobody listens
+// on any more, left by a killed daemon, is replaced; one that is alive is ErrInUse, and a file that
+// is no socket is left alone. The file goes when the listener is closed. Callers make sure that two
+// daemons do not start at the same moment.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("api: socket directory: %w", err)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, err
+	}
+	// The mode of the socket before bind(2) becomes the mode of the file, so that it is at no
+	// moment open to others.
+	private := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmod error
+		if err := c.Control(func(fd uintptr) { chmod = syscall.Fchmod(int(fd), 0o600) }); err != nil {
+			return err
+		}
+		return chmod
+	}}
+	l, err := private.Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("api: %w", err)
+	}
+	return l, nil
+}
+
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("api: socket: %w", err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("api: %s exists and is no socket: move it away or set api.socket", path)
+	}
+	c, err := net.Dial("unix", path)
+	switch {
+	case err == nil:
+		c.Close()
+		return fmt.Errorf("api: socket %s: %w: stop that daemon or set api.socket", path, ErrInUse)
+	case !errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("api: socket: %w", err)
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("api: stale socket: %w", err)
+	}
+	return nil
+}
+
+// Serve answers on l until ctx ends, then closes l and lets requests under way finish.
+func Serve(ctx context.Context, l net.Listener, d Daemon) error {
+	s := &http.Server{
+		Handler:           Handler(d),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      10 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		patience, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if s.Shutdown(patience) != nil {
+			s.Close()
+		}
+	})
+	err := s.Serve(l)
+	if !stop() {
+		<-stopped
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return fmt.Errorf("api: %w", err)
+}
+
+// Handler answers the requests listed in the package comment.
+func Handler(d Daemon) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, d.Status()) })
+	mux.HandleFunc("GET /v1/nodes", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Nodes())) })
+	mux.HandleFunc("GET /v1/peers", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Peers())) })
+	mux.HandleFunc("GET /v1/routes", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Routes())) })
+	mux.HandleFunc("GET /v1/stages", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Lanes())) })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		send(w, http.StatusNotFound, failure{fmt.Sprintf("no %s %s in this version", r.Method, r.URL.Path)})
+	})
+	return mux
+}
+
+// failure is the body of every answer that is not a success.
+type failure struct {
+	Error string `json:"error"`
+}
+
+func list[T any](l []T) []T {
+	if l == nil {
+		return []T{}
+	}
+	return l
+}
+
+func reply(w http.ResponseWriter, v any) { send(w, http.StatusOK, v) }
+
+func send(w http.ResponseWriter, code int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		code, body = http.StatusInternalServerError, []byte(`{"error":"the answer cannot be written as JSON"}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	w.Write(body) // a client that has gone does not matter
+}
