@@ -1,0 +1,19 @@
+package control
+
+import "net/netip"
+
+// Endpoint returns the address at which self reaches peer: the peer's most preferred one of the first of self's
+// own address families that the peer has too. False where they share no family; Check reports such peers.
+//
+// Only this node's order of preference counts, so that the two directions between two nodes may use different
+// families; every receiver accepts both of its own.
+func Endpoint(self, peer Node) (netip.Addr, bool) {
+	for _, own := range self.Endpoints {
+		for _, a := range peer.Endpoints {
+			if a.Is4() == own.Is4() {
+				return a, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
