@@ -80,7 +80,15 @@ func swapped(w uint16) uint16 {
 // the IP header, 8 or 32 bytes; length is that of the transport header and its payload. Both
 // families put the same words into the sum (RFC 793 §3.1, RFC 8200 §8.1), so one function serves.
 func PseudoSum(addrs []byte, proto uint8, length int) uint16 {
-	return Sum(addrs, fold(uint64(proto)+uint64(length)))
+	rest := uint64(swapped(fold(uint64(proto) + uint64(length))))
+	acc, carry := bits.Add64(binary.NativeEndian.Uint64(addrs), rest, 0)
+	if len(addrs) == 32 {
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(addrs[8:]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(addrs[16:]), carry)
+		acc, carry = bits.Add64(acc, binary.NativeEndian.Uint64(addrs[24:]), carry)
+	}
+	acc, carry = bits.Add64(acc, 0, carry)
+	return swapped(fold(acc + carry))
 }
 
 // PutChecksum complements a sum and stores it. A result of 0 is stored as 0xffff, which means the

@@ -55,6 +55,23 @@ func TestSumChains(t *testing.T) {
 	}
 }
 
+func TestPseudoSum(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	for range 1000 {
+		addrs := make([]byte, 8+24*r.IntN(2))
+		for i := range addrs {
+			addrs[i] = byte(r.Uint32()) | byte(-r.IntN(2)) // half of them 0xff
+		}
+		proto, length := uint8(r.Uint32()), r.IntN(65576)
+		var rest [8]byte
+		binary.BigEndian.PutUint32(rest[:], uint32(length))
+		rest[7] = proto
+		if got, want := PseudoSum(addrs, proto, length), slowSum(append(addrs, rest[:]...), 0); got != want {
+			t.Fatalf("PseudoSum(%x, %d, %d) = %#x, want %#x", addrs, proto, length, got, want)
+		}
+	}
+}
+
 // The IPv4 header in RFC 1071's usual worked example, whose checksum is 0xb861.
 func TestPutIPv4Checksum(t *testing.T) {
 	b := []byte{
