@@ -1,0 +1,147 @@
+// Package hostnet makes the kernel's network state of one namespace be what weft wants, and keeps it so.
+//
+// It is declarative: Apply takes the whole Want, dumps what the kernel has, and adds, corrects and removes the
+// difference. The kernel is the only memory, so that a restarted or killed daemon adopts what it finds: equal
+// objects are never touched and traffic never notices.
+//
+// What is ours, and may therefore be changed and removed:
+//
+//	routes      protocol 87, in the main table and the tables Want names, except those on pods' devices
+//	links       "weft0" and "weft-…" (Owned); other names that start with "weft" belong to pod attachments
+//	addresses,  on the links of Want: all but IPv6 link-local addresses and what the kernel itself
+//	neighbours, learns (neighbours that are not permanent)
+//	FDB
+//
+// Everything else in the namespace is never touched. Only Cleanup goes further: it removes every link named
+// weft*, every route of protocol 87 and every nftables table named weft*.
+//
+// # Reverse path filtering
+//
+// weft leaves net.ipv4.conf.*.rp_filter as the machine has it: replies to a peer's prefix leave by the device
+// its packets came in on, so that strict filtering (1) passes and is worth having. A backend with one device
+// per underlay family is the exception: two nodes may prefer different families, and then a prefix's packets
+// come in by the other device. Such a backend wants rp_filter=2 (loose) on its own devices; the kernel uses the
+// larger of "all" and the device's value, so that this overrides a strict "all".
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/vishvananda/netns"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// Protocol marks routes as weft's (rtm_protocol; `ip route` shows "proto 87").
+	Protocol = 87
+
+	// LinkPrefix starts the names of all devices and nftables tables that weft makes.
+	LinkPrefix = "weft"
+
+	// GuardMetric is the metric of the unreachable routes that keep overlay traffic from leaving in clear:
+	// worse than anything a person or another daemon would use.
+	GuardMetric = 4294960000
+
+	// MainTable is the routing table that `ip route` shows (RT_TABLE_MAIN).
+	MainTable = unix.RT_TABLE_MAIN
+)
+
+// Owned says whether a link of this name is a backend's, to be removed when no Want names it. Pods' devices
+// also start with LinkPrefix but are not the reconciler's.
+func Owned(link string) bool { return link == "weft0" || strings.HasPrefix(link, "weft-") }
+
+// Want is everything weft wants of the namespace. The zero Want wants nothing: Apply then removes all that is
+// ours. A Want is not kept or changed after Apply returns.
+type Want struct {
+	// Network holds the overlay's prefixes. Each gets an unreachable route of GuardMetric, in force before
+	// anything else is touched, so that what no better route takes is refused instead of sent in clear by the
+	// default route. The routes outlive the process on purpose.
+	Network []netip.Prefix
+
+	Sysctls   []Sysctl
+	Links     []Link
+	Addrs     []Addr
+	Routes    []Route
+	Neighbors []Neighbor
+	FDB       []FDBEntry
+
+	// Watch names further devices whose changes wake Watch's caller: the underlay's.
+	Watch []string
+}
+
+// Host reconciles one network namespace: that of the thread which called New. Methods are safe for concurrent
+// use; Apply runs one at a time.
+type Host struct {
+	log     *zap.Logger
+	ns      netns.NsHandle
+	rt      *socket
+	sysctls *sysctls
+
+	mu   sync.Mutex // held by Apply; guards prev
+	prev *wanted    // of the last Apply; nil before the first
+
+	watched atomic.Pointer[map[int32]watch] // devices whose changes concern us, by index
+	repairs atomic.Uint64
+}
+
+// New opens the namespace the calling thread is in. It changes nothing.
+func New(log *zap.Logger) (*Host, error) {
+	if log == nil {
+		log = zap.NewNop()
+	}
+	ns, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: open the network namespace: %w", err)
+	}
+	h := &Host{log: log, ns: ns, sysctls: openSysctls()}
+	if h.rt, err = openSocket(ns, unix.NETLINK_ROUTE); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
+	return h, nil
+}
+
+// Close frees what the Host holds. Everything it put into the kernel stays. Call it once, after Watch returned.
+func (h *Host) Close() error {
+	errs := []error{h.ns.Close(), h.sysctls.close()}
+	if h.rt != nil {
+		errs = append(errs, h.rt.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Repairs counts objects that were in force, that somebody else then removed or changed, and that Apply put
+// back; and foreign objects on our devices that it took away.
+func (h *Host) Repairs() uint64 { return h.repairs.Load() }
+
+// Guard puts the unreachable route of every prefix in force; see Want.Network. For the time before the first
+// Apply: nothing is known of the cluster yet, and pods may already talk.
+func (h *Host) Guard(network []netip.Prefix) error {
+	var msgs []message
+	for _, p := range network {
+		msgs = append(msgs, guard(p).add(false, nil))
+	}
+	var errs []error
+	for i, err := range h.rt.do(msgs) {
+		if err != nil && !errors.Is(err, unix.EEXIST) { // there already, or Apply will say whose it is
+			errs = append(errs, fmt.Errorf("hostnet: add route unreachable %s: %w%s", network[i], err, hint(err)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hint names the remedy of an error that is common enough to have one.
+func hint(err error) string {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return ": run as root or grant CAP_NET_ADMIN"
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return ": the kernel lacks this; load its module or choose another mode"
+	}
+	return ""
+}

@@ -1,0 +1,368 @@
+package hostnet
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Link is a device of ours, wanted up.
+type Link struct {
+	Name string  // starts with LinkPrefix
+	MTU  int     // bytes; 0 = as it is
+	MAC  [6]byte // zero = as it is
+	// Vxlan describes a VXLAN device to be made here; one of the same name with other attributes is made
+	// anew. nil: somebody else makes the device (a TUN port); only MTU, MAC and "up" are looked after.
+	Vxlan *Vxlan
+}
+
+// Vxlan is a Linux VXLAN device that learns nothing: all it knows is in its FDB.
+type Vxlan struct {
+	VNI      uint32     // 24 bits
+	Port     uint16     // UDP, local and remote
+	Local    netip.Addr // outer source; its family is the device's
+	Checksum bool       // a real outer UDP checksum; false sends zero, and takes it over IPv6
+}
+
+// link is one entry of the kernel's device table.
+type link struct {
+	name     string
+	index    int32
+	mtu      int
+	up       bool
+	loopback bool
+	mac      [6]byte
+	kind     string // "vxlan", "veth", "tun", …; "" for hardware
+	vxlan    vxlanState
+	genMode  uint8 // IPv6 address generation
+	stats    Counters
+}
+
+// vxlanState is what distinguishes one VXLAN device from another.
+type vxlanState struct {
+	Vxlan
+	zero6Tx, zero6Rx bool
+	odd              bool // learning, external, or with a default remote
+}
+
+// Counters are a device's packets that got lost.
+type Counters struct {
+	RxErrors, TxErrors, RxDropped, TxDropped, TxCarrier uint64
+}
+
+// IFLA_VXLAN_* (linux/if_link.h).
+const (
+	vxlanID         = 1
+	vxlanGroup      = 2
+	vxlanLocal      = 4
+	vxlanLearning   = 7
+	vxlanPort       = 15
+	vxlanGroup6     = 16
+	vxlanLocal6     = 17
+	vxlanUDPCsum    = 18
+	vxlanZeroCsum6T = 19
+	vxlanZeroCsum6R = 20
+	vxlanCollect    = 25
+)
+
+// IFLA_INET6_ADDR_GEN_MODE and its value for "no link-local address" (linux/if_link.h).
+const (
+	inet6AddrGenMode = 8
+	genModeNone      = 1
+)
+
+// ifinfomsg (linux/rtnetlink.h), 16 bytes: family 1 | pad 1 | type 2 | index 4 | flags 4 | change 4
+const sizeofIfInfomsg = unix.SizeofIfInfomsg
+
+func linkMessage(kind, flags uint16, index int32) message {
+	m := message{kind: kind, flags: flags, body: make([]byte, sizeofIfInfomsg, 192)}
+	native.PutUint32(m.body[4:], uint32(index))
+	return m
+}
+
+// state is the device's identity as the kernel will report it.
+func (v Vxlan) state() vxlanState {
+	zero6 := v.Local.Is6() && !v.Checksum
+	return vxlanState{Vxlan: v, zero6Tx: zero6, zero6Rx: zero6}
+}
+
+// create returns the requests that make the device and silence it, still down.
+func (l Link) create() message {
+	m := linkMessage(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, 0)
+	m.text(unix.IFLA_IFNAME, l.Name)
+	if l.MTU != 0 {
+		m.u32(unix.IFLA_MTU, uint32(l.MTU))
+	}
+	if l.MAC != [6]byte{} {
+		m.attr(unix.IFLA_ADDRESS, l.MAC[:])
+	}
+	v := l.Vxlan
+	s := v.state()
+	m.nest(unix.IFLA_LINKINFO, func() {
+		m.text(unix.IFLA_INFO_KIND, "vxlan")
+		m.nest(unix.IFLA_INFO_DATA, func() {
+			m.u32(vxlanID, v.VNI)
+			m.attr(vxlanPort, binary.BigEndian.AppendUint16(nil, v.Port))
+			if v.Local.Is4() {
+				m.attr(vxlanLocal, v.Local.AsSlice())
+			} else {
+				m.attr(vxlanLocal6, v.Local.AsSlice())
+			}
+			m.flag(vxlanLearning, false)
+			m.flag(vxlanUDPCsum, v.Checksum)
+			m.flag(vxlanZeroCsum6T, s.zero6Tx)
+			m.flag(vxlanZeroCsum6R, s.zero6Rx)
+		})
+	})
+	return m
+}
+
+// noAutoAddr keeps IPv6 from giving the device a link-local address, with its router solicitations and reports.
+// It works before the device is up.
+func noAutoAddr(index int32) message {
+	m := linkMessage(unix.RTM_SETLINK, 0, index)
+	m.nest(unix.IFLA_AF_SPEC, func() {
+		m.nest(unix.AF_INET6, func() { m.u8(inet6AddrGenMode, genModeNone) })
+	})
+	return m
+}
+
+// set returns the request that corrects MTU, MAC (where wanted) and sets the device up.
+func (l Link) set(index int32) message {
+	m := linkMessage(unix.RTM_SETLINK, 0, index)
+	native.PutUint32(m.body[8:], unix.IFF_UP)
+	native.PutUint32(m.body[12:], unix.IFF_UP)
+	if l.MTU != 0 {
+		m.u32(unix.IFLA_MTU, uint32(l.MTU))
+	}
+	if l.MAC != [6]byte{} {
+		m.attr(unix.IFLA_ADDRESS, l.MAC[:])
+	}
+	return m
+}
+
+func deleteLink(index int32) message { return linkMessage(unix.RTM_DELLINK, 0, index) }
+
+// dumpLinks returns all devices of the namespace.
+func dumpLinks(s *socket) ([]link, error) {
+	return dump(s, linkMessage(unix.RTM_GETLINK, 0, 0), unix.RTM_NEWLINK, parseLink)
+}
+
+func parseLink(b []byte) (l link, ok bool) {
+	if len(b) < sizeofIfInfomsg {
+		return l, false
+	}
+	flags := native.Uint32(b[8:])
+	l.index, l.up, l.loopback = int32(native.Uint32(b[4:])), flags&unix.IFF_UP != 0, flags&unix.IFF_LOOPBACK != 0
+	for kind, v := range attrs(b[sizeofIfInfomsg:]) {
+		switch kind {
+		case unix.IFLA_IFNAME:
+			l.name = unix.ByteSliceToString(v)
+		case unix.IFLA_MTU:
+			l.mtu = int(u32(v))
+		case unix.IFLA_ADDRESS:
+			copy(l.mac[:], v)
+		case unix.IFLA_STATS64:
+			l.stats = parseStats(v)
+		case unix.IFLA_LINKINFO:
+			l.kind, l.vxlan = parseLinkInfo(v)
+		case unix.IFLA_AF_SPEC:
+			l.genMode = parseGenMode(v)
+		}
+	}
+	return l, l.name != ""
+}
+
+func parseLinkInfo(b []byte) (kind string, v vxlanState) {
+	var data []byte
+	for k, value := range attrs(b) {
+		switch k {
+		case unix.IFLA_INFO_KIND:
+			kind = unix.ByteSliceToString(value)
+		case unix.IFLA_INFO_DATA:
+			data = value
+		}
+	}
+	if kind != "vxlan" {
+		return kind, v
+	}
+	for k, value := range attrs(data) {
+		on := len(value) > 0 && value[0] != 0
+		switch k {
+		case vxlanID:
+			v.VNI = u32(value)
+		case vxlanLocal, vxlanLocal6:
+			v.Local, _ = netip.AddrFromSlice(value)
+		case vxlanPort:
+			if len(value) >= 2 {
+				v.Port = binary.BigEndian.Uint16(value)
+			}
+		case vxlanUDPCsum:
+			v.Checksum = on
+		case vxlanZeroCsum6T:
+			v.zero6Tx = on
+		case vxlanZeroCsum6R:
+			v.zero6Rx = on
+		case vxlanLearning, vxlanCollect:
+			v.odd = v.odd || on
+		case vxlanGroup, vxlanGroup6:
+			v.odd = true
+		}
+	}
+	return kind, v
+}
+
+func parseGenMode(b []byte) (mode uint8) {
+	for fam, value := range attrs(b) {
+		if fam != unix.AF_INET6 {
+			continue
+		}
+		for k, v := range attrs(value) {
+			if k == inet6AddrGenMode && len(v) > 0 {
+				mode = v[0]
+			}
+		}
+	}
+	return mode
+}
+
+// parseStats reads rtnl_link_stats64: rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors,
+// rx_dropped, tx_dropped, multicast, collisions, five rx_*_errors and rx_missed (10–15), tx_aborted, tx_carrier.
+func parseStats(b []byte) (c Counters) {
+	if len(b) < 18*8 {
+		return c
+	}
+	at := func(i int) uint64 { return native.Uint64(b[i*8:]) }
+	return Counters{RxErrors: at(4), TxErrors: at(5), RxDropped: at(6), TxDropped: at(7), TxCarrier: at(17)}
+}
+
+// syncLinks makes the wanted devices exist as described and removes Owned ones that nobody wants. It returns
+// all devices as they are afterwards.
+func (h *Host) syncLinks(w Want) ([]link, error) {
+	links, err := dumpLinks(h.rt)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: list links: %w", err)
+	}
+	byName := map[string]link{}
+	for _, l := range links {
+		byName[l.name] = l
+	}
+	wanted := map[string]bool{}
+	for _, l := range w.Links {
+		wanted[l.Name] = true
+	}
+	var errs []error
+	changed := false
+	// Strangers first: a leftover device with our VNI and port would keep the new one from being made.
+	for _, l := range links {
+		if Owned(l.name) && !wanted[l.name] {
+			errs = append(errs, h.removeLink(l, "not wanted"))
+			changed = true
+		}
+	}
+	for _, want := range w.Links {
+		have, exists := byName[want.Name]
+		did, err := h.syncLink(want, have, exists)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("hostnet: link %s: %w%s", want.Name, err, hint(err)))
+		}
+		changed = changed || did
+	}
+	if changed {
+		if links, err = dumpLinks(h.rt); err != nil {
+			errs = append(errs, fmt.Errorf("hostnet: list links: %w", err))
+		}
+	}
+	return links, errors.Join(errs...)
+}
+
+func (h *Host) removeLink(l link, reason string) error {
+	h.changed("removed", "link "+l.name, h.prev != nil && !h.prev.links[l.name], reason)
+	if err := h.rt.do1(deleteLink(l.index)); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("hostnet: remove link %s: %w%s", l.name, err, hint(err))
+	}
+	return nil
+}
+
+// syncLink corrects one device, or makes it (anew). It says whether it changed anything.
+func (h *Host) syncLink(want Link, have link, exists bool) (bool, error) {
+	if !strings.HasPrefix(want.Name, LinkPrefix) {
+		return false, fmt.Errorf("not ours: its name does not start with %s", LinkPrefix)
+	}
+	repair := h.prev != nil && h.prev.links[want.Name]
+	if want.Vxlan == nil {
+		if !exists {
+			return false, errors.New("does not exist")
+		}
+		return h.adjustLink(want, have, repair)
+	}
+	if exists && (have.kind != "vxlan" || have.vxlan != want.Vxlan.state()) {
+		if err := h.removeLink(have, "has other attributes"); err != nil {
+			return true, err
+		}
+		exists = false
+	}
+	if exists {
+		return h.adjustLink(want, have, repair)
+	}
+	h.changed("made", "link "+want.Name, repair, "it was missing")
+	if err := h.rt.do1(want.create()); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return true, fmt.Errorf("make vxlan %d port %d: %w: another device has this VNI and port",
+				want.Vxlan.VNI, want.Vxlan.Port, err)
+		}
+		return true, fmt.Errorf("make vxlan: %w", err)
+	}
+	made, err := h.linkByName(want.Name)
+	if err != nil {
+		return true, err
+	}
+	if _, err := h.adjustLink(want, made, false); err != nil {
+		return true, err
+	}
+	return true, nil
+}
+
+// adjustLink corrects what can be corrected while a device carries traffic.
+func (h *Host) adjustLink(want Link, have link, repair bool) (bool, error) {
+	var msgs []message
+	var wrong []string
+	if want.Vxlan != nil && have.genMode != genModeNone && h.sysctls.v6 != nil {
+		msgs = append(msgs, noAutoAddr(have.index))
+		wrong = append(wrong, "address generation")
+	}
+	if !have.up {
+		wrong = append(wrong, "down")
+	}
+	if want.MTU != 0 && have.mtu != want.MTU {
+		wrong = append(wrong, fmt.Sprintf("MTU %d", have.mtu))
+	}
+	if want.MAC != [6]byte{} && have.mac != want.MAC {
+		wrong = append(wrong, "MAC "+macString(have.mac))
+	}
+	if len(wrong) == 0 {
+		return false, nil
+	}
+	if repair {
+		h.changed("corrected", "link "+want.Name, true, strings.Join(wrong, ", "))
+	}
+	return true, errors.Join(h.rt.do(append(msgs, want.set(have.index)))...)
+}
+
+// linkByName asks for one device.
+func (h *Host) linkByName(name string) (link, error) {
+	links, err := dumpLinks(h.rt)
+	if err != nil {
+		return link{}, err
+	}
+	for _, l := range links {
+		if l.name == name {
+			return l, nil
+		}
+	}
+	return link{}, fmt.Errorf("device %s does not exist: set node.interface to one that does", name)
+}

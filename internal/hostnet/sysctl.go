@@ -1,0 +1,140 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+)
+
+// Sysctl is a setting below /proc/sys/net that must have a value while weft runs. It is set where it differs,
+// said in the log, and never set back: others may have come to rely on it.
+type Sysctl struct {
+	Key   string // with slashes, from the family on: "ipv4/ip_forward"
+	Value string
+}
+
+// Forwarding are the settings without which a node drops its pods' packets, for the families in network.
+func Forwarding(network []netip.Prefix) (list []Sysctl) {
+	has := func(v6 bool) bool {
+		return slices.ContainsFunc(network, func(p netip.Prefix) bool { return p.Addr().Is6() == v6 })
+	}
+	if has(false) {
+		list = append(list, Sysctl{"ipv4/ip_forward", "1"})
+	}
+	if has(true) {
+		list = append(list, Sysctl{forward6, "1"})
+	}
+	return list
+}
+
+const forward6 = "ipv6/conf/all/forwarding"
+
+// sysctls holds /proc/sys/net's directories open: they stay those of the namespace that the opening thread was
+// in, whichever thread reads them later.
+type sysctls struct {
+	v4, v6 *os.Root // nil where the kernel lacks the family
+}
+
+func openSysctls() *sysctls {
+	s := &sysctls{}
+	if root, err := os.OpenRoot("/proc/thread-self/root/proc/sys/net/ipv4"); err == nil {
+		s.v4 = root
+	}
+	if root, err := os.OpenRoot("/proc/thread-self/root/proc/sys/net/ipv6"); err == nil {
+		s.v6 = root
+	}
+	return s
+}
+
+func (s *sysctls) close() error {
+	var errs []error
+	for _, root := range []*os.Root{s.v4, s.v6} {
+		if root != nil {
+			errs = append(errs, root.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// errNoFamily is a setting of an address family that this kernel does not have.
+var errNoFamily = errors.New("the kernel lacks the address family")
+
+func (s *sysctls) file(key string) (*os.Root, string, error) {
+	fam, name, _ := strings.Cut(key, "/")
+	root := map[string]*os.Root{"ipv4": s.v4, "ipv6": s.v6}[fam]
+	if root == nil {
+		return nil, "", errNoFamily
+	}
+	return root, name, nil
+}
+
+func (s *sysctls) get(key string) (string, error) {
+	root, name, err := s.file(key)
+	if err != nil {
+		return "", err
+	}
+	b, err := root.ReadFile(name)
+	return strings.TrimSpace(string(b)), err
+}
+
+func (s *sysctls) set(key, value string) error {
+	root, name, err := s.file(key)
+	if err != nil {
+		return err
+	}
+	f, err := root.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+// syncSysctls sets what differs.
+func (h *Host) syncSysctls(want []Sysctl) error {
+	var errs []error
+	for _, w := range want {
+		have, err := h.sysctls.get(w.Key)
+		if err == nil && have == w.Value {
+			continue
+		}
+		if err == nil {
+			if w.Key == forward6 {
+				h.keepRouterAdvertisements()
+			}
+			err = h.sysctls.set(w.Key, w.Value)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("hostnet: sysctl net/%s=%s: %w: run as root, with /proc/sys writable",
+				w.Key, w.Value, err))
+			continue
+		}
+		h.log.Info("set sysctl; it stays so when weft stops", zap.String("key", "net/"+w.Key),
+			zap.String("was", have), zap.String("value", w.Value))
+	}
+	return errors.Join(errs...)
+}
+
+// keepRouterAdvertisements prepares for IPv6 forwarding: a forwarding host ignores router advertisements, and
+// would lose a default route it has from them, unless accept_ra is 2.
+func (h *Host) keepRouterAdvertisements() {
+	links, err := dumpLinks(h.rt)
+	if err != nil {
+		h.log.Warn("cannot keep router advertisements accepted", zap.Error(err))
+		return
+	}
+	for _, l := range links {
+		key := "ipv6/conf/" + l.name + "/accept_ra"
+		if v, err := h.sysctls.get(key); err != nil || v != "1" || l.loopback || strings.HasPrefix(l.name, LinkPrefix) {
+			continue
+		}
+		if err := h.sysctls.set(key, "2"); err != nil {
+			h.log.Warn("cannot keep router advertisements accepted", zap.String("device", l.name), zap.Error(err))
+		}
+	}
+}

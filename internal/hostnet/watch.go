@@ -1,0 +1,188 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// settle is how long Watch lets a burst of changes pass before it wakes the caller.
+	settle = 20 * time.Millisecond
+	// spacing bounds how often somebody who keeps undoing our work makes us redo it.
+	spacing = 100 * time.Millisecond
+	// belt is the longest time without a wake-up, for what no notification tells.
+	belt = time.Second
+	// share bounds what the belt costs: after a wake that took d, at least share × d pass without news.
+	share = 50
+)
+
+// watch says why a device's changes concern us.
+type watch uint8
+
+const (
+	unwatched watch = iota
+	underlay        // named in Want.Watch: its state, MTU and addresses matter
+	ours            // named in Want.Links: everything about it does
+)
+
+// Watch calls wake soon after something that concerns the last Want changed by anybody's hand: our links,
+// addresses, routes, neighbours and FDB entries, and the devices named in Want.Watch. It also calls wake when
+// changes may have been missed, at its start, and every second (more rarely where wake takes longer than 20 ms).
+// wake runs in Watch's goroutine; it should Apply. Watch returns when ctx ends (nil), or when the kernel's
+// notifications cannot be had at all.
+func (h *Host) Watch(ctx context.Context, wake func()) error {
+	news := make(chan struct{}, 1)
+	notify := func() {
+		select {
+		case news <- struct{}{}:
+		default: // one is on its way
+		}
+	}
+	listener, err := h.listen()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		h.follow(ctx, listener, notify)
+	}()
+	defer func() {
+		cancel()
+		<-ended
+	}()
+
+	notify() // what happened before we listened
+	timer := time.NewTimer(belt)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		case <-news:
+			if !sleep(ctx, settle) {
+				return nil
+			}
+			select {
+			case <-news: // of the same burst
+			default:
+			}
+		}
+		start := time.Now()
+		wake()
+		took := time.Since(start)
+		if !sleep(ctx, spacing) {
+			return nil
+		}
+		timer.Reset(max(belt, share*took) - spacing)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// follow reads notifications until ctx ends, opening a new socket when one breaks.
+func (h *Host) follow(ctx context.Context, listener *os.File, notify func()) {
+	buf := make([]byte, 64<<10)
+	for ctx.Err() == nil {
+		if listener == nil {
+			var err error
+			if listener, err = h.listen(); err != nil {
+				h.log.Warn("cannot listen for kernel changes; checking every second", zap.Error(err))
+				if !sleep(ctx, belt) {
+					return
+				}
+				continue
+			}
+			notify()
+		}
+		err := h.read(ctx, listener, buf, notify)
+		_ = listener.Close()
+		listener = nil
+		if ctx.Err() == nil {
+			h.log.Info("listening for kernel changes again", zap.Error(err))
+		}
+	}
+}
+
+// read passes on what concerns us until the socket breaks or ctx ends.
+func (h *Host) read(ctx context.Context, listener *os.File, buf []byte, notify func()) error {
+	stop := context.AfterFunc(ctx, func() { _ = listener.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	for {
+		n, err := listener.Read(buf)
+		if errors.Is(err, unix.ENOBUFS) {
+			notify() // the kernel dropped notifications; the socket itself goes on
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		messages(buf[:n], func(hd header, payload []byte) {
+			if h.concerns(hd, payload) {
+				notify()
+			}
+		})
+	}
+}
+
+// listen opens a socket for notifications. Its descriptor is non-blocking, so that the runtime's poller waits.
+func (h *Host) listen() (*os.File, error) {
+	fd, err := socketAt(h.ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: open netlink: %w", err)
+	}
+	groups := []int{
+		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+	}
+	err = errors.Join(unix.SetNonblock(fd, true), unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	for _, g := range groups {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("hostnet: subscribe to kernel changes: %w", err), unix.Close(fd))
+	}
+	// Room for a burst; what does not fit is noticed (ENOBUFS) and costs one Apply.
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<20)
+	return os.NewFile(uintptr(fd), "netlink"), nil
+}
+
+// concerns says whether a notification may be about something of ours.
+func (h *Host) concerns(hd header, b []byte) bool {
+	watched := func(index int32) watch {
+		if set := h.watched.Load(); set != nil {
+			return (*set)[index]
+		}
+		return unwatched
+	}
+	switch hd.kind {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		l, ok := parseLink(b)
+		return ok && (watched(l.index) != unwatched || Owned(l.name))
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		return len(b) >= sizeofIfAddrmsg && watched(int32(native.Uint32(b[4:]))) != unwatched
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		return len(b) >= sizeofNdMsg && watched(int32(native.Uint32(b[4:]))) == ours
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		// A replaced route is told by its successor alone, whose protocol may be anybody's.
+		return len(b) >= sizeofRtMsg && (b[5] == Protocol || hd.flags&unix.NLM_F_REPLACE != 0)
+	}
+	return false
+}
