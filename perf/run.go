@@ -48,10 +48,7 @@ func Run(ctx context.Context, p *Plan, show func(Event)) (_ *Result, err error) 
 	if err := p.Check(); err != nil {
 		return nil, &UsageError{err}
 	}
-	r := &run{plan: p, show: show, result: &Result{
-		Schema: Schema, Host: fingerprint(p.Version, p.Congestion), Settings: p.settings(),
-		Results: []Row{}, Conservation: []Balance{}, Unsupported: []Unsupported{}, Failed: []Failure{},
-	}}
+	r := &run{plan: p, show: show, result: newResult(p)}
 	dir, err := testbed.Dir()
 	if err != nil {
 		return nil, err
@@ -79,6 +76,14 @@ func Run(ctx context.Context, p *Plan, show func(Event)) (_ *Result, err error) 
 	}
 	r.event("taking the testbeds down")
 	return r.result, nil
+}
+
+// newResult is a result before anything was measured; its lists are empty, not absent.
+func newResult(p *Plan) *Result {
+	return &Result{
+		Schema: Schema, Host: fingerprint(p.Version, p.Congestion), Settings: p.settings(),
+		Results: []Row{}, Conservation: []Balance{}, Unsupported: []Unsupported{}, Failed: []Failure{},
+	}
 }
 
 func (r *run) event(text string) {

@@ -73,7 +73,7 @@ type CPU struct {
 type Balance struct {
 	Contender string       `json:"contender"`
 	Test      string       `json:"test"`
-	Params    probe.Params `json:"params"`
+	Params    probe.Params `json:"params,omitempty"`
 	*LaneBalance
 	*PathBalance
 	OK bool `json:"ok"` // nothing is unexplained

@@ -11,6 +11,7 @@ import (
 	"text/template"
 	"time"
 
+	"weft/internal/api"
 	"weft/perf/testbed"
 )
 
@@ -25,9 +26,8 @@ type daemons struct {
 
 type node struct {
 	*testbed.Node
-	weft    string // the binary
 	process *testbed.Process
-	socket  string
+	client  *api.Client
 }
 
 // configTemplate is a node's weft.yaml; everything the lab does not need is left to the defaults.
@@ -79,7 +79,7 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 		if err != nil {
 			return nil, err
 		}
-		d.nodes = append(d.nodes, node{n, env.Weft, p, socket})
+		d.nodes = append(d.nodes, node{n, p, api.NewClient(socket)})
 	}
 	for _, n := range d.nodes {
 		mtu, err := n.ready(ctx)
@@ -113,12 +113,12 @@ func quoted[T fmt.Stringer](list []T) string {
 // ready waits until the daemon has programmed its path, and returns the inner MTU.
 func (n node) ready(ctx context.Context) (mtu int, err error) {
 	for {
-		s, err := n.readStatus(ctx)
-		if err == nil && s.ready {
-			return s.innerMTU, nil
+		s, err := n.client.Status(ctx)
+		if err == nil && s.Ready {
+			return s.InnerMTU, nil
 		}
 		if err == nil {
-			err = errors.New(s.reason)
+			err = errors.New(s.Reason)
 		}
 		select {
 		case <-n.process.Done():
@@ -153,11 +153,19 @@ func (d *daemons) Processes() []*testbed.Process {
 func (d *daemons) Lanes(ctx context.Context) ([]Lane, error) {
 	var all []Lane
 	for _, n := range d.nodes {
-		lanes, err := n.readLanes(ctx)
+		lanes, err := n.client.Lanes(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("contender: lanes of %s: %w", n.process.Name, err)
 		}
-		all = append(all, lanes...)
+		for _, l := range lanes {
+			lane := Lane{Node: n.Name, Name: l.Name, Received: l.Received, Sent: l.Sent, Drops: map[string]uint64{}}
+			for _, stage := range l.Stages {
+				for reason, count := range stage.Drops {
+					lane.Drops[reason] += count
+				}
+			}
+			all = append(all, lane)
+		}
 	}
 	return all, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -46,7 +47,7 @@ func (ns *Namespace) Start(name, log string, stdout io.Writer, argv ...string) (
 	if err := ns.Do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("testbed: start %s: %w", name, err)
 	}
-	ns.processes = append(ns.processes, p)
+	ns.processes = append(slices.DeleteFunc(ns.processes, func(p *Process) bool { return p.Ended() != nil }), p)
 	go func() {
 		p.err = cmd.Wait()
 		close(p.done)
