@@ -5,12 +5,17 @@ package control
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"net/netip"
 	"time"
 )
 
 // MAC is a 48-bit Ethernet address.
 type MAC [6]byte
+
+func (m MAC) String() string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
 
 // Node is one member of the cluster. Immutable once published.
 type Node struct {
@@ -72,4 +77,15 @@ type Backend interface {
 	Run(ctx context.Context) error
 	// Close stops carrying packets by this process; kernel state that forwards by itself stays.
 	Close() error
+}
+
+// HostAddr returns the address of a node's own prefix that the node itself holds, so that its own
+// packets to pods have a source the peer accepts: the first after the network address, or that one
+// where there is no other.
+func HostAddr(p netip.Prefix) netip.Addr {
+	a := p.Masked().Addr()
+	if p.Bits() >= a.BitLen()-1 {
+		return a
+	}
+	return a.Next()
 }

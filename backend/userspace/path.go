@@ -53,18 +53,16 @@ type engine struct {
 	inside, outside packet.Port
 	lanes           []*dataplane.Lane
 	done            sync.WaitGroup
-	failed          chan error // the first lane that stops for another reason than Close
-	once            sync.Once
 }
 
-// start opens the ports and starts one lane per queue and direction. The lanes are live when it
-// returns.
-func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int)) (*engine, error) {
+// start opens the ports and starts one lane per queue and direction. The first lane that stops for
+// another reason than stop is reported to failed.
+func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int), failed chan<- failure) (*engine, error) {
 	inside, outside, err := kind.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{path: path, inside: inside, outside: outside, failed: make(chan error, 1)}
+	e := &engine{path: path, inside: inside, outside: outside}
 	ins, outs := inside.Queues(), outside.Queues()
 	if len(ins) != len(outs) {
 		inside.Close()
@@ -94,7 +92,7 @@ func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int
 			defer e.done.Done()
 			if err := l.Run(); !errors.Is(err, net.ErrClosed) {
 				select {
-				case e.failed <- err:
+				case failed <- failure{e, err}:
 				default:
 				}
 			}
@@ -105,11 +103,8 @@ func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int
 
 // stop closes the ports and waits for the lanes.
 func (e *engine) stop() error {
-	var err error
-	e.once.Do(func() {
-		err = errors.Join(e.inside.Close(), e.outside.Close())
-		e.done.Wait()
-	})
+	err := errors.Join(e.inside.Close(), e.outside.Close())
+	e.done.Wait()
 	return err
 }
 

@@ -1,0 +1,348 @@
+// Package userspace carries traffic through this process: ports at both sides, stages and lanes
+// between them, and the kernel's routes into the inside device. What the ports and stages are is
+// the Kind's affair; package catalog has the list.
+package userspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"weft/backend"
+	"weft/control"
+	"weft/dataplane"
+	"weft/internal/hostnet"
+	"weft/packet"
+)
+
+const (
+	// device is the inside interface. One daemon per network namespace: a second finds it taken.
+	device = "weft0"
+
+	// Reopening a path that fails at once is retried at these intervals.
+	retryFirst = 50 * time.Millisecond
+	retryMax   = 2 * time.Second
+)
+
+// Backend carries packets in user space. It implements backend.Backend.
+type Backend struct {
+	kind  Kind
+	set   backend.Settings
+	log   *zap.Logger
+	host  *hostnet.Host
+	route *dataplane.Route
+	reply *rejecter
+
+	failed chan failure // engines report here when a lane dies
+
+	mu     sync.Mutex
+	state  *control.State // the last applied; nil before the first
+	engine *engine        // nil while there is no path
+	past   ledger         // what closed engines counted
+	ids    map[string]uint32
+	hops   []backend.Hop // sorted by node; traffic is filled in by Status
+	err    error         // why the last state is not in force
+	path   Path
+}
+
+type failure struct {
+	engine *engine
+	err    error
+}
+
+// New returns the constructor of a mode of this kind.
+func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
+	return func(s backend.Settings) (backend.Backend, error) {
+		host, err := hostnet.New(s.Log)
+		if err != nil {
+			return nil, err
+		}
+		reply, err := newRejecter()
+		if err != nil {
+			return nil, errors.Join(err, host.Close())
+		}
+		b := &Backend{kind: kind, set: s, log: s.Log, host: host, route: dataplane.NewRoute(), reply: reply,
+			failed: make(chan failure, 1), ids: map[string]uint32{}}
+		if err := host.Guard(s.Network); err != nil { // before anything can be sent
+			return nil, errors.Join(err, b.Close())
+		}
+		return b, nil
+	}
+}
+
+// Self returns what to publish about this node.
+func (b *Backend) Self() control.Node {
+	return control.Node{Name: b.set.Node, MAC: control.VTEPMAC(b.set.Node)}
+}
+
+// Apply makes lanes, table and kernel routes follow s.
+func (b *Backend) Apply(s control.State) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.state = &s
+	b.err = b.sync()
+	return b.err
+}
+
+// Run repairs the path until ctx ends: it reopens ports whose device was deleted, and puts kernel
+// objects back.
+func (b *Backend) Run(ctx context.Context) error {
+	wake := make(chan struct{}, 1)
+	watched := make(chan error, 1)
+	go func() {
+		watched <- b.host.Watch(ctx, func() {
+			select {
+			case wake <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	var retry <-chan time.Time
+	pause := retryFirst
+	for {
+		select {
+		case <-ctx.Done():
+			<-watched
+			return nil
+		case err := <-watched:
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("userspace: watch the kernel's network state: %w", err)
+		case f := <-b.failed:
+			b.log.Warn("path failed, reopening", zap.String("device", device), zap.Error(f.err))
+			b.drop(f.engine)
+		case <-wake:
+		case <-retry:
+		}
+		if err := b.repair(); err != nil {
+			b.log.Warn("path not in force, trying again", zap.Error(err), zap.Duration("in", pause))
+			retry = time.After(pause)
+			pause = min(2*pause, retryMax)
+		} else {
+			retry, pause = nil, retryFirst
+		}
+	}
+}
+
+func (b *Backend) repair() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state == nil {
+		return nil
+	}
+	b.err = b.sync()
+	return b.err
+}
+
+// drop closes an engine that failed, if it is still the current one.
+func (b *Backend) drop(e *engine) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.engine == e {
+		b.closeEngine()
+	}
+}
+
+func (b *Backend) closeEngine() {
+	if b.engine == nil {
+		return
+	}
+	if err := b.engine.stop(); err != nil {
+		b.log.Warn("close path", zap.Error(err))
+	}
+	b.past.retire(b.engine)
+	b.engine = nil
+}
+
+// sync brings everything in line with b.state. The caller holds b.mu.
+func (b *Backend) sync() error {
+	s := b.state
+	path, devices, err := b.pathFor(s.Self)
+	if err != nil {
+		return err
+	}
+	if b.engine != nil && !b.engine.path.equal(path) {
+		b.log.Info("path changed, reopening", zap.Stringers("local", path.Local), zap.Int("mtu", path.InnerMTU))
+		b.closeEngine()
+	}
+	if b.engine == nil {
+		b.reply.SetSource(hostAddrs(s.Self))
+		e, err := start(b.kind, path, b.route, b.reply.Offer, b.failed)
+		if err != nil {
+			return err
+		}
+		b.engine = e
+		b.log.Info("path open", zap.String("device", path.Device), zap.Stringers("local", path.Local),
+			zap.Uint16("port", path.Port), zap.Uint32("vni", path.VNI), zap.Int("mtu", path.InnerMTU),
+			zap.Int("queues", path.Queues), zap.Any("features", features(e)))
+	}
+	b.path = path
+	table, hops := b.table(s, path)
+	b.route.Publish(table)
+	b.hops = hops
+	return b.host.Apply(b.want(s, path, devices))
+}
+
+// pathFor derives the fixed part of the path from what the source granted this node.
+func (b *Backend) pathFor(self control.Node) (Path, []string, error) {
+	p := Path{Device: device, Port: b.set.Port, VNI: b.set.VNI, MAC: self.VTEP(), Queues: b.set.Queues,
+		UnderlayMTU: b.set.UnderlayMTU}
+	var devices []string
+	v6 := false
+	for _, a := range self.Endpoints {
+		if slices.ContainsFunc(p.Local, func(l netip.Addr) bool { return l.Is4() == a.Is4() }) {
+			continue // one per family, the preferred
+		}
+		p.Local = append(p.Local, a)
+		v6 = v6 || a.Is6()
+		dev, mtu, err := b.host.Underlay(a)
+		if err != nil {
+			return p, nil, err
+		}
+		if !slices.Contains(devices, dev) {
+			devices = append(devices, dev)
+		}
+		if b.set.UnderlayMTU == 0 && (p.UnderlayMTU == 0 || mtu < p.UnderlayMTU) {
+			p.UnderlayMTU = mtu
+		}
+	}
+	if len(p.Local) == 0 {
+		return p, nil, fmt.Errorf("userspace: node %q has no endpoint: give it one in the control plane", self.Name)
+	}
+	p.InnerMTU = packet.InnerMTU(p.UnderlayMTU, v6, b.kind.Overhead)
+	least := packet.MinIPv4MTU
+	if slices.ContainsFunc(self.Prefixes, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		least = packet.MinIPv6MTU
+	}
+	if p.InnerMTU < least {
+		return p, nil, fmt.Errorf("userspace: an underlay MTU of %d leaves %d bytes for inner packets and %d are needed: "+
+			"raise the MTU of %s, or take IPv6 prefixes out of the network", p.UnderlayMTU, p.InnerMTU, least, strings.Join(devices, ", "))
+	}
+	return p, devices, nil
+}
+
+// table builds the route table and the report of it.
+func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backend.Hop) {
+	t := dataplane.NewTable()
+	for _, p := range s.Self.Prefixes {
+		t.InsertSelf(p)
+	}
+	var hops []backend.Hop
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		at, ok := control.Endpoint(s.Self, *n)
+		if !ok {
+			continue // Check has said so
+		}
+		id, known := b.ids[n.Name]
+		if !known {
+			id = uint32(len(b.ids)) // never reused: counters and sessions go by it
+			b.ids[n.Name] = id
+		}
+		h := &packet.Hop{Addr: netip.AddrPortFrom(at, path.Port), Peer: id, VNI: path.VNI, MAC: n.VTEP(), MTU: path.InnerMTU}
+		for _, p := range n.Prefixes {
+			t.Insert(p, h)
+		}
+		for _, a := range n.Endpoints {
+			t.InsertPeer(a, h)
+		}
+		mac := n.VTEP()
+		hops = append(hops, backend.Hop{Node: n.Name, Endpoint: h.Addr, Prefixes: n.Prefixes, VNI: h.VNI, MTU: h.MTU, MAC: mac.String()})
+	}
+	return t, hops
+}
+
+// want says what the kernel must hold for this path.
+func (b *Backend) want(s *control.State, path Path, underlay []string) hostnet.Want {
+	w := hostnet.Want{
+		Network: b.set.Network,
+		Sysctls: hostnet.Forwarding(b.set.Network),
+		Links:   []hostnet.Link{{Name: device, MTU: path.InnerMTU}},
+		Watch:   underlay,
+	}
+	own := hostAddrs(s.Self)
+	for _, a := range own {
+		w.Addrs = append(w.Addrs, hostnet.Addr{Dev: device, Prefix: netip.PrefixFrom(a, a.BitLen())})
+	}
+	for _, n := range s.Nodes {
+		if _, ok := control.Endpoint(s.Self, n); !ok {
+			continue
+		}
+		for _, p := range n.Prefixes {
+			r := hostnet.Route{Dst: p, Dev: device}
+			for _, a := range own {
+				if a.Is4() == p.Addr().Is4() {
+					r.Src = a
+					break
+				}
+			}
+			w.Routes = append(w.Routes, r)
+		}
+	}
+	return w
+}
+
+func hostAddrs(self control.Node) (own []netip.Addr) {
+	for _, p := range self.Prefixes {
+		own = append(own, control.HostAddr(p))
+	}
+	return own
+}
+
+// Status reports the path, its peers and their traffic.
+func (b *Backend) Status() backend.Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := backend.Status{Ready: b.engine != nil && b.err == nil, UnderlayMTU: b.path.UnderlayMTU, InnerMTU: b.path.InnerMTU,
+		Repairs: b.host.Repairs(), Hops: slices.Clone(b.hops)}
+	switch {
+	case b.err != nil:
+		s.Reason = b.err.Error()
+	case b.state == nil:
+		s.Reason = "no state from the control plane yet"
+	case b.engine == nil:
+		s.Reason = "the path is being reopened"
+	}
+	_, tx, rx, kernel := b.past.total(b.engine)
+	s.KernelDrops = kernel
+	if b.engine != nil {
+		s.Devices = []string{device}
+		s.Features = features(b.engine)
+	}
+	for i := range s.Hops {
+		h := &s.Hops[i]
+		if id := int(b.ids[h.Node]); id < len(tx) {
+			h.TxPackets, h.TxBytes = tx[id].Packets, tx[id].Bytes
+		}
+		if id := int(b.ids[h.Node]); id < len(rx) {
+			h.RxPackets, h.RxBytes = rx[id].Packets, rx[id].Bytes
+		}
+	}
+	return s
+}
+
+// Lanes returns the statistics of every lane, including what earlier openings of the path counted.
+func (b *Backend) Lanes() []dataplane.LaneStats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	lanes, _, _, _ := b.past.total(b.engine)
+	slices.SortFunc(lanes, func(a, c dataplane.LaneStats) int { return strings.Compare(a.Name, c.Name) })
+	return lanes
+}
+
+// Close closes the ports. The unreachable routes stay, on purpose.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closeEngine()
+	b.reply.Close()
+	return b.host.Close()
+}

@@ -1,0 +1,59 @@
+// Package catalog is the roof of the house: the only list of replaceable parts. A new part is its
+// own folder and one line here.
+package catalog
+
+import (
+	"weft/backend"
+	"weft/backend/kernelvxlan"
+	"weft/backend/userspace"
+	"weft/encap/vxlan"
+	"weft/packet"
+	"weft/tun"
+	"weft/underlay"
+)
+
+// Mode is one way to carry traffic between nodes.
+type Mode struct {
+	Name  string
+	Port  uint16 // default UDP port of the tunnel
+	About string // one line: inside → outside
+	New   func(backend.Settings) (backend.Backend, error)
+}
+
+// Modes lists every mode, in the order reports show them.
+var Modes = []Mode{
+	{"vxlan", 4789, "Linux vxlan device, UDP checksum on", kernelvxlan.New},
+	{"tun", 4789, "TUN (songgao/water) → VXLAN → UDP batches", userspace.New(userspace.Kind{
+		Overhead: vxlanOverhead, Open: plainTUN, Stages: vxlanStages,
+	})},
+}
+
+// DefaultMode is the mode of a configuration that names none.
+const DefaultMode = "tun"
+
+// ModeByName finds a mode.
+func ModeByName(name string) (Mode, bool) {
+	for _, m := range Modes {
+		if m.Name == name {
+			return m, true
+		}
+	}
+	return Mode{}, false
+}
+
+const vxlanOverhead = packet.VXLANHeader + packet.EthernetHeader
+
+func vxlanStages(p userspace.Path) []packet.Stage {
+	return []packet.Stage{vxlan.New(vxlan.Config{VNI: p.VNI, MAC: p.MAC, Inner: packet.IP, MTU: p.InnerMTU})}
+}
+
+func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) {
+	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: true}, p.Queues); err != nil {
+		return nil, nil, err
+	}
+	if inside, err = tun.Open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {
+		outside.Close()
+		return nil, nil, err
+	}
+	return inside, outside, nil
+}

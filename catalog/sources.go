@@ -1,0 +1,45 @@
+package catalog
+
+import (
+	"go.uber.org/zap"
+
+	"weft/control"
+	"weft/control/static"
+	"weft/internal/config"
+)
+
+// Source is one way to know who is in the cluster.
+type Source struct {
+	Kind  string
+	About string
+	New   func(*config.Config, *zap.Logger) control.Source
+}
+
+// Sources lists every control source.
+var Sources = []Source{
+	{"static", "a file that lists the nodes, reloaded on change", func(c *config.Config, log *zap.Logger) control.Source {
+		return static.New(c.Control.Static.File, c.Network.Prefixes, log)
+	}},
+}
+
+// SourceByKind finds a source.
+func SourceByKind(kind string) (Source, bool) {
+	for _, s := range Sources {
+		if s.Kind == kind {
+			return s, true
+		}
+	}
+	return Source{}, false
+}
+
+// Built says what this build can do, for the configuration to hold files against.
+func Built() config.Built {
+	b := config.Built{DefaultMode: DefaultMode}
+	for _, m := range Modes {
+		b.Modes = append(b.Modes, m.Name)
+	}
+	for _, s := range Sources {
+		b.Controls = append(b.Controls, s.Kind)
+	}
+	return b
+}

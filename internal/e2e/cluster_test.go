@@ -1,0 +1,216 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"weft/internal/nettest"
+)
+
+// patience bounds every wait for a condition; it is no measure of how fast weft is.
+const patience = 20 * time.Second
+
+// weft is the binary under test, built once by TestMain.
+var weft string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "weft-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: make a directory for the binary:", err)
+		os.Exit(1)
+	}
+	weft = filepath.Join(dir, "weft")
+	args := []string{"build", "-o", weft}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	if out, err := exec.Command("go", append(args, "weft/cmd/weft")...).CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "e2e: build weft: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// cluster is a nettest.Cluster with a weft daemon on every node.
+type cluster struct {
+	*nettest.Cluster
+	t       *testing.T
+	mode    string
+	family  int // of the underlay: 4 or 6
+	dir     string
+	daemons map[string]*nettest.Process
+	absent  map[string]bool // nodes that nodes.yaml leaves out
+}
+
+// up builds a cluster, starts a daemon per node and waits until all pods reach each other.
+func up(t *testing.T, mode string, family int, o nettest.ClusterOptions) *cluster {
+	t.Helper()
+	c := &cluster{Cluster: nettest.NewCluster(t, o), t: t, mode: mode, family: family, dir: t.TempDir(),
+		daemons: map[string]*nettest.Process{}, absent: map[string]bool{}}
+	c.writeNodes()
+	for _, n := range c.Nodes {
+		c.start(n)
+	}
+	t.Cleanup(func() {
+		for _, p := range c.daemons {
+			p.Kill()
+		}
+		if t.Failed() {
+			for name, p := range c.daemons {
+				t.Logf("daemon %s:\n%s", name, p.Output())
+			}
+		}
+	})
+	for _, n := range c.Nodes {
+		c.ready(n)
+	}
+	c.allReach()
+	return c
+}
+
+func (c *cluster) path(n *nettest.ClusterNode, file string) string {
+	return filepath.Join(c.dir, n.Name+"-"+file)
+}
+
+func (c *cluster) nodesFile() string { return filepath.Join(c.dir, "nodes.yaml") }
+
+// writeNodes writes nodes.yaml by rename, as editors do.
+func (c *cluster) writeNodes() {
+	c.t.Helper()
+	var b strings.Builder
+	b.WriteString("nodes:\n")
+	for _, n := range c.Nodes {
+		if c.absent[n.Name] {
+			continue
+		}
+		fmt.Fprintf(&b, "  - {name: %s, endpoints: [%q], prefixes: [%q, %q]}\n", n.Name, c.endpoint(n), n.Prefixes[0], n.Prefixes[1])
+	}
+	c.writeFile(c.nodesFile(), b.String())
+}
+
+func (c *cluster) writeFile(name, text string) {
+	c.t.Helper()
+	tmp := name + ".new"
+	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.Rename(tmp, name); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cluster) endpoint(n *nettest.ClusterNode) netip.Addr {
+	if c.family == 6 {
+		return n.Underlay[1]
+	}
+	return n.Underlay[0]
+}
+
+// start starts a node's daemon.
+func (c *cluster) start(n *nettest.ClusterNode) {
+	c.t.Helper()
+	network := c.Network()
+	c.writeFile(c.path(n, "weft.yaml"), fmt.Sprintf(`node: {name: %s}
+network: {prefixes: [%q, %q]}
+mode: %s
+control: {kind: static, static: {file: %s}}
+api: {socket: %s, metrics: ""}
+state_dir: %s
+`, n.Name, network[0], network[1], c.mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state")))
+	c.daemons[n.Name] = n.NS.MustStart(c.t, weft, "daemon", "--config", c.path(n, "weft.yaml"))
+}
+
+// stop ends a node's daemon by a signal and waits for its end.
+func (c *cluster) stop(n *nettest.ClusterNode, s syscall.Signal) {
+	c.t.Helper()
+	p := c.daemons[n.Name]
+	p.Signal(s)
+	select {
+	case <-p.Done():
+	case <-time.After(patience):
+		c.t.Fatalf("daemon %s ignores %v:\n%s", n.Name, s, p.Output())
+	}
+}
+
+// ask runs a weft command against a node's daemon and decodes its JSON.
+func (c *cluster) ask(n *nettest.ClusterNode, into any, args ...string) error {
+	args = append(args, "--socket", c.path(n, "sock"), "-o", "json")
+	out, err := exec.Command(weft, args...).Output()
+	if err != nil {
+		return fmt.Errorf("weft %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return json.Unmarshal(out, into)
+}
+
+type status struct {
+	Ready    bool     `json:"ready"`
+	InnerMTU int      `json:"inner_mtu"`
+	Devices  []string `json:"devices"`
+}
+
+func (c *cluster) status(n *nettest.ClusterNode) (s status, err error) {
+	err = c.ask(n, &s, "status")
+	return s, err
+}
+
+func (c *cluster) ready(n *nettest.ClusterNode) {
+	c.t.Helper()
+	c.eventually(n.Name+" is ready", func() error {
+		s, err := c.status(n)
+		if err == nil && !s.Ready {
+			err = fmt.Errorf("not ready")
+		}
+		return err
+	})
+}
+
+// eventually waits for a condition.
+func (c *cluster) eventually(what string, cond func() error) {
+	c.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := cond()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("waited %v for: %s: %v", patience, what, err)
+		}
+		time.Sleep(20 * time.Millisecond) // between looks at a condition
+	}
+}
+
+// ping sends one echo request from a namespace.
+func ping(ns *nettest.NS, to netip.Addr, args ...string) error {
+	args = append([]string{"-n", "-c", "1", "-W", "1"}, append(args, to.String())...)
+	out, err := ns.Run("ping", args...)
+	if err != nil {
+		return fmt.Errorf("ping %v: %w\n%s", to, err, out)
+	}
+	return nil
+}
+
+// allReach waits until every pod reaches every other node's pod, over both inner families.
+func (c *cluster) allReach() {
+	c.t.Helper()
+	for _, a := range c.Nodes {
+		for _, b := range c.Nodes {
+			if a == b || c.absent[a.Name] || c.absent[b.Name] {
+				continue
+			}
+			for _, to := range b.PodAddrs {
+				c.eventually(fmt.Sprintf("pod of %s reaches %v", a.Name, to), func() error { return ping(a.Pod, to) })
+			}
+		}
+	}
+}

@@ -1,0 +1,323 @@
+// Package e2e is the namespace suite: real daemons on nodes made of network namespaces, written
+// once and run over every mode that the catalog has.
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"weft/catalog"
+	"weft/internal/nettest"
+)
+
+// each runs a test over every mode and both underlay families.
+func each(t *testing.T, test func(t *testing.T, mode string, family int)) {
+	nettest.RequireRoot(t)
+	nettest.RequireTool(t, "ping")
+	for _, m := range catalog.Modes {
+		for _, family := range []int{4, 6} {
+			t.Run(fmt.Sprintf("%s/underlay%d", m.Name, family), func(t *testing.T) { test(t, m.Name, family) })
+		}
+	}
+}
+
+func TestReachability(t *testing.T) {
+	each(t, func(t *testing.T, mode string, family int) {
+		c := up(t, mode, family, nettest.ClusterOptions{Nodes: 3})
+		a, b := c.Nodes[0], c.Nodes[1]
+		for _, to := range b.PodAddrs {
+			c.eventually("node a itself reaches a pod of b", func() error { return ping(a.NS, to) })
+		}
+		// An address of the overlay that no node owns is refused, not swallowed.
+		out, err := a.Pod.Run("ping", "-n", "-c", "1", "-W", "2", "10.244.77.1")
+		if err == nil || !strings.Contains(out, "nreachable") {
+			t.Errorf("an unowned overlay address: %v\n%s", err, out)
+		}
+	})
+}
+
+// TestBulk sends a few megabytes over TCP each way and compares every byte.
+func TestBulk(t *testing.T) {
+	each(t, func(t *testing.T, mode string, family int) {
+		c := up(t, mode, family, nettest.ClusterOptions{})
+		for _, fam := range []int{0, 1} {
+			for _, dir := range [][2]int{{0, 1}, {1, 0}} {
+				from, to := c.Nodes[dir[0]], c.Nodes[dir[1]]
+				if err := bulk(from.Pod, to.Pod, to.PodAddrs[fam], 4<<20); err != nil {
+					t.Errorf("%s → %s %v: %v", from.Name, to.Name, to.PodAddrs[fam], err)
+				}
+			}
+		}
+	})
+}
+
+// bulk sends n patterned bytes over TCP between two namespaces and checks them on arrival.
+func bulk(from, to *nettest.NS, addr netip.Addr, n int) error {
+	var l net.Listener
+	var err error
+	to.Do(func() { l, err = net.Listen("tcp", netip.AddrPortFrom(addr, 0).String()) })
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	want := make([]byte, n)
+	for i := range want {
+		want[i] = byte(i*7 + i>>8*13)
+	}
+	sent := from.Go(func() error {
+		conn, err := net.DialTimeout("tcp", l.Addr().String(), patience)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(patience))
+		_, err = conn.Write(want)
+		return err
+	})
+	l.(*net.TCPListener).SetDeadline(time.Now().Add(patience))
+	conn, err := l.Accept()
+	if err != nil {
+		return errors.Join(err, <-sent)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	got, err := io.ReadAll(conn)
+	if err = errors.Join(err, <-sent); err != nil {
+		return fmt.Errorf("after %d bytes: %w", len(got), err)
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("%d bytes arrived of %d, and they differ", len(got), len(want))
+	}
+	return nil
+}
+
+// TestMTUEdge: the largest packet passes, one byte more is answered with the right MTU.
+func TestMTUEdge(t *testing.T) {
+	each(t, func(t *testing.T, mode string, family int) {
+		c := up(t, mode, family, nettest.ClusterOptions{})
+		a, b := c.Nodes[0], c.Nodes[1]
+		s, err := c.status(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, to := range b.PodAddrs {
+			head := 28 // IPv4 + ICMP
+			if i == 1 {
+				head = 48
+			}
+			fits := strconv.Itoa(s.InnerMTU - head)
+			c.eventually("a packet of the inner MTU passes", func() error { return ping(a.Pod, to, "-M", "do", "-s", fits) })
+			out, err := a.Pod.Run("ping", "-n", "-c", "2", "-W", "1", "-M", "do", "-s", strconv.Itoa(s.InnerMTU-head+1), to.String())
+			if err == nil || !strings.Contains(strings.ToLower(out), fmt.Sprintf("mtu=%d", s.InnerMTU)) &&
+				!strings.Contains(strings.ToLower(out), fmt.Sprintf("mtu = %d", s.InnerMTU)) {
+				t.Errorf("one byte above the inner MTU %d towards %v: %v\n%s", s.InnerMTU, to, err, out)
+			}
+		}
+	})
+}
+
+// TestRestart: a daemon that stops, or is killed, and starts again serves the same traffic; and
+// while it is away nothing of the overlay leaves the node in clear.
+func TestRestart(t *testing.T) {
+	each(t, func(t *testing.T, mode string, family int) {
+		c := up(t, mode, family, nettest.ClusterOptions{})
+		a, b := c.Nodes[0], c.Nodes[1]
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+			for _, n := range []*nettest.ClusterNode{a, b} {
+				clear := watchClear(t, b, a)
+				c.stop(n, sig)
+				ping(a.Pod, b.PodAddrs[0]) // its outcome depends on the mode; its path must not
+				ping(a.Pod, b.PodAddrs[1])
+				for _, p := range c.Network() {
+					fam := "-4"
+					if p.Addr().Is6() {
+						fam = "-6"
+					}
+					if out, err := n.NS.Run("ip", fam, "route", "show", "table", "all", "type", "unreachable"); err != nil || !strings.Contains(out, p.String()) {
+						t.Errorf("after %v no unreachable route for %v: %v\n%s", sig, p, err, out)
+					}
+				}
+				c.start(n)
+				c.ready(n)
+				c.allReach()
+				if leaked := clear(); len(leaked) > 0 {
+					t.Errorf("%v of %s: overlay packets on the underlay in clear: %v", sig, n.Name, leaked)
+				}
+			}
+		}
+	})
+}
+
+// TestKernelObjectsRepaired: what somebody else takes away comes back.
+func TestKernelObjectsRepaired(t *testing.T) {
+	each(t, func(t *testing.T, mode string, family int) {
+		c := up(t, mode, family, nettest.ClusterOptions{})
+		a, b := c.Nodes[0], c.Nodes[1]
+		s, err := c.status(a)
+		if err != nil || len(s.Devices) == 0 {
+			t.Fatalf("status: %+v: %v", s, err)
+		}
+		device := s.Devices[0]
+		for _, cmd := range []string{
+			"ip route flush proto 87",
+			"ip -6 route flush proto 87",
+			"ip addr flush dev " + device,
+			"ip link set " + device + " mtu 1280",
+			"ip link set " + device + " down",
+			"ip link del " + device,
+		} {
+			t.Run(cmd, func(t *testing.T) {
+				a.NS.MustRun(t, "sh", "-c", cmd)
+				c.allReach()
+			})
+		}
+		c.eventually("the device has the inner MTU again", func() error {
+			return ping(a.Pod, b.PodAddrs[0], "-M", "do", "-s", strconv.Itoa(s.InnerMTU-28))
+		})
+	})
+}
+
+// TestNodeRemoved: a node taken out of nodes.yaml is unreachable at once and comes back.
+func TestNodeRemoved(t *testing.T) {
+	each(t, func(t *testing.T, mode string, family int) {
+		c := up(t, mode, family, nettest.ClusterOptions{Nodes: 3})
+		a, gone := c.Nodes[0], c.Nodes[2]
+		c.absent[gone.Name] = true
+		c.writeNodes()
+		c.eventually("the removed node's pod is refused", func() error {
+			out, err := a.Pod.Run("ping", "-n", "-c", "1", "-W", "1", gone.PodAddrs[0].String())
+			if err == nil || !strings.Contains(out, "nreachable") {
+				return fmt.Errorf("ping: %v\n%s", err, out)
+			}
+			return nil
+		})
+		c.allReach() // the others
+		c.absent[gone.Name] = false
+		c.writeNodes()
+		c.allReach()
+
+		// A broken file changes nothing and is said.
+		c.writeFile(c.nodesFile(), "nodes: [{name: node-a, endpoint\n")
+		c.eventually("the broken file is reported", func() error {
+			var s struct {
+				Problems []struct{ Text string } `json:"problems"`
+			}
+			if err := c.ask(a, &s, "status"); err != nil {
+				return err
+			}
+			if len(s.Problems) == 0 {
+				return errors.New("no problems in status")
+			}
+			return nil
+		})
+		c.allReach()
+	})
+}
+
+// TestConservation counts a burst of UDP from pod to pod: what was generated was delivered or died
+// under a name, and in every lane received = sent + drops.
+func TestConservation(t *testing.T) {
+	each(t, func(t *testing.T, mode string, family int) {
+		c := up(t, mode, family, nettest.ClusterOptions{})
+		a, b := c.Nodes[0], c.Nodes[1]
+		const n = 5000
+		got := flood(t, a.Pod, b.Pod, b.PodAddrs[0], n)
+		var lanes struct {
+			Lanes []struct {
+				Lane     string            `json:"lane"`
+				Received uint64            `json:"received"`
+				Sent     uint64            `json:"sent"`
+				Drops    map[string]uint64 `json:"drops"`
+			} `json:"lanes"`
+		}
+		for _, node := range []*nettest.ClusterNode{a, b} {
+			if err := c.ask(node, &lanes, "stages"); err != nil {
+				t.Fatal(err)
+			}
+			if mode == "vxlan" && len(lanes.Lanes) != 0 {
+				t.Errorf("the kernel forwards, yet %s has lanes", node.Name)
+			}
+			for _, l := range lanes.Lanes {
+				var drops uint64
+				for _, d := range l.Drops {
+					drops += d
+				}
+				if l.Received != l.Sent+drops {
+					t.Errorf("%s %s: received %d, sent %d, drops %v", node.Name, l.Lane, l.Received, l.Sent, l.Drops)
+				}
+				t.Logf("%s %s: received %d, sent %d, drops %v", node.Name, l.Lane, l.Received, l.Sent, l.Drops)
+			}
+		}
+		if got != n {
+			t.Errorf("%d of %d paced packets arrived", got, n)
+		}
+	})
+}
+
+// flood sends n small UDP packets in bursts that wait for the receiver, so that none may be lost, and returns how
+// many arrived.
+func flood(t *testing.T, from, to *nettest.NS, addr netip.Addr, n int) int {
+	t.Helper()
+	var l *net.UDPConn
+	var err error
+	to.Do(func() { l, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 0))) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const burst = 32
+	tokens := make(chan struct{}, 1)
+	var got int
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 100)
+		for {
+			l.SetReadDeadline(time.Now().Add(2 * time.Second))
+			if _, err := l.Read(buf); err != nil {
+				return
+			}
+			if got++; got%burst == 0 {
+				select {
+				case tokens <- struct{}{}:
+				default:
+				}
+			}
+			if got == n {
+				return
+			}
+		}
+	})
+	if err := <-from.Go(func() error {
+		conn, err := net.DialUDP("udp", nil, l.LocalAddr().(*net.UDPAddr))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		for i := range n {
+			if _, err := conn.Write(make([]byte, 36)); err != nil {
+				return err
+			}
+			if (i+1)%burst == 0 {
+				select {
+				case <-tokens:
+				case <-time.After(2 * time.Second): // a lost packet: the count will say so
+				}
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	return got
+}
