@@ -1,0 +1,155 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/packet"
+)
+
+// Inside is the port on the inside: IP packets to and from a veth of its own, e.g. weft0.
+type Inside struct {
+	port
+	veth   *veth
+	netns  *netlink.Handle // of the network namespace the port was opened in
+	queues []packet.Queue
+}
+
+func openInside(c Config, mem []*umem) (in *Inside, err error) {
+	in = &Inside{}
+	if err = in.start(c.Inside, mem); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, in.Close())
+			in = nil
+		}
+	}()
+	if in.netns, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return in, fmt.Errorf("open netlink: %w", err)
+	}
+	et, err := openEthtool()
+	if err != nil {
+		return in, err
+	}
+	defer et.close()
+	if in.veth, err = makeVeth(in.netns, et, c.Inside, c.InnerMTU, len(mem)); err != nil {
+		return in, err
+	}
+	if in.program, err = insideProgram(len(mem)); err != nil {
+		return in, err
+	}
+	if err = in.program.attach(in.netns, in.veth.peerIndex, in.veth.peer, c.Attach); err != nil {
+		return in, err
+	}
+	if err = in.open(in.veth.peerIndex, c); err != nil {
+		return in, err
+	}
+	for _, pair := range in.pairs {
+		q := &insideQueue{pair: pair, mtu: c.InnerMTU}
+		packet.PutEthernet(q.header4[:], in.veth.mac, in.veth.peerMAC, packet.EtherTypeIPv4)
+		packet.PutEthernet(q.header6[:], in.veth.mac, in.veth.peerMAC, packet.EtherTypeIPv6)
+		in.queues = append(in.queues, q)
+	}
+	return in, nil
+}
+
+// Name is that of the inside interface.
+func (in *Inside) Name() string { return in.device }
+
+// Layer is IP: the link's headers are the port's affair.
+func (in *Inside) Layer() packet.Layer { return packet.IP }
+
+// Queues returns one queue per queue of the device.
+func (in *Inside) Queues() []packet.Queue { return in.queues }
+
+// Features says how the port is attached.
+func (in *Inside) Features() map[string]string { return in.features() }
+
+// Close frees the queues and removes the interface.
+func (in *Inside) Close() error {
+	first, err := in.shut()
+	if !first {
+		return nil
+	}
+	if in.veth != nil {
+		err = errors.Join(err, in.veth.remove(in.netns))
+	}
+	if in.netns != nil {
+		in.netns.Close()
+	}
+	return err
+}
+
+type insideQueue struct {
+	pair
+	mtu              int
+	header4, header6 [packet.EthernetHeader]byte
+}
+
+// Recv strips the Ethernet header. Frames that are neither IPv4 nor IPv6 (ARP, a VLAN tag) are dropped as not-ip.
+func (q *insideQueue) Recv(b *packet.Batch) error {
+	if !q.rx.enter() {
+		b.SetLen(0)
+		return net.ErrClosed
+	}
+	defer q.rx.leave()
+	if err := q.rx.receive(b); err != nil {
+		return err
+	}
+	packets := b.Packets()
+	for i := range packets {
+		p := &packets[i]
+		eth, drop := packet.ParseEthernet(p.Bytes())
+		if drop != packet.Alive {
+			p.Drop = drop
+			continue
+		}
+		if t := eth.Type(); t != packet.EtherTypeIPv4 && t != packet.EtherTypeIPv6 {
+			p.Drop = packet.NotIP
+			continue
+		}
+		p.Strip(packet.EthernetHeader)
+	}
+	return nil
+}
+
+// Send prepends the Ethernet header of the interface and finishes partial checksums, which a frame cannot say of
+// itself.
+func (q *insideQueue) Send(b *packet.Batch) error {
+	if !q.tx.enter() {
+		return net.ErrClosed
+	}
+	defer q.tx.leave()
+	packets := b.Packets()
+	for i := range packets {
+		p := &packets[i]
+		if p.Drop != packet.Alive {
+			continue
+		}
+		if p.Len() == 0 {
+			p.Drop = packet.TooShort
+			continue
+		}
+		if p.Len() > q.mtu {
+			p.Drop = packet.TooBig
+			continue
+		}
+		if packet.FinishPartial(p); p.Drop != packet.Alive {
+			continue
+		}
+		header := &q.header4
+		if p.Bytes()[0]>>4 == 6 {
+			header = &q.header6
+		}
+		if frame := q.tx.stage(p, packet.EthernetHeader); frame != nil {
+			copy(frame, header[:])
+		}
+	}
+	return q.tx.flush(b)
+}

@@ -1,0 +1,315 @@
+package xdp
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/packet"
+)
+
+// kernelTurns is how many batches may come from the ring before the kernel's path is looked at in between.
+const kernelTurns = 64
+
+// Outside is the port on the underlay: whole UDP datagrams of the tunnel, in and out past the kernel's stack. All
+// other traffic of the device, and what the ring cannot carry, stays the kernel's.
+type Outside struct {
+	port
+	kernel   *kernelPath
+	resolver *resolver
+	queues   []packet.Queue
+	extra    map[string]string // features of its own
+}
+
+// device is what a port needs to know of a device.
+type device struct {
+	name          string
+	index, mtu    int
+	mac           [6]byte
+	driver        string
+	receiveQueues int
+}
+
+func inspect(name string) (d device, err error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return d, fmt.Errorf("find the underlay interface %s: %w: set node.interface", name, err)
+	}
+	d = device{name: name, index: l.Attrs().Index, mtu: l.Attrs().MTU}
+	if copy(d.mac[:], l.Attrs().HardwareAddr) != len(d.mac) || l.Attrs().EncapType != "ether" {
+		return d, fmt.Errorf("%s is not an Ethernet device (%s): use mode tun-gso", name, l.Attrs().EncapType)
+	}
+	et, err := openEthtool()
+	if err != nil {
+		return d, err
+	}
+	defer et.close()
+	if d.driver, err = et.driver(name); err != nil {
+		return d, err
+	}
+	d.receiveQueues, err = et.receiveQueues(name)
+	return d, err
+}
+
+func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
+	out = &Outside{extra: map[string]string{}}
+	if err = out.start(dev.name, mem); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, out.Close())
+			out = nil
+		}
+	}()
+	if dev.receiveQueues < len(mem) {
+		return out, fmt.Errorf("%s has %d receive queues, fewer than the %d asked for: set `queues: %d`",
+			dev.name, dev.receiveQueues, len(mem), dev.receiveQueues)
+	}
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return out, fmt.Errorf("open netlink: %w", err)
+	}
+	defer handle.Close()
+	if out.program, err = underlayProgram(len(mem), c.Local, c.Port); err != nil {
+		return out, err
+	}
+	if out.kernel, err = openKernelPath(c.Local, c.Port); err != nil {
+		return out, err
+	}
+	if err = out.program.attach(handle, dev.index, dev.name, c.Attach); err != nil {
+		return out, err
+	}
+	if err = out.open(dev.index, c); err != nil {
+		return out, err
+	}
+	if out.resolver, err = newResolver(dev, c.Local); err != nil {
+		return out, err
+	}
+	// A veth hands frames over as the sender's stack left them: with sums that no hardware will finish. The kernel
+	// knows that of each frame and does not look at the sum; XDP is not told.
+	verify := c.VerifyUDP || dev.driver != "veth"
+	out.extra["udp-checksum-verified"] = "on"
+	if !verify {
+		out.extra["udp-checksum-verified"] = "a veth hands over sums that the sender's kernel left unfinished"
+	}
+	out.extra["xdp-all-queues"] = "on"
+	if dev.receiveQueues > len(mem) {
+		out.extra["xdp-all-queues"] = fmt.Sprintf("%s has %d receive queues, %d lanes serve them: the rest goes through the kernel; "+
+			"set `queues: %d` or run `ethtool -L %s combined %d`", dev.name, dev.receiveQueues, len(mem), dev.receiveQueues, dev.name, len(mem))
+	}
+	for i, pair := range out.pairs {
+		q := &outsideQueue{pair: pair, resolver: out.resolver, kernel: out.kernel, verify: verify}
+		if i == 0 {
+			q.listen = true
+			for _, fd := range out.kernel.fds {
+				pair.rx.fds = append(pair.rx.fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}) // -1 is ignored by poll
+			}
+		}
+		out.queues = append(out.queues, q)
+	}
+	return out, nil
+}
+
+// Name is that of the device.
+func (o *Outside) Name() string { return o.device }
+
+// Layer is Tunnel: the outer headers are the port's affair.
+func (o *Outside) Layer() packet.Layer { return packet.Tunnel }
+
+// Queues returns one queue per lane.
+func (o *Outside) Queues() []packet.Queue { return o.queues }
+
+// Features says how the port is attached and what it does not do.
+func (o *Outside) Features() map[string]string {
+	f := o.features()
+	maps.Copy(f, o.extra)
+	return f
+}
+
+// KernelDrops adds what the kernel held for neighbours that never answered.
+func (o *Outside) KernelDrops() map[string]uint64 {
+	drops := o.port.KernelDrops()
+	if n := o.resolver.lost.Load(); n > 0 {
+		drops["neighbour-unresolved"] = n
+	}
+	return drops
+}
+
+// Resolve has the way to peers looked up before the first packet goes there.
+func (o *Outside) Resolve(peers ...netip.AddrPort) {
+	for _, a := range peers {
+		o.resolver.destination(a)
+	}
+}
+
+// Close gives the device's traffic back to the kernel and frees the queues.
+func (o *Outside) Close() error {
+	first, err := o.shut()
+	if !first {
+		return nil
+	}
+	if o.resolver != nil {
+		o.resolver.close()
+	}
+	if o.kernel != nil {
+		err = errors.Join(err, o.kernel.close())
+	}
+	return err
+}
+
+type outsideQueue struct {
+	pair
+	resolver *resolver
+	kernel   *kernelPath
+	verify   bool
+	listen   bool // this queue's Recv also receives from the kernel's path
+
+	turns uint32         // of Recv
+	peers []*destination // by Hop.Peer, of Send
+	id    uint16         // IPv4 identification of the last packet sent
+}
+
+// Recv strips the outer Ethernet, IP and UDP headers and says who sent the packet.
+func (q *outsideQueue) Recv(b *packet.Batch) error {
+	if !q.rx.enter() {
+		b.SetLen(0)
+		return net.ErrClosed
+	}
+	defer q.rx.leave()
+	for {
+		if q.turns++; q.listen && q.turns%kernelTurns == 0 {
+			if n := q.kernel.recv(b.Slots()); n > 0 {
+				b.SetLen(n)
+				return nil
+			}
+		}
+		if err := q.rx.receive(b); err != nil {
+			return err
+		}
+		if b.Len() > 0 {
+			break
+		}
+		if n := q.kernel.recv(b.Slots()); n > 0 {
+			b.SetLen(n)
+			return nil
+		}
+	}
+	packets := b.Packets()
+	for i := range packets {
+		if p := &packets[i]; p.Drop == packet.Alive {
+			p.Drop = unwrap(p, q.verify)
+		}
+	}
+	return nil
+}
+
+// unwrap checks and strips Ethernet, IP and UDP. The program has let through nothing but UDP without IPv4 options,
+// IPv6 extension headers or fragmentation; lengths and sums are checked here.
+func unwrap(p *packet.Packet, verify bool) packet.Drop {
+	eth, drop := packet.ParseEthernet(p.Bytes())
+	if drop != packet.Alive {
+		return drop
+	}
+	ip, drop := packet.ParseIP(eth.Payload())
+	if drop != packet.Alive {
+		return drop
+	}
+	start, ok := ip.Transport()
+	if !ok || ip.Protocol() != packet.ProtoUDP {
+		return packet.BadHeader
+	}
+	udp := ip.Bytes()[start:]
+	if len(udp) < packet.UDPHeader {
+		return packet.TooShort
+	}
+	length := int(binary.BigEndian.Uint16(udp[4:]))
+	if length < packet.UDPHeader || length > len(udp) {
+		return packet.BadHeader
+	}
+	if !ip.IPv4ChecksumOK() || verify && !ip.VerifyTransport() {
+		return packet.BadChecksum
+	}
+	p.From = netip.AddrPortFrom(ip.Src(), binary.BigEndian.Uint16(udp))
+	p.Strip(packet.EthernetHeader + start + packet.UDPHeader)
+	p.Resize(length - packet.UDPHeader)
+	return packet.Alive
+}
+
+// Send puts the outer headers in front of each packet and sends it to its Hop.
+func (q *outsideQueue) Send(b *packet.Batch) error {
+	if !q.tx.enter() {
+		return net.ErrClosed
+	}
+	defer q.tx.leave()
+	packets := b.Packets()
+	var hop *packet.Hop
+	var d *destination
+	var c *course
+	for i := range packets {
+		p := &packets[i]
+		if p.Drop != packet.Alive {
+			continue
+		}
+		if p.Hop == nil || !p.Hop.Addr.IsValid() {
+			p.Drop = packet.NoEndpoint
+			continue
+		}
+		if p.Hop != hop {
+			hop = p.Hop
+			d = q.to(hop)
+			c = q.course(d)
+		}
+		switch t := c.template; {
+		case t != nil:
+			if p.Len()+t.length-packet.EthernetHeader > t.mtu {
+				p.Drop = packet.TooBig
+				continue
+			}
+			flow := p.Flow
+			if frame := q.tx.stage(p, t.length); frame != nil {
+				q.id++
+				t.write(frame, flow, q.id)
+			}
+		case c.kernel && (!c.pending || c.budget.Add(-1) >= 0):
+			p.Drop = q.kernel.send(p, &d.raw)
+		default:
+			p.Drop = packet.Unresolved
+		}
+	}
+	return q.tx.flush(b)
+}
+
+// to finds the destination of a hop: by the peer's number, unless its address has changed.
+func (q *outsideQueue) to(hop *packet.Hop) *destination {
+	if id := int(hop.Peer); id < len(q.peers) {
+		if d := q.peers[id]; d != nil && d.addr == hop.Addr {
+			return d
+		}
+	}
+	d := q.resolver.destination(hop.Addr)
+	if id := int(hop.Peer); id < 1<<20 {
+		if id >= len(q.peers) {
+			q.peers = append(q.peers, make([]*destination, id+64-len(q.peers))...)
+		}
+		q.peers[id] = d
+	}
+	return d
+}
+
+// course is a destination's course now, and notes that it is used.
+func (q *outsideQueue) course(d *destination) *course {
+	if !d.used.Load() {
+		d.used.Store(true)
+	}
+	if c := d.course.Load(); c != nil {
+		return c
+	}
+	return q.resolver.revive(d)
+}

@@ -1,0 +1,167 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"weft/packet"
+)
+
+// port is what the inside and the outside port have in common: a device with a program and two sockets a queue.
+type port struct {
+	device  string
+	life    *lifetime
+	mem     []*umem // by queue
+	program *program
+	pairs   []pair // by queue
+
+	mu   sync.Mutex
+	last unix.XDPStatistics // of all queues, kept when they close
+	done bool
+}
+
+// pair is both halves of one queue of a device.
+type pair struct {
+	rx *receiver
+	tx *sender
+}
+
+// start makes a port that holds the memory and nothing else yet.
+func (p *port) start(device string, mem []*umem) (err error) {
+	p.device, p.mem = device, mem
+	for _, u := range mem {
+		u.retain()
+	}
+	p.life, err = newLifetime()
+	return err
+}
+
+// open opens two sockets a queue and directs the queues' frames to them.
+func (p *port) open(ifindex int, c Config) error {
+	for i, u := range p.mem {
+		rx, err := openReceiver(u, p.life, ifindex, i, c)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.device, err)
+		}
+		p.pairs = append(p.pairs, pair{rx: rx})
+		tx, err := openSender(rx, ifindex, i, c)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.device, err)
+		}
+		p.pairs[i].tx = tx
+	}
+	for i := range p.pairs {
+		if err := p.program.serve(i, &p.pairs[i].rx.socket); err != nil {
+			return fmt.Errorf("%s: %w", p.device, err)
+		}
+	}
+	return nil
+}
+
+// shut does the first half of Close: it detaches the program, so that the device's traffic is the kernel's again,
+// wakes and awaits everybody inside the port, and frees the queues. False if the port was closed before.
+func (p *port) shut() (first bool, err error) {
+	var gates []*gate
+	for _, q := range p.pairs {
+		gates = append(gates, &q.rx.gate)
+		if q.tx != nil {
+			gates = append(gates, &q.tx.gate)
+		}
+	}
+	if !p.life.end(gates) {
+		return false, nil
+	}
+	var errs []error
+	if p.program != nil {
+		errs = append(errs, p.program.close())
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last, p.done = p.sum(), true
+	for _, q := range p.pairs {
+		if q.tx != nil {
+			errs = append(errs, q.tx.close())
+		}
+		errs = append(errs, q.rx.close())
+	}
+	for _, u := range p.mem {
+		errs = append(errs, u.release())
+	}
+	errs = append(errs, unix.Close(p.life.wake))
+	return true, errors.Join(errs...)
+}
+
+// Statistics is XDP_STATISTICS summed over the queues; after Close, the last.
+func (p *port) Statistics() unix.XDPStatistics {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.done {
+		return p.last
+	}
+	return p.sum()
+}
+
+func (p *port) sum() (total unix.XDPStatistics) {
+	for _, q := range p.pairs {
+		for _, s := range []*socket{&q.rx.socket, q.sender()} {
+			if s == nil {
+				continue
+			}
+			st, err := s.statistics()
+			if err != nil {
+				continue // the device is gone
+			}
+			total.Rx_dropped += st.Rx_dropped
+			total.Rx_invalid_descs += st.Rx_invalid_descs
+			total.Tx_invalid_descs += st.Tx_invalid_descs
+			total.Rx_ring_full += st.Rx_ring_full
+			total.Rx_fill_ring_empty_descs += st.Rx_fill_ring_empty_descs
+			total.Tx_ring_empty_descs += st.Tx_ring_empty_descs
+		}
+	}
+	return total
+}
+
+func (q pair) sender() *socket {
+	if q.tx == nil {
+		return nil
+	}
+	return &q.tx.socket
+}
+
+// KernelDrops says what the kernel dropped before a lane could receive it, and what it refused to send too late to be
+// told of a packet.
+func (p *port) KernelDrops() map[string]uint64 {
+	st := p.Statistics()
+	drops := map[string]uint64{
+		"xdp-rx-dropped":      st.Rx_dropped, // the fill ring was empty: the lane was too slow
+		"xdp-rx-ring-full":    st.Rx_ring_full,
+		"xdp-tx-invalid-desc": st.Tx_invalid_descs,
+	}
+	for _, q := range p.pairs {
+		if q.tx != nil {
+			drops["xdp-tx-refused"] += q.tx.refused.Load()
+		}
+	}
+	for name, n := range drops {
+		if n == 0 {
+			delete(drops, name)
+		}
+	}
+	return drops
+}
+
+// features says how the port is attached.
+func (p *port) features() map[string]string {
+	f := map[string]string{"xdp-native": "on", "xdp-zero-copy": "not asked for"}
+	if p.program.mode != "native" {
+		f["xdp-native"] = p.program.why
+	}
+	return f
+}
+
+// NewBatch makes a batch of frames for the lane that receives from the queue.
+func (q pair) NewBatch(n int) *packet.Batch { return q.rx.umem.batch(n) }

@@ -1,0 +1,413 @@
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// resolverTick is how often unanswered neighbours are asked again, and old answers renewed.
+	resolverTick = time.Second
+	// recomputePause bounds how often route changes make everything be looked up anew.
+	recomputePause = 50 * time.Millisecond
+	// idleTicks is how long a destination is followed after its last packet.
+	idleTicks = 60
+	// pendingBudget is how many packets the kernel gets to hold while it resolves a neighbour. By default it keeps
+	// some 100 (neigh/…/unres_qlen_bytes) and forgets the oldest beyond.
+	pendingBudget = 64
+)
+
+// course is what to do with packets to a destination, as known now. Immutable but for the budget.
+type course struct {
+	template *template // send from the ring with this header; nil: see below
+	kernel   bool      // hand to the kernel's stack
+	pending  bool      // only while budget lasts: the kernel resolves the neighbour and holds what it is handed
+	budget   atomic.Int32
+}
+
+// destination is a tunnel endpoint that packets are sent to, for as long as the port is open.
+type destination struct {
+	addr   netip.AddrPort
+	raw    rawAddr // for the kernel's socket
+	course atomic.Pointer[course]
+	used   atomic.Bool // since the last tick
+
+	// the resolver's own
+	idle    int
+	next    netip.Addr // the neighbour it is reached through; the zero Addr if none
+	visited bool       // looked up at least once
+}
+
+// resolver finds next hops and their link addresses as the kernel's tables have them, and follows every change. It is
+// the only writer of courses; the lanes only load them. It asks the kernel to resolve, and to renew, what packets use:
+// the kernel does not see those packets and would let the entries go stale.
+type resolver struct {
+	device  string
+	ifindex int
+	local   []netip.Addr
+	handle  *netlink.Handle
+	events  *nl.NetlinkSocket
+	wake    int // eventfd: a new destination, or the end
+	closed  atomic.Bool
+	stopped chan struct{}
+	lost    atomic.Uint64 // packets the kernel held for neighbours that then did not answer
+
+	mu    sync.Mutex
+	known map[netip.AddrPort]*destination
+
+	// the goroutine's own
+	mac        [6]byte
+	mtu        int
+	neighbours map[netip.Addr]neighbour
+}
+
+type neighbour struct {
+	mac   [6]byte
+	state int // NUD_…
+}
+
+const nudValid = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE |
+	netlink.NUD_PERMANENT | netlink.NUD_NOARP
+
+// newResolver starts following the tables of the calling thread's network namespace.
+func newResolver(dev device, local []netip.Addr) (r *resolver, err error) {
+	r = &resolver{device: dev.name, ifindex: dev.index, local: local, mac: dev.mac, mtu: dev.mtu, wake: -1,
+		stopped: make(chan struct{}), known: map[netip.AddrPort]*destination{}}
+	defer func() {
+		if err != nil {
+			r.free()
+			r = nil
+		}
+	}()
+	if r.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return r, fmt.Errorf("open netlink: %w", err)
+	}
+	// Subscribed before anything is listed: a change in between is seen twice rather than never.
+	r.events, err = nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
+	if err != nil {
+		return r, fmt.Errorf("subscribe to routes and neighbours: %w", err)
+	}
+	if r.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		return r, fmt.Errorf("eventfd: %w", err)
+	}
+	if err = r.list(); err != nil {
+		return r, err
+	}
+	go r.run()
+	return r, nil
+}
+
+// close stops following. Destinations keep their last course.
+func (r *resolver) close() {
+	r.closed.Store(true)
+	signal(r.wake)
+	<-r.stopped
+	r.free()
+}
+
+func (r *resolver) free() {
+	if r.handle != nil {
+		r.handle.Close()
+	}
+	if r.events != nil {
+		r.events.Close()
+	}
+	if r.wake >= 0 {
+		_ = unix.Close(r.wake)
+	}
+}
+
+// destination returns the one for addr, and has it looked up if it is new. Off the fast path: queues keep what it
+// returns.
+func (r *resolver) destination(addr netip.AddrPort) *destination {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d := r.known[addr]
+	if d == nil {
+		d = &destination{addr: addr, raw: newRawAddr(addr)}
+		d.used.Store(true)
+		d.course.Store(pendingCourse())
+		r.known[addr] = d
+		signal(r.wake)
+	}
+	return d
+}
+
+// revive has a destination looked up again that had been idle.
+func (r *resolver) revive(d *destination) *course {
+	c := pendingCourse()
+	if d.course.CompareAndSwap(nil, c) {
+		signal(r.wake)
+		return c
+	}
+	return d.course.Load()
+}
+
+func pendingCourse() *course {
+	c := &course{kernel: true, pending: true}
+	c.budget.Store(pendingBudget)
+	return c
+}
+
+func (r *resolver) run() {
+	defer close(r.stopped)
+	fds := []unix.PollFd{{Fd: int32(r.events.GetFd()), Events: unix.POLLIN}, {Fd: int32(r.wake), Events: unix.POLLIN}}
+	nextTick := time.Now().Add(resolverTick)
+	var computed time.Time
+	dirty := false // routes may have changed
+	for {
+		deadline := nextTick
+		if at := computed.Add(recomputePause); dirty && at.Before(deadline) {
+			deadline = at
+		}
+		// An error of poll is as good as a timeout: everything is looked at again below.
+		_ = poll(fds, int(max(0, time.Until(deadline).Milliseconds()+1)))
+		if r.closed.Load() {
+			return
+		}
+		var count [8]byte
+		_, _ = unix.Read(r.wake, count[:])
+		for fds[0].Revents != 0 {
+			if r.receive() {
+				dirty = true
+			}
+			if fds[0].Revents = 0; poll(fds[:1], 0) != 0 {
+				break
+			}
+		}
+		now := time.Now()
+		if dirty && now.Sub(computed) >= recomputePause {
+			dirty, computed = false, now
+			r.each(func(d *destination) { d.visited = false })
+		}
+		r.each(r.update)
+		if !now.Before(nextTick) {
+			nextTick = now.Add(resolverTick)
+			r.tick()
+		}
+	}
+}
+
+// each calls fn for every destination that is followed.
+func (r *resolver) each(fn func(*destination)) {
+	r.mu.Lock()
+	all := make([]*destination, 0, len(r.known))
+	for _, d := range r.known {
+		all = append(all, d)
+	}
+	r.mu.Unlock()
+	for _, d := range all {
+		if d.course.Load() != nil {
+			fn(d)
+		}
+	}
+}
+
+// receive reads notifications. True if routes, or the device, may have changed.
+func (r *resolver) receive() (dirty bool) {
+	messages, _, err := r.events.Receive()
+	if err != nil {
+		// ENOBUFS: more happened than the socket could hold. Whatever it was, it is in the tables.
+		if err := r.list(); err != nil {
+			return false // and is looked for again at the next event
+		}
+		return true
+	}
+	for _, m := range messages {
+		switch m.Header.Type {
+		case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+			n, err := netlink.NeighDeserialize(m.Data)
+			if err == nil {
+				r.note(n, m.Header.Type == unix.RTM_DELNEIGH)
+			}
+		case unix.RTM_NEWLINK:
+			l, err := netlink.LinkDeserialize(nil, m.Data)
+			if err == nil && l.Attrs().Index == r.ifindex {
+				copy(r.mac[:], l.Attrs().HardwareAddr)
+				r.mtu = l.Attrs().MTU
+				dirty = true
+			}
+		default:
+			dirty = true
+		}
+	}
+	return dirty
+}
+
+// note keeps what the kernel says of a neighbour.
+func (r *resolver) note(n *netlink.Neigh, gone bool) {
+	addr, ok := netip.AddrFromSlice(n.IP)
+	if !ok || n.LinkIndex != r.ifindex || n.Flags&netlink.NTF_PROXY != 0 {
+		return
+	}
+	addr = addr.Unmap()
+	if gone {
+		delete(r.neighbours, addr)
+		return
+	}
+	entry := neighbour{state: n.State}
+	if len(n.HardwareAddr) == len(entry.mac) {
+		copy(entry.mac[:], n.HardwareAddr)
+	} else {
+		entry.state &^= nudValid
+	}
+	r.neighbours[addr] = entry
+}
+
+// list reads the neighbours and the device anew.
+func (r *resolver) list() error {
+	r.neighbours = map[netip.Addr]neighbour{}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		entries, err := r.handle.NeighList(r.ifindex, family)
+		if err != nil {
+			return fmt.Errorf("list the neighbours of %s: %w", r.device, err)
+		}
+		for i := range entries {
+			r.note(&entries[i], false)
+		}
+	}
+	l, err := r.handle.LinkByIndex(r.ifindex)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", r.device, err)
+	}
+	copy(r.mac[:], l.Attrs().HardwareAddr)
+	r.mtu = l.Attrs().MTU
+	return nil
+}
+
+// update brings a destination's course up to date with the tables.
+func (r *resolver) update(d *destination) {
+	old := d.course.Load()
+	if old == nil {
+		return
+	}
+	fresh := !d.visited
+	if fresh {
+		d.visited = true
+		next, kernel, err := r.route(d.addr.Addr())
+		d.next = next
+		switch {
+		case err != nil: // no route
+			d.course.Store(&course{})
+			return
+		case kernel:
+			if !old.kernel || old.pending {
+				d.course.Store(&course{kernel: true})
+			}
+			return
+		}
+	}
+	if !d.next.IsValid() {
+		return
+	}
+	n, known := r.neighbours[d.next]
+	switch {
+	case known && n.state&nudValid != 0:
+		src, ok := r.source(d.addr.Addr())
+		if !ok {
+			d.course.Store(&course{})
+			return
+		}
+		t := newTemplate(r.mac, n.mac, src, d.addr, r.mtu)
+		if old.template == nil || *old.template != *t {
+			d.course.Store(&course{template: t})
+		}
+	case known && n.state&netlink.NUD_FAILED != 0:
+		if old.pending {
+			r.lost.Add(uint64(pendingBudget - max(0, old.budget.Load())))
+		}
+		if old.template != nil || old.kernel {
+			d.course.Store(&course{})
+		}
+	default:
+		// Not known yet, or no longer. One that failed stays so until it answers.
+		if old.template != nil || old.kernel && !old.pending {
+			d.course.Store(pendingCourse())
+		}
+		if fresh || old.template != nil {
+			r.ask(d.next)
+		}
+	}
+}
+
+// route asks the kernel how it would send to addr: through which neighbour on our device, or in a way that only the
+// kernel can (another device, ourselves, a neighbour of the other address family).
+func (r *resolver) route(addr netip.Addr) (next netip.Addr, kernel bool, err error) {
+	var options netlink.RouteGetOptions
+	if src, ok := r.source(addr); ok {
+		options.SrcAddr = src.AsSlice()
+	}
+	routes, err := r.handle.RouteGetWithOptions(addr.AsSlice(), &options)
+	if err != nil {
+		return netip.Addr{}, false, err
+	}
+	if len(routes) == 0 {
+		return netip.Addr{}, false, unix.ENETUNREACH
+	}
+	route := routes[0]
+	switch {
+	case route.Type == unix.RTN_UNREACHABLE || route.Type == unix.RTN_BLACKHOLE || route.Type == unix.RTN_PROHIBIT:
+		return netip.Addr{}, false, unix.ENETUNREACH
+	case route.Type != unix.RTN_UNICAST || route.LinkIndex != r.ifindex || route.Via != nil || route.Encap != nil:
+		return netip.Addr{}, true, nil
+	case route.Gw == nil:
+		return addr, false, nil
+	}
+	gw, _ := netip.AddrFromSlice(route.Gw)
+	return gw.Unmap(), false, nil
+}
+
+// source is our own address of the destination's family.
+func (r *resolver) source(dst netip.Addr) (netip.Addr, bool) {
+	for _, a := range r.local {
+		if a.Is4() == dst.Is4() {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// tick asks for what is used and not known, or not known for certain, and lets go of what is not used.
+func (r *resolver) tick() {
+	r.each(func(d *destination) {
+		if d.used.Swap(false) {
+			d.idle = 0
+		} else if d.idle++; d.idle >= idleTicks {
+			d.course.Store(nil)
+			d.visited = false
+			return
+		}
+		c := d.course.Load()
+		if c == nil || d.idle > 0 {
+			return
+		}
+		if !d.next.IsValid() {
+			if c.template == nil && !c.kernel {
+				d.visited = false // no route: look again, in case an event was missed
+			}
+			return
+		}
+		// A stale entry that is used is probed, as it would be if the kernel saw the packets.
+		if n, ok := r.neighbours[d.next]; !ok || n.state&(netlink.NUD_STALE|netlink.NUD_FAILED) != 0 || n.state == netlink.NUD_NONE {
+			r.ask(d.next)
+		}
+	})
+}
+
+// ask makes the kernel resolve or probe a neighbour, as if it had a packet for it.
+func (r *resolver) ask(addr netip.Addr) {
+	err := r.handle.NeighSet(&netlink.Neigh{LinkIndex: r.ifindex, IP: net.IP(addr.AsSlice()), Flags: netlink.NTF_USE})
+	if errors.Is(err, unix.ENODEV) {
+		return // the device is gone, which Recv reports
+	}
+}

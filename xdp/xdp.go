@@ -1,0 +1,145 @@
+// Package xdp has ports over AF_XDP sockets: the inside one on a veth of its own, the outside one on the underlay's
+// device, where it sends and receives whole UDP datagrams past the kernel's stack.
+//
+// Opened as a pair they share memory: a packet that arrives on one side leaves on the other without being copied in
+// user space; only its frame changes hands. Opened alone each works with any other port, at the cost of one copy a
+// packet in one direction.
+//
+//	pod … kernel ─ weft0 ═veth═ weft0-x ─XDP→ inside port   lanes   outside port ─XDP→ eth0
+//
+// Received frames are at most one chunk of 4096 bytes; multi-buffer frames are not supported.
+package xdp
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"weft/packet"
+)
+
+// Attach says how the XDP programs are attached.
+type Attach uint8
+
+const (
+	// Auto attaches in the driver, and in the kernel's generic path where the driver refuses.
+	Auto Attach = iota
+	// Native attaches in the driver or fails.
+	Native
+	// Generic attaches in the kernel's generic path.
+	Generic
+)
+
+// Config says what to open. Inside ports use Inside and InnerMTU, outside ports Device, Local, Port; both the rest.
+type Config struct {
+	Inside   string // name of the inside interface, e.g. "weft0"; its peer, the port's device, is named "weft0-x"
+	InnerMTU int    // largest inner IP packet, bytes
+
+	Device string       // the underlay interface, e.g. "eth0"
+	Local  []netip.Addr // our tunnel addresses on the underlay, at most one per address family
+	Port   uint16       // UDP port of the tunnel
+
+	Queues int // 0 = 1; the device must have as many
+
+	Attach   Attach
+	RingSize int           // frames per ring, a power of two; 0 = 2048
+	Spin     time.Duration // how long Recv looks at its ring before it sleeps; 0 = not at all
+
+	// VerifyUDP verifies outer UDP checksums also where the device's driver is one that hands over unfinished sums
+	// (veth), which then are dropped as bad-checksum. Elsewhere they are always verified.
+	VerifyUDP bool
+}
+
+const defaultRing = 2048
+
+func (c Config) ring() uint32 {
+	if c.RingSize == 0 {
+		return defaultRing
+	}
+	return uint32(c.RingSize)
+}
+
+func (c Config) queues() int { return max(c.Queues, 1) }
+
+func (c Config) check() error {
+	if n := c.ring(); n&(n-1) != 0 || n < packet.BatchSize || n > 1<<15 {
+		return fmt.Errorf("ring size %d: want a power of two from %d to %d", c.RingSize, packet.BatchSize, 1<<15)
+	}
+	return nil
+}
+
+// reserved is how many frames a queue pair keeps for batches: four of full size.
+const reserved = 4 * packet.BatchSize
+
+// memory makes one UMEM a queue, for ports sides on it and Ethernet frames of length bytes.
+func (c Config) memory(sides, length int) ([]*umem, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	size, err := frameSize(length)
+	if err != nil {
+		return nil, err
+	}
+	var all []*umem
+	for range c.queues() {
+		u, err := newUMEM(sides*2*int(c.ring())+reserved, size)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, u)
+	}
+	return all, nil
+}
+
+// OpenPair opens both ports over one UMEM a queue. Lane i of either direction must join queue i of one to queue i of
+// the other, or packets are copied.
+func OpenPair(c Config) (inside *Inside, outside *Outside, err error) {
+	fail := func(err error) (*Inside, *Outside, error) { return nil, nil, fmt.Errorf("xdp: %w", err) }
+	link, err := inspect(c.Device)
+	if err != nil {
+		return fail(err)
+	}
+	mem, err := c.memory(2, packet.EthernetHeader+max(link.mtu, c.InnerMTU))
+	if err != nil {
+		return fail(err)
+	}
+	// The underlay first: it is the one that may be refused, and then nothing was made.
+	if outside, err = openOutside(c, link, mem); err != nil {
+		return fail(err)
+	}
+	if inside, err = openInside(c, mem); err != nil {
+		return fail(errors.Join(err, outside.Close()))
+	}
+	return inside, outside, nil
+}
+
+// OpenInside opens the inside port alone.
+func OpenInside(c Config) (*Inside, error) {
+	mem, err := c.memory(1, packet.EthernetHeader+c.InnerMTU)
+	if err != nil {
+		return nil, fmt.Errorf("xdp: %w", err)
+	}
+	in, err := openInside(c, mem)
+	if err != nil {
+		return nil, fmt.Errorf("xdp: %w", err)
+	}
+	return in, nil
+}
+
+// OpenOutside opens the outside port alone.
+func OpenOutside(c Config) (*Outside, error) {
+	link, err := inspect(c.Device)
+	if err != nil {
+		return nil, fmt.Errorf("xdp: %w", err)
+	}
+	mem, err := c.memory(1, packet.EthernetHeader+link.mtu)
+	if err != nil {
+		return nil, fmt.Errorf("xdp: %w", err)
+	}
+	out, err := openOutside(c, link, mem)
+	if err != nil {
+		return nil, fmt.Errorf("xdp: %w", err)
+	}
+	return out, nil
+}
