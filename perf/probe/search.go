@@ -11,6 +11,8 @@ const (
 	maxLoss = 0.001
 	// searchStep is the resolution of the search: neighbouring rates differ by 2 %.
 	searchStep = 1.02
+	// descent is how fast the search goes down while no rate has passed yet.
+	descent = .7
 	// keptUp is the share of the asked rate that a sender must reach; below it the sender is the limit.
 	keptUp = 0.97
 	// trialMargin is what counting costs a trial beyond its length.
@@ -27,15 +29,15 @@ type found struct {
 // search finds the highest rate with a loss of at most maxLoss, in at most total.
 //
 //  1. One trial flat out: nothing faster can be offered, and what it delivers is a first guess.
-//  2. Half of the time: short trials close in on the rate by bisection. One that fails is repeated, so that a
-//     single hiccup of the machine decides nothing.
+//  2. Half of the time: short trials go down until one passes, then bisect. There, a trial that fails is repeated,
+//     so that a single hiccup of the machine decides nothing.
 //  3. The other half: trials a sixth of the total long confirm. Only they make a result: after one that passes a
-//     faster one is tried, after one that fails a slower one.
+//     faster one is tried, after one that fails a slower one, in steps that double while the direction stays.
 //
 // run runs a trial; now is the time since the search began.
 func search(run func(rate float64, length time.Duration) (Trial, error), now func() time.Duration, total time.Duration) (found, error) {
-	s := searcher{run: run, now: now, total: total, high: math.Inf(1)}
-	short := min(max(total/24, 10*time.Millisecond), time.Second)
+	s := searcher{run: run, now: now, total: total}
+	short := min(max(total/40, 10*time.Millisecond), time.Second)
 	if err := s.narrow(short); err != nil {
 		return s.found, err
 	}
@@ -73,16 +75,15 @@ func (s *searcher) narrow(short time.Duration) error {
 	if s.guess = t.Rate / searchStep; t.passed() {
 		s.low, s.guess = t.Offered, t.Offered
 	}
-	for failures := 0; s.low*searchStep < s.high && s.now()+short+trialMargin < s.total/2; {
-		rate := s.guess
-		if t, err = s.trial(rate, short); err != nil {
+	for repeated := false; s.low*searchStep < s.high && s.now()+short+trialMargin < s.total/2; {
+		if t, err = s.trial(s.guess, short); err != nil {
 			return err
 		}
-		if !t.passed() && failures == 0 {
-			failures++
+		if !t.passed() && s.low > 0 && !repeated {
+			repeated = true
 			continue
 		}
-		failures = 0
+		repeated = false
 		s.learn(t)
 	}
 	return nil
@@ -95,41 +96,45 @@ func (s *searcher) learn(t Trial) {
 		s.high = min(s.high, t.Target)
 	case t.Offered < keptUp*t.Target:
 		s.low = max(s.low, t.Offered)
-		s.high = max(s.low, t.Offered) // nothing faster can be offered
+		s.high = s.low // nothing faster can be offered
 	default:
 		s.low = max(s.low, t.Target)
 	}
 	if s.low > 0 {
 		s.guess = math.Sqrt(s.low * s.high)
 	} else {
-		s.guess = s.high * .8
+		s.guess = s.high * descent
 	}
 }
 
 // confirm does step 3.
 func (s *searcher) confirm(long time.Duration) error {
-	rate := s.low
+	rate, step, rising := s.low, searchStep, true
 	if rate == 0 {
-		rate = s.guess
+		rate, step = s.guess, 1/descent
 	}
-	for s.now()+long+trialMargin <= s.total {
+	for first := true; s.now()+long+trialMargin <= s.total; first = false {
 		t, err := s.trial(rate, long)
 		if err != nil {
 			return err
 		}
 		t.Confirmed = true
 		s.trials[len(s.trials)-1] = t
-		if t.passed() {
-			if t.Rate > s.best.Rate {
-				s.best = t
-			}
-			rate *= searchStep
+		switch {
+		case first:
+		case t.passed() == rising:
+			step *= step
+		default:
+			step = searchStep
+		}
+		if rising = t.passed(); !rising {
+			rate = max(rate/step, math.Sqrt(rate*s.best.Rate))
 			continue
 		}
-		rate /= searchStep * searchStep
-		if s.best.Rate > 0 {
-			rate = max(rate, s.best.Rate)
+		if t.Rate > s.best.Rate {
+			s.best = t
 		}
+		rate *= step
 	}
 	if s.best.Rate == 0 {
 		s.unconfirmed()

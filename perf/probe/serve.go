@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -197,10 +198,13 @@ func (s *session) accept(l *net.TCPListener) ([]socket, error) {
 	}
 	deadline := time.Now().Add(2 * controlTimeout)
 	for len(flows) < s.job.Flows {
-		if err := l.SetDeadline(deadline); err != nil {
+		if err := l.SetDeadline(time.Now().Add(tick)); err != nil {
 			return fail(err)
 		}
 		c, err := l.Accept()
+		if errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(deadline) && !s.stop.Load() {
+			continue
+		}
 		if err != nil {
 			return fail(fmt.Errorf("%d of %d data connections came: %w", len(flows), s.job.Flows, err))
 		}
@@ -223,9 +227,4 @@ func closeAll(list []socket) {
 	for _, s := range list {
 		s.close()
 	}
-}
-
-// hungUp says whether err only means that the client is gone.
-func hungUp(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)
 }
