@@ -121,7 +121,11 @@ ends by itself, or by Ctrl-C, leaves none.`,
 }
 
 func cleanLabs(w io.Writer, all bool, output string) error {
-	left, err := testbed.Find(all)
+	which := testbed.Dead
+	if all {
+		which = testbed.All
+	}
+	left, err := testbed.Find(which)
 	if err != nil {
 		return err
 	}

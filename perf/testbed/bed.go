@@ -128,7 +128,12 @@ func Open(c Config) (_ *Bed, err error) {
 // Close stops what runs in the testbed, the pods' processes first, and removes it. Idempotent.
 func (b *Bed) Close() error {
 	var errs []error
-	for _, ns := range b.namespaces() {
+	all := b.namespaces()
+	for _, ns := range all {
+		ns.stop()
+	}
+	errs = append(errs, killStrays(all))
+	for _, ns := range all {
 		errs = append(errs, ns.close())
 	}
 	for _, n := range b.Nodes {

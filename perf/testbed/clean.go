@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -39,15 +40,28 @@ func (l Leftovers) Empty() bool {
 	return len(l.Namespaces)+len(l.Processes)+len(l.Dirs) == 0
 }
 
-// Find lists what is left of labs whose process has ended, or with all, of every lab, the running
-// ones included.
-func Find(all bool) (Leftovers, error) {
+// All chooses every lab, the running ones included.
+func All(int) bool { return true }
+
+// Dead chooses labs whose process has ended. A zombie has: it holds nothing any more.
+func Dead(pid int) bool {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return true
+	}
+	text := string(data)
+	state := strings.TrimSpace(text[strings.LastIndexByte(text, ')')+1:])
+	return strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X")
+}
+
+// Find lists what there is of the labs that which chooses by their process id.
+func Find(which func(pid int) bool) (Leftovers, error) {
 	var l Leftovers
 	var err error
-	if l.Namespaces, err = named(netnsDir, all); err != nil {
+	if l.Namespaces, err = named(netnsDir, which); err != nil {
 		return l, err
 	}
-	dirs, err := named(os.TempDir(), all)
+	dirs, err := named(os.TempDir(), which)
 	if err != nil {
 		return l, err
 	}
@@ -60,12 +74,7 @@ func Find(all bool) (Leftovers, error) {
 
 // Remove kills the processes and removes the namespaces and folders.
 func (l Leftovers) Remove() error {
-	var errs []error
-	for _, pid := range l.Processes {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("testbed: kill process %d: %w", pid, err))
-		}
-	}
+	errs := []error{kill(l.Processes)}
 	for _, name := range l.Namespaces {
 		if err := netns.DeleteNamed(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("testbed: remove namespace %s: %w", name, remedy(err)))
@@ -77,8 +86,39 @@ func (l Leftovers) Remove() error {
 	return errors.Join(errs...)
 }
 
+// kill ends processes that are nobody's children here, and waits for their end.
+func kill(pids []int) error {
+	var errs []error
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("testbed: kill process %d: %w", pid, err))
+		}
+	}
+	deadline := time.Now().Add(grace)
+	for _, pid := range pids {
+		for !Dead(pid) {
+			if time.Now().After(deadline) {
+				errs = append(errs, fmt.Errorf("testbed: process %d does not end", pid))
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// killStrays ends what processes of the lab started inside its namespaces and did not end.
+func killStrays(all []*Namespace) error {
+	var names []string
+	for _, ns := range all {
+		names = append(names, ns.Name)
+	}
+	pids, err := inside(names)
+	return errors.Join(err, kill(pids))
+}
+
 // named lists the entries of a folder that a lab made: weftlab-<pid>, weftlab-<pid>-….
-func named(dir string, all bool) ([]string, error) {
+func named(dir string, which func(pid int) bool) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -94,25 +134,11 @@ func named(dir string, all bool) ([]string, error) {
 		}
 		number, _, _ := strings.Cut(rest, "-")
 		pid, err := strconv.Atoi(number)
-		if err != nil || pid <= 0 {
-			continue // not a name the lab gives
-		}
-		if all || !alive(pid) {
+		if err == nil && pid > 0 && which(pid) { // else not a name the lab gives
 			names = append(names, e.Name())
 		}
 	}
 	return names, nil
-}
-
-// alive says whether a process runs. A zombie does not: it holds nothing any more.
-func alive(pid int) bool {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return false
-	}
-	text := string(data)
-	state := strings.TrimSpace(text[strings.LastIndexByte(text, ')')+1:])
-	return !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
 }
 
 // inside lists the processes, this one excepted, whose network namespace is one of the named ones.

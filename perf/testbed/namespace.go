@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -196,12 +197,17 @@ func setAffinity(cpus []int) error {
 	return nil
 }
 
-// close stops what runs inside and removes the namespace.
+// stop ends the processes that were started inside, the newest first.
+func (ns *Namespace) stop() {
+	for _, p := range slices.Backward(ns.processes) {
+		p.Stop(context.Background())
+	}
+	ns.processes = nil
+}
+
+// close removes the namespace.
 func (ns *Namespace) close() error {
 	var errs []error
-	for i := len(ns.processes) - 1; i >= 0; i-- {
-		ns.processes[i].Stop(context.Background())
-	}
 	if ns.Link != nil {
 		ns.Link.Close()
 	}

@@ -101,9 +101,13 @@ func (p *Process) exitError() error {
 	return &ExitError{Name: p.Name, Code: p.cmd.ProcessState.ExitCode(), Last: lastLine(p.Log)}
 }
 
-// Stop asks the process to end, and kills it when it does not within the grace or ctx.
+// Stop asks the process and its children to end, and kills them when the process has not ended
+// within the grace or ctx.
 func (p *Process) Stop(ctx context.Context) {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // os.ErrProcessDone when it has ended: fine
+	if p.Ended() != nil {
+		return
+	}
+	p.signal(syscall.SIGTERM)
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	select {
@@ -112,9 +116,12 @@ func (p *Process) Stop(ctx context.Context) {
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	_ = p.cmd.Process.Kill()
+	p.signal(syscall.SIGKILL)
 	<-p.done
 }
+
+// signal is for the whole process group. ESRCH, the only error there can be, means that it has ended.
+func (p *Process) signal(s syscall.Signal) { _ = syscall.Kill(-p.cmd.Process.Pid, s) }
 
 // CPU is the processor time the process has used so far, all threads.
 func (p *Process) CPU() (time.Duration, error) {

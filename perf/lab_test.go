@@ -1,0 +1,309 @@
+package perf_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"weft/internal/nettest"
+	"weft/perf"
+	"weft/perf/testbed"
+)
+
+// patience bounds waits for a condition; it measures nothing.
+const patience = 60 * time.Second
+
+// weft is the binary under test: the lab runs itself as daemons and generators.
+var weft string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "weft-perf-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "perf: make a folder for the binary:", err)
+		os.Exit(1)
+	}
+	weft = filepath.Join(dir, "weft")
+	if out, err := exec.Command("go", "build", "-o", weft, "weft/cmd/weft").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "perf: build weft: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// lab is a running `weft lab run`.
+type lab struct {
+	*exec.Cmd
+	t        *testing.T
+	out, err bytes.Buffer
+	done     chan struct{}
+}
+
+func start(t *testing.T, args ...string) *lab {
+	t.Helper()
+	nettest.RequireRoot(t)
+	nettest.RequireKernel(t, nettest.Veth)
+	l := &lab{t: t, Cmd: exec.Command(weft, append([]string{"lab", "run"}, args...)...), done: make(chan struct{})}
+	l.Dir = t.TempDir()
+	l.Stdout, l.Stderr = &l.out, &l.err
+	if err := l.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = l.Wait() // ProcessState says it
+		close(l.done)
+	}()
+	t.Cleanup(func() {
+		_ = l.Process.Signal(syscall.SIGTERM)
+		<-l.done
+	})
+	return l
+}
+
+// end waits for the lab's end and returns its exit code.
+func (l *lab) end() int {
+	l.t.Helper()
+	select {
+	case <-l.done:
+	case <-time.After(patience):
+		l.t.Fatalf("the lab does not end:\n%s", l.err.Bytes())
+	}
+	return l.ProcessState.ExitCode()
+}
+
+// traces lists what there is of the lab in the machine.
+func (l *lab) traces() testbed.Leftovers {
+	l.t.Helper()
+	left, err := testbed.Find(func(pid int) bool { return pid == l.Process.Pid })
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return left
+}
+
+// busy waits until the lab measures: a generator runs beside its server and the daemons.
+func (l *lab) busy(processes int) testbed.Leftovers {
+	l.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if left := l.traces(); len(left.Processes) >= processes {
+			return left
+		}
+		select {
+		case <-l.done:
+			l.t.Fatalf("the lab ended early:\n%s", l.err.Bytes())
+		default:
+		}
+		if time.Now().After(deadline) {
+			l.t.Fatalf("the lab does not measure: %+v\n%s", l.traces(), l.err.Bytes())
+		}
+	}
+}
+
+func gone(t *testing.T, pids []int) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for _, pid := range pids {
+		for !testbed.Dead(pid) {
+			if time.Now().After(deadline) {
+				t.Fatalf("process %d lives on", pid)
+			}
+			time.Sleep(10 * time.Millisecond) // between looks at a condition
+		}
+	}
+}
+
+// long is a run that lasts until something ends it: one contender that needs no daemon and one
+// that has two, and so five processes while it measures.
+var long = []string{"--contenders", "bare,tun", "--tests", "tcp-stream", "--duration", "10s", "--repeat", "100", "--json", "r.json"}
+
+const longProcesses = 5
+
+func TestInterrupted(t *testing.T) {
+	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		t.Run(s.String(), func(t *testing.T) {
+			l := start(t, long...)
+			before := l.busy(longProcesses)
+			if len(before.Namespaces) != 8 || len(before.Dirs) != 1 {
+				t.Errorf("a running lab has %+v", before)
+			}
+			if err := l.Process.Signal(s); err != nil {
+				t.Fatal(err)
+			}
+			if code := l.end(); code != 130 {
+				t.Errorf("exit code %d, want 130:\n%s", code, l.err.Bytes())
+			}
+			if left := l.traces(); !left.Empty() {
+				t.Errorf("left behind: %+v", left)
+			}
+			gone(t, before.Processes)
+		})
+	}
+}
+
+// TestKilled kills a lab the hard way: what it started must die with it, and `weft lab clean` must
+// remove the rest, and nothing of a lab that runs.
+func TestKilled(t *testing.T) {
+	other := start(t, "--contenders", "bare", "--tests", "tcp-stream", "--duration", "10s", "--repeat", "100", "--json", "r.json")
+	others := other.busy(2)
+	l := start(t, long...)
+	before := l.busy(longProcesses)
+	if err := l.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	l.end()
+	gone(t, before.Processes)
+	if left := l.traces(); len(left.Namespaces) != len(before.Namespaces) || len(left.Dirs) != 1 {
+		t.Errorf("a killed lab leaves %+v, want what it had: %+v", left, before)
+	}
+	out, err := exec.Command(weft, "lab", "clean").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, n := range append(before.Namespaces, before.Dirs...) {
+		if !strings.Contains(string(out), n+"\n") {
+			t.Errorf("clean does not say that it removed %s:\n%s", n, out)
+		}
+	}
+	if left := l.traces(); !left.Empty() {
+		t.Errorf("clean leaves %+v", left)
+	}
+	if now := other.traces(); !slices.Equal(now.Namespaces, others.Namespaces) || len(now.Processes) == 0 {
+		t.Errorf("clean took from a running lab: %+v, had %+v", now, others)
+	}
+}
+
+// TestRun carries real traffic over every contender, and looks at what comes out.
+func TestRun(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		mtu  map[string]int
+	}{
+		{"split", nil, map[string]int{"bare": 1500, "vxlan": 1450, "tun": 1450}},
+		{"three nodes, free, IPv6", []string{"--layout", "free", "--nodes", "3", "--family", "6", "--mtu", "1600"},
+			map[string]int{"bare": 1600, "vxlan": 1550, "tun": 1550}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := start(t, append([]string{"--contenders", "bare,vxlan,tun", "--tests", "tcp-stream,udp-rr,udp-rate:size=100",
+				"--duration", "300ms", "--repeat", "2", "--out", "results", "--json", "r.json"}, c.args...)...)
+			if code := l.end(); code != 0 {
+				t.Fatalf("exit code %d:\n%s\n%s", code, l.err.Bytes(), l.out.Bytes())
+			}
+			if left := l.traces(); !left.Empty() {
+				t.Errorf("left behind: %+v", left)
+			}
+			if strings.ContainsAny(l.err.String(), "\r\x1b") {
+				t.Errorf("progress in a pipe: %q", l.err.String())
+			}
+			r := read(t, filepath.Join(l.Dir, "r.json"))
+			if len(r.Failed)+len(r.Unsupported) > 0 {
+				t.Errorf("failed %+v, unsupported %+v", r.Failed, r.Unsupported)
+			}
+			if want := 3 * (1 + 5 + 2); len(r.Results) != want {
+				t.Errorf("%d rows, want %d", len(r.Results), want)
+			}
+			for _, row := range r.Results {
+				checkRow(t, row, c.mtu[row.Contender])
+			}
+			checkBalances(t, r.Conservation)
+			for _, file := range []string{"result.json", "result.csv", "table.txt"} {
+				if data, err := os.ReadFile(filepath.Join(l.Dir, "results", file)); err != nil || len(data) == 0 {
+					t.Errorf("%s: %d bytes, %v", file, len(data), err)
+				}
+			}
+		})
+	}
+}
+
+func read(t *testing.T, path string) (r perf.Result) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func checkRow(t *testing.T, row perf.Row, mtu int) {
+	t.Helper()
+	name := row.Contender + ", " + row.Test + ", " + row.Metric
+	if len(row.Samples) != 2 || row.Low > row.Median || row.Median > row.High || row.Median <= 0 && row.Metric != "loss" {
+		t.Errorf("%s: %+v", name, row)
+	}
+	if row.InnerMTU != mtu {
+		t.Errorf("%s: inner MTU %d, want %d", name, row.InnerMTU, mtu)
+	}
+	if (row.CPU.SecondsPerGigabyte > 0) == (row.CPU.NanosecondsPerPacket > 0) {
+		t.Errorf("%s: both or no cost: %+v", name, row.CPU)
+	}
+	want := []string{"bench"}
+	if row.Contender != "bare" {
+		want = append(want, "weft-a", "weft-b")
+	}
+	for _, p := range want {
+		if _, ok := row.CPU.Processes[p]; !ok {
+			t.Errorf("%s: no processor time of %s: %v", name, p, row.CPU.Processes)
+		}
+	}
+}
+
+func checkBalances(t *testing.T, all []perf.Balance) {
+	t.Helper()
+	lanes, paths := 0, 0
+	for _, b := range all {
+		if b.PathBalance != nil {
+			paths++
+			if b.Generated < b.Delivered || b.Delivered == 0 {
+				t.Errorf("%s, %s: %+v", b.Contender, b.Test, *b.PathBalance)
+			}
+			if !b.OK {
+				t.Logf("%s, %s: unaccounted: %+v", b.Contender, b.Test, *b.PathBalance)
+			}
+			continue
+		}
+		lanes++
+		if b.Contender != "tun" || !b.OK {
+			t.Errorf("%s, %s: %+v", b.Contender, b.Test, *b.LaneBalance)
+		}
+	}
+	if paths != 3*2 || lanes < 3*4 {
+		t.Errorf("%d accounts of UDP paths and %d of lanes, want 6 and at least 12", paths, lanes)
+	}
+}
+
+// TestTrouble asks for what cannot be.
+func TestTrouble(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"--contenders", "bare,carrier-pigeon"}, 2, "there are bare"},
+		{[]string{"--tests", "tcp-strem"}, 2, "tcp-stream"},
+		{[]string{"--layout", "loose"}, 2, "split or free"},
+		{[]string{"--repeat", "0", "--mtu", "100"}, 2, "mtu 100"},
+		{[]string{"--contenders", "bare", "--tests", "udp-rate:size=1501", "--json", "r.json"}, 2, "inner MTU"},
+	} {
+		l := start(t, c.args...)
+		if code := l.end(); code != c.code || !strings.Contains(l.err.String(), c.says) {
+			t.Errorf("%v: exit code %d, want %d; said %q, want %q in it", c.args, code, c.code, l.err.String(), c.says)
+		}
+		if left := l.traces(); !left.Empty() {
+			t.Errorf("%v: left behind: %+v", c.args, left)
+		}
+	}
+}
