@@ -1,0 +1,74 @@
+package tun
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"weft/internal/wait"
+	"weft/packet"
+)
+
+// offloadQueue is one queue of an offload port. Recv and Send share nothing.
+type offloadQueue struct {
+	name string
+	dev  device
+
+	in      *wait.Waiter
+	scatter *scatter
+
+	out    *wait.Gate
+	gather *gather
+}
+
+// Recv fills b with as many packets as the device has and b surely takes; it blocks until there is
+// one.
+func (q *offloadQueue) Recv(b *packet.Batch) error {
+	b.SetLen(0)
+	if err := q.in.Enter(); err != nil {
+		return err
+	}
+	defer q.in.Leave()
+	for {
+		n, errno := q.scatter.fill(b, q.dev)
+		if n > 0 {
+			b.SetLen(n) // an error waits for the next Recv
+			return nil
+		}
+		switch errno {
+		case unix.EAGAIN:
+			if err := q.in.Wait(&b.Waited); err != nil {
+				return err
+			}
+		case unix.EINTR:
+		default:
+			return fmt.Errorf("tun: read %s: %w: was the device removed?", q.name, errno)
+		}
+	}
+}
+
+// Send writes b's packets, runs of one flow as one.
+func (q *offloadQueue) Send(b *packet.Batch) error {
+	if err := q.out.Enter(); err != nil {
+		return err
+	}
+	defer q.out.Leave()
+	if errno := q.gather.send(b); errno != 0 {
+		return fmt.Errorf("tun: write %s: %w: was the device removed?", q.name, errno)
+	}
+	return nil
+}
+
+// device is a descriptor of /dev/net/tun in non-blocking mode.
+type device int
+
+func (d device) readv(iovs []unix.Iovec) (int, unix.Errno) {
+	n, _, errno := unix.Syscall(unix.SYS_READV, uintptr(d), uintptr(unsafe.Pointer(&iovs[0])), uintptr(len(iovs)))
+	return int(n), errno
+}
+
+func (d device) writev(iovs []unix.Iovec) unix.Errno {
+	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(d), uintptr(unsafe.Pointer(&iovs[0])), uintptr(len(iovs)))
+	return errno
+}
