@@ -46,7 +46,8 @@ type cluster struct {
 	*nettest.Cluster
 	t       *testing.T
 	mode    string
-	family  int // of the underlay: 4 or 6
+	modes   map[string]string // nodes of another mode
+	family  int               // of the underlay: 4 or 6
 	dir     string
 	daemons map[string]*nettest.Process
 	absent  map[string]bool // nodes that nodes.yaml leaves out
@@ -55,7 +56,13 @@ type cluster struct {
 // up builds a cluster, starts a daemon per node and waits until all pods reach each other.
 func up(t *testing.T, mode string, family int, o nettest.ClusterOptions) *cluster {
 	t.Helper()
-	c := &cluster{Cluster: nettest.NewCluster(t, o), t: t, mode: mode, family: family, dir: t.TempDir(),
+	return upMixed(t, mode, nil, family, o)
+}
+
+// upMixed is up with some nodes, by name, in another mode.
+func upMixed(t *testing.T, mode string, modes map[string]string, family int, o nettest.ClusterOptions) *cluster {
+	t.Helper()
+	c := &cluster{modes: modes, Cluster: nettest.NewCluster(t, o), t: t, mode: mode, family: family, dir: t.TempDir(),
 		daemons: map[string]*nettest.Process{}, absent: map[string]bool{}}
 	c.writeNodes()
 	for _, n := range c.Nodes {
@@ -119,14 +126,17 @@ func (c *cluster) endpoint(n *nettest.ClusterNode) netip.Addr {
 // start starts a node's daemon.
 func (c *cluster) start(n *nettest.ClusterNode) {
 	c.t.Helper()
-	network := c.Network()
+	network, mode := c.Network(), c.mode
+	if m := c.modes[n.Name]; m != "" {
+		mode = m
+	}
 	c.writeFile(c.path(n, "weft.yaml"), fmt.Sprintf(`node: {name: %s}
 network: {prefixes: [%q, %q]}
 mode: %s
 control: {kind: static, static: {file: %s}}
 api: {socket: %s, metrics: ""}
 state_dir: %s
-`, n.Name, network[0], network[1], c.mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state")))
+`, n.Name, network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state")))
 	c.daemons[n.Name] = n.NS.MustStart(c.t, weft, "daemon", "--config", c.path(n, "weft.yaml"))
 }
 
