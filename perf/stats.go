@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// fewest is the smallest number of samples that has a 95 % rank interval of the median.
-const fewest = 6
+// Fewest is the smallest number of samples that has a 95 % rank interval of the median.
+const Fewest = 6
 
 // Median is the middle of the samples, the mean of the two middle ones for an even number; 0 of
 // none.
@@ -37,7 +37,7 @@ func Interval(samples []float64) (low, high float64) {
 // fall below the median. The interval is the k-th smallest to the k-th largest sample. Reference:
 // Conover, Practical Nonparametric Statistics, §3.2. n is at most MaxRepeat, so 2^-n is a float.
 func rank(n int) int {
-	if n < fewest {
+	if n < Fewest {
 		return 1
 	}
 	k, term, below := 0, math.Ldexp(1, -n), 0.0 // term = P(B = k), below = P(B < k)

@@ -39,7 +39,8 @@ type labFlags struct {
 	contenders, tests string
 	layout            string
 	family            int
-	json, out, output string
+	json, out         string
+	format            *format
 	plan              perf.Plan
 }
 
@@ -74,14 +75,16 @@ Results go to the folder --out: result.json, result.csv and table.txt. Without -
 	flags.IntVar(&f.plan.Queues, "queues", 0, "queue pairs of userspace contenders; 0 = by cores")
 	flags.StringVar(&f.json, "json", "", "write the result to this file")
 	flags.StringVar(&f.out, "out", "", "write result.json, result.csv and table.txt to this folder")
-	outputFlag(cmd, &f.output)
+	f.format = formatFlag(cmd)
 	return cmd
 }
 
 func (f *labFlags) run(cmd *cobra.Command) error {
 	if err := f.complete(); err != nil {
-		return labUsage(err)
+		return usageError{err}
 	}
+	// Beyond what ends every command: a terminal that goes away. And a second Ctrl-C must not cut
+	// the clean-up short.
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	show := newProgress(cmd.ErrOrStderr())
@@ -90,9 +93,9 @@ func (f *labFlags) run(cmd *cobra.Command) error {
 	var wrong *perf.UsageError
 	switch {
 	case ctx.Err() != nil:
-		return labInterrupted(err)
+		return interruptedError{err}
 	case errors.As(err, &wrong):
-		return labUsage(err)
+		return usageError{err}
 	case err != nil:
 		return err
 	}
@@ -103,7 +106,7 @@ func (f *labFlags) run(cmd *cobra.Command) error {
 	case len(result.Failed) > 0:
 		return fmt.Errorf("lab: %d failed: see the result", len(result.Failed))
 	case len(result.Unsupported) > 0:
-		return labUnsupported(fmt.Errorf("lab: not every contender can run here: see the result"))
+		return unsupportedError{errors.New("lab: not every contender can run here: see the result")}
 	}
 	return nil
 }
@@ -138,7 +141,7 @@ func (f *labFlags) complete() (err error) {
 			return fmt.Errorf("results: %w", err)
 		}
 	}
-	p.Congestion, p.Version = "cubic", labVersion()
+	p.Congestion, p.Version = "cubic", version().String()
 	p.Weft, err = os.Executable()
 	return err
 }
@@ -169,7 +172,7 @@ func completeTests(list string, family int) string {
 // write puts the result where it was asked for.
 func (f *labFlags) write(cmd *cobra.Command, r *perf.Result) error {
 	out := cmd.OutOrStdout()
-	if f.output == "json" {
+	if *f.format == asJSON {
 		if err := writeJSON(out, r); err != nil {
 			return err
 		}
@@ -206,6 +209,14 @@ func writeFile(path string, write func(io.Writer) error) error {
 	}
 	return nil
 }
+
+// interruptedError is a run that a signal ended, cleaned up.
+type interruptedError struct{ error }
+
+func (e interruptedError) Unwrap() error { return e.error }
+
+// ExitCode implements what exitCode asks for.
+func (interruptedError) ExitCode() int { return exitInterrupted }
 
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)

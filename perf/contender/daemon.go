@@ -93,11 +93,12 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 	return d, nil
 }
 
-// nodesYAML is the file of `control: static`.
+// nodesYAML is the file of `control: static`. The underlay is IPv4: with endpoints of both families
+// the inner MTU would be that of the longer header.
 func nodesYAML(nodes []*testbed.Node) string {
 	text := "nodes:\n"
 	for _, n := range nodes {
-		text += fmt.Sprintf("  - {name: %s, endpoints: [%s], prefixes: [%s]}\n", n.Name, quoted(n.Endpoints), quoted(n.Prefixes))
+		text += fmt.Sprintf("  - {name: %s, endpoints: [%s], prefixes: [%s]}\n", n.Name, quoted(n.Endpoints[:1]), quoted(n.Prefixes))
 	}
 	return text
 }

@@ -95,7 +95,7 @@ func (g *group) table() string {
 	for i, m := range g.metrics {
 		scales[i] = g.scale(m)
 		if i == 0 {
-			head = append(head, m+" "+scales[i].name, "95 %", "× "+baseline, "95 %")
+			head = append(head, m+" "+scales[i].name, g.between(), "× "+baseline, g.between())
 		} else {
 			head = append(head, m+" "+scales[i].name)
 		}
@@ -104,7 +104,7 @@ func (g *group) table() string {
 	if g.main(g.contenders[0]).CPU.SecondsPerGigabyte > 0 {
 		costName = "CPU s/GB"
 	}
-	t.AppendHeader(append(head, "inner MTU", "cores", "user", "sys", "softirq", costName))
+	t.AppendHeader(append(head, "MTU", "cores", "user+sys+softirq", costName))
 
 	for _, c := range g.contenders {
 		row := table.Row{c}
@@ -123,16 +123,25 @@ func (g *group) table() string {
 			cost = cpu.SecondsPerGigabyte
 		}
 		t.AppendRow(append(row, g.main(c).InnerMTU, cores(cpu.User+cpu.System+cpu.SoftIRQ),
-			cores(cpu.User), cores(cpu.System), cores(cpu.SoftIRQ), digits(cost)))
+			cores(cpu.User)+"+"+cores(cpu.System)+"+"+cores(cpu.SoftIRQ), digits(cost)))
 	}
 	var config []table.ColumnConfig
-	for n := range len(head) + 6 {
+	for n := range len(head) + 4 {
 		if n > 0 {
 			config = append(config, table.ColumnConfig{Number: n + 1, Align: text.AlignRight, AlignHeader: text.AlignRight})
 		}
 	}
 	t.SetColumnConfigs(config)
-	return t.Render()
+	return trimLines(t.Render())
+}
+
+// trimLines takes the blanks off the ends of lines.
+func trimLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = strings.TrimRight(l, " ")
+	}
+	return strings.Join(lines, "\n")
 }
 
 func (g *group) main(contender string) perf.Row { return g.rows[[2]string{contender, g.metrics[0]}] }
@@ -163,6 +172,14 @@ func (g *group) ratio(r perf.Row) []any {
 	}
 	low, high := perf.Interval(ratios)
 	return []any{digits(perf.Median(ratios)), between(low, high)}
+}
+
+// between names the columns of intervals.
+func (g *group) between() string {
+	if len(g.main(g.contenders[0]).Samples) < perf.Fewest {
+		return "min–max"
+	}
+	return "95 %"
 }
 
 func cores(v float64) string { return fmt.Sprintf("%.2f", v) }

@@ -30,9 +30,9 @@ func Dir() (string, error) {
 
 // Leftovers is what labs left behind.
 type Leftovers struct {
-	Namespaces []string // names
-	Processes  []int    // process ids, inside those namespaces
-	Dirs       []string // paths
+	Namespaces []string `json:"namespaces"` // names
+	Processes  []int    `json:"processes"`  // process ids, inside those namespaces
+	Dirs       []string `json:"folders"`    // paths
 }
 
 // Empty says that nothing was found.
@@ -65,6 +65,7 @@ func Find(which func(pid int) bool) (Leftovers, error) {
 	if err != nil {
 		return l, err
 	}
+	l.Dirs = []string{}
 	for _, d := range dirs {
 		l.Dirs = append(l.Dirs, filepath.Join(os.TempDir(), d))
 	}
@@ -121,12 +122,12 @@ func killStrays(all []*Namespace) error {
 func named(dir string, which func(pid int) bool) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return []string{}, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("testbed: look for leftovers: %w", err)
 	}
-	var names []string
+	names := []string{}
 	for _, e := range entries {
 		rest, ok := strings.CutPrefix(e.Name(), namePrefix)
 		if !ok {
@@ -151,13 +152,13 @@ func inside(names []string) ([]int, error) {
 		}
 	}
 	if len(wanted) == 0 {
-		return nil, nil
+		return []int{}, nil
 	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("testbed: look for processes: %w", err)
 	}
-	var pids []int
+	pids := []int{}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil || pid == os.Getpid() {

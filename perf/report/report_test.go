@@ -1,0 +1,127 @@
+package report
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"weft/perf"
+	"weft/perf/probe"
+)
+
+func TestDigits(t *testing.T) {
+	for v, want := range map[float64]string{
+		0: "0", 1: "1.00", 0.5: "0.500", 12.345: "12.3", 123.45: "123", 12345: "12345", 0.01234: "0.0123", 0.000012: "0.0000", -2.5: "-2.50",
+	} {
+		if got := digits(v); got != want {
+			t.Errorf("digits(%v) = %s, want %s", v, got, want)
+		}
+	}
+}
+
+func TestScale(t *testing.T) {
+	for _, c := range []struct {
+		unit    string
+		largest float64
+		name    string
+		by      float64
+	}{
+		{"bit/s", 26e9, "Gbit/s", 1e9}, {"bit/s", 999e6, "Mbit/s", 1e6}, {"bit/s", 12, "bit/s", 1},
+		{"packet/s", 235e3, "kpacket/s", 1e3}, {"packet/s", 2e6, "Mpacket/s", 1e6}, {"1/s", 12e3, "k/s", 1e3},
+		{"us", 40, "µs", 1}, {"ratio", 0.0001, "%", 0.01}, {"core", 1.5, "core", 1},
+	} {
+		if s := scaleOf(c.unit, c.largest); s.name != c.name || s.by != c.by {
+			t.Errorf("%v %s: shown in %s (/ %v), want %s (/ %v)", c.largest, c.unit, s.name, s.by, c.name, c.by)
+		}
+	}
+}
+
+func row(contender, metric, unit string, samples ...float64) perf.Row {
+	r := perf.Row{
+		Contender: contender, Test: "tcp-rr", Params: probe.Params{"family": 4, "size": 64}, Metric: metric, Unit: unit,
+		Samples: samples, Median: perf.Median(samples), InnerMTU: 1450,
+		CPU: perf.CPU{User: 0.1, System: 1.25, SoftIRQ: 0.4, NanosecondsPerPacket: 6100},
+	}
+	r.Low, r.High = perf.Interval(samples)
+	return r
+}
+
+func example() *perf.Result {
+	return &perf.Result{
+		Host:     perf.Host{Kernel: "6.18.44", CPU: "Some CPU", Cores: 2, Mitigations: "none needed", Go: "go1.26", Weft: "v1 (abc)", TCPCongestion: "cubic"},
+		Settings: perf.Settings{Duration: 3, Repeat: 3, Warmup: 1, MTU: 1500, Nodes: 2, Layout: "split"},
+		Results: []perf.Row{
+			row("bare", "rate", "1/s", 20e3, 10e3, 30e3), row("bare", "p50", "us", 40, 41, 42),
+			row("tun", "rate", "1/s", 10e3, 6e3, 12e3), row("tun", "p50", "us", 57, 60, 62),
+		},
+		Conservation: []perf.Balance{
+			{Contender: "tun", Test: "udp-rr", LaneBalance: &perf.LaneBalance{Node: "a", Lane: "out/0", Received: 5, Sent: 4}},
+			{Contender: "bare", Test: "udp-rr", PathBalance: &perf.PathBalance{Generated: 10, Delivered: 7, Unaccounted: 3}},
+			{Contender: "vxlan", Test: "udp-rr", PathBalance: &perf.PathBalance{Generated: 10, Delivered: 10}, OK: true},
+		},
+		Unsupported: []perf.Unsupported{{Contender: "wireguard", Reason: "this kernel has no wireguard module"}},
+		Failed:      []perf.Failure{{Contender: "xdp", Test: "tcp-stream", Reason: "weft-a ended with code 1"}},
+	}
+}
+
+// TestTable compares with the golden file; `go test ./perf/report -update` is not offered: the
+// table is read by people, so a person should look at every change of it.
+func TestTable(t *testing.T) {
+	var got bytes.Buffer
+	if err := Table(&got, example()); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("testdata/table.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.String() != string(want) {
+		t.Errorf("the table is\n%s\nwant\n%s", got.String(), want)
+	}
+}
+
+func TestRatioWithoutBaseline(t *testing.T) {
+	r := example()
+	r.Results = r.Results[2:]
+	var got bytes.Buffer
+	if err := Table(&got, r); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(got.String(), "tun") || strings.Contains(got.String(), "NaN") {
+		t.Errorf("without bare the table is\n%s", got.String())
+	}
+}
+
+// TestExample shows the published example.
+func TestExample(t *testing.T) {
+	data, err := os.ReadFile("../testdata/result.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r perf.Result
+	if err := json.Unmarshal(data, &r); err != nil {
+		t.Fatal(err)
+	}
+	var table, text bytes.Buffer
+	if err := Table(&table, &r); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"tun-gso+aes-256-gcm", "5.44", "5.38–5.52", "301", "wireguard: this kernel has no WireGuard module"} {
+		if !strings.Contains(table.String(), part) {
+			t.Errorf("%q is not in\n%s", part, table.String())
+		}
+	}
+	if err := CSV(&text, &r); err != nil {
+		t.Fatal(err)
+	}
+	lines, err := csv.NewReader(&text).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(lines) != 1+len(r.Results) || lines[1][4] != "5.44e+09" || lines[1][7] != "5.41e+09 5.52e+09 5.38e+09 5.47e+09 5.44e+09" {
+		t.Errorf("CSV %q", lines)
+	}
+}
