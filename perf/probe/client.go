@@ -112,6 +112,20 @@ func (c *client) failed() error {
 	}
 }
 
+// blame finds the reason behind err: a data connection that broke says less than the control connection
+// that breaks with it, a moment sooner or later.
+func (c *client) blame(err error) error {
+	if err == nil {
+		return c.failed()
+	}
+	select {
+	case <-c.dead:
+		return c.err
+	case <-time.After(time.Second):
+		return err
+	}
+}
+
 // finish asks for the totals.
 func (c *client) finish() (counts, error) {
 	m, err := c.ask(message{Type: msgStop}, msgCounts, controlTimeout)

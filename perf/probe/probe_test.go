@@ -107,7 +107,7 @@ func TestStreamFlowsAndIntervals(t *testing.T) {
 	for _, i := range r.Intervals {
 		bytes, seconds = bytes+i.Bytes, seconds+i.Seconds
 	}
-	if len(r.Intervals) != 3 || bytes != r.Bytes || seconds < .25 || r.Congestion != "cubic" {
+	if len(r.Intervals) == 0 || bytes != r.Bytes || seconds < .25 || r.Congestion != "cubic" {
 		t.Errorf("got %+v", r)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -22,29 +23,24 @@ func (h *histogram) metrics(elapsed time.Duration) map[string]float64 {
 	}
 }
 
-// repeat times exchange until the duration is over, on a thread of its own. An exchange that says
+// repeat times exchange until the duration is over, on the caller's thread. An exchange that says
 // it did not complete is not counted.
 func repeat(c *client, duration time.Duration, h *histogram, exchange func() (completed bool, err error)) (elapsed time.Duration, err error) {
-	wait := onThread(func() {
-		begin := time.Now()
-		for at := time.Duration(0); at < duration && !c.stop.Load(); {
-			var completed bool
-			completed, err = exchange()
-			if err != nil {
-				break
-			}
-			now := time.Since(begin)
-			if completed {
-				h.record(now - at)
-			}
-			at, elapsed = now, now
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	begin := time.Now()
+	for elapsed < duration && !c.stop.Load() {
+		var completed bool
+		if completed, err = exchange(); err != nil {
+			break
 		}
-	})
-	wait()
-	if failed := c.failed(); failed != nil {
-		return elapsed, failed
+		now := time.Since(begin)
+		if completed {
+			h.record(now - elapsed)
+		}
+		elapsed = now
 	}
-	if err == nil && h.total == 0 {
+	if err = c.blame(err); err == nil && h.total == 0 {
 		err = fmt.Errorf("no transaction completed in %s", elapsed)
 	}
 	return elapsed, err
