@@ -3,7 +3,6 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"net"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -94,11 +93,11 @@ type insideQueue struct {
 
 // Recv strips the Ethernet header. Frames that are neither IPv4 nor IPv6 (ARP, a VLAN tag) are dropped as not-ip.
 func (q *insideQueue) Recv(b *packet.Batch) error {
-	if !q.rx.enter() {
-		b.SetLen(0)
-		return net.ErrClosed
+	b.SetLen(0)
+	if err := q.rx.wait.Enter(); err != nil {
+		return err
 	}
-	defer q.rx.leave()
+	defer q.rx.wait.Leave()
 	if err := q.rx.receive(b); err != nil {
 		return err
 	}
@@ -122,10 +121,10 @@ func (q *insideQueue) Recv(b *packet.Batch) error {
 // Send prepends the Ethernet header of the interface and finishes partial checksums, which a frame cannot say of
 // itself.
 func (q *insideQueue) Send(b *packet.Batch) error {
-	if !q.tx.enter() {
-		return net.ErrClosed
+	if err := q.tx.Enter(); err != nil {
+		return err
 	}
-	defer q.tx.leave()
+	defer q.tx.Leave()
 	packets := b.Packets()
 	for i := range packets {
 		p := &packets[i]

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -36,11 +35,22 @@ type device struct {
 	receiveQueues int
 }
 
-func inspect(name string) (d device, err error) {
-	l, err := netlink.LinkByName(name)
-	if err != nil {
-		return d, fmt.Errorf("find the underlay interface %s: %w: set node.interface", name, err)
+// inspect looks the underlay device up: by name, or where none is given as the one that has our first address.
+func inspect(name string, local []netip.Addr) (d device, err error) {
+	var l netlink.Link
+	switch {
+	case name != "":
+		if l, err = netlink.LinkByName(name); err != nil {
+			return d, fmt.Errorf("find the underlay interface %s: %w: set node.interface", name, err)
+		}
+	case len(local) == 0:
+		return d, errors.New("neither an underlay interface nor an address of ours is given")
+	default:
+		if l, err = holder(local[0]); err != nil {
+			return d, err
+		}
 	}
+	name = l.Attrs().Name
 	d = device{name: name, index: l.Attrs().Index, mtu: l.Attrs().MTU}
 	if copy(d.mac[:], l.Attrs().HardwareAddr) != len(d.mac) || l.Attrs().EncapType != "ether" {
 		return d, fmt.Errorf("%s is not an Ethernet device (%s): use mode tun-gso", name, l.Attrs().EncapType)
@@ -57,6 +67,20 @@ func inspect(name string) (d device, err error) {
 	return d, err
 }
 
+// holder finds the device that has an address.
+func holder(a netip.Addr) (netlink.Link, error) {
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list this host's addresses: %w", err)
+	}
+	for _, have := range addrs {
+		if ip, ok := netip.AddrFromSlice(have.IP); ok && ip.Unmap() == a {
+			return netlink.LinkByIndex(have.LinkIndex)
+		}
+	}
+	return nil, fmt.Errorf("no interface has the address %s: the node's endpoint must be an address of this host", a)
+}
+
 func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
 	out = &Outside{extra: map[string]string{}}
 	if err = out.start(dev.name, mem); err != nil {
@@ -68,10 +92,6 @@ func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
 			out = nil
 		}
 	}()
-	if dev.receiveQueues < len(mem) {
-		return out, fmt.Errorf("%s has %d receive queues, fewer than the %d asked for: set `queues: %d`",
-			dev.name, dev.receiveQueues, len(mem), dev.receiveQueues)
-	}
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return out, fmt.Errorf("open netlink: %w", err)
@@ -86,7 +106,7 @@ func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
 	if err = out.program.attach(handle, dev.index, dev.name, c.Attach); err != nil {
 		return out, err
 	}
-	if err = out.open(dev.index, c); err != nil {
+	if err = out.open(dev.index, c, out.kernel.fds[:]...); err != nil {
 		return out, err
 	}
 	if out.resolver, err = newResolver(dev, c.Local); err != nil {
@@ -100,19 +120,15 @@ func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
 		out.extra["udp-checksum-verified"] = "a veth hands over sums that the sender's kernel left unfinished"
 	}
 	out.extra["xdp-all-queues"] = "on"
+	if dev.receiveQueues < c.queues() {
+		out.extra["xdp-all-queues"] = fmt.Sprintf("%s has %d receive queues, so there are no more lanes than that", dev.name, dev.receiveQueues)
+	}
 	if dev.receiveQueues > len(mem) {
 		out.extra["xdp-all-queues"] = fmt.Sprintf("%s has %d receive queues, %d lanes serve them: the rest goes through the kernel; "+
 			"set `queues: %d` or run `ethtool -L %s combined %d`", dev.name, dev.receiveQueues, len(mem), dev.receiveQueues, dev.name, len(mem))
 	}
 	for i, pair := range out.pairs {
-		q := &outsideQueue{pair: pair, resolver: out.resolver, kernel: out.kernel, verify: verify}
-		if i == 0 {
-			q.listen = true
-			for _, fd := range out.kernel.fds {
-				pair.rx.fds = append(pair.rx.fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}) // -1 is ignored by poll
-			}
-		}
-		out.queues = append(out.queues, q)
+		out.queues = append(out.queues, &outsideQueue{pair: pair, resolver: out.resolver, kernel: out.kernel, verify: verify, listen: i == 0})
 	}
 	return out, nil
 }
@@ -140,13 +156,6 @@ func (o *Outside) KernelDrops() map[string]uint64 {
 		drops["neighbour-unresolved"] = n
 	}
 	return drops
-}
-
-// Resolve has the way to peers looked up before the first packet goes there.
-func (o *Outside) Resolve(peers ...netip.AddrPort) {
-	for _, a := range peers {
-		o.resolver.destination(a)
-	}
 }
 
 // Close gives the device's traffic back to the kernel and frees the queues.
@@ -178,11 +187,11 @@ type outsideQueue struct {
 
 // Recv strips the outer Ethernet, IP and UDP headers and says who sent the packet.
 func (q *outsideQueue) Recv(b *packet.Batch) error {
-	if !q.rx.enter() {
-		b.SetLen(0)
-		return net.ErrClosed
+	b.SetLen(0)
+	if err := q.rx.wait.Enter(); err != nil {
+		return err
 	}
-	defer q.rx.leave()
+	defer q.rx.wait.Leave()
 	for {
 		if q.turns++; q.listen && q.turns%kernelTurns == 0 {
 			if n := q.kernel.recv(b.Slots()); n > 0 {
@@ -244,10 +253,10 @@ func unwrap(p *packet.Packet, verify bool) packet.Drop {
 
 // Send puts the outer headers in front of each packet and sends it to its Hop.
 func (q *outsideQueue) Send(b *packet.Batch) error {
-	if !q.tx.enter() {
-		return net.ErrClosed
+	if err := q.tx.Enter(); err != nil {
+		return err
 	}
-	defer q.tx.leave()
+	defer q.tx.Leave()
 	packets := b.Packets()
 	var hop *packet.Hop
 	var d *destination

@@ -7,20 +7,21 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/wait"
 	"weft/packet"
 )
 
 // port is what the inside and the outside port have in common: a device with a program and two sockets a queue.
 type port struct {
 	device  string
-	life    *lifetime
+	stop    *wait.Stop
 	mem     []*umem // by queue
 	program *program
 	pairs   []pair // by queue
 
-	mu   sync.Mutex
-	last unix.XDPStatistics // of all queues, kept when they close
-	done bool
+	mu     sync.Mutex
+	closed bool
+	last   unix.XDPStatistics // of all queues, kept when they close
 }
 
 // pair is both halves of one queue of a device.
@@ -35,14 +36,18 @@ func (p *port) start(device string, mem []*umem) (err error) {
 	for _, u := range mem {
 		u.retain()
 	}
-	p.life, err = newLifetime()
+	p.stop, err = wait.NewStop()
 	return err
 }
 
-// open opens two sockets a queue and directs the queues' frames to them.
-func (p *port) open(ifindex int, c Config) error {
+// open opens two sockets a queue and directs the queues' frames to them. The first queue's receiver also wakes up for
+// others.
+func (p *port) open(ifindex int, c Config, others ...int) error {
 	for i, u := range p.mem {
-		rx, err := openReceiver(u, p.life, ifindex, i, c)
+		if i > 0 {
+			others = nil
+		}
+		rx, err := openReceiver(u, p.stop, ifindex, i, c, others)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.device, err)
 		}
@@ -64,23 +69,17 @@ func (p *port) open(ifindex int, c Config) error {
 // shut does the first half of Close: it detaches the program, so that the device's traffic is the kernel's again,
 // wakes and awaits everybody inside the port, and frees the queues. False if the port was closed before.
 func (p *port) shut() (first bool, err error) {
-	var gates []*gate
-	for _, q := range p.pairs {
-		gates = append(gates, &q.rx.gate)
-		if q.tx != nil {
-			gates = append(gates, &q.tx.gate)
-		}
-	}
-	if !p.life.end(gates) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
 		return false, nil
 	}
+	p.closed, p.last = true, p.sum()
 	var errs []error
 	if p.program != nil {
 		errs = append(errs, p.program.close())
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.last, p.done = p.sum(), true
+	errs = append(errs, p.stop.Close())
 	for _, q := range p.pairs {
 		if q.tx != nil {
 			errs = append(errs, q.tx.close())
@@ -90,7 +89,6 @@ func (p *port) shut() (first bool, err error) {
 	for _, u := range p.mem {
 		errs = append(errs, u.release())
 	}
-	errs = append(errs, unix.Close(p.life.wake))
 	return true, errors.Join(errs...)
 }
 
@@ -98,7 +96,7 @@ func (p *port) shut() (first bool, err error) {
 func (p *port) Statistics() unix.XDPStatistics {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.done {
+	if p.closed {
 		return p.last
 	}
 	return p.sum()

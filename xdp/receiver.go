@@ -3,12 +3,11 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"net"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/wait"
 	"weft/packet"
 )
 
@@ -16,18 +15,19 @@ import (
 // the RX ring has entries, so it never overflows: when the lane is slow the fill ring runs empty, and the kernel drops
 // and counts.
 type receiver struct {
-	gate
+	wait   *wait.Waiter // on the RX socket, and what else the queue receives from
+	stop   *wait.Stop
 	socket socket
 	umem   *umem
 	rx     ring[unix.XDPDesc]
 	fill   ring[uint64]
 	spin   time.Duration // how long to look at the ring before sleeping
-	fds    []unix.PollFd // RX socket, end of the port, further sockets
 }
 
-// openReceiver opens the first socket of a (device, queue): the one that has its fill and completion rings.
-func openReceiver(u *umem, life *lifetime, ifindex, queue int, o Config) (r *receiver, err error) {
-	r = &receiver{gate: gate{life: life}, umem: u, spin: o.Spin}
+// openReceiver opens the first socket of a (device, queue): the one that has its fill and completion rings. Its wait
+// ends also when one of others is readable.
+func openReceiver(u *umem, stop *wait.Stop, ifindex, queue int, c Config, others []int) (r *receiver, err error) {
+	r = &receiver{stop: stop, umem: u, spin: c.Spin}
 	if r.socket, err = newSocket(); err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func openReceiver(u *umem, life *lifetime, ifindex, queue int, o Config) (r *rec
 			return r, err
 		}
 	}
-	n := o.ring()
+	n := c.ring()
 	if err = r.socket.size(n, unix.XDP_UMEM_FILL_RING, unix.XDP_UMEM_COMPLETION_RING, unix.XDP_RX_RING); err != nil {
 		return r, err
 	}
@@ -62,21 +62,18 @@ func openReceiver(u *umem, life *lifetime, ifindex, queue int, o Config) (r *rec
 	if first {
 		u.fd = r.socket.fd
 	}
-	r.fds = []unix.PollFd{{Fd: int32(r.socket.fd), Events: unix.POLLIN}, {Fd: int32(life.wake), Events: unix.POLLIN}}
+	r.wait = stop.Waiter(wait.Readable, append([]int{r.socket.fd}, others...)...)
 	return r, nil
 }
 
 // receive waits for frames and puts them into b, each as a window on the whole frame; slots give their free frames for
-// them. With further sockets in fds it may return an empty batch: then one of those is readable.
+// them. It may return an empty batch: then one of the others is readable.
 func (r *receiver) receive(b *packet.Batch) error {
 	b.SetLen(0)
 	slots := b.Slots()
 	n := r.rx.ready(uint32(len(slots)))
 	if n == 0 {
-		start := time.Now()
-		err := r.wait(start)
-		b.Waited += time.Since(start)
-		if err != nil {
+		if err := r.block(&b.Waited); err != nil {
 			return err
 		}
 		n = r.rx.ready(uint32(len(slots)))
@@ -118,42 +115,36 @@ func (r *receiver) into(p *packet.Packet, d unix.XDPDesc) error {
 	return nil
 }
 
-// wait returns when there is something in the RX ring, when another socket of fds is readable, or with an error.
-func (r *receiver) wait(start time.Time) error {
-	for r.spin > 0 {
-		for range 64 {
-			if r.rx.ready(1) > 0 {
-				return nil
-			}
-		}
-		if r.life.closed.Load() {
-			return net.ErrClosed
-		}
-		if time.Since(start) > r.spin {
-			break
+// block returns when there is something in the RX ring, when one of the others may be readable, or with an error.
+func (r *receiver) block(waited *time.Duration) error {
+	if r.spin > 0 && r.look(waited) {
+		return nil
+	}
+	if err := r.wait.Wait(waited); err != nil {
+		return err
+	}
+	if r.wait.Ready(0) && r.rx.ready(1) == 0 {
+		// Readable and empty: a pending error, which is all that a device leaves behind.
+		if err := r.socket.err(); err != nil {
+			return fmt.Errorf("xdp: receive: %w: the device is gone", err)
 		}
 	}
+	return nil
+}
+
+// look looks at the RX ring for r.spin at most, and says whether it saw something.
+func (r *receiver) look(waited *time.Duration) bool {
+	start := time.Now()
 	for {
-		switch errno := poll(r.fds, -1); errno {
-		case 0:
-		case unix.EINTR, unix.EAGAIN, unix.ENOMEM: // no memory for the wait queue: it comes back
-			continue
-		default:
-			return fmt.Errorf("xdp: poll: %w", errno)
-		}
-		if r.fds[1].Revents != 0 {
-			return net.ErrClosed
-		}
-		if r.rx.ready(1) > 0 {
-			return nil
-		}
-		if r.fds[0].Revents&(unix.POLLERR|unix.POLLHUP|unix.POLLNVAL) != 0 {
-			return fmt.Errorf("xdp: the device is gone: %w", cmpErr(r.socket.err(), unix.ENODEV))
-		}
-		for _, f := range r.fds[2:] {
-			if f.Revents != 0 {
-				return nil
+		for range 64 {
+			if r.rx.ready(1) > 0 {
+				*waited += time.Since(start)
+				return true
 			}
+		}
+		if spent := time.Since(start); spent > r.spin || r.stop.Stopped() {
+			*waited += spent
+			return false
 		}
 	}
 }
@@ -166,24 +157,4 @@ func (r *receiver) wakeup() {
 
 func (r *receiver) close() error {
 	return errors.Join(r.rx.unmap(), r.fill.unmap(), r.socket.close())
-}
-
-func cmpErr(err, otherwise error) error {
-	if err != nil {
-		return err
-	}
-	return otherwise
-}
-
-// poll is poll(2) without unix.Poll's conversions. timeout in milliseconds, -1 = for ever.
-func poll(fds []unix.PollFd, timeout int) unix.Errno {
-	var ts *unix.Timespec
-	var t unix.Timespec
-	if timeout >= 0 {
-		t = unix.NsecToTimespec(int64(timeout) * int64(time.Millisecond))
-		ts = &t
-	}
-	_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
-		uintptr(unsafe.Pointer(ts)), 0, 0, 0)
-	return errno
 }

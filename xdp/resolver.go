@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -22,7 +23,7 @@ const (
 	// idleTicks is how long a destination is followed after its last packet.
 	idleTicks = 60
 	// pendingBudget is how many packets the kernel gets to hold while it resolves a neighbour. By default it keeps
-	// some 100 (neigh/…/unres_qlen_bytes) and forgets the oldest beyond.
+	// some 100 (neigh/…/unres_qlen_bytes) and forgets the oldest beyond. One that did not answer gets one a tick.
 	pendingBudget = 64
 )
 
@@ -32,6 +33,8 @@ type course struct {
 	kernel   bool      // hand to the kernel's stack
 	pending  bool      // only while budget lasts: the kernel resolves the neighbour and holds what it is handed
 	budget   atomic.Int32
+	granted  int32  // what budget began with
+	since    uint64 // pending: the last notification that was seen when the kernel was given the task
 }
 
 // destination is a tunnel endpoint that packets are sent to, for as long as the port is open.
@@ -68,11 +71,13 @@ type resolver struct {
 	mac        [6]byte
 	mtu        int
 	neighbours map[netip.Addr]neighbour
+	seen       uint64 // notifications
 }
 
 type neighbour struct {
 	mac   [6]byte
-	state int // NUD_…
+	state int    // NUD_…
+	at    uint64 // the notification that said so
 }
 
 const nudValid = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE |
@@ -110,9 +115,14 @@ func newResolver(dev device, local []netip.Addr) (r *resolver, err error) {
 // close stops following. Destinations keep their last course.
 func (r *resolver) close() {
 	r.closed.Store(true)
-	signal(r.wake)
+	r.signal()
 	<-r.stopped
 	r.free()
+}
+
+// signal wakes the goroutine.
+func (r *resolver) signal() {
+	_, _ = unix.Write(r.wake, binary.NativeEndian.AppendUint64(nil, 1)) // an eventfd takes it, or is signalled already
 }
 
 func (r *resolver) free() {
@@ -136,26 +146,26 @@ func (r *resolver) destination(addr netip.AddrPort) *destination {
 	if d == nil {
 		d = &destination{addr: addr, raw: newRawAddr(addr)}
 		d.used.Store(true)
-		d.course.Store(pendingCourse())
+		d.course.Store(pendingCourse(pendingBudget, 0))
 		r.known[addr] = d
-		signal(r.wake)
+		r.signal()
 	}
 	return d
 }
 
 // revive has a destination looked up again that had been idle.
 func (r *resolver) revive(d *destination) *course {
-	c := pendingCourse()
+	c := pendingCourse(pendingBudget, 0)
 	if d.course.CompareAndSwap(nil, c) {
-		signal(r.wake)
+		r.signal()
 		return c
 	}
 	return d.course.Load()
 }
 
-func pendingCourse() *course {
-	c := &course{kernel: true, pending: true}
-	c.budget.Store(pendingBudget)
+func pendingCourse(budget int32, since uint64) *course {
+	c := &course{kernel: true, pending: true, granted: budget, since: since}
+	c.budget.Store(budget)
 	return c
 }
 
@@ -171,19 +181,18 @@ func (r *resolver) run() {
 			deadline = at
 		}
 		// An error of poll is as good as a timeout: everything is looked at again below.
-		_ = poll(fds, int(max(0, time.Until(deadline).Milliseconds()+1)))
+		_, _ = unix.Poll(fds, int(max(0, time.Until(deadline).Milliseconds()+1)))
 		if r.closed.Load() {
 			return
 		}
 		var count [8]byte
 		_, _ = unix.Read(r.wake, count[:])
-		for fds[0].Revents != 0 {
+		for readable := fds[0].Revents != 0; readable; {
 			if r.receive() {
 				dirty = true
 			}
-			if fds[0].Revents = 0; poll(fds[:1], 0) != 0 {
-				break
-			}
+			n, _ := unix.Poll(fds[:1], 0)
+			readable = n > 0
 		}
 		now := time.Now()
 		if dirty && now.Sub(computed) >= recomputePause {
@@ -255,7 +264,8 @@ func (r *resolver) note(n *netlink.Neigh, gone bool) {
 		delete(r.neighbours, addr)
 		return
 	}
-	entry := neighbour{state: n.State}
+	r.seen++
+	entry := neighbour{state: n.State, at: r.seen}
 	if len(n.HardwareAddr) == len(entry.mac) {
 		copy(entry.mac[:], n.HardwareAddr)
 	} else {
@@ -323,16 +333,20 @@ func (r *resolver) update(d *destination) {
 			d.course.Store(&course{template: t})
 		}
 	case known && n.state&netlink.NUD_FAILED != 0:
+		if old.pending && n.at <= old.since {
+			return // it failed before the task was given
+		}
 		if old.pending {
-			r.lost.Add(uint64(pendingBudget - max(0, old.budget.Load())))
+			r.lost.Add(uint64(old.granted - max(0, old.budget.Load())))
 		}
 		if old.template != nil || old.kernel {
 			d.course.Store(&course{})
 		}
 	default:
 		// Not known yet, or no longer. One that failed stays so until it answers.
-		if old.template != nil || old.kernel && !old.pending {
-			d.course.Store(pendingCourse())
+		noRoute := fresh && !known && !old.kernel
+		if old.template != nil || old.kernel && !old.pending || noRoute {
+			d.course.Store(pendingCourse(pendingBudget, r.seen))
 		}
 		if fresh || old.template != nil {
 			r.ask(d.next)
@@ -397,8 +411,12 @@ func (r *resolver) tick() {
 			}
 			return
 		}
-		// A stale entry that is used is probed, as it would be if the kernel saw the packets.
-		if n, ok := r.neighbours[d.next]; !ok || n.state&(netlink.NUD_STALE|netlink.NUD_FAILED) != 0 || n.state == netlink.NUD_NONE {
+		switch n, ok := r.neighbours[d.next]; {
+		case ok && n.state&netlink.NUD_FAILED != 0:
+			// A packet of its own makes the kernel solicit from the right source address.
+			d.course.Store(pendingCourse(1, r.seen))
+		case !ok || n.state == netlink.NUD_NONE || n.state&netlink.NUD_STALE != 0:
+			// A stale entry that is used is probed, as it would be if the kernel saw the packets.
 			r.ask(d.next)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/wait"
 	"weft/packet"
 )
 
@@ -19,7 +20,8 @@ const lingerPause = 5 * time.Millisecond
 // circulate as either ring has entries, so neither overflows: when the device is slow the free list runs empty, and
 // packets are dropped by name.
 type sender struct {
-	gate
+	*wait.Gate
+	stop       *wait.Stop
 	socket     socket
 	umem       *umem
 	tx         ring[unix.XDPDesc]
@@ -35,8 +37,8 @@ type sender struct {
 }
 
 // openSender opens the second socket of a (device, queue); r is the first.
-func openSender(r *receiver, ifindex, queue int, o Config) (s *sender, err error) {
-	s = &sender{gate: gate{life: r.life}, umem: r.umem}
+func openSender(r *receiver, ifindex, queue int, c Config) (s *sender, err error) {
+	s = &sender{Gate: r.stop.Gate(), stop: r.stop, umem: r.umem}
 	if s.socket, err = newSocket(); err != nil {
 		return nil, err
 	}
@@ -45,7 +47,7 @@ func openSender(r *receiver, ifindex, queue int, o Config) (s *sender, err error
 			err = errors.Join(err, s.close())
 		}
 	}()
-	n := o.ring()
+	n := c.ring()
 	if err = s.socket.size(n, unix.XDP_TX_RING); err != nil {
 		return s, err
 	}
@@ -171,7 +173,7 @@ func (s *sender) transmit() (refused int, dead unix.Errno) {
 func (s *sender) again() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.life.closed.Load() {
+	if s.stop.Stopped() {
 		return
 	}
 	refused, _ := s.transmit() // a dead device is the next Send's, or Recv's, to report

@@ -31,6 +31,12 @@ type underlay struct{ a, b *nettest.NS }
 func newUnderlay(t testing.TB) underlay {
 	nettest.RequireKernel(t, nettest.XDP, nettest.Veth)
 	u := underlay{nettest.New(t), nettest.New(t)}
+	for _, ns := range []*nettest.NS{u.a, u.b} {
+		// Link-local addresses serve at once: neighbour discovery needs them.
+		if err := ns.Sysctl("ipv6/conf/default/accept_dad", "0"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	nettest.Pair(t,
 		nettest.End{NS: u.a, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.1/24", "2001:db8::1/64")},
 		nettest.End{NS: u.b, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.2/24", "2001:db8::2/64")}, 1500)
@@ -179,7 +185,6 @@ func hopTo(a netip.Addr) *packet.Hop { return &packet.Hop{Addr: netip.AddrPortFr
 // resolve waits until the way to a hop is known, so that no packet takes the kernel's path.
 func resolve(t testing.TB, o *Outside, hop *packet.Hop) {
 	t.Helper()
-	o.Resolve(hop.Addr)
 	d := o.resolver.destination(hop.Addr)
 	until(t, "the way to "+hop.Addr.String(), func() bool { c := d.course.Load(); return c != nil && c.template != nil })
 }

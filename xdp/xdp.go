@@ -36,11 +36,11 @@ type Config struct {
 	Inside   string // name of the inside interface, e.g. "weft0"; its peer, the port's device, is named "weft0-x"
 	InnerMTU int    // largest inner IP packet, bytes
 
-	Device string       // the underlay interface, e.g. "eth0"
+	Device string       // the underlay interface, e.g. "eth0"; "" = the one that has the first of Local
 	Local  []netip.Addr // our tunnel addresses on the underlay, at most one per address family
 	Port   uint16       // UDP port of the tunnel
 
-	Queues int // 0 = 1; the device must have as many
+	Queues int // 0 = 1; an underlay device with fewer receive queues has the last word
 
 	Attach   Attach
 	RingSize int           // frames per ring, a power of two; 0 = 2048
@@ -96,16 +96,18 @@ func (c Config) memory(sides, length int) ([]*umem, error) {
 // the other, or packets are copied.
 func OpenPair(c Config) (inside *Inside, outside *Outside, err error) {
 	fail := func(err error) (*Inside, *Outside, error) { return nil, nil, fmt.Errorf("xdp: %w", err) }
-	link, err := inspect(c.Device)
+	link, err := inspect(c.Device, c.Local)
 	if err != nil {
 		return fail(err)
 	}
+	asked := c
+	c.Queues = min(c.queues(), link.receiveQueues)
 	mem, err := c.memory(2, packet.EthernetHeader+max(link.mtu, c.InnerMTU))
 	if err != nil {
 		return fail(err)
 	}
 	// The underlay first: it is the one that may be refused, and then nothing was made.
-	if outside, err = openOutside(c, link, mem); err != nil {
+	if outside, err = openOutside(asked, link, mem); err != nil {
 		return fail(err)
 	}
 	if inside, err = openInside(c, mem); err != nil {
@@ -129,15 +131,17 @@ func OpenInside(c Config) (*Inside, error) {
 
 // OpenOutside opens the outside port alone.
 func OpenOutside(c Config) (*Outside, error) {
-	link, err := inspect(c.Device)
+	link, err := inspect(c.Device, c.Local)
 	if err != nil {
 		return nil, fmt.Errorf("xdp: %w", err)
 	}
+	asked := c
+	c.Queues = min(c.queues(), link.receiveQueues)
 	mem, err := c.memory(1, packet.EthernetHeader+link.mtu)
 	if err != nil {
 		return nil, fmt.Errorf("xdp: %w", err)
 	}
-	out, err := openOutside(c, link, mem)
+	out, err := openOutside(asked, link, mem)
 	if err != nil {
 		return nil, fmt.Errorf("xdp: %w", err)
 	}
