@@ -15,7 +15,8 @@ type Addr struct {
 	odd bool // limited in time, or refused by duplicate address detection
 }
 
-func (a Addr) key() Addr { return Addr{Dev: a.Dev, Prefix: a.Prefix} }
+func (a Addr) key() Addr      { return Addr{Dev: a.Dev, Prefix: a.Prefix} }
+func (a Addr) device() string { return a.Dev }
 
 func (a Addr) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Dev) }
 
@@ -42,6 +43,8 @@ func (a Addr) add(_ bool, index map[string]int32) message {
 }
 
 func (a Addr) del(index map[string]int32) message { return a.message(unix.RTM_DELADDR, 0, index) }
+
+func (a Addr) evict(index map[string]int32) message { return a.del(index) }
 
 // address is one entry of the kernel's address table, on whatever device.
 type address struct {

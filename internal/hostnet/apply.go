@@ -10,17 +10,19 @@ import (
 )
 
 // object is one entry of a kernel table: the whole value says what it is, its key (K) what the kernel tells it
-// apart by, add and del the requests that make and remove it.
+// apart by.
 type object[K comparable] interface {
 	comparable
 	fmt.Stringer
 	key() K
+	device() string // the link it needs, "" for none
 	add(replace bool, index map[string]int32) message
 	del(index map[string]int32) message
+	evict(index map[string]int32) message // removes whatever has the object's key
 }
 
-// wanted is a Want as sets.
-type wanted struct {
+// inForce is what an Apply left in the kernel, as sets.
+type inForce struct {
 	links     map[string]bool
 	addrs     map[Addr]bool
 	routes    map[Route]bool
@@ -36,32 +38,21 @@ const maxRepairLines = 20
 func (h *Host) Apply(w Want) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	errs := []error{h.Guard(w.Network), h.syncSysctls(w.Sysctls)}
-
-	links, err := h.syncLinks(w)
-	errs = append(errs, err)
-	p := newPass(h, w, links)
+	p := newPass(h, w)
+	errs := []error{p.guard(), p.links(), h.syncSysctls(w.Sysctls)} // some settings are the links'
 
 	// Additions go from the bottom up and removals from the top down, so that no packet meets a route whose
 	// neighbour is missing, and no address goes while a route still names it as its source.
-	addrs, err := syncTable(p, w.Addrs, p.addrs, func(s *wanted) *map[Addr]bool { return &s.addrs })
+	addrs, err := syncTable(p, w.Addrs, p.addrs, p.before.addrs, &p.now.addrs)
 	errs = append(errs, err)
-	neighbors, err := syncTable(p, w.Neighbors, p.neighbors, func(s *wanted) *map[Neighbor]bool { return &s.neighbors })
+	neighbors, err := syncTable(p, w.Neighbors, p.neighbors, p.before.neighbors, &p.now.neighbors)
 	errs = append(errs, err)
-	fdb, err := syncTable(p, w.FDB, p.fdb, func(s *wanted) *map[FDBEntry]bool { return &s.fdb })
+	fdb, err := syncTable(p, w.FDB, p.fdb, p.before.fdb, &p.now.fdb)
 	errs = append(errs, err)
-	routes := make([]Route, 0, len(w.Routes)+len(w.Network))
-	for _, prefix := range w.Network {
-		routes = append(routes, guard(prefix))
-	}
-	for _, r := range w.Routes {
-		routes = append(routes, r.normal())
-	}
-	strayRoutes, err := syncTable(p, routes, p.routes, func(s *wanted) *map[Route]bool { return &s.routes })
-	errs = append(errs, err)
-
-	errs = append(errs, remove(p, strayRoutes, p.prevSet().routes), remove(p, fdb, p.prevSet().fdb),
-		remove(p, neighbors, p.prevSet().neighbors), remove(p, addrs, p.prevSet().addrs))
+	routes, err := syncTable(p, p.wantedRoutes(), p.routes, p.before.routes, &p.now.routes)
+	errs = append(errs, err,
+		remove(p, routes, p.before.routes), remove(p, fdb, p.before.fdb),
+		remove(p, neighbors, p.before.neighbors), remove(p, addrs, p.before.addrs))
 
 	h.prev = &p.now
 	h.watched.Store(&p.watched)
@@ -75,45 +66,63 @@ func (h *Host) Apply(w Want) error {
 type pass struct {
 	h       *Host
 	w       Want
+	ours    map[string]bool // names in w.Links
+	makes   map[string]bool // those of them that weft makes itself
 	names   map[int32]string
 	index   map[string]int32
-	devices []link // ours: named in w.Links, and existing
+	devices []link // ours that exist
 	watched map[int32]watch
-	now     wanted
-	repairs int // objects put back or taken away in this pass
+
+	first       bool // nothing is known of before
+	before, now inForce
+	repairs     int // objects put back or taken away in this pass
 }
 
-func newPass(h *Host, w Want, links []link) *pass {
+func newPass(h *Host, w Want) *pass {
 	p := &pass{
-		h: h, w: w, names: map[int32]string{}, index: map[string]int32{}, watched: map[int32]watch{},
-		now: wanted{links: map[string]bool{}},
+		h: h, w: w, ours: map[string]bool{}, makes: map[string]bool{}, names: map[int32]string{},
+		index: map[string]int32{}, watched: map[int32]watch{}, first: h.prev == nil,
 	}
 	for _, l := range w.Links {
-		p.now.links[l.Name] = true
+		p.ours[l.Name] = true
+		p.makes[l.Name] = l.Vxlan != nil
 	}
+	if !p.first {
+		p.before = *h.prev
+	}
+	return p
+}
+
+// guard puts the guards in force before anything else.
+func (p *pass) guard() error {
+	made, err := p.h.guard(p.w.Network)
+	for _, r := range made {
+		if p.before.routes[r] {
+			p.repaired("put back", r, "it was missing")
+		}
+	}
+	return err
+}
+
+// links makes the links right and learns all devices' numbers.
+func (p *pass) links() error {
+	links, good, err := p.h.syncLinks(p.w)
+	p.now.links = good
 	under := map[string]bool{}
-	for _, name := range w.Watch {
+	for _, name := range p.w.Watch {
 		under[name] = true
 	}
 	for _, l := range links {
 		p.names[l.index], p.index[l.name] = l.name, l.index
 		switch {
-		case p.now.links[l.name]:
+		case p.ours[l.name]:
 			p.devices = append(p.devices, l)
 			p.watched[l.index] = ours
 		case under[l.name]:
 			p.watched[l.index] = underlay
 		}
 	}
-	return p
-}
-
-// prevSet returns what the last Apply wanted; empty sets before the first.
-func (p *pass) prevSet() *wanted {
-	if p.h.prev == nil {
-		return &wanted{}
-	}
-	return p.h.prev
+	return err
 }
 
 func (p *pass) addrs() ([]Addr, error) {
@@ -121,7 +130,8 @@ func (p *pass) addrs() ([]Addr, error) {
 	var list []Addr
 	for _, a := range table {
 		name := p.names[a.index]
-		if p.now.links[name] && !a.prefix.Addr().IsLinkLocalUnicast() {
+		// A link-local address is the kernel's, except where we told it to make none.
+		if p.ours[name] && (p.makes[name] || !a.prefix.Addr().IsLinkLocalUnicast()) {
 			list = append(list, a.ours(name))
 		}
 	}
@@ -149,6 +159,17 @@ func (p *pass) fdb() (list []FDBEntry, err error) {
 	return list, err
 }
 
+func (p *pass) wantedRoutes() []Route {
+	routes := make([]Route, 0, len(p.w.Routes)+len(p.w.Network))
+	for _, prefix := range p.w.Network {
+		routes = append(routes, guard(prefix))
+	}
+	for _, r := range p.w.Routes {
+		routes = append(routes, r.normal())
+	}
+	return routes
+}
+
 func (p *pass) routes() (list []Route, err error) {
 	tables := map[uint32]bool{MainTable: true}
 	for _, r := range p.w.Routes {
@@ -167,24 +188,19 @@ func (p *pass) routes() (list []Route, err error) {
 }
 
 // syncTable adds and corrects what one table misses of want, and returns what it holds besides. dump reads the
-// table; set says where want is remembered.
-func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, error), set func(*wanted) *map[T]bool) ([]T, error) {
+// table, before is what the last Apply left in it, now is set to what this one does.
+func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, error), before map[T]bool, now *map[T]bool) ([]T, error) {
+	have, err := dump()
+	if err != nil {
+		// Nothing can be compared: leave the table alone rather than guess.
+		*now = before
+		return nil, fmt.Errorf("hostnet: %w", err)
+	}
 	wants := make(map[T]bool, len(want))
 	for _, o := range want {
 		wants[o] = true
 	}
-	*set(&p.now) = wants
-	var before map[T]bool
-	if p.h.prev != nil {
-		before = *set(p.h.prev)
-	}
-	have, err := dump()
-	if err != nil {
-		// Nothing can be compared: leave the table alone rather than guess.
-		return nil, fmt.Errorf("hostnet: %w", err)
-	}
-
-	right := make(map[T]bool, len(have)) // wanted and there
+	right := make(map[T]bool, len(want)) // wanted and there
 	other := map[K][]T{}                 // there and not wanted, by key
 	for _, o := range have {
 		if wants[o] {
@@ -193,38 +209,45 @@ func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, e
 			other[o.key()] = append(other[o.key()], o)
 		}
 	}
+	var todo []T
 	var msgs []message
-	var todo, was []T // was[i] is what todo[i] replaces, or the zero T
+	var errs []error
+	waiting := map[string]int{} // objects by the device that does not exist
 	for _, o := range want {
 		if right[o] {
 			continue
 		}
-		right[o] = true // a second mention in want
-		// Ours was in force: whatever has its place now took it, a foreign route, say.
-		replace := before[o]
-		reason := "it was missing"
-		var wrong T
+		if _, exists := p.index[o.device()]; !exists && o.device() != "" {
+			waiting[o.device()]++
+			continue
+		}
+		right[o] = true
+		// Ours was in force: then whatever has its place now took it, a foreign route, say.
+		replace, reason := before[o], "it was missing"
 		if there := other[o.key()]; len(there) > 0 {
-			replace, wrong = true, there[0]
-			reason = "it was " + wrong.String()
+			replace, reason = true, "it was "+there[0].String()
 			other[o.key()] = there[1:]
 		}
 		if before[o] {
 			p.repaired("put back", o, reason)
 		}
-		msgs = append(msgs, o.add(replace, p.index))
-		todo, was = append(todo, o), append(was, wrong)
+		todo, msgs = append(todo, o), append(msgs, o.add(replace, p.index))
 	}
-	errs := p.h.rt.do(msgs)
-	for i, e := range errs {
-		var zero T
-		if errors.Is(e, unix.EINVAL) && was[i] != zero {
+	for i, e := range p.h.rt.do(msgs) {
+		if errors.Is(e, unix.EINVAL) && msgs[i].flags&unix.NLM_F_REPLACE != 0 {
 			// IPv6 refuses to move a route to another device in one step: it looks the new next hop up in
 			// the old route.
-			e = errors.Join(p.h.rt.do([]message{was[i].del(p.index), todo[i].add(false, p.index)})...)
+			e = errors.Join(p.h.rt.do([]message{todo[i].evict(p.index), todo[i].add(false, p.index)})...)
 		}
-		errs[i] = explain(todo[i], e)
+		if e != nil {
+			delete(right, todo[i])
+			errs = append(errs, explain(todo[i], e))
+		}
 	}
+	for dev, n := range waiting {
+		errs = append(errs, fmt.Errorf("hostnet: device %s does not exist; %d objects wait for it", dev, n))
+	}
+	*now = right
 	var strays []T
 	for _, list := range other {
 		strays = append(strays, list...)
@@ -247,7 +270,7 @@ func explain(o fmt.Stringer, err error) error {
 func remove[T object[K], K comparable](p *pass, strays []T, before map[T]bool) error {
 	msgs := make([]message, len(strays))
 	for i, o := range strays {
-		if p.h.prev != nil && !before[o] {
+		if !p.first && !before[o] {
 			p.repaired("took away", o, "not wanted")
 		}
 		msgs[i] = o.del(p.index)

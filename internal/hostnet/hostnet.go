@@ -84,7 +84,7 @@ type Host struct {
 	sysctls *sysctls
 
 	mu   sync.Mutex // held by Apply; guards prev
-	prev *wanted    // of the last Apply; nil before the first
+	prev *inForce   // after the last Apply; nil before the first
 
 	watched atomic.Pointer[map[int32]watch] // devices whose changes concern us, by index
 	repairs atomic.Uint64
@@ -122,17 +122,26 @@ func (h *Host) Repairs() uint64 { return h.repairs.Load() }
 // Guard puts the unreachable route of every prefix in force; see Want.Network. For the time before the first
 // Apply: nothing is known of the cluster yet, and pods may already talk.
 func (h *Host) Guard(network []netip.Prefix) error {
+	_, err := h.guard(network)
+	return err
+}
+
+// guard is Guard; made are the routes that were not there.
+func (h *Host) guard(network []netip.Prefix) (made []Route, err error) {
 	var msgs []message
 	for _, p := range network {
 		msgs = append(msgs, guard(p).add(false, nil))
 	}
 	var errs []error
 	for i, err := range h.rt.do(msgs) {
-		if err != nil && !errors.Is(err, unix.EEXIST) { // there already, or Apply will say whose it is
+		switch {
+		case err == nil:
+			made = append(made, guard(network[i]))
+		case !errors.Is(err, unix.EEXIST): // there already, or Apply will say whose it is
 			errs = append(errs, fmt.Errorf("hostnet: add route unreachable %s: %w%s", network[i], err, hint(err)))
 		}
 	}
-	return errors.Join(errs...)
+	return made, errors.Join(errs...)
 }
 
 // hint names the remedy of an error that is common enough to have one.

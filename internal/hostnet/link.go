@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"weft/packet"
 )
 
 // Link is a device of ours, wanted up.
@@ -38,7 +40,8 @@ type link struct {
 	mac      [6]byte
 	kind     string // "vxlan", "veth", "tun", …; "" for hardware
 	vxlan    vxlanState
-	genMode  uint8 // IPv6 address generation
+	inet6    bool  // IPv6 runs on it
+	genMode  uint8 // IPv6 address generation, where it does
 	stats    Counters
 }
 
@@ -131,17 +134,22 @@ func noAutoAddr(index int32) message {
 	return m
 }
 
-// set returns the request that corrects MTU, MAC (where wanted) and sets the device up.
+// set returns the request that corrects MTU and MAC, where they are wanted.
 func (l Link) set(index int32) message {
 	m := linkMessage(unix.RTM_SETLINK, 0, index)
-	native.PutUint32(m.body[8:], unix.IFF_UP)
-	native.PutUint32(m.body[12:], unix.IFF_UP)
 	if l.MTU != 0 {
 		m.u32(unix.IFLA_MTU, uint32(l.MTU))
 	}
 	if l.MAC != [6]byte{} {
 		m.attr(unix.IFLA_ADDRESS, l.MAC[:])
 	}
+	return m
+}
+
+func setUp(index int32) message {
+	m := linkMessage(unix.RTM_SETLINK, 0, index)
+	native.PutUint32(m.body[8:], unix.IFF_UP)
+	native.PutUint32(m.body[12:], unix.IFF_UP)
 	return m
 }
 
@@ -171,7 +179,7 @@ func parseLink(b []byte) (l link, ok bool) {
 		case unix.IFLA_LINKINFO:
 			l.kind, l.vxlan = parseLinkInfo(v)
 		case unix.IFLA_AF_SPEC:
-			l.genMode = parseGenMode(v)
+			l.genMode, l.inet6 = parseInet6(v)
 		}
 	}
 	return l, l.name != ""
@@ -216,18 +224,20 @@ func parseLinkInfo(b []byte) (kind string, v vxlanState) {
 	return kind, v
 }
 
-func parseGenMode(b []byte) (mode uint8) {
+// parseInet6 reads the IPv6 part of a device; false where IPv6 does not run on it, as with an MTU below 1280.
+func parseInet6(b []byte) (mode uint8, ok bool) {
 	for fam, value := range attrs(b) {
 		if fam != unix.AF_INET6 {
 			continue
 		}
+		ok = true
 		for k, v := range attrs(value) {
 			if k == inet6AddrGenMode && len(v) > 0 {
 				mode = v[0]
 			}
 		}
 	}
-	return mode
+	return mode, ok
 }
 
 // parseStats reads rtnl_link_stats64: rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors,
@@ -241,11 +251,11 @@ func parseStats(b []byte) (c Counters) {
 }
 
 // syncLinks makes the wanted devices exist as described and removes Owned ones that nobody wants. It returns
-// all devices as they are afterwards.
-func (h *Host) syncLinks(w Want) ([]link, error) {
+// all devices as they are afterwards, and the names of the wanted ones that are right.
+func (h *Host) syncLinks(w Want) ([]link, map[string]bool, error) {
 	links, err := dumpLinks(h.rt)
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: list links: %w", err)
+		return nil, nil, fmt.Errorf("hostnet: list links: %w", err)
 	}
 	byName := map[string]link{}
 	for _, l := range links {
@@ -264,12 +274,14 @@ func (h *Host) syncLinks(w Want) ([]link, error) {
 			changed = true
 		}
 	}
+	good := map[string]bool{}
 	for _, want := range w.Links {
 		have, exists := byName[want.Name]
 		did, err := h.syncLink(want, have, exists)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("hostnet: link %s: %w%s", want.Name, err, hint(err)))
 		}
+		good[want.Name] = err == nil
 		changed = changed || did
 	}
 	if changed {
@@ -277,7 +289,7 @@ func (h *Host) syncLinks(w Want) ([]link, error) {
 			errs = append(errs, fmt.Errorf("hostnet: list links: %w", err))
 		}
 	}
-	return links, errors.Join(errs...)
+	return links, good, errors.Join(errs...)
 }
 
 func (h *Host) removeLink(l link, reason string) error {
@@ -329,20 +341,26 @@ func (h *Host) syncLink(want Link, have link, exists bool) (bool, error) {
 
 // adjustLink corrects what can be corrected while a device carries traffic.
 func (h *Host) adjustLink(want Link, have link, repair bool) (bool, error) {
-	var msgs []message
 	var wrong []string
-	if want.Vxlan != nil && have.genMode != genModeNone && h.sysctls.v6 != nil {
-		msgs = append(msgs, noAutoAddr(have.index))
-		wrong = append(wrong, "address generation")
-	}
-	if !have.up {
-		wrong = append(wrong, "down")
-	}
+	var msgs []message
 	if want.MTU != 0 && have.mtu != want.MTU {
 		wrong = append(wrong, fmt.Sprintf("MTU %d", have.mtu))
 	}
 	if want.MAC != [6]byte{} && have.mac != want.MAC {
 		wrong = append(wrong, "MAC "+macString(have.mac))
+	}
+	if len(wrong) > 0 {
+		msgs = append(msgs, want.set(have.index))
+	}
+	// A larger MTU may bring IPv6 back to a device, with the machine's own way of making addresses.
+	returns := !have.inet6 && have.mtu < packet.MinIPv6MTU && want.MTU >= packet.MinIPv6MTU && h.sysctls.v6 != nil
+	if want.Vxlan != nil && (have.inet6 && have.genMode != genModeNone || returns) {
+		wrong = append(wrong, "address generation on")
+		msgs = append(msgs, noAutoAddr(have.index))
+	}
+	if !have.up {
+		wrong = append(wrong, "down")
+		msgs = append(msgs, setUp(have.index))
 	}
 	if len(wrong) == 0 {
 		return false, nil
@@ -350,7 +368,7 @@ func (h *Host) adjustLink(want Link, have link, repair bool) (bool, error) {
 	if repair {
 		h.changed("corrected", "link "+want.Name, true, strings.Join(wrong, ", "))
 	}
-	return true, errors.Join(h.rt.do(append(msgs, want.set(have.index)))...)
+	return true, errors.Join(h.rt.do(msgs)...)
 }
 
 // linkByName asks for one device.

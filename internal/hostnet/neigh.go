@@ -39,7 +39,10 @@ type fdbKey struct {
 }
 
 func (n Neighbor) key() neighborKey { return neighborKey{n.Dev, n.IP} }
-func (f FDBEntry) key() fdbKey      { return fdbKey{f.Dev, f.MAC} }
+func (n Neighbor) device() string   { return n.Dev }
+
+func (f FDBEntry) key() fdbKey    { return fdbKey{f.Dev, f.MAC} }
+func (f FDBEntry) device() string { return f.Dev }
 
 func (n Neighbor) String() string {
 	return fmt.Sprintf("neighbour %s lladdr %s dev %s", n.IP, macString(n.MAC), n.Dev)
@@ -124,6 +127,12 @@ func (f FDBEntry) del(index map[string]int32) message {
 		m.u32(ndaIfindex, f.oif)
 	}
 	return m
+}
+
+func (n Neighbor) evict(index map[string]int32) message { return n.del(index) }
+
+func (f FDBEntry) evict(index map[string]int32) message {
+	return FDBEntry{Dev: f.Dev, MAC: f.MAC}.del(index) // without a destination: all of the MAC's
 }
 
 // dumpNeighbors returns a device's permanent neighbours of one family.

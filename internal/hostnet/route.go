@@ -28,7 +28,8 @@ type routeKey struct {
 	metric, table uint32
 }
 
-func (r Route) key() routeKey { return routeKey{r.Dst, r.Metric, r.Table} }
+func (r Route) key() routeKey  { return routeKey{r.Dst, r.Metric, r.Table} }
+func (r Route) device() string { return r.Dev }
 
 // ip6RouteMetric is what an IPv6 route without a metric gets (IP6_RT_PRIO_USER).
 const ip6RouteMetric = 1024
@@ -102,6 +103,13 @@ func (r Route) add(replace bool, index map[string]int32) message {
 func (r Route) del(index map[string]int32) message {
 	m := r.message(unix.RTM_DELROUTE, 0, index)
 	m.body[6] = unix.RT_SCOPE_NOWHERE // of any scope
+	return m
+}
+
+// evict returns the request that removes whichever route, of whatever protocol, has r's key.
+func (r Route) evict(index map[string]int32) message {
+	m := Route{Dst: r.Dst, Metric: r.Metric, Table: r.Table}.del(index)
+	m.body[5], m.body[7] = unix.RTPROT_UNSPEC, unix.RTN_UNSPEC
 	return m
 }
 

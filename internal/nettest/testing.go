@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"sync"
 	"testing"
+	"time"
 )
 
 // testPrefix starts the names of all namespaces that tests make.
@@ -92,6 +93,21 @@ func (ns *NS) MustStart(t testing.TB, name string, args ...string) *Process {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// Eventually waits until cond returns nil, and ends the test with cond's last error after the deadline. For what
+// the kernel or another goroutine does in its own time.
+func Eventually(t testing.TB, deadline time.Duration, cond func() error) {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(deadline); ; time.Sleep(5 * time.Millisecond) {
+		if err = cond(); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %v", deadline, err)
+		}
+	}
 }
 
 // RequireRoot skips the test unless it runs as root, and sweeps up after killed tests once.

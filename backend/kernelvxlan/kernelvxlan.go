@@ -1,0 +1,277 @@
+// Package kernelvxlan carries traffic by the kernel's own VXLAN devices: no packet passes through weft.
+//
+// One device per underlay family of this node, weft-vx4 and weft-vx6, each told everything it needs: nothing is
+// learnt, no ARP, no flooding. For a peer with prefix 10.244.2.0/24, VTEP MAC M and endpoint E there are
+//
+//	route      10.244.2.0/24 via 10.244.2.0 dev weft-vx4 onlink src 10.244.1.1
+//	neighbour  10.244.2.0 lladdr M dev weft-vx4 permanent
+//	FDB        M dst E dev weft-vx4 permanent
+//
+// so that a packet costs three look-ups. IPv6 prefixes use the same device in the same way: the next hop is the
+// prefix's network address, which no host has (for IPv6 it is the subnet-router anycast address). A prefix of
+// one address is its own next hop.
+//
+// The kernel keeps all of it: forwarding survives the daemon, and the next one adopts what it finds.
+package kernelvxlan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"weft/backend"
+	"weft/control"
+	"weft/internal/hostnet"
+	"weft/packet"
+)
+
+// Device names, by the underlay's family.
+const (
+	device4 = "weft-vx4"
+	device6 = "weft-vx6"
+)
+
+// overhead is what VXLAN adds to an inner IP packet besides the outer IP and UDP headers, bytes.
+const overhead = packet.VXLANHeader + packet.EthernetHeader
+
+// Backend programs the kernel's VXLAN. It implements backend.Backend.
+type Backend struct {
+	set      backend.Settings
+	checksum bool
+	log      *zap.Logger
+	host     *hostnet.Host
+
+	mu    sync.Mutex
+	state *control.State // the last applied; nil before the first
+	path  path
+	hops  []backend.Hop
+	err   error // why the last state is not wholly in force
+}
+
+// path is what follows from the node's own endpoints.
+type path struct {
+	local    []netip.Addr // one per family, most preferred first
+	devices  []string     // ours, as local
+	underlay []string     // the devices that hold local, each once
+	outerMTU int
+	innerMTU int
+}
+
+// New makes the backend of mode vxlan, with outer UDP checksums. It puts the unreachable routes of s.Network in
+// force, and nothing else yet. It works in the network namespace of the calling thread.
+func New(s backend.Settings) (backend.Backend, error) { return open(s, true) }
+
+func open(s backend.Settings, checksum bool) (*Backend, error) {
+	if s.Log == nil {
+		s.Log = zap.NewNop()
+	}
+	host, err := hostnet.New(s.Log)
+	if err != nil {
+		return nil, err
+	}
+	if err := host.Guard(s.Network); err != nil {
+		return nil, errors.Join(err, host.Close())
+	}
+	return &Backend{set: s, checksum: checksum, log: s.Log, host: host}, nil
+}
+
+// Self returns what to publish about this node.
+func (b *Backend) Self() control.Node {
+	return control.Node{Name: b.set.Node, MAC: control.VTEPMAC(b.set.Node)}
+}
+
+// Apply makes the kernel follow s.
+func (b *Backend) Apply(s control.State) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.state = &s
+	return b.sync()
+}
+
+// Run puts back what others remove or change, and follows the underlay's MTU, until ctx ends.
+func (b *Backend) Run(ctx context.Context) error {
+	return b.host.Watch(ctx, b.repair)
+}
+
+func (b *Backend) repair() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state == nil {
+		return
+	}
+	before := b.err
+	if err := b.sync(); err != nil && (before == nil || before.Error() != err.Error()) {
+		b.log.Warn("path not wholly in force", zap.Error(err))
+	}
+}
+
+// Close frees what this process holds. The kernel goes on forwarding. Call it after Run returned.
+func (b *Backend) Close() error { return b.host.Close() }
+
+// sync brings the kernel in line with b.state. The caller holds b.mu.
+func (b *Backend) sync() error {
+	p, err := b.pathFor(b.state.Self)
+	if err != nil {
+		if len(b.path.local) == 0 {
+			b.err = err
+			return err
+		}
+		p = b.path // the underlay is not well now; nodes still come and go
+	}
+	if b.path.innerMTU != p.innerMTU || !slices.Equal(b.path.local, p.local) {
+		b.log.Info("path", zap.Strings("device", p.devices), zap.Stringers("local", p.local),
+			zap.Uint16("port", b.set.Port), zap.Uint32("vni", b.set.VNI), zap.Int("mtu", p.innerMTU))
+	}
+	want, hops := b.want(p)
+	b.path, b.hops = p, hops
+	b.err = errors.Join(err, b.host.Apply(want))
+	return b.err
+}
+
+// pathFor derives devices and MTU from the endpoints the source granted this node.
+func (b *Backend) pathFor(self control.Node) (path, error) {
+	p := path{outerMTU: b.set.UnderlayMTU}
+	v6 := false
+	for _, a := range self.Endpoints {
+		if slices.ContainsFunc(p.local, func(l netip.Addr) bool { return l.Is4() == a.Is4() }) {
+			continue // one of each family
+		}
+		dev, mtu, err := b.host.Underlay(a)
+		if err != nil {
+			return p, err
+		}
+		p.local = append(p.local, a)
+		p.devices = append(p.devices, deviceFor(a))
+		if !slices.Contains(p.underlay, dev) {
+			p.underlay = append(p.underlay, dev)
+		}
+		if b.set.UnderlayMTU == 0 && (p.outerMTU == 0 || mtu < p.outerMTU) {
+			p.outerMTU = mtu
+		}
+		v6 = v6 || a.Is6()
+	}
+	if len(p.local) == 0 {
+		return p, fmt.Errorf("kernelvxlan: node %q has no endpoint: give it one in the control plane", self.Name)
+	}
+	p.innerMTU = packet.InnerMTU(p.outerMTU, v6, overhead)
+	least := packet.MinIPv4MTU
+	if slices.ContainsFunc(b.set.Network, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		least = packet.MinIPv6MTU
+	}
+	if p.innerMTU < least {
+		return p, fmt.Errorf("kernelvxlan: an underlay MTU of %d leaves %d bytes for inner packets and %d are needed: "+
+			"raise the MTU of %s, or take IPv6 out of network.prefixes", p.outerMTU, p.innerMTU, least,
+			strings.Join(p.underlay, ", "))
+	}
+	return p, nil
+}
+
+func deviceFor(endpoint netip.Addr) string {
+	if endpoint.Is4() {
+		return device4
+	}
+	return device6
+}
+
+// want says what the kernel must hold, and how each peer is reached.
+func (b *Backend) want(p path) (hostnet.Want, []backend.Hop) {
+	self, nodes := b.state.Self, b.state.Nodes
+	w := hostnet.Want{
+		Network: b.set.Network,
+		Sysctls: hostnet.Forwarding(b.set.Network),
+		Watch:   p.underlay,
+	}
+	mac := self.VTEP()
+	for i, local := range p.local {
+		w.Links = append(w.Links, hostnet.Link{
+			Name: p.devices[i], MTU: p.innerMTU, MAC: mac,
+			Vxlan: &hostnet.Vxlan{VNI: b.set.VNI, Port: b.set.Port, Local: local, Checksum: b.checksum},
+		})
+	}
+	var source [2]netip.Addr // this node's own inner address, by family
+	for _, prefix := range self.Prefixes {
+		a := control.HostAddr(prefix)
+		w.Addrs = append(w.Addrs, hostnet.Addr{Dev: p.devices[0], Prefix: netip.PrefixFrom(a, a.BitLen())})
+		if f := familyIndex(a); !source[f].IsValid() {
+			source[f] = a
+		}
+	}
+	w.Routes = make([]hostnet.Route, 0, 2*len(nodes))
+	w.Neighbors = make([]hostnet.Neighbor, 0, 2*len(nodes))
+	w.FDB = make([]hostnet.FDBEntry, 0, len(nodes))
+	hops := make([]backend.Hop, 0, len(nodes))
+	for i := range nodes {
+		n := &nodes[i]
+		endpoint, ok := control.Endpoint(self, *n)
+		if !ok {
+			continue
+		}
+		dev, vtep := deviceFor(endpoint), n.VTEP()
+		w.FDB = append(w.FDB, hostnet.FDBEntry{Dev: dev, MAC: vtep, Remote: endpoint})
+		for _, prefix := range n.Prefixes {
+			hop := prefix.Masked().Addr()
+			w.Neighbors = append(w.Neighbors, hostnet.Neighbor{Dev: dev, IP: hop, MAC: vtep})
+			w.Routes = append(w.Routes, hostnet.Route{Dst: prefix, Dev: dev, Via: hop, Src: source[familyIndex(hop)]})
+		}
+		hops = append(hops, backend.Hop{
+			Node: n.Name, Endpoint: netip.AddrPortFrom(endpoint, b.set.Port), Prefixes: n.Prefixes,
+			VNI: b.set.VNI, MTU: p.innerMTU, MAC: vtep.String(),
+		})
+	}
+	if len(p.local) == 2 {
+		// A peer may prefer the other family: its packets then come in by the other device than replies
+		// leave by, which strict reverse path filtering would drop. Loose (2) overrides it.
+		for _, dev := range p.devices {
+			w.Sysctls = append(w.Sysctls, hostnet.Sysctl{Key: "ipv4/conf/" + dev + "/rp_filter", Value: "2"})
+		}
+	}
+	return w, hops
+}
+
+func familyIndex(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
+}
+
+// Status reports the path and its peers.
+func (b *Backend) Status() backend.Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := backend.Status{
+		Ready: b.state != nil && b.err == nil, UnderlayMTU: b.path.outerMTU, InnerMTU: b.path.innerMTU,
+		Devices: slices.Clone(b.path.devices), Repairs: b.host.Repairs(), Hops: slices.Clone(b.hops),
+		Features: map[string]string{"udp-checksum": "on"}, KernelDrops: map[string]uint64{},
+	}
+	if !b.checksum {
+		s.Features["udp-checksum"] = "off: the mode sends zero"
+	}
+	switch {
+	case b.err != nil:
+		s.Reason = b.err.Error()
+	case b.state == nil:
+		s.Reason = "no state from the control plane yet"
+	}
+	for _, dev := range b.path.devices {
+		c, err := b.host.Counters(dev)
+		if err != nil {
+			continue // gone for the moment: Run brings it back
+		}
+		for name, n := range map[string]uint64{
+			"rx-errors": c.RxErrors, "rx-dropped": c.RxDropped,
+			"tx-errors": c.TxErrors, "tx-dropped": c.TxDropped, "tx-carrier": c.TxCarrier,
+		} {
+			if n > 0 {
+				s.KernelDrops[dev+" "+name] = n
+			}
+		}
+	}
+	return s
+}

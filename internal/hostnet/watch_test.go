@@ -1,0 +1,160 @@
+package hostnet
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/internal/nettest"
+)
+
+// waitLong ends a wait for something that takes a fraction of it, however busy the machine.
+const waitLong = 20 * time.Second
+
+// guarded runs Watch, re-applying w, until the test ends.
+func (b *bench) guarded(w Want) (wakes chan struct{}) {
+	b.t.Helper()
+	wakes = make(chan struct{}, 1000)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- b.host.Watch(ctx, func() {
+			if err := b.host.Apply(w); err != nil {
+				b.t.Logf("apply: %v", err)
+			}
+			select {
+			case wakes <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	b.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.t.Errorf("Watch = %v", err)
+		}
+	})
+	return wakes
+}
+
+// TestWatchPutsBack: whatever is removed or changed behind our back returns.
+func TestWatchPutsBack(t *testing.T) {
+	b := newBench(t)
+	b.apply(sample())
+	right := b.withoutIndex()
+	b.guarded(sample())
+	for _, cmd := range []string{
+		"ip route del 10.244.2.0/24",
+		"ip route replace 10.244.2.0/24 via 192.0.2.2 proto static",
+		"ip -6 route del fd00:10:244:2::/64",
+		"ip route del unreachable 10.244.0.0/16 metric 4294960000",
+		"ip neigh del 10.244.2.0 dev weft-vx4",
+		"ip neigh replace 10.244.2.0 lladdr 02:00:00:00:00:99 dev weft-vx4 nud permanent",
+		"bridge fdb del 02:00:00:00:00:02 dev weft-vx4 dst 192.0.2.2 self",
+		"bridge fdb add 02:00:00:00:00:55 dev weft-vx4 dst 192.0.2.55 self permanent",
+		"ip addr del 10.244.1.1/32 dev weft-vx4",
+		"ip addr flush dev weft-vx4",
+		"ip link set weft-vx4 down",
+		"ip link set weft-vx4 mtu 1200",
+		"ip link del weft-vx4",
+		"ip link add weft-stray type bridge",
+		"ip route flush proto 87",
+	} {
+		before := b.host.Repairs()
+		args := strings.Fields(cmd)
+		b.ns.MustRun(t, args[0], args[1:]...)
+		nettest.Eventually(t, waitLong, func() error {
+			if got := b.withoutIndex(); !slices.Equal(got, right) {
+				return fmt.Errorf("after %q the kernel has\n%s\nwant\n%s", cmd, strings.Join(got, "\n"), strings.Join(right, "\n"))
+			}
+			if b.host.Repairs() == before {
+				return fmt.Errorf("after %q no repair was counted", cmd)
+			}
+			return nil
+		})
+	}
+}
+
+// TestWatchHearsUnderlay: a change of the underlay's MTU wakes the caller, which derives its own from it; what
+// happens to other devices does not.
+func TestWatchHearsWhatConcernsUs(t *testing.T) {
+	b := newBench(t)
+	b.apply(sample())
+	fd, err := b.host.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	news := make(chan struct{}, 100)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b.host.follow(ctx, fd, func() { news <- struct{}{} })
+	}()
+	defer func() { cancel(); <-ended }()
+
+	// None of these concerns us; the last command does, and notifications keep their order.
+	for _, cmd := range []string{
+		"ip link add pod1 type veth peer name pod2", "ip link set pod1 up", "ip addr add 10.1.1.1/24 dev pod1",
+		"ip route add 10.9.0.0/16 dev eth0", "ip neigh add 192.0.2.50 lladdr 02:00:00:00:00:50 dev eth0 nud permanent",
+		"ip link del pod1",
+	} {
+		args := strings.Fields(cmd)
+		b.ns.MustRun(t, args[0], args[1:]...)
+	}
+	marker := sample()
+	marker.Routes = append(marker.Routes, route("10.244.3.0/24", "10.244.3.0", "10.244.1.1"))
+	b.apply(marker) // exactly one notification: one route of ours
+	expect := func(n int, what string) {
+		t.Helper()
+		for i := range n {
+			select {
+			case <-news:
+			case <-time.After(waitLong):
+				t.Fatalf("%s: %d notifications, want %d", what, i, n)
+			}
+		}
+	}
+	expect(1, "a route of ours")
+	b.ip("link", "set", "eth0", "mtu", "1400")
+	expect(1, "the underlay's MTU")
+	for len(news) > 0 { // a device may tell twice
+		<-news
+	}
+	b.ip("addr", "del", "192.0.2.1/24", "dev", "eth0")
+	expect(1, "the underlay's address")
+}
+
+// TestWatchSurvivesOverrun: when the kernel drops notifications, Watch looks for itself.
+func TestWatchSurvivesOverrun(t *testing.T) {
+	b := newBench(t)
+	w := many(t, 5000)
+	b.apply(w)
+	wakes := b.guarded(w)
+	<-wakes
+	b.ip("link", "set", "weft-vx4", "down") // thousands of notifications at once
+	nettest.Eventually(t, waitLong, func() error {
+		n, err := b.count()
+		if err == nil && n != [3]int{5000, 5000, 5000} {
+			err = fmt.Errorf("%d routes, neighbours, FDB entries, want 5000 each", n)
+		}
+		return err
+	})
+}
+
+func TestWatchEndsWithContext(t *testing.T) {
+	b := newBench(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	n := 0
+	err := b.host.Watch(ctx, func() {
+		if n++; n == 3 { // the first at the start, the others by the belt alone
+			cancel()
+		}
+	})
+	if err != nil || n != 3 {
+		t.Errorf("Watch = %v after %d wakes", err, n)
+	}
+}
