@@ -34,7 +34,7 @@ func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("api: socket directory: %w", err)
 	}
-	if err := removeStale(path); err != nil {
+	if err := RemoveStale(path); err != nil {
 		return nil, err
 	}
 	// The mode of the socket before bind(2) becomes the mode of the file, so that it is at no
@@ -53,7 +53,9 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-func removeStale(path string) error {
+// RemoveStale removes a socket that nobody listens on. A live one is ErrInUse, and a file that is no
+// socket is an error too; where there is nothing there is nothing to do.
+func RemoveStale(path string) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

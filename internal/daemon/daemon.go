@@ -1,0 +1,218 @@
+// Package daemon is the node's daemon: it joins a control source to a backend, answers on the API,
+// and does nothing else. What the parts are is decided by the caller.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"weft/backend"
+	"weft/control"
+	"weft/internal/api"
+	"weft/internal/config"
+	"weft/internal/hostnet"
+)
+
+// ErrConfiguration marks errors that a person has to mend in a file.
+var ErrConfiguration = errors.New("configuration")
+
+// Parts are what a daemon is put together from.
+type Parts struct {
+	Backend func(backend.Settings) (backend.Backend, error)
+	Source  func(*config.Config, *zap.Logger) control.Source
+	Version string
+}
+
+// Daemon is one running daemon.
+type Daemon struct {
+	cfg     *config.Config
+	version string
+	log     *zap.Logger
+	backend backend.Backend
+	started time.Time
+	wake    chan struct{} // holds a token while there is a State that Apply has not seen
+
+	mu    sync.Mutex
+	state *control.State // the newest; nil before the first
+	apply api.Apply
+}
+
+// Run is a daemon's life. It returns nil when ctx ended and everything was closed in order; what the
+// kernel forwards by itself, and the guard that keeps traffic from leaving in clear, stays. cfg must
+// have been through Detect.
+func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) error {
+	if err := nodesFile(cfg); err != nil {
+		return err
+	}
+	lock, err := Acquire(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	socket, err := api.Listen(cfg.API.Socket)
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	b, err := parts.Backend(settings(cfg, log))
+	if err != nil {
+		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode, err)
+	}
+	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, started: time.Now(), wake: make(chan struct{}, 1)}
+
+	me := self(cfg, b, log)
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return api.Serve(ctx, socket, d) })
+	group.Go(func() error { return b.Run(ctx) })
+	group.Go(func() error { return d.follow(ctx, parts.Source(cfg, log), me) })
+	group.Go(func() error { d.applyAll(ctx); return nil })
+	err = errors.Join(group.Wait(), b.Close())
+	if err == nil {
+		log.Info("stopped", zap.String("node", cfg.Node.Name))
+	}
+	return err
+}
+
+func settings(cfg *config.Config, log *zap.Logger) backend.Settings {
+	return backend.Settings{
+		Mode: cfg.Mode, Node: cfg.Node.Name, Network: cfg.Network.Prefixes, VNI: cfg.Network.VNI, Port: cfg.Network.Port,
+		Interface: cfg.Node.Interface, UnderlayMTU: cfg.Node.MTU, Queues: cfg.Queues, Log: log,
+	}
+}
+
+// follow runs the source. One that refuses before its first State was told something wrong.
+func (d *Daemon) follow(ctx context.Context, s control.Source, self control.Node) error {
+	err := s.Run(ctx, self, d.update)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case err == nil && ctx.Err() == nil:
+		return errors.New("daemon: the control source ended by itself")
+	case err != nil && d.state == nil:
+		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+	case err != nil:
+		return fmt.Errorf("daemon: control source: %w", err)
+	}
+	return nil
+}
+
+// self is what this node knows about itself before any source has spoken.
+func self(cfg *config.Config, b control.Backend, log *zap.Logger) control.Node {
+	var n control.Node
+	if b != nil {
+		n = b.Self()
+	}
+	n.Name = cfg.Node.Name
+	endpoints, err := localEndpoints(cfg.Node.Interface)
+	if err != nil {
+		log.Warn("no address of this node that others could reach", zap.Error(err))
+	}
+	n.Endpoints = endpoints
+	return n
+}
+
+func localEndpoints(device string) ([]netip.Addr, error) {
+	h, err := hostnet.New(nil)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	return h.Endpoints(device)
+}
+
+// update takes a State from the source.
+func (d *Daemon) update(s control.State) {
+	d.mu.Lock()
+	d.state = &s
+	d.mu.Unlock()
+	select {
+	case d.wake <- struct{}{}:
+	default: // applyAll will see this one too
+	}
+}
+
+// Check reads all that a daemon would read and reports every mistake, without touching the machine.
+func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
+	state, err := read(cfg, parts, log)
+	if err != nil || state == nil {
+		return err
+	}
+	var errs []error
+	for _, p := range state.Problems {
+		if p.Node == "" {
+			errs = append(errs, fmt.Errorf("%w: %s", ErrConfiguration, p.Text))
+		} else {
+			errs = append(errs, fmt.Errorf("%w: node %s: %s", ErrConfiguration, p.Node, p.Text))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// nodesFile refuses a nodes file that was asked for and is not there: a node whose file is missing
+// by accident must not take the whole network for its own.
+func nodesFile(cfg *config.Config) error {
+	file := cfg.Control.Static.File
+	if _, err := os.Stat(file); cfg.Set("control.static.file") && errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: control.static.file: %s does not exist: write it, or remove the key for a node without peers",
+			ErrConfiguration, file)
+	}
+	return nil
+}
+
+// reader is a source whose data can be had without joining the cluster.
+type reader interface {
+	Read(self control.Node) (control.State, error)
+}
+
+// read returns the cluster as its source tells it, nil where that takes joining it.
+func read(cfg *config.Config, parts Parts, log *zap.Logger) (*control.State, error) {
+	if err := nodesFile(cfg); err != nil {
+		return nil, err
+	}
+	r, ok := parts.Source(cfg, log).(reader)
+	if !ok {
+		return nil, nil
+	}
+	state, err := r.Read(self(cfg, nil, zap.NewNop()))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	return &state, nil
+}
+
+// DetectUnderlay finds the underlay device and its MTU as the backend would, for `config show`.
+func DetectUnderlay(cfg *config.Config, parts Parts) error {
+	state, err := read(cfg, parts, zap.NewNop())
+	if err != nil {
+		return err
+	}
+	h, err := hostnet.New(nil)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if device := cfg.Node.Interface; device != "" {
+		mtu, err := h.MTU(device)
+		if err == nil {
+			cfg.DetectedUnderlay(device, mtu, "")
+		}
+		return err
+	}
+	if state == nil || len(state.Self.Endpoints) == 0 {
+		return errors.New("hostnet: no endpoint of this node is known: set node.interface")
+	}
+	device, mtu, err := h.Underlay(state.Self.Endpoints[0])
+	if err == nil {
+		cfg.DetectedUnderlay(device, mtu, "holds "+state.Self.Endpoints[0].String())
+	}
+	return err
+}

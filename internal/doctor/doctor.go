@@ -1,0 +1,83 @@
+// Package doctor looks at a machine with weft's eyes: what the kernel can do, what the network's
+// settings will do to the overlay, what a running daemon says of itself. It changes nothing. Each
+// finding that is not good comes with its remedy.
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"weft/internal/api"
+	"weft/internal/config"
+)
+
+// Level says how bad a finding is.
+type Level string
+
+// Levels, from harmless to fatal.
+const (
+	OK      Level = "ok"
+	Note    Level = "note"    // good to know
+	Wrong   Level = "wrong"   // something is broken and can be mended
+	Missing Level = "missing" // this machine cannot do what the configuration asks for
+)
+
+// Finding is the answer to one question.
+type Finding struct {
+	Name   string `json:"name"`
+	Level  Level  `json:"level"`
+	Found  string `json:"found"`
+	Remedy string `json:"remedy,omitempty"` // "" where there is nothing to do
+}
+
+// Patient is what is known before looking.
+type Patient struct {
+	Config *config.Config // nil = there is none that can be read
+	Modes  []string       // of this build
+	Client *api.Client    // of the daemon that may be running
+}
+
+// Examine asks every question.
+func Examine(ctx context.Context, p Patient) []Finding {
+	status, err := p.Client.Status(ctx)
+	list := []Finding{privileges()}
+	list = append(list, abilities(p)...)
+	list = append(list, underlay(p, status)...)
+	list = append(list, port(p, status, err == nil))
+	list = append(list, forwarding()...)
+	list = append(list, ipv6(p), socketBuffers())
+	return append(list, daemon(status, err)...)
+}
+
+// daemon repeats what a running daemon complains of.
+func daemon(s api.Status, err error) []Finding {
+	if errors.Is(err, api.ErrUnreachable) {
+		return []Finding{{"daemon", Note, err.Error(), "start it: weft daemon"}}
+	}
+	if err != nil {
+		return []Finding{{"daemon", Wrong, err.Error(), "use a daemon and a command of one version"}}
+	}
+	list := []Finding{{"daemon", OK, fmt.Sprintf("ready, mode %s, %d nodes", s.Mode, s.Control.Nodes), ""}}
+	if !s.Ready {
+		list[0] = Finding{"daemon", Wrong, "not ready: " + s.Reason, "mend the reason; the daemon tries again by itself"}
+	}
+	for _, p := range s.Problems {
+		list = append(list, Finding{"cluster", Wrong, strings.TrimSpace(p.Node + " " + p.Text), "correct the cluster's data; it is read again by itself"})
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Features)) {
+		if state := s.Features[name]; state != "on" {
+			list = append(list, Finding{"feature " + name, Note, state, ""})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.KernelDrops)) {
+		if n := s.KernelDrops[name]; n > 0 {
+			list = append(list, Finding{"kernel drops", Note, fmt.Sprintf("%s %d since the daemon began", name, n),
+				"the daemon was slower than the traffic: see `weft stages --interval 1s`"})
+		}
+	}
+	return list
+}
