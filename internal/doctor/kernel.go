@@ -45,6 +45,8 @@ func allAbilities() []ability {
 			"modprobe tun; in a container, pass in /dev/net/tun"},
 		{"vxlan device", []string{"vxlan", "vxlan-nocsum"}, probeVXLAN,
 			"modprobe vxlan, or a kernel with CONFIG_VXLAN; userspace modes do without"},
+		{"af_xdp socket", []string{"xdp", "xdp-lib"}, probeXDP,
+			"a kernel with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL, and CAP_NET_RAW"},
 	}
 }
 
@@ -79,6 +81,14 @@ func probeTUN() error {
 		return fmt.Errorf("ioctl TUNGETFEATURES: %w", err)
 	}
 	return nil
+}
+
+func probeXDP() error {
+	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("AF_XDP socket: %w", err)
+	}
+	return unix.Close(fd)
 }
 
 // probeVXLAN makes a device in a network namespace of its own, which vanishes with the thread.

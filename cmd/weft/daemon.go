@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/term"
+
+	"weft/catalog"
+	"weft/internal/config"
+	"weft/internal/daemon"
+)
+
+// newDaemonCommand is `weft daemon`: the process that carries a node's traffic.
+func newDaemonCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "daemon",
+		Short: "Run the node's daemon",
+		Long: `Run the node's daemon in the foreground until SIGTERM or SIGINT. It logs to standard error: text
+on a terminal, JSON lines elsewhere. When it ends, what the kernel forwards by itself stays, and so
+does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' removes them.`,
+		Example: "  weft daemon --config /etc/weft/weft.yaml\n  weft daemon --check",
+		Args:    cobra.NoArgs,
+	}
+	file := configFlag(c)
+	check := c.Flags().Bool("check", false, "only read the configuration and the nodes, report every mistake, and exit")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, parts, err := load(*file)
+		if err != nil {
+			return err
+		}
+		if *check {
+			if err := daemon.Check(cfg, parts, zap.NewNop()); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(c.OutOrStdout(), "%s is good\n", *file)
+			return err
+		}
+		log := newLog(c.ErrOrStderr())
+		defer func() { _ = log.Sync() }() // standard error cannot be synced everywhere
+		return daemon.Run(c.Context(), cfg, parts, log)
+	}
+	return c
+}
+
+func configFlag(c *cobra.Command) *string {
+	return c.Flags().String("config", config.DefaultFile, "the configuration file")
+}
+
+// load reads a configuration and finds the parts it names.
+func load(file string) (*config.Config, daemon.Parts, error) {
+	cfg, err := config.Load(file, catalog.Built())
+	if err != nil {
+		return nil, daemon.Parts{}, configError{err}
+	}
+	if err := cfg.Detect(config.Host{Name: os.Hostname, CPUs: runtime.NumCPU()}); err != nil {
+		return nil, daemon.Parts{}, configError{err}
+	}
+	mode, ok := catalog.ModeByName(cfg.Mode)
+	source, ok2 := catalog.SourceByKind(cfg.Control.Kind)
+	if !ok || !ok2 { // the configuration was held against the same lists
+		return nil, daemon.Parts{}, fmt.Errorf("mode %s, control %s: not in the catalog", cfg.Mode, cfg.Control.Kind)
+	}
+	return cfg, daemon.Parts{Backend: mode.New, Source: source.New, Version: version().String()}, nil
+}
+
+// configError is an error of the configuration file, whatever its kind.
+type configError struct{ error }
+
+func (e configError) Unwrap() error { return e.error }
+
+// ExitCode implements what exitCode asks for.
+func (configError) ExitCode() int { return exitUsage }
+
+// newLog makes the daemon's logger: for eyes on a terminal, JSON lines for machines.
+func newLog(w io.Writer) *zap.Logger {
+	var encoder zapcore.Encoder
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		e := zap.NewDevelopmentEncoderConfig()
+		e.EncodeLevel = zapcore.CapitalColorLevelEncoder
+		e.EncodeTime = zapcore.TimeEncoderOfLayout("15:04:05.000")
+		encoder = zapcore.NewConsoleEncoder(e)
+	} else {
+		e := zap.NewProductionEncoderConfig()
+		e.TimeKey, e.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
+		encoder = zapcore.NewJSONEncoder(e)
+	}
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), zap.InfoLevel))
+}

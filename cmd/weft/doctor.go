@@ -1,0 +1,74 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"weft/catalog"
+	"weft/internal/api"
+	"weft/internal/doctor"
+)
+
+// newDoctorCommand is `weft doctor`.
+func newDoctorCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "What this machine can do for the overlay, and what is wrong, with remedies",
+		Long: `Look at this machine and, where it runs, at the daemon: what the kernel can do, what the network's
+settings will do to the overlay, who has the tunnel's port. It changes nothing and works with and
+without a configuration and a daemon. Exit code 1 when something is wrong, 3 when the machine lacks
+what the configured mode needs.`,
+		Args: cobra.NoArgs,
+	}
+	socket, file, form := socketFlag(c), configFlag(c), formatFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		patient := doctor.Patient{Modes: catalog.Built().Modes, Client: api.NewClient(*socket)}
+		defer patient.Client.Close()
+		var findings []doctor.Finding
+		cfg, _, err := load(*file)
+		switch _, missing := os.Stat(*file); {
+		case err == nil:
+			patient.Config = cfg
+			findings = append(findings, doctor.Finding{Name: "configuration", Level: doctor.OK, Found: *file})
+		case errors.Is(missing, os.ErrNotExist) && !c.Flags().Changed("config"):
+			findings = append(findings, doctor.Finding{Name: "configuration", Level: doctor.Note, Found: *file + " does not exist",
+				Remedy: "write it; `network: 10.244.0.0/16` is enough"})
+		default:
+			findings = append(findings, doctor.Finding{Name: "configuration", Level: doctor.Wrong, Found: err.Error(), Remedy: "correct it; try `weft daemon --check`"})
+		}
+		findings = append(findings, doctor.Examine(c.Context(), patient)...)
+		if err := show(c.OutOrStdout(), *form, findings, func(w io.Writer) { printFindings(w, findings) }); err != nil {
+			return err
+		}
+		return verdict(findings)
+	}
+	return c
+}
+
+func printFindings(w io.Writer, findings []doctor.Finding) {
+	for _, f := range findings {
+		row(w, f.Level, f.Name, f.Found)
+		if f.Remedy != "" {
+			row(w, "", "", "→ "+f.Remedy)
+		}
+	}
+}
+
+// verdict is the error that the worst finding makes, nil when nothing is wrong.
+func verdict(findings []doctor.Finding) error {
+	count := map[doctor.Level]int{}
+	for _, f := range findings {
+		count[f.Level]++
+	}
+	switch {
+	case count[doctor.Missing] > 0:
+		return unsupportedError{fmt.Errorf("doctor: this machine lacks %d things that are needed", count[doctor.Missing])}
+	case count[doctor.Wrong] > 0:
+		return fmt.Errorf("doctor: %d things are wrong", count[doctor.Wrong])
+	}
+	return nil
+}

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"weft/internal/api"
+)
+
+// newListCommand is a command that asks the daemon for a list and prints it as a table.
+func newListCommand[T any](use, about string, question func(*api.Client, context.Context) ([]T, error), head []any, cells func(T) []any) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: about, Args: cobra.NoArgs}
+	socket, form := socketFlag(c), formatFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		list, err := ask(c.Context(), *socket, question)
+		if err != nil {
+			return err
+		}
+		return show(c.OutOrStdout(), *form, list, func(w io.Writer) {
+			row(w, head...)
+			for _, e := range list {
+				row(w, cells(e)...)
+			}
+		})
+	}
+	return c
+}
+
+// newNodesCommand is `weft nodes`.
+func newNodesCommand() *cobra.Command {
+	return newListCommand("nodes", "Who is in the cluster", (*api.Client).Nodes,
+		[]any{"NODE", "ENDPOINTS", "PREFIXES", "MAC", "FEATURES"},
+		func(n api.Node) []any {
+			return []any{n.Name + star(n.Self), commas(n.Endpoints), commas(n.Prefixes), n.MAC, commas(n.Features)}
+		})
+}
+
+// newPeersCommand is `weft peers`.
+func newPeersCommand() *cobra.Command {
+	return newListCommand("peers", "How the other nodes are reached, and what passed (userspace modes)", (*api.Client).Peers,
+		[]any{"NODE", "ENDPOINT", "PREFIXES", "VNI", "MTU", "SENT", "RECEIVED"},
+		func(p api.Peer) []any {
+			return []any{p.Node, p.Endpoint, commas(p.Prefixes), p.VNI, p.MTU, volume(p.TxPackets, p.TxBytes), volume(p.RxPackets, p.RxBytes)}
+		})
+}
+
+// newRoutesCommand is `weft routes`.
+func newRoutesCommand() *cobra.Command {
+	return newListCommand("routes", "Where the overlay's prefixes lead", (*api.Client).Routes,
+		[]any{"PREFIX", "NODE", "ENDPOINT", "MTU"},
+		func(r api.Route) []any {
+			endpoint := "unreached"
+			switch {
+			case r.Self:
+				endpoint = "here"
+			case r.Endpoint.IsValid():
+				endpoint = r.Endpoint.String()
+			}
+			return []any{r.Prefix, r.Node + star(r.Self), endpoint, r.MTU}
+		})
+}
+
+// star marks this node.
+func star(self bool) string {
+	if self {
+		return " *"
+	}
+	return ""
+}
+
+func volume(packets, bytes uint64) string {
+	return fmt.Sprintf("%s packets, %sB", short(float64(packets)), short(float64(bytes)))
+}
