@@ -10,6 +10,7 @@ import (
 	"weft/packet"
 	"weft/tun"
 	"weft/underlay"
+	"weft/xdp"
 )
 
 // Mode is one way to carry traffic between nodes.
@@ -25,6 +26,9 @@ var Modes = []Mode{
 	{"vxlan", 4789, "Linux vxlan device, UDP checksum on", kernelvxlan.New},
 	{"tun", 4789, "TUN (songgao/water) → VXLAN → UDP batches", userspace.New(userspace.Kind{
 		Overhead: vxlanOverhead, Open: plainTUN, Stages: vxlanStages,
+	})},
+	{"xdp", 4789, "AF_XDP veth → VXLAN → AF_XDP underlay", userspace.New(userspace.Kind{
+		Overhead: vxlanOverhead, Open: pairXDP, Stages: vxlanStages,
 	})},
 }
 
@@ -56,4 +60,12 @@ func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) {
 		return nil, nil, err
 	}
 	return inside, outside, nil
+}
+
+func pairXDP(p userspace.Path) (inside, outside packet.Port, err error) {
+	in, out, err := xdp.OpenPair(xdp.Config{Inside: p.Device, InnerMTU: p.InnerMTU, Local: p.Local, Port: p.Port, Queues: p.Queues})
+	if err != nil {
+		return nil, nil, err
+	}
+	return in, out, nil
 }

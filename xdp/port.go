@@ -17,6 +17,7 @@ type port struct {
 	stop    *wait.Stop
 	mem     []*umem // by queue
 	program *program
+	events  int    // netlink socket that becomes readable when a link changes; -1 = none
 	pairs   []pair // by queue
 
 	mu     sync.Mutex
@@ -32,22 +33,28 @@ type pair struct {
 
 // start makes a port that holds the memory and nothing else yet.
 func (p *port) start(device string, mem []*umem) (err error) {
-	p.device, p.mem = device, mem
+	p.device, p.mem, p.events = device, mem, -1
+	if p.stop, err = wait.NewStop(); err != nil {
+		return err
+	}
 	for _, u := range mem {
 		u.retain()
 	}
-	p.stop, err = wait.NewStop()
-	return err
+	return nil
 }
 
 // open opens two sockets a queue and directs the queues' frames to them. The first queue's receiver also wakes up for
 // others.
-func (p *port) open(ifindex int, c Config, others ...int) error {
+func (p *port) open(ifindex int, c Config, others ...int) (err error) {
+	if p.events, err = linkEvents(); err != nil {
+		return err
+	}
+	events := p.events
 	for i, u := range p.mem {
 		if i > 0 {
-			others = nil
+			events, others = -1, nil
 		}
-		rx, err := openReceiver(u, p.stop, ifindex, i, c, others)
+		rx, err := openReceiver(u, p.stop, ifindex, i, c, events, others)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.device, err)
 		}
@@ -88,6 +95,9 @@ func (p *port) shut() (first bool, err error) {
 	}
 	for _, u := range p.mem {
 		errs = append(errs, u.release())
+	}
+	if p.events >= 0 {
+		errs = append(errs, unix.Close(p.events))
 	}
 	return true, errors.Join(errs...)
 }
@@ -163,3 +173,25 @@ func (p *port) features() map[string]string {
 
 // NewBatch makes a batch of frames for the lane that receives from the queue.
 func (q pair) NewBatch(n int) *packet.Batch { return q.rx.umem.batch(n) }
+
+// linkEvents opens a netlink socket that gets a message for every link that changes.
+func linkEvents() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, fmt.Errorf("netlink socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_LINK}); err != nil {
+		return -1, errors.Join(fmt.Errorf("subscribe to link events: %w", err), unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// drain reads and forgets what a socket holds, a pending error included.
+func drain(fd int) {
+	for range 1 << 10 { // no storm of events keeps a lane here
+		_, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), 0, 0, unix.MSG_DONTWAIT|unix.MSG_TRUNC, 0, 0)
+		if errno == unix.EAGAIN {
+			return
+		}
+	}
+}

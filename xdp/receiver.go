@@ -15,8 +15,9 @@ import (
 // the RX ring has entries, so it never overflows: when the lane is slow the fill ring runs empty, and the kernel drops
 // and counts.
 type receiver struct {
-	wait   *wait.Waiter // on the RX socket, and what else the queue receives from
+	wait   *wait.Waiter // on the RX socket, link events, and what else the queue receives from
 	stop   *wait.Stop
+	events int // netlink socket with link events; -1 = none
 	socket socket
 	umem   *umem
 	rx     ring[unix.XDPDesc]
@@ -25,9 +26,9 @@ type receiver struct {
 }
 
 // openReceiver opens the first socket of a (device, queue): the one that has its fill and completion rings. Its wait
-// ends also when one of others is readable.
-func openReceiver(u *umem, stop *wait.Stop, ifindex, queue int, c Config, others []int) (r *receiver, err error) {
-	r = &receiver{stop: stop, umem: u, spin: c.Spin}
+// ends also when events or one of others is readable; -1 is none.
+func openReceiver(u *umem, stop *wait.Stop, ifindex, queue int, c Config, events int, others []int) (r *receiver, err error) {
+	r = &receiver{stop: stop, events: events, umem: u, spin: c.Spin}
 	if r.socket, err = newSocket(); err != nil {
 		return nil, err
 	}
@@ -62,7 +63,7 @@ func openReceiver(u *umem, stop *wait.Stop, ifindex, queue int, c Config, others
 	if first {
 		u.fd = r.socket.fd
 	}
-	r.wait = stop.Waiter(wait.Readable, append([]int{r.socket.fd}, others...)...)
+	r.wait = stop.Waiter(wait.Readable, append([]int{r.socket.fd, events}, others...)...)
 	return r, nil
 }
 
@@ -72,11 +73,14 @@ func (r *receiver) receive(b *packet.Batch) error {
 	b.SetLen(0)
 	slots := b.Slots()
 	n := r.rx.ready(uint32(len(slots)))
-	if n == 0 {
-		if err := r.block(&b.Waited); err != nil {
+	for n == 0 {
+		others, err := r.block(&b.Waited)
+		if err != nil {
 			return err
 		}
-		n = r.rx.ready(uint32(len(slots)))
+		if n = r.rx.ready(uint32(len(slots))); n == 0 && others {
+			return nil
+		}
 	}
 	for i := range slots[:n] {
 		if err := r.into(&slots[i], r.rx.take()); err != nil {
@@ -115,19 +119,26 @@ func (r *receiver) into(p *packet.Packet, d unix.XDPDesc) error {
 	return nil
 }
 
-// block returns when there is something in the RX ring, when one of the others may be readable, or with an error.
-func (r *receiver) block(waited *time.Duration) error {
+// block waits, and says whether one of the others is readable.
+func (r *receiver) block(waited *time.Duration) (others bool, err error) {
 	if r.spin > 0 && r.look(waited) {
-		return nil
+		return false, nil
 	}
 	if err := r.wait.Wait(waited); err != nil {
-		return err
+		return false, err
 	}
-	if r.wait.Ready(0) && r.rx.ready(1) == 0 {
-		// Readable and empty: a pending error, which is all that a device leaves behind.
-		if err := r.socket.err(); err != nil {
-			return fmt.Errorf("xdp: receive: %w: the device is gone", err)
-		}
+	if r.wait.Ready(1) {
+		return false, r.bound()
+	}
+	return r.wait.Ready(2) || r.wait.Ready(3), nil
+}
+
+// bound returns an error if the socket's device is gone. The kernel unbinds the socket then, but wakes nobody who polls
+// it: any link event is a reason to look.
+func (r *receiver) bound() error {
+	drain(r.events)
+	if _, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(r.socket.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0); errno == unix.ENXIO {
+		return fmt.Errorf("xdp: receive: %w: the device is gone", errno)
 	}
 	return nil
 }

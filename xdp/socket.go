@@ -88,18 +88,6 @@ func (s *socket) bind(ifindex, queue, share int) error {
 	}
 }
 
-// err is the socket's pending error, nil if none.
-func (s *socket) err() error {
-	code, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return err
-	}
-	if code != 0 {
-		return unix.Errno(code)
-	}
-	return nil
-}
-
 // statistics asks for XDP_STATISTICS.
 func (s *socket) statistics() (st unix.XDPStatistics, err error) {
 	length := uint32(unsafe.Sizeof(st))

@@ -53,7 +53,7 @@ var (
 
 		// the roof
 		"catalog": {code: []string{"backend", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/vxlan",
-			"internal/config", "packet", "tun", "underlay", zap}},
+			"internal/config", "packet", "tun", "underlay", "xdp", zap}},
 		"cmd/weft": {[]string{"catalog", "perf", "perf/contender", "perf/probe", "perf/report", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/hostnet", "packet",
 			"github.com/spf13/cobra", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"github.com/spf13/pflag"}},

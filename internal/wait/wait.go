@@ -26,9 +26,9 @@ const (
 	Writable = unix.POLLOUT
 )
 
-// maxDescriptors is how many descriptors one Waiter watches: a queue has a socket per address
-// family.
-const maxDescriptors = 3
+// maxDescriptors is how many descriptors one Waiter watches. A queue over AF_XDP has most: its ring,
+// link events, and a UDP socket per address family. A negative one is watched for nothing.
+const maxDescriptors = 4
 
 // Stop ends the waiting of one port. Its Waiters and Gates are made while the port opens, before
 // any lane runs.
@@ -122,7 +122,7 @@ type Waiter struct {
 	n   int
 }
 
-// Waiter makes a waiter for events on up to 3 descriptors, which stay the port's.
+// Waiter makes a waiter for events on up to 4 descriptors, which stay the port's.
 func (s *Stop) Waiter(events int16, fds ...int) *Waiter {
 	w := &Waiter{Gate: s.Gate(), n: len(fds) + 1}
 	for i, fd := range fds {
