@@ -164,8 +164,8 @@ func newGroup(s *segment, b []byte, i int) group {
 
 // continues reports whether packet b, described by s, may follow what g has. head is g's first
 // packet, unchanged. The rules are those of the kernel's inet_gro_receive, ipv6_gro_receive,
-// tcp_gro_receive and udp_gro_receive_segment; where it is laxer (FIN and ECE may be merged there)
-// this is strict.
+// tcp_gro_receive and udp_gro_receive_segment; where it is laxer (FIN and ECE may be merged there, and
+// an urgent pointer without URG is lost) this is strict.
 func (g *group) continues(s *segment, head, b []byte) bool {
 	if s.h != g.h || s.payload > g.size || g.total+s.payload > maxTotal || g.n >= maxVectors-1 {
 		return false
@@ -192,7 +192,7 @@ func (g *group) continues(s *segment, head, b []byte) bool {
 	return binary.BigEndian.Uint32(t[tcpSeq:]) == g.seq &&
 		bytes.Equal(t[8:13], first[8:13]) && // acknowledgment, data offset, reserved bits
 		bytes.Equal(t[14:16], first[14:16]) && // window; the flags are ACK or ACK|PSH in both
-		bytes.Equal(t[packet.TCPHeader:s.h-s.l4], first[packet.TCPHeader:g.h-g.l4]) // options
+		bytes.Equal(t[18:s.h-s.l4], first[18:g.h-g.l4]) // urgent pointer, options
 }
 
 // join appends packet i, for which continues is true.

@@ -232,7 +232,7 @@ func mayFollow(run [][]byte, b []byte) bool {
 		last[ip+13]&packet.TCPFlagPSH == 0 &&
 		bytes.Equal(b[ip+8:ip+13], first[ip+8:ip+13]) && // acknowledgment, offset
 		bytes.Equal(b[ip+14:ip+16], first[ip+14:ip+16]) && // window
-		bytes.Equal(b[ip+20:hb], first[ip+20:h]) // options
+		bytes.Equal(b[ip+18:hb], first[ip+18:h]) // urgent pointer, options
 }
 
 // barrier says whether b is an IP packet of which flow cannot be told, so that it may not be
@@ -265,10 +265,13 @@ func barrier(b []byte) bool {
 }
 
 func hosts(b []byte) string {
-	if b[0]>>4 == 4 {
-		return string(b[12:20])
+	switch {
+	case len(b) >= 20 && b[0]>>4 == 4:
+		return "4" + string(b[12:20])
+	case len(b) >= 40 && b[0]>>4 == 6:
+		return "6" + string(b[8:40])
 	}
-	return string(b[8:40])
+	return ""
 }
 
 // join puts packets (finished ones) together as far as rules allow: lists of indices, by flow in
