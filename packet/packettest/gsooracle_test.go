@@ -14,7 +14,7 @@ import (
 // TestSplitOracleAgainstCutter compares two programs that know nothing of each other.
 func TestSplitOracleAgainstCutter(t *testing.T) {
 	r, merged := rand.New(rand.NewPCG(1, 1)), 0
-	for range 200 {
+	for range 60 {
 		in := packettest.Traffic(r, 64, 600+r.IntN(8400))
 		for _, s := range packettest.CoalesceOracle(in) {
 			v, _ := packet.ParseIP(s.Packet)
@@ -47,7 +47,7 @@ func TestSplitOracleAgainstCutter(t *testing.T) {
 func TestCoalesceOracleIsLegal(t *testing.T) {
 	r := rand.New(rand.NewPCG(2, 2))
 	kinds := map[packettest.GSO]int{}
-	for range 300 {
+	for range 60 {
 		in := packettest.Traffic(r, 128, 576+r.IntN(8424))
 		out := packettest.CoalesceOracle(in)
 		if err := packettest.CoalesceLegal(in, out); err != nil {
