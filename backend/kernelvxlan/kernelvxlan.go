@@ -197,7 +197,10 @@ func (b *Backend) want(p path) (hostnet.Want, []backend.Hop) {
 	var source [2]netip.Addr // this node's own inner address, by family
 	for _, prefix := range self.Prefixes {
 		a := control.HostAddr(prefix)
-		w.Addrs = append(w.Addrs, hostnet.Addr{Dev: p.devices[0], Prefix: netip.PrefixFrom(a, a.BitLen())})
+		for _, dev := range p.devices {
+			// On both devices: one without an IPv4 address fails even loose reverse path filtering.
+			w.Addrs = append(w.Addrs, hostnet.Addr{Dev: dev, Prefix: netip.PrefixFrom(a, a.BitLen())})
+		}
 		if f := familyIndex(a); !source[f].IsValid() {
 			source[f] = a
 		}

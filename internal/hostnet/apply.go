@@ -23,7 +23,7 @@ type object[K comparable] interface {
 
 // inForce is what an Apply left in the kernel, as sets.
 type inForce struct {
-	links     map[string]bool
+	links     map[string]Link
 	addrs     map[Addr]bool
 	routes    map[Route]bool
 	neighbors map[Neighbor]bool
@@ -72,6 +72,7 @@ type pass struct {
 	index   map[string]int32
 	devices []link // ours that exist
 	watched map[int32]watch
+	anew    map[string]bool // devices made in this pass because they are wanted otherwise than before
 
 	first       bool // nothing is known of before
 	before, now inForce
@@ -81,7 +82,7 @@ type pass struct {
 func newPass(h *Host, w Want) *pass {
 	p := &pass{
 		h: h, w: w, ours: map[string]bool{}, makes: map[string]bool{}, names: map[int32]string{},
-		index: map[string]int32{}, watched: map[int32]watch{}, first: h.prev == nil,
+		index: map[string]int32{}, watched: map[int32]watch{}, anew: map[string]bool{}, first: h.prev == nil,
 	}
 	for _, l := range w.Links {
 		p.ours[l.Name] = true
@@ -90,6 +91,7 @@ func newPass(h *Host, w Want) *pass {
 	if !p.first {
 		p.before = *h.prev
 	}
+	p.now.links = map[string]Link{}
 	return p
 }
 
@@ -106,8 +108,7 @@ func (p *pass) guard() error {
 
 // links makes the links right and learns all devices' numbers.
 func (p *pass) links() error {
-	links, good, err := p.h.syncLinks(p.w)
-	p.now.links = good
+	links, err := p.syncLinks()
 	under := map[string]bool{}
 	for _, name := range p.w.Watch {
 		under[name] = true
@@ -228,7 +229,7 @@ func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, e
 			replace, reason = true, "it was "+there[0].String()
 			other[o.key()] = there[1:]
 		}
-		if before[o] {
+		if before[o] && !p.anew[o.device()] {
 			p.repaired("put back", o, reason)
 		}
 		todo, msgs = append(todo, o), append(msgs, o.add(replace, p.index))
@@ -302,12 +303,12 @@ func (p *pass) repaired(what string, o fmt.Stringer, reason string) {
 }
 
 // changed logs a change to a device; repair says that it undoes somebody's doing.
-func (h *Host) changed(what, object string, repair bool, reason string) {
-	fields := []zap.Field{zap.String("action", what), zap.String("object", object), zap.String("reason", reason)}
+func (p *pass) changed(what, link string, repair bool, reason string) {
+	fields := []zap.Field{zap.String("action", what), zap.String("device", link), zap.String("reason", reason)}
 	if repair {
-		h.repairs.Add(1)
-		h.log.Warn("repaired", fields...)
+		p.h.repairs.Add(1)
+		p.h.log.Warn("repaired", fields...)
 		return
 	}
-	h.log.Info("changed", fields...)
+	p.h.log.Info("changed", fields...)
 }

@@ -250,97 +250,104 @@ func parseStats(b []byte) (c Counters) {
 	return Counters{RxErrors: at(4), TxErrors: at(5), RxDropped: at(6), TxDropped: at(7), TxCarrier: at(17)}
 }
 
+// same says whether two wanted links are equal.
+func (l Link) same(o Link) bool {
+	if (l.Vxlan == nil) != (o.Vxlan == nil) || l.Vxlan != nil && *l.Vxlan != *o.Vxlan {
+		return false
+	}
+	return l.Name == o.Name && l.MTU == o.MTU && l.MAC == o.MAC
+}
+
 // syncLinks makes the wanted devices exist as described and removes Owned ones that nobody wants. It returns
-// all devices as they are afterwards, and the names of the wanted ones that are right.
-func (h *Host) syncLinks(w Want) ([]link, map[string]bool, error) {
-	links, err := dumpLinks(h.rt)
+// all devices as they are afterwards.
+func (p *pass) syncLinks() ([]link, error) {
+	links, err := dumpLinks(p.h.rt)
 	if err != nil {
-		return nil, nil, fmt.Errorf("hostnet: list links: %w", err)
+		return nil, fmt.Errorf("hostnet: list links: %w", err)
 	}
 	byName := map[string]link{}
 	for _, l := range links {
 		byName[l.name] = l
 	}
-	wanted := map[string]bool{}
-	for _, l := range w.Links {
-		wanted[l.Name] = true
-	}
 	var errs []error
 	changed := false
 	// Strangers first: a leftover device with our VNI and port would keep the new one from being made.
 	for _, l := range links {
-		if Owned(l.name) && !wanted[l.name] {
-			errs = append(errs, h.removeLink(l, "not wanted"))
+		if Owned(l.name) && !p.ours[l.name] {
+			_, retired := p.before.links[l.name]
+			errs = append(errs, p.removeLink(l, !p.first && !retired, "not wanted"))
 			changed = true
 		}
 	}
-	good := map[string]bool{}
-	for _, want := range w.Links {
+	for _, want := range p.w.Links {
 		have, exists := byName[want.Name]
-		did, err := h.syncLink(want, have, exists)
+		did, err := p.syncLink(want, have, exists)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("hostnet: link %s: %w%s", want.Name, err, hint(err)))
+		} else {
+			p.now.links[want.Name] = want
 		}
-		good[want.Name] = err == nil
 		changed = changed || did
 	}
 	if changed {
-		if links, err = dumpLinks(h.rt); err != nil {
+		if links, err = dumpLinks(p.h.rt); err != nil {
 			errs = append(errs, fmt.Errorf("hostnet: list links: %w", err))
 		}
 	}
-	return links, good, errors.Join(errs...)
+	return links, errors.Join(errs...)
 }
 
-func (h *Host) removeLink(l link, reason string) error {
-	h.changed("removed", "link "+l.name, h.prev != nil && !h.prev.links[l.name], reason)
-	if err := h.rt.do1(deleteLink(l.index)); err != nil && !errors.Is(err, unix.ENODEV) {
+func (p *pass) removeLink(l link, repair bool, reason string) error {
+	p.changed("removed", l.name, repair, reason)
+	if err := p.h.rt.do1(deleteLink(l.index)); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("hostnet: remove link %s: %w%s", l.name, err, hint(err))
 	}
 	return nil
 }
 
 // syncLink corrects one device, or makes it (anew). It says whether it changed anything.
-func (h *Host) syncLink(want Link, have link, exists bool) (bool, error) {
+func (p *pass) syncLink(want Link, have link, exists bool) (bool, error) {
 	if !strings.HasPrefix(want.Name, LinkPrefix) {
 		return false, fmt.Errorf("not ours: its name does not start with %s", LinkPrefix)
 	}
-	repair := h.prev != nil && h.prev.links[want.Name]
+	// A device that was in force just so and no longer is: somebody else's doing.
+	before, known := p.before.links[want.Name]
+	repair := known && before.same(want)
 	if want.Vxlan == nil {
 		if !exists {
 			return false, errors.New("does not exist")
 		}
-		return h.adjustLink(want, have, repair)
+		return p.adjustLink(want, have, repair)
 	}
-	if exists && (have.kind != "vxlan" || have.vxlan != want.Vxlan.state()) {
-		if err := h.removeLink(have, "has other attributes"); err != nil {
-			return true, err
-		}
-		exists = false
-	}
+	reason := "it was missing"
 	if exists {
-		return h.adjustLink(want, have, repair)
+		if have.kind == "vxlan" && have.vxlan == want.Vxlan.state() {
+			return p.adjustLink(want, have, repair)
+		}
+		reason = "it had other attributes"
+		if err := p.h.rt.do1(deleteLink(have.index)); err != nil && !errors.Is(err, unix.ENODEV) {
+			return true, fmt.Errorf("remove, to make it anew: %w", err)
+		}
 	}
-	h.changed("made", "link "+want.Name, repair, "it was missing")
-	if err := h.rt.do1(want.create()); err != nil {
+	p.anew[want.Name] = !repair
+	p.changed("made", want.Name, repair, reason)
+	if err := p.h.rt.do1(want.create()); err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			return true, fmt.Errorf("make vxlan %d port %d: %w: another device has this VNI and port",
 				want.Vxlan.VNI, want.Vxlan.Port, err)
 		}
 		return true, fmt.Errorf("make vxlan: %w", err)
 	}
-	made, err := h.linkByName(want.Name)
+	made, err := p.h.linkByName(want.Name)
 	if err != nil {
 		return true, err
 	}
-	if _, err := h.adjustLink(want, made, false); err != nil {
-		return true, err
-	}
-	return true, nil
+	_, err = p.adjustLink(want, made, false)
+	return true, err
 }
 
 // adjustLink corrects what can be corrected while a device carries traffic.
-func (h *Host) adjustLink(want Link, have link, repair bool) (bool, error) {
+func (p *pass) adjustLink(want Link, have link, repair bool) (bool, error) {
 	var wrong []string
 	var msgs []message
 	if want.MTU != 0 && have.mtu != want.MTU {
@@ -353,7 +360,7 @@ func (h *Host) adjustLink(want Link, have link, repair bool) (bool, error) {
 		msgs = append(msgs, want.set(have.index))
 	}
 	// A larger MTU may bring IPv6 back to a device, with the machine's own way of making addresses.
-	returns := !have.inet6 && have.mtu < packet.MinIPv6MTU && want.MTU >= packet.MinIPv6MTU && h.sysctls.v6 != nil
+	returns := !have.inet6 && have.mtu < packet.MinIPv6MTU && want.MTU >= packet.MinIPv6MTU && p.h.sysctls.v6 != nil
 	if want.Vxlan != nil && (have.inet6 && have.genMode != genModeNone || returns) {
 		wrong = append(wrong, "address generation on")
 		msgs = append(msgs, noAutoAddr(have.index))
@@ -366,9 +373,9 @@ func (h *Host) adjustLink(want Link, have link, repair bool) (bool, error) {
 		return false, nil
 	}
 	if repair {
-		h.changed("corrected", "link "+want.Name, true, strings.Join(wrong, ", "))
+		p.changed("corrected", want.Name, true, strings.Join(wrong, ", "))
 	}
-	return true, errors.Join(h.rt.do(msgs)...)
+	return true, errors.Join(p.h.rt.do(msgs)...)
 }
 
 // linkByName asks for one device.
