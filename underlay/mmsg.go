@@ -64,3 +64,32 @@ func bigEndian(v uint16) uint16 {
 	b := (*[2]byte)(unsafe.Pointer(&v))
 	return uint16(b[0])<<8 | uint16(b[1])
 }
+
+// control is the ancillary data of one message: at most one item, the segment size of UDP_SEGMENT
+// (sending, 16 bits) or UDP_GRO (receiving, 32 bits), in the machine's byte order.
+//
+//	| length 8 | level 4 | type 4 | size 2 or 4, padded to 8 |
+type control struct {
+	unix.Cmsghdr
+	data [8]byte
+}
+
+const controlSize = int(unsafe.Sizeof(control{}))
+
+func (c *control) bytes() *[controlSize]byte { return (*[controlSize]byte)(unsafe.Pointer(c)) }
+
+// segment returns the segment size that the kernel put into the first n bytes, 0 if there is none.
+func (c *control) segment(n int) int {
+	const want = unix.SizeofCmsghdr + 4
+	if n < want || c.Len < want || uint64(c.Len) > uint64(n) || c.Level != unix.SOL_UDP || c.Type != unix.UDP_GRO {
+		return 0
+	}
+	return int(*(*int32)(unsafe.Pointer(&c.data)))
+}
+
+// setSegment asks the kernel to cut the message into datagrams of that size.
+func (c *control) setSegment(size int) {
+	c.Level, c.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+	c.SetLen(unix.SizeofCmsghdr + 2)
+	*(*uint16)(unsafe.Pointer(&c.data)) = uint16(size)
+}

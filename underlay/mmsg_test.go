@@ -38,11 +38,11 @@ func TestNames(t *testing.T) {
 // No datagram is larger than a slot and its overflow, so the kernel never says MSG_TRUNC here; a
 // packet for which it does must not pass for whole.
 func TestTruncatedMessageIsDropped(t *testing.T) {
-	r, b := newReceiver(true), packet.NewBatch(1, 100)
+	r, b := newReceiver(Config{Batch: true}), packet.NewBatch(1, 100)
 	p := &b.Slots()[0]
 	r.offer(0, p)
 	r.msgs[0].moved, r.msgs[0].Flags = 100, unix.MSG_TRUNC
-	r.accept(0, p)
+	r.accept(&inlet{}, b.Slots(), 0, 1)
 	if p.Drop != packet.Truncated || p.Len() != 100 {
 		t.Errorf("drop %v, %d bytes", p.Drop, p.Len())
 	}

@@ -2,6 +2,7 @@ package underlay
 
 import (
 	"fmt"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -10,28 +11,45 @@ import (
 	"weft/packet"
 )
 
+const (
+	// maxRun is how many datagrams one message may become: UDP_MAX_SEGMENTS before Linux 6.9, 128
+	// since. 64 KB of an underlay of 1500 bytes are 45.
+	maxRun = 64
+	// maxRunBytes is the most payload of one message in both families: IPv6's headers count.
+	maxRunBytes = 65535 - packet.IPv6Header - packet.UDPHeader
+
+	// noSocket stands in sender.via for a packet that is not sent.
+	noSocket = 2 * maxSendSockets
+)
+
 // sender is the sending half of a queue: its sockets and the memory of sendmmsg.
 type sender struct {
 	gate  *wait.Gate
 	fds   [2][]int // by family (IPv4, IPv6): the sockets, one source port each
 	width int      // messages a system call
+	gso   bool     // join packets behind UDP_SEGMENT
 
-	via   [packet.BatchSize]uint8 // which socket packet i leaves by: family*maxSendSockets + socket
-	index [packet.BatchSize]uint8 // which packet message i is
+	// refusal is the error after which gso went off, 0 = none. Read by others.
+	refusal atomic.Uint32
+
+	via   [packet.BatchSize]uint8      // which socket packet i leaves by: family*maxSendSockets + socket
+	order [packet.BatchSize]uint8      // which packet iovec k is
+	iovs  [packet.BatchSize]unix.Iovec // packets of one socket, in order
+	runs  [packet.BatchSize]run        // which of them message i is
 	msgs  [packet.BatchSize]mmsghdr
-	iovs  [packet.BatchSize]unix.Iovec
-	names [packet.BatchSize]name
+
+	names    [packet.BatchSize]name
+	controls [packet.BatchSize]control
+	alone    mmsghdr // for a packet of a run that was refused
 }
 
-func newSender(batch bool) *sender {
+// run is the packets of one message: count iovecs from first on, all but the last of equal size.
+type run struct{ first, count uint8 }
+
+func newSender(cfg Config) *sender {
 	s := &sender{width: 1}
-	if batch {
+	if cfg.Batch {
 		s.width = packet.BatchSize
-	}
-	for i := range s.msgs {
-		m := &s.msgs[i]
-		m.Iov = &s.iovs[i]
-		m.SetIovlen(1)
 	}
 	return s
 }
@@ -90,9 +108,6 @@ func (s *sender) some(packets []packet.Packet) error {
 	return nil
 }
 
-// noSocket stands in via for a packet that is not sent.
-const noSocket = 2 * maxSendSockets
-
 // pick chooses the socket of a packet: by its hop's family, then by its flow.
 func (s *sender) pick(p *packet.Packet) (via uint8, ok bool) {
 	if p.Hop == nil {
@@ -116,29 +131,59 @@ func (s *sender) pick(p *packet.Packet) (via uint8, ok bool) {
 // gather makes messages of the packets that leave by via and returns their number.
 func (s *sender) gather(packets []packet.Packet, via uint8) (n int) {
 	var hop *packet.Hop
-	var to *name
-	var toLen uint32
+	size, total := 0, 0 // of the last message: its segments, and all of it
+	k := uint8(0)
 	for i := range packets {
 		if s.via[i] != via {
 			continue
 		}
 		p := &packets[i]
-		if p.Hop != hop { // neighbours mostly go to one peer
-			hop, to = p.Hop, &s.names[n]
-			toLen = setName(to, hop.Addr)
+		setIov(&s.iovs[k], p.Bytes())
+		s.order[k] = uint8(i)
+		if last := n - 1; s.gso && p.Hop == hop && p.Len() <= size && p.Len() > 0 && total+p.Len() <= maxRunBytes &&
+			s.runs[last].count < maxRun {
+			s.runs[last].count++
+			total += p.Len()
+			if p.Len() < size { // the last of a run may be shorter
+				hop = nil
+			}
+		} else {
+			hop, size, total = p.Hop, p.Len(), p.Len()
+			s.runs[n] = run{first: k, count: 1}
+			n++
 		}
-		s.msgs[n].Name, s.msgs[n].Namelen = (*byte)(unsafe.Pointer(to)), toLen
-		s.iovs[n].Base = unsafe.SliceData(p.Bytes())
-		s.iovs[n].SetLen(p.Len())
-		s.index[n] = uint8(i)
-		n++
+		k++
+	}
+	hop = nil
+	for i := range n {
+		s.address(i, packets, &hop)
 	}
 	return n
 }
 
-// through sends the first n messages by fd. A message that the kernel refuses is dropped by name and
-// the next ones are sent; a full socket drops all that are left, since waiting for it would hold up
-// every other packet of the lane.
+// address completes message i, whose run is known. hop is that of the message before it.
+func (s *sender) address(i int, packets []packet.Packet, hop **packet.Hop) {
+	m, r := &s.msgs[i], s.runs[i]
+	m.Iov = &s.iovs[r.first]
+	m.SetIovlen(int(r.count))
+	if h := packets[s.order[r.first]].Hop; h != *hop || i == 0 {
+		*hop = h
+		m.Name, m.Namelen = (*byte)(unsafe.Pointer(&s.names[i])), setName(&s.names[i], h.Addr)
+	} else { // neighbours mostly go to one peer
+		m.Name, m.Namelen = s.msgs[i-1].Name, s.msgs[i-1].Namelen
+	}
+	m.Control = nil
+	m.SetControllen(0)
+	if r.count > 1 {
+		s.controls[i].setSegment(int(s.iovs[r.first].Len))
+		m.Control = &s.controls[i].bytes()[0]
+		m.SetControllen(controlSize)
+	}
+}
+
+// through sends the first n messages by fd. What the kernel refuses is dropped by name and the next
+// messages are sent; a full socket drops all that are left, since waiting for it would hold up every
+// other packet of the lane.
 func (s *sender) through(fd, n int, packets []packet.Packet) error {
 	for i := 0; i < n; {
 		sent, errno := sendmmsg(fd, s.msgs[i:min(n, i+s.width)])
@@ -148,14 +193,55 @@ func (s *sender) through(fd, n int, packets []packet.Packet) error {
 		case unix.EINTR:
 		case unix.EAGAIN:
 			for ; i < n; i++ {
-				packets[s.index[i]].Drop = packet.QueueFull
+				s.drop(packets, s.runs[i], packet.QueueFull)
 			}
 		case unix.EBADF, unix.ENOTSOCK:
 			return fmt.Errorf("underlay: send: %w", errno)
 		default:
-			packets[s.index[i]].Drop = reason(errno)
+			if s.runs[i].count == 1 {
+				s.drop(packets, s.runs[i], reason(errno))
+			} else if err := s.apart(fd, i, packets, errno); err != nil {
+				return err
+			}
 			i++
 		}
+	}
+	return nil
+}
+
+func (s *sender) drop(packets []packet.Packet, r run, why packet.Drop) {
+	for _, i := range s.order[r.first : r.first+r.count] {
+		packets[i].Drop = why
+	}
+}
+
+// apart sends the packets of message i one by one after the kernel has refused it as a whole, so
+// that each has its own verdict. If they go, and the refusal was about joining (EIO: no checksum
+// offload on the way, or IPsec; EINVAL: no such option), nothing is joined from now on.
+func (s *sender) apart(fd, i int, packets []packet.Packet, refusal unix.Errno) error {
+	r, went := s.runs[i], false
+	s.alone.Name, s.alone.Namelen = s.msgs[i].Name, s.msgs[i].Namelen
+	s.alone.SetIovlen(1)
+	for k := r.first; k < r.first+r.count; {
+		s.alone.Iov = &s.iovs[k]
+		_, errno := sendmmsg(fd, unsafe.Slice(&s.alone, 1))
+		switch errno {
+		case 0:
+			went = true
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			packets[s.order[k]].Drop = packet.QueueFull
+		case unix.EBADF, unix.ENOTSOCK:
+			return fmt.Errorf("underlay: send: %w", errno)
+		default:
+			packets[s.order[k]].Drop = reason(errno)
+		}
+		k++
+	}
+	if went && (refusal == unix.EIO || refusal == unix.EINVAL) {
+		s.gso = false
+		s.refusal.Store(uint32(refusal))
 	}
 	return nil
 }

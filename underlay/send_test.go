@@ -14,9 +14,10 @@ func messages(s *sender, n int) []packet.Packet {
 	b := packet.NewBatch(n, 100)
 	for i := range n {
 		put(b, i, []byte("0123456789"), nil, 0)
-		s.iovs[i].Base = &b.Packets()[i].Bytes()[0]
-		s.iovs[i].SetLen(10)
-		s.index[i] = uint8(i)
+		setIov(&s.iovs[i], b.Packets()[i].Bytes())
+		s.order[i], s.runs[i] = uint8(i), run{first: uint8(i), count: 1}
+		s.msgs[i].Iov = &s.iovs[i]
+		s.msgs[i].SetIovlen(1)
 	}
 	return b.Packets()
 }
@@ -32,7 +33,7 @@ func TestAFullSocketDropsTheRest(t *testing.T) {
 			}
 			defer unix.Close(fds[0])
 			defer unix.Close(fds[1])
-			s := newSender(batch)
+			s := newSender(Config{Batch: batch})
 			sent, full := 0, 0
 			for range 1000 {
 				packets := messages(s, packet.BatchSize)
@@ -78,14 +79,14 @@ func TestADeadSocketIsAnError(t *testing.T) {
 	}
 	defer unix.Close(pipe[0])
 	defer unix.Close(pipe[1])
-	s := newSender(true)
+	s := newSender(Config{Batch: true})
 	for fd, want := range map[int]error{-1: unix.EBADF, pipe[1]: unix.ENOTSOCK} {
 		packets := messages(s, 3)
 		if err := s.through(fd, len(packets), packets); !errors.Is(err, want) {
 			t.Errorf("descriptor %d: %v, want %v", fd, err, want)
 		}
-		r := newReceiver(true)
-		if _, err := r.drain(fd, packets, 0); !errors.Is(err, want) {
+		r := newReceiver(Config{Batch: true})
+		if _, err := r.drain(&inlet{fd: fd}, packets, 0); !errors.Is(err, want) {
 			t.Errorf("descriptor %d: %v, want %v", fd, err, want)
 		}
 	}

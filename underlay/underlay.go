@@ -16,6 +16,14 @@
 // TCP super-frames on as single datagrams of up to 64 KB; such a datagram spills into an overflow
 // buffer and the packet borrows that (packet.Packet.Borrow), valid until the queue's next Recv.
 //
+// # Offload
+//
+// With Config.Offload a burst of datagrams costs about as much as one. Send puts runs of packets to
+// one hop, equal in size but for a shorter last one, behind one UDP_SEGMENT message; Recv takes what
+// the kernel has joined (UDP_GRO) and lays it over slots, each of which gets one datagram. Stages see
+// plain packets either way. A burst that does not fit the batch is continued by the next Recv.
+// Where the kernel refuses to join, packets go one by one and Features says so.
+//
 // # Not fragmented
 //
 // Path MTU discovery is on (RFC 7348 §4.3: VTEPs must not fragment): a datagram that does not fit
@@ -52,6 +60,14 @@ type Config struct {
 	Batch bool
 	// SendSockets is how many source ports a queue sends from, 1–16; 0 = 4.
 	SendSockets int
+	// Offload joins datagrams to and from the kernel (UDP_SEGMENT, UDP_GRO). It needs Batch.
+	Offload bool
+	// Length tells how long a datagram is by what its headers say, from its first bytes (64 at
+	// least, or all there are); 0 = they do not say. It settles what UDP_GRO leaves open: a kernel VXLAN device over
+	// veth sends an inner UDP super-packet as one datagram, and the kernel here reports the size of
+	// the inner segments as if they were datagrams. Such a datagram comes out of Recv whole, with
+	// its Segment set. nil: the kernel is believed.
+	Length func(b []byte) int
 }
 
 // Listen opens the port with the given number of queues in the calling thread's network namespace.
@@ -73,22 +89,30 @@ func Listen(cfg Config, queues int) (_ packet.Port, err error) {
 		}
 	}()
 	for i := range queues {
-		q := &queue{recv: newReceiver(cfg.Batch), send: newSender(cfg.Batch)}
+		q := &queue{recv: newReceiver(cfg), send: newSender(cfg)}
+		var receiving []int
 		for _, local := range cfg.Local {
 			fd, err := p.listen(netip.AddrPortFrom(local, cfg.Port), i, queues)
 			if err != nil {
 				return nil, err
 			}
-			q.recv.socks = append(q.recv.socks, fd)
+			if cfg.Offload {
+				p.feature("udp-gro", unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1))
+			}
+			q.recv.inlets = append(q.recv.inlets, inlet{fd: fd})
+			receiving = append(receiving, fd)
 			for range cfg.SendSockets {
 				fd, err := p.sendSocket(local)
 				if err != nil {
 					return nil, err
 				}
+				if cfg.Offload { // 0 = joined only where a message asks for it
+					q.send.gso = p.feature("udp-gso", unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT, 0))
+				}
 				q.send.add(fd, local.Is6())
 			}
 		}
-		q.recv.waiter = p.stop.Waiter(wait.Readable, q.recv.socks...)
+		q.recv.waiter = p.stop.Waiter(wait.Readable, receiving...)
 		q.send.gate = p.stop.Gate()
 		p.queues = append(p.queues, q)
 	}
@@ -119,6 +143,9 @@ func check(cfg Config) (Config, error) {
 		local[i] = a
 	}
 	cfg.Local = local
+	if cfg.Offload && !cfg.Batch {
+		return cfg, errors.New("underlay: Offload without Batch: joining needs more than one packet a system call")
+	}
 	if cfg.SendSockets == 0 {
 		cfg.SendSockets = defaultSendSockets
 	}
@@ -186,11 +213,27 @@ func (p *port) KernelDrops() map[string]uint64 {
 	return map[string]uint64{"socket-overflow": total}
 }
 
-// Features returns receive-buffer and send-buffer: "on", or why the buffers are smaller than wanted.
+// feature records whether the kernel took an option, and returns that.
+func (p *port) feature(name string, err error) bool {
+	p.features[name] = "on"
+	if err != nil {
+		p.features[name] = "not supported by the kernel: " + err.Error()
+	}
+	return err == nil
+}
+
+// Features returns receive-buffer and send-buffer: "on", or why the buffers are smaller than wanted;
+// and with Offload udp-gro and udp-gso.
 func (p *port) Features() map[string]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return maps.Clone(p.features)
+	features := maps.Clone(p.features)
+	for _, q := range p.queues {
+		if errno := unix.Errno(q.(*queue).send.refusal.Load()); errno != 0 {
+			features["udp-gso"] = fmt.Sprintf("the kernel refused a joined message: %v: datagrams are sent one by one", errno)
+		}
+	}
+	return features
 }
 
 // queue implements packet.Queue.

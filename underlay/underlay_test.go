@@ -122,11 +122,12 @@ func recvAll(t *testing.T, q packet.Queue, b *packet.Batch, n int) [][]byte {
 
 func TestPortConformance(t *testing.T) {
 	for _, local := range []netip.Addr{loopback4, loopback6} {
-		for name, batch := range map[string]bool{"Batch": true, "Single": false} {
+		for name, cfg := range map[string]Config{"Single": {}, "Batch": {Batch: true}, "Offload": {Batch: true, Offload: true}} {
+			cfg.Local, cfg.Port = []netip.Addr{local}, testPort
 			t.Run(name+"/"+local.String(), func(t *testing.T) {
 				ns := nettest.New(t)
 				packettest.Port(t, func(t *testing.T) (packet.Port, packettest.Far) {
-					p, err := listen(ns, Config{Local: []netip.Addr{local}, Port: testPort, Batch: batch}, 1)
+					p, err := listen(ns, cfg, 1)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -263,7 +264,7 @@ func TestAPeerThatIsGoneDisturbsNobody(t *testing.T) {
 func TestSourcePorts(t *testing.T) {
 	ns := nettest.New(t)
 	const sockets, flows, rounds = 8, 64, 4
-	p := open(t, ns, Config{Local: []netip.Addr{loopback4}, Port: testPort, Batch: true, SendSockets: sockets}, 1)
+	p := open(t, ns, Config{Local: []netip.Addr{loopback4}, Port: testPort, Batch: true, SendSockets: sockets, Offload: true}, 1)
 	far := peer(t, ns, loopback4)
 	hop := &packet.Hop{Addr: addrOf(far)}
 	b := packet.NewBatch(packet.BatchSize, 100)
@@ -391,6 +392,7 @@ func TestListenRefusesWhatCannotWork(t *testing.T) {
 		{Config{Port: 1}, 1, "no local address"},
 		{Config{Local: one}, 1, "port 0"},
 		{Config{Local: one, Port: 1}, 0, "0 queues"},
+		{Config{Local: one, Port: 1, Offload: true}, 1, "Offload without Batch"},
 		{Config{Local: one, Port: 1, SendSockets: 17}, 1, "17 sending sockets"},
 		{Config{Local: one, Port: 1, SendSockets: -1}, 1, "-1 sending sockets"},
 		{Config{Local: []netip.Addr{{}}, Port: 1}, 1, "unicast"},
