@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"weft/catalog"
 	"weft/internal/api"
+	"weft/internal/config"
+	"weft/internal/daemon"
 	"weft/internal/doctor"
 )
 
@@ -28,18 +32,8 @@ what the configured mode needs.`,
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		patient := doctor.Patient{Modes: catalog.Built().Modes, Client: api.NewClient(*socket)}
 		defer patient.Client.Close()
-		var findings []doctor.Finding
-		cfg, _, err := load(*file)
-		switch _, missing := os.Stat(*file); {
-		case err == nil:
-			patient.Config = cfg
-			findings = append(findings, doctor.Finding{Name: "configuration", Level: doctor.OK, Found: *file})
-		case errors.Is(missing, os.ErrNotExist) && !c.Flags().Changed("config"):
-			findings = append(findings, doctor.Finding{Name: "configuration", Level: doctor.Note, Found: *file + " does not exist",
-				Remedy: "write it; `network: 10.244.0.0/16` is enough"})
-		default:
-			findings = append(findings, doctor.Finding{Name: "configuration", Level: doctor.Wrong, Found: err.Error(), Remedy: "correct it; try `weft daemon --check`"})
-		}
+		cfg, findings := examineConfig(*file, c.Flags().Changed("config"))
+		patient.Config = cfg
 		findings = append(findings, doctor.Examine(c.Context(), patient)...)
 		if err := show(c.OutOrStdout(), *form, findings, func(w io.Writer) { printFindings(w, findings) }); err != nil {
 			return err
@@ -49,9 +43,27 @@ what the configured mode needs.`,
 	return c
 }
 
+// examineConfig reads the configuration and the nodes; without a configuration that was not asked
+// for the rest can still be looked at.
+func examineConfig(file string, asked bool) (*config.Config, []doctor.Finding) {
+	const name = "configuration"
+	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) && !asked {
+		return nil, []doctor.Finding{{Name: name, Level: doctor.Note, Found: file + " does not exist", Remedy: "write it; `network: 10.244.0.0/16` is enough"}}
+	}
+	cfg, parts, err := load(file)
+	if err == nil {
+		err = daemon.Check(cfg, parts, zap.NewNop())
+	}
+	if err != nil {
+		return cfg, []doctor.Finding{{Name: name, Level: doctor.Wrong, Found: err.Error(), Remedy: "correct it; `weft daemon --check` looks again"}}
+	}
+	_ = daemon.DetectUnderlay(cfg, parts) // what fails here the underlay's own question says
+	return cfg, []doctor.Finding{{Name: name, Level: doctor.OK, Found: file}}
+}
+
 func printFindings(w io.Writer, findings []doctor.Finding) {
 	for _, f := range findings {
-		row(w, f.Level, f.Name, f.Found)
+		row(w, f.Level, f.Name, strings.ReplaceAll(f.Found, "\n", "; "))
 		if f.Remedy != "" {
 			row(w, "", "", "→ "+f.Remedy)
 		}
