@@ -134,7 +134,7 @@ func (c *cluster) start(n *nettest.ClusterNode) {
 network: {prefixes: [%q, %q]}
 mode: %s
 control: {kind: static, static: {file: %s}}
-api: {socket: %s, metrics: ""}
+api: {socket: %s}
 state_dir: %s
 `, n.Name, network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state")))
 	c.daemons[n.Name] = n.NS.MustStart(c.t, weft, "daemon", "--config", c.path(n, "weft.yaml"))
@@ -176,6 +176,11 @@ func (c *cluster) status(n *nettest.ClusterNode) (s status, err error) {
 func (c *cluster) ready(n *nettest.ClusterNode) {
 	c.t.Helper()
 	c.eventually(n.Name+" is ready", func() error {
+		select {
+		case <-c.daemons[n.Name].Done():
+			c.t.Fatalf("daemon %s ended", n.Name)
+		default:
+		}
 		s, err := c.status(n)
 		if err == nil && !s.Ready {
 			err = fmt.Errorf("not ready")
