@@ -195,7 +195,7 @@ func TestExamples(t *testing.T) {
 			}
 			text = []byte("node: {name: a}\nnetwork: {prefixes: [10.244.0.0/16, \"fd00:10:244::/48\"]}\ncontrol: {static: {file: " + nodes + "}}\n")
 		} else { // on node a, with the example's nodes instead of this machine's
-			text = bytes.ReplaceAll(text, []byte(config.DefaultNodes), []byte(filepath.Join(filepath.Dir(must(filepath.Abs(file))), "nodes.yaml")))
+			text = bytes.ReplaceAll(text, []byte("/etc/weft/"), []byte(filepath.Dir(must(filepath.Abs(file)))+"/"))
 			text = bytes.Replace(text, []byte(`name: ""`), []byte(`name: a`), 1)
 		}
 		if err := os.WriteFile(conf, text, 0o600); err != nil {
