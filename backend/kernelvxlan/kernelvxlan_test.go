@@ -422,8 +422,8 @@ func TestRunFollowsUnderlay(t *testing.T) {
 	p.pingAll(1350)
 }
 
-// flood pings from pod a to pod b every 2 ms until stop, which returns how many of how many were lost.
-func (p *pair) flood(to netip.Addr) (stop func() (lost, sent int)) {
+// flood pings from pod a to pod b every 2 ms until stop, which returns which of how many were lost.
+func (p *pair) flood(to netip.Addr) (stop func() (lost []int, sent int)) {
 	p.t.Helper()
 	proc := p.Nodes[0].Pod.MustStart(p.t, "ping", "-n", "-i", "0.002", "-s", "500", to.String())
 	answered := func() int { return strings.Count(proc.Output(), "time=") }
@@ -433,7 +433,7 @@ func (p *pair) flood(to netip.Addr) (stop func() (lost, sent int)) {
 		}
 		return nil
 	})
-	return func() (int, int) {
+	return func() (lost []int, sent int) {
 		p.t.Helper()
 		enough := answered() + 200 // some traffic after the last change, too
 		nettest.Eventually(p.t, waitLong, func() error {
@@ -446,13 +446,20 @@ func (p *pair) flood(to netip.Addr) (stop func() (lost, sent int)) {
 		if err := proc.Wait(); err != nil {
 			p.t.Fatal(err)
 		}
-		m := regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`).FindStringSubmatch(proc.Output())
-		if m == nil {
-			p.t.Fatalf("ping says %s", proc.Output())
+		// By sequence numbers: what was under way at the end is not lost.
+		seen := map[string]bool{}
+		for _, m := range regexp.MustCompile(`icmp_seq=(\d+) ttl`).FindAllStringSubmatch(proc.Output(), -1) {
+			seen[m[1]] = true
+			if n, _ := strconv.Atoi(m[1]); n > sent {
+				sent = n
+			}
 		}
-		sent, _ := strconv.Atoi(m[1])
-		received, _ := strconv.Atoi(m[2])
-		return sent - received, sent
+		for i := 1; i <= sent; i++ {
+			if !seen[strconv.Itoa(i)] {
+				lost = append(lost, i)
+			}
+		}
+		return lost, sent
 	}
 }
 
@@ -481,8 +488,8 @@ func TestRestartLosesNothing(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				if lost, sent := stop(); lost > 0 {
-					t.Errorf("%d of %d packets lost across 10 restarts", lost, sent)
+				if lost, sent := stop(); len(lost) > 0 {
+					t.Errorf("packets %v of %d lost across 10 restarts", lost, sent)
 				}
 			}
 		})
@@ -505,8 +512,8 @@ func TestKilledDaemonLosesNothing(t *testing.T) {
 	if err := p.backends[0].Apply(p.state(0)); err != nil {
 		t.Fatal(err)
 	}
-	if lost, sent := stop(); lost > 0 {
-		t.Errorf("%d of %d packets lost across kills", lost, sent)
+	if lost, sent := stop(); len(lost) > 0 {
+		t.Errorf("packets %v of %d lost across kills", lost, sent)
 	}
 	if n := p.backends[0].Status().Repairs; n != 0 {
 		t.Errorf("%d repairs after kills; want adoption", n)
@@ -697,8 +704,8 @@ func TestFiveThousandNodes(t *testing.T) {
 	if err := b.Apply(p.state(0)); err != nil { // 5,000 leave, one stays
 		t.Fatal(err)
 	}
-	if lost, sent := stop(); lost > 0 {
-		t.Errorf("%d of %d packets to a node that stayed were lost", lost, sent)
+	if lost, sent := stop(); len(lost) > 0 {
+		t.Errorf("packets %v of %d to a node that stayed were lost", lost, sent)
 	}
 	if n := b.Status().Repairs; n != 0 {
 		t.Errorf("%d repairs", n)
