@@ -21,7 +21,8 @@ import (
 //   - of two prefixes that overlap, the longer one stays (a claim that is too wide harms only
 //     itself); of two equal ones, that of the node whose name sorts first.
 //
-// The error says that self is not among the nodes that are left, and why.
+// A node that self shares no address family with stays, and is a Problem: others reach it. The error
+// says that self is not among the nodes that are left, and why.
 func Check(self string, network []netip.Prefix, nodes []Node) (State, error) {
 	c := checker{network: network}
 	for i := range nodes {
@@ -30,6 +31,7 @@ func Check(self string, network []netip.Prefix, nodes []Node) (State, error) {
 	c.oneOfEachName()
 	c.endpoints()
 	c.prefixes()
+	c.strangers(self)
 	return c.state(self)
 }
 
@@ -211,6 +213,19 @@ func (c *checker) prefixes() {
 		first = next
 	}
 	c.nodes = slices.DeleteFunc(c.nodes, func(n Node) bool { return c.bare(n) })
+}
+
+// strangers reports the nodes that self shares no address family with.
+func (c *checker) strangers(self string) {
+	i := slices.IndexFunc(c.nodes, func(n Node) bool { return n.Name == self })
+	if i < 0 {
+		return
+	}
+	for _, n := range c.nodes {
+		if _, ok := Endpoint(c.nodes[i], n); !ok {
+			c.problem(n.Name, "none of its endpoints %v is of an address family that this node has, traffic to it is dropped: give one of the two nodes another endpoint", n.Endpoints)
+		}
+	}
 }
 
 func (c *checker) state(self string) (State, error) {

@@ -46,9 +46,11 @@ func TestCheck(t *testing.T) {
 		problems []string // prefixes of "node: text"
 		err      string
 	}{
-		"good":            {in: []string{c, a, b}, nodes: []string{b, c}},
-		"alone":           {in: []string{a}},
-		"both families":   {in: []string{a, "b 2001:db8::2,192.0.2.2 fd00:10:244:2::/64,10.244.2.0/24"}, nodes: []string{"b 2001:db8::2,192.0.2.2 10.244.2.0/24,fd00:10:244:2::/64"}},
+		"good":          {in: []string{c, a, b}, nodes: []string{b, c}},
+		"alone":         {in: []string{a}},
+		"both families": {in: []string{a, "b 2001:db8::2,192.0.2.2 fd00:10:244:2::/64,10.244.2.0/24"}, nodes: []string{"b 2001:db8::2,192.0.2.2 10.244.2.0/24,fd00:10:244:2::/64"}},
+		"no family in common": {in: []string{a, "b 2001:db8::2 10.244.2.0/24"}, nodes: []string{"b 2001:db8::2 10.244.2.0/24"},
+			problems: []string{"b: none of its endpoints [2001:db8::2] is of an address family that this node has"}},
 		"said twice":      {in: []string{a, "b 192.0.2.2,192.0.2.2 10.244.2.0/24,10.244.2.0/24"}, nodes: []string{b}},
 		"mapped endpoint": {in: []string{a, "b ::ffff:192.0.2.2 10.244.2.0/24"}, nodes: []string{b}},
 		"self missing":    {in: []string{b, c}, nodes: []string{b, c}, err: `this node, "a", is not among the 2 nodes: add it, or set node.name`},

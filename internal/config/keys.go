@@ -95,13 +95,19 @@ func keys() []key {
 	}
 }
 
-// Keys are the dotted names of all keys, in the order of the file.
-func Keys() []string {
-	var names []string
+// Key is a key as people know it.
+type Key struct {
+	Name    string // dotted path
+	Default string // in YAML; "" where it is computed or has to be given
+}
+
+// Keys are all keys in the order of the file.
+func Keys() []Key {
+	var list []Key
 	for _, k := range keys() {
-		names = append(names, k.name)
+		list = append(list, Key{k.name, k.initial})
 	}
-	return names
+	return list
 }
 
 // A rule says what is wrong with a text, "" when nothing is.

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"weft/catalog"
+	"weft/internal/api"
+	"weft/internal/config"
+	"weft/packet"
+)
+
+const reference = "../../docs/reference.md"
+
+var update = flag.Bool("update", false, "write what is made from the program into docs/reference.md")
+
+// section returns the text of docs/reference.md below a heading, up to the next one that is not
+// below it.
+func section(t *testing.T, heading string) string {
+	t.Helper()
+	text, err := os.ReadFile(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), "\n"+heading+"\n")
+	if !found {
+		t.Fatalf("docs/reference.md has no heading %q", heading)
+	}
+	level := strings.Index(heading, " ")
+	if end := regexp.MustCompile(fmt.Sprintf(`(?m)^#{1,%d} `, level)).FindStringIndex(rest); end != nil {
+		rest = rest[:end[0]]
+	}
+	return rest
+}
+
+// table returns the rows of the first table of a section, without its head, cell by cell.
+func table(t *testing.T, heading string) (rows [][]string) {
+	t.Helper()
+	lines := strings.Split(section(t, heading), "\n")
+	first := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "|") })
+	if first < 0 {
+		t.Fatalf("no table below %q", heading)
+	}
+	for _, l := range lines[first+2:] {
+		if !strings.HasPrefix(l, "|") {
+			break
+		}
+		cells := strings.Split(strings.Trim(l, "| "), " | ")
+		for i := range cells {
+			cells[i] = strings.Trim(strings.TrimSpace(cells[i]), "`")
+		}
+		rows = append(rows, cells)
+	}
+	return rows
+}
+
+func column(rows [][]string, i int) (cells []string) {
+	for _, r := range rows {
+		cells = append(cells, r[i])
+	}
+	return cells
+}
+
+func TestReferenceConfiguration(t *testing.T) {
+	rows := table(t, "## weft.yaml")
+	var want [][]string
+	for _, k := range config.Keys() {
+		def := k.Default
+		switch k.Name {
+		case "network.prefixes":
+			def = "required"
+		case "mode":
+			def = catalog.DefaultMode
+		}
+		want = append(want, []string{k.Name, def})
+	}
+	for i, w := range want {
+		if i >= len(rows) || !slices.Equal(rows[i][:2], w) {
+			t.Fatalf("row %d of the table is %q, want %q", i+1, rows[min(i, len(rows)-1)], w)
+		}
+	}
+	if len(rows) != len(want) {
+		t.Errorf("%d rows for %d keys", len(rows), len(want))
+	}
+}
+
+func TestReferenceDrops(t *testing.T) {
+	var want []string
+	for d := packet.Alive + 1; d < packet.NumDrops; d++ {
+		want = append(want, d.String())
+	}
+	if got := column(table(t, "## Drops"), 0); !slices.Equal(got, want) {
+		t.Errorf("the table has %q, want %q", got, want)
+	}
+}
+
+func TestReferenceExitCodes(t *testing.T) {
+	var want []string
+	for _, code := range []int{exitDone, exitFailed, exitUsage, exitUnsupported, exitUnreachable, exitInterrupted} {
+		want = append(want, fmt.Sprint(code))
+	}
+	if got := column(table(t, "## Exit codes"), 0); !slices.Equal(got, want) {
+		t.Errorf("the table has %q, want %q", got, want)
+	}
+}
+
+func TestReferenceAPI(t *testing.T) {
+	handler := api.Handler(silent{})
+	rows := table(t, "## API")
+	for _, r := range rows {
+		method, path, _ := strings.Cut(r[0], " ")
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+		if w.Code != http.StatusOK {
+			t.Errorf("%s: %d", r[0], w.Code)
+		}
+	}
+	source, err := os.ReadFile("../../internal/api/server.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`"(GET /v1/[a-z]+)"`).FindAllStringSubmatch(string(source), -1) {
+		if !slices.Contains(column(rows, 0), m[1]) {
+			t.Errorf("%s is not in the table", m[1])
+		}
+	}
+}
+
+// silent is a daemon that has nothing to say.
+type silent struct{}
+
+func (silent) Status() api.Status  { return api.Status{} }
+func (silent) Nodes() []api.Node   { return nil }
+func (silent) Peers() []api.Peer   { return nil }
+func (silent) Routes() []api.Route { return nil }
+func (silent) Lanes() []api.Lane   { return nil }
+
+// made marks what -update writes: all from here to the section's end.
+const made = "<!-- made by: go test ./cmd/weft -run Reference -update -->\n"
+
+// holdMade compares the made part of a section with what it should be, or writes it.
+func holdMade(t *testing.T, heading, want string) {
+	t.Helper()
+	have := section(t, heading)
+	intro, old, found := strings.Cut(have, made)
+	if !found {
+		t.Fatalf("no line %q below %q", made, heading)
+	}
+	if strings.TrimSpace(old) == strings.TrimSpace(want) {
+		return
+	}
+	if !*update {
+		t.Fatalf("docs/reference.md, %q, differs from the program: go test ./cmd/weft -run Reference -update, and look at the change", heading)
+	}
+	text, err := os.ReadFile(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replaced := strings.Replace(string(text), heading+"\n"+have, heading+"\n"+intro+made+"\n"+strings.TrimSpace(want)+"\n\n", 1)
+	if err := os.WriteFile(reference, []byte(replaced), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestReferenceModes(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| mode | inside → outside | port |\n|---|---|---|\n")
+	for _, m := range catalog.Modes {
+		fmt.Fprintf(&b, "| `%s` | %s | %d |\n", m.Name, m.About, m.Port)
+	}
+	holdMade(t, "### Modes", b.String())
+}
+
+func TestReferenceCommands(t *testing.T) { holdMade(t, "## Commands", commandReference()) }
+
+// commandReference describes every command that does something.
+func commandReference() string {
+	var b strings.Builder
+	eachCommand(newRoot(), func(c *cobra.Command) {
+		if c.RunE == nil {
+			return
+		}
+		fmt.Fprintf(&b, "### %s\n\n%s.\n", c.CommandPath(), c.Short)
+		var rows strings.Builder
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			name := "--" + f.Name
+			if f.Shorthand != "" {
+				name = "-" + f.Shorthand + ", " + name
+			}
+			def := ""
+			if f.DefValue != "" {
+				def = "`" + f.DefValue + "`"
+			}
+			fmt.Fprintf(&rows, "| `%s` | %s | %s |\n", name, def, strings.ReplaceAll(f.Usage, "|", "or"))
+		})
+		if rows.Len() > 0 {
+			fmt.Fprintf(&b, "\n| flag | default | meaning |\n|---|---|---|\n%s", rows.String())
+		}
+		b.WriteString("\n")
+	})
+	return b.String()
+}
