@@ -48,6 +48,7 @@ func TestBalances(t *testing.T) {
 					lane("b", "in/0", 95, 95, nil),
 				},
 				kernel: map[string]uint64{"socket-overflow": 2, "veth": 5},
+				sent:   103,
 			})
 		}
 		return list
@@ -69,6 +70,15 @@ func TestBalances(t *testing.T) {
 	}
 	if r := balances("x", udp, samples(4))[2]; r.OK || r.Unaccounted != 8 {
 		t.Errorf("lost packets went unnoticed: %s", text(t, r))
+	}
+
+	// Six packets of others were sent, so six drops more than losses are explained, and seven not.
+	for n, ok := range map[uint64]bool{6: true, 7: false} {
+		more := samples(0)
+		more[0].kernel["veth"] += n
+		if r := balances("x", udp, more)[2]; r.OK != ok || r.Unaccounted != -int64(n) {
+			t.Errorf("%d drops too many: %s", n, text(t, r))
+		}
 	}
 
 	broken := samples(0)

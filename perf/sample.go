@@ -21,6 +21,7 @@ type sample struct {
 	result    probe.Result
 	lanes     []contender.Lane  // what the lanes counted during it
 	kernel    map[string]uint64 // what the kernel dropped during it
+	sent      uint64            // packets that left the pods, the generator's and others
 }
 
 // before is the state of all counters when a sample begins.
@@ -73,7 +74,7 @@ func (s *stand) measure(ctx context.Context, t probe.Selection, idle busy) (*sam
 	cores, seconds := now.since(b.busy)
 	m := &sample{
 		busy: cores.above(idle), processes: map[string]float64{}, seconds: seconds,
-		result: result, kernel: kernel.Since(b.kernel),
+		result: result, kernel: kernel.Since(b.kernel), sent: kernel.SentSince(b.kernel),
 	}
 	for name, used := range times {
 		m.processes[name] = (used - b.processes[name]).Seconds() / seconds

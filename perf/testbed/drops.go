@@ -49,6 +49,7 @@ type KernelCounts struct {
 	sums    map[string]uint64 // by the names above
 	links   [][2]linkDrops    // by veth pair
 	softnet uint64            // drops of all input queues of the machine
+	sent    uint64            // packets that the pods sent, those that died at once included
 }
 
 type linkDrops struct {
@@ -60,6 +61,7 @@ type linkDrops struct {
 func (b *Bed) KernelCounts() (KernelCounts, error) {
 	k := KernelCounts{sums: map[string]uint64{}}
 	veths := map[end]linkDrops{}
+	pods := map[*Namespace]netlink.LinkStatistics{}
 	for _, ns := range b.namespaces() {
 		for _, file := range [...]string{"snmp", "snmp6", "netstat"} {
 			var data []byte
@@ -79,6 +81,9 @@ func (b *Bed) KernelCounts() (KernelCounts, error) {
 		}
 		for _, l := range links {
 			a := l.Attrs()
+			if a.Name == PodDevice && a.Statistics != nil {
+				pods[ns] = *a.Statistics
+			}
 			switch {
 			case a.Statistics == nil || a.Name == "lo":
 			case b.isPairEnd(end{ns, a.Name}):
@@ -87,6 +92,10 @@ func (b *Bed) KernelCounts() (KernelCounts, error) {
 				countDevice(l, k.sums)
 			}
 		}
+	}
+	for _, n := range b.Nodes {
+		s := pods[n.Pod]
+		k.sent += s.TxPackets + s.TxDropped
 	}
 	for _, p := range b.pairs {
 		k.links = append(k.links, [2]linkDrops{veths[p[0]], veths[p[1]]})
@@ -140,6 +149,10 @@ func (k KernelCounts) Since(before KernelCounts) map[string]uint64 {
 	}
 	return d
 }
+
+// SentSince returns how many packets the pods have sent since an earlier reading, a super-packet
+// counted as one.
+func (k KernelCounts) SentSince(before KernelCounts) uint64 { return k.sent - before.sent }
 
 func (l linkDrops) since(before linkDrops) linkDrops {
 	return linkDrops{l.tx - before.tx, l.rx - before.rx, l.napi}
