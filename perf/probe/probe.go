@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -121,6 +122,12 @@ func (s Spec) run(ctx context.Context, r *Result) error {
 	return errors.New("the list of tests has one that nothing runs")
 }
 
+// Validate says what is wrong with a spec without touching the network.
+func (s Spec) Validate() error {
+	_, err := s.complete()
+	return err
+}
+
 // complete checks the spec and fills in what it leaves out.
 func (s Spec) complete() (Spec, error) {
 	test, err := Lookup(s.Test)
@@ -154,7 +161,14 @@ func (s Spec) complete() (Spec, error) {
 	if s.Params[family.Name] != version {
 		return s, fmt.Errorf("family %v: %s is an IPv%v address", s.Params[family.Name], s.Target.Addr(), version)
 	}
-	return s, nil
+	if size, ok := s.Params[size.Name]; ok { // what the path carries is known only once it is there
+		payload := udpPayload
+		if strings.HasPrefix(s.Test, "tcp") {
+			payload = func(size int, to netip.Addr) (int, error) { return tcpPayload(size, to, false, size) }
+		}
+		_, err = payload(int(size), s.Target.Addr())
+	}
+	return s, err
 }
 
 func (s Spec) param(name string) int { return int(s.Params[name]) }

@@ -48,10 +48,6 @@ func repeat(c *client, duration time.Duration, h *histogram, exchange func() (co
 
 // runTCPRoundTrips bounces one payload on one connection.
 func runTCPRoundTrips(ctx context.Context, s Spec, r *Result) error {
-	// A size that no options could save is refused before anything is opened.
-	if _, err := tcpPayload(s.param("size"), s.Target.Addr(), false, maxPayload); err != nil {
-		return err
-	}
 	c, ready, err := connect(ctx, s, job{Role: roleTCPEcho, Flows: 1, Congestion: s.Congestion})
 	if err != nil {
 		return err
