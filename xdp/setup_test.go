@@ -188,3 +188,40 @@ func resolve(t testing.TB, o *Outside, hop *packet.Hop) {
 	d := o.resolver.destination(hop.Addr)
 	until(t, "the way to "+hop.Addr.String(), func() bool { c := d.course.Load(); return c != nil && c.template != nil })
 }
+
+// openPair opens both ports in a's namespace.
+func openPair(t testing.TB, u underlay, c Config) (*Inside, *Outside) {
+	t.Helper()
+	var in *Inside
+	var out *Outside
+	var err error
+	u.a.Do(func() { in, out, err = OpenPair(c) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, p := range []packet.Port{in, out} {
+			if err := p.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		}
+	})
+	return in, out
+}
+
+// stopAfter closes a port when the test has lost its patience, so that a lost packet is a failure and not a hang.
+func stopAfter(t testing.TB, p packet.Port) (stop func() bool) {
+	timer := time.AfterFunc(patience, func() { p.Close() })
+	t.Cleanup(func() { timer.Stop() })
+	return timer.Stop
+}
+
+func macOf(t testing.TB, ns *nettest.NS, dev string) (mac [6]byte) {
+	t.Helper()
+	l, err := ns.Netlink().LinkByName(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(mac[:], l.Attrs().HardwareAddr)
+	return mac
+}

@@ -1,0 +1,215 @@
+package xdp
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+
+	"weft/packet"
+	"weft/packet/packettest"
+)
+
+// Accounting: every frame of a UMEM is in exactly one place.
+
+// audit lists every frame of a queue pair's memory at a quiet moment and says which are missing or in two places.
+func audit(t *testing.T, u *umem, pairs []pair, held ...*packet.Batch) {
+	t.Helper()
+	where := map[uint64]string{}
+	add := func(f uint64, place string) {
+		if other, twice := where[f]; twice {
+			t.Errorf("frame %#x is in %s and in %s", f, other, place)
+		}
+		if f%u.size != 0 || f >= uint64(len(u.mem)) {
+			t.Errorf("%s holds %#x, which is no frame", place, f)
+		}
+		where[f] = place
+	}
+	for _, f := range u.reserve {
+		add(f, "reserve")
+	}
+	for _, q := range pairs {
+		// The fill and TX rings are ours to produce and the kernel's to consume, the others the reverse.
+		for i := atomic.LoadUint32(q.rx.fill.consumer); i != q.rx.fill.mine; i++ {
+			add(q.rx.fill.entries[i&q.rx.fill.mask]&^(u.size-1), "fill")
+		}
+		for i := q.rx.rx.mine; i != atomic.LoadUint32(q.rx.rx.producer); i++ {
+			add(q.rx.rx.entries[i&q.rx.rx.mask].Addr&^(u.size-1), "RX")
+		}
+		for i := atomic.LoadUint32(q.tx.tx.consumer); i != q.tx.tx.mine; i++ {
+			add(q.tx.tx.entries[i&q.tx.tx.mask].Addr&^(u.size-1), "TX")
+		}
+		for i := q.tx.completion.mine; i != atomic.LoadUint32(q.tx.completion.producer); i++ {
+			add(q.tx.completion.entries[i&q.tx.completion.mask]&^(u.size-1), "completion")
+		}
+		for _, f := range q.tx.free {
+			add(f, "free")
+		}
+	}
+	for _, b := range held {
+		for i := range b.Slots() {
+			if f, ok := u.owner(b.Slots()[i].Memory()); ok {
+				add(f, "slot")
+			}
+		}
+	}
+	if len(where) != u.frames {
+		t.Errorf("%d frames are accounted for, of %d", len(where), u.frames)
+	}
+}
+
+// count holds the lane's side of the account, exactly and under load: what was put into the fill ring and not yet
+// received is a full ring, what was sent and not yet completed plus what is free is another.
+func (q pair) count(t *testing.T) {
+	t.Helper()
+	if n := q.rx.fill.mine - q.rx.rx.mine; n != q.rx.rx.mask+1 {
+		t.Fatalf("%d frames in the receiver's rings, want %d", n, q.rx.rx.mask+1)
+	}
+}
+
+func (q pair) countSent(t *testing.T) {
+	t.Helper()
+	if n := q.tx.tx.mine - q.tx.completion.mine + uint32(len(q.tx.free)); n != q.tx.tx.mask+1 {
+		t.Fatalf("%d frames in the sender's rings and list, want %d", n, q.tx.tx.mask+1)
+	}
+}
+
+// settled waits until the kernel holds no frame that is in neither ring: nothing is being received or sent.
+func settled(t *testing.T, pairs []pair) {
+	t.Helper()
+	until(t, "quiet rings", func() bool {
+		for _, q := range pairs {
+			received := atomic.LoadUint32(q.rx.rx.producer)
+			if atomic.LoadUint32(q.rx.fill.consumer) != received {
+				return false
+			}
+			if atomic.LoadUint32(q.tx.tx.consumer) != q.tx.tx.mine || atomic.LoadUint32(q.tx.completion.producer) != q.tx.tx.mine {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// TestAccounting pushes a million packets through a pair in both directions at once, with stages that drop some, a far
+// side that goes down and up, and packets too large to send; and then finds every frame.
+func TestAccounting(t *testing.T) {
+	total := 1_000_000
+	if testing.Short() {
+		total = 50_000
+	}
+	u := newUnderlay(t)
+	c := testConfig()
+	c.RingSize = 512
+	inside, outside := openPair(t, u, c)
+	hop := hopTo(addrsB[0])
+	resolve(t, outside, hop)
+	u.b.MustRun(t, "ethtool", "-K", "eth0", "tx", "off")
+	far := datagrams(t, u.b, addrsB[0], testPort)
+	host := sniff(t, u.a, "weft0", true)
+	inner := packettest.UDP(netip.MustParseAddrPort("10.244.1.2:1000"), netip.MustParseAddrPort("10.244.2.3:2000"), 100, 1)
+
+	var carried [2]atomic.Int64
+	var dropped [2]packet.Drops
+	lane := func(dir int, from, to packet.Queue, in, out pair) *packet.Batch {
+		b := packettest.NewBatch(from, packet.BatchSize, 0)
+		random := rand.New(rand.NewPCG(uint64(dir), 7))
+		for int(carried[dir].Load()) < total/2 {
+			if err := from.Recv(b); err != nil {
+				t.Error(err)
+				return b
+			}
+			in.count(t)
+			carried[dir].Add(int64(b.Len()))
+			packets := b.Packets()
+			for i := range packets {
+				p := &packets[i]
+				p.Hop, p.Flow = hop, random.Uint32()
+				switch random.IntN(20) {
+				case 0:
+					p.Drop = packet.NoRoute
+				case 1:
+					p.Resize(1500) // larger than either side takes
+				case 2:
+					p.Prepend(8)
+				}
+			}
+			b.Compact(&dropped[dir])
+			if err := to.Send(b); err != nil {
+				t.Error(err)
+				return b
+			}
+			b.Compact(&dropped[dir])
+			out.countSent(t)
+		}
+		return b
+	}
+
+	stop := make(chan struct{})
+	feeding := make(chan struct{}, 2)
+	go func() { // the inside's load
+		defer func() { feeding <- struct{}{} }()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = host.write(inner) // ENOBUFS when the link is down
+			}
+		}
+	}()
+	go func() { // the underlay's
+		defer func() { feeding <- struct{}{} }()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = far.WriteToUDPAddrPort(inner, hopTo(addrsA[0]).Addr)
+			}
+		}
+	}()
+	held := make(chan *packet.Batch, 2)
+	go func() {
+		held <- lane(0, inside.Queues()[0], outside.Queues()[0], inside.pairs[0], outside.pairs[0])
+	}()
+	go func() {
+		held <- lane(1, outside.Queues()[0], inside.Queues()[0], outside.pairs[0], inside.pairs[0])
+	}()
+	progress := func() int { return int(carried[0].Load() + carried[1].Load()) }
+	for i := 0; len(held) < 2; i++ {
+		next := progress() + total/50
+		until(t, "packets to be carried", func() bool { return len(held) == 2 || progress() >= next })
+		switch i % 10 {
+		case 3:
+			u.b.MustRun(t, "ip", "link", "set", "eth0", "down")
+		case 4:
+			u.b.MustRun(t, "ip", "link", "set", "eth0", "up")
+			u.b.MustRun(t, "ip", "-6", "addr", "replace", "2001:db8::2/64", "dev", "eth0", "nodad")
+		case 7:
+			u.a.MustRun(t, "ip", "link", "set", "weft0", "down")
+		case 8:
+			u.a.MustRun(t, "ip", "link", "set", "weft0", "up")
+		}
+	}
+	close(stop)
+	<-feeding
+	<-feeding
+	batches := []*packet.Batch{<-held, <-held}
+	both := []pair{inside.pairs[0], outside.pairs[0]}
+	for _, q := range both {
+		q.tx.again() // what waits for a link that is up again
+	}
+	settled(t, both)
+	audit(t, inside.mem[0], both, batches...)
+	t.Logf("carried %d and %d, dropped %v and %v, kernel %v and %v", carried[0].Load(), carried[1].Load(),
+		dropped[0].Map(), dropped[1].Map(), inside.KernelDrops(), outside.KernelDrops())
+	for dir, name := range []string{"out", "in"} {
+		if dropped[dir][packet.TooBig] == 0 || dropped[dir][packet.NoRoute] == 0 {
+			t.Errorf("lane %s: no packet was too big, or dropped by a stage: %v", name, dropped[dir].Map())
+		}
+	}
+	if st := outside.Statistics(); st.Rx_invalid_descs+st.Tx_invalid_descs != 0 {
+		t.Errorf("invalid descriptors: %+v", st)
+	}
+}
