@@ -27,6 +27,9 @@ var Modes = []Mode{
 	{"tun", 4789, "TUN (songgao/water) → VXLAN → UDP batches", userspace.New(userspace.Kind{
 		Overhead: vxlanOverhead, Open: plainTUN, Stages: vxlanStages,
 	})},
+	{"tun-gso", 4789, "TUN with vnet header → VXLAN → UDP GSO/GRO", userspace.New(userspace.Kind{
+		Overhead: vxlanOverhead, Open: offloadTUN, Stages: vxlanStages,
+	})},
 	{"xdp", 4789, "AF_XDP veth → VXLAN → AF_XDP underlay", userspace.New(userspace.Kind{
 		Overhead: vxlanOverhead, Open: pairXDP, Stages: vxlanStages,
 	})},
@@ -56,6 +59,17 @@ func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) {
 		return nil, nil, err
 	}
 	if inside, err = tun.Open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {
+		outside.Close()
+		return nil, nil, err
+	}
+	return inside, outside, nil
+}
+
+func offloadTUN(p userspace.Path) (inside, outside packet.Port, err error) {
+	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: true, Offload: true}, p.Queues); err != nil {
+		return nil, nil, err
+	}
+	if inside, err = tun.OpenOffload(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {
 		outside.Close()
 		return nil, nil, err
 	}
