@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"weft/internal/nettest"
 	"weft/perf/testbed"
 )
@@ -52,6 +54,15 @@ func TestDevice(t *testing.T) {
 	}
 	if err := device("/dev/nosuchdevice")(); err == nil {
 		t.Error("a device that does not exist was opened")
+	}
+}
+
+func TestSocket(t *testing.T) {
+	if err := socket(unix.AF_UNIX, "unix sockets")(); err != nil {
+		t.Error(err)
+	}
+	if err := socket(unix.AF_MAX, "a family that does not exist")(); err == nil {
+		t.Error("the kernel has a family that does not exist")
 	}
 }
 

@@ -24,6 +24,20 @@ func device(path string) func() error {
 	}
 }
 
+// socket says whether the kernel has an address family.
+func socket(family int, name string) func() error {
+	return func() error {
+		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		switch {
+		case errors.Is(err, unix.EAFNOSUPPORT):
+			return fmt.Errorf("this kernel has no %s", name)
+		case err != nil:
+			return fmt.Errorf("open a socket of %s: %w: run as root", name, err)
+		}
+		return unix.Close(fd)
+	}
+}
+
 // kernelLink says whether the kernel makes network devices of a kind. It tries, in a namespace of
 // its own that nobody else sees.
 func kernelLink(kind string) func() error {

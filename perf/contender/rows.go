@@ -1,6 +1,10 @@
 package contender
 
-import "context"
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+)
 
 // Row is a line of the list of contenders.
 type Row struct {
@@ -18,6 +22,8 @@ func Rows() []Row {
 		{"bare", "the ceiling: no overlay", false, nothing, upBare},
 		{"vxlan", "kernel VXLAN at its best", false, kernelLink("vxlan"), upDaemon},
 		{"tun", "the plain userspace overlay", true, device("/dev/net/tun"), upDaemon},
+		{"tun-gso", "the userspace overlay for streams", true, device("/dev/net/tun"), upDaemon},
+		{"xdp", "the userspace overlay for packets", true, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
 	}
 }
 

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"weft/catalog"
+	"weft/perf"
+	"weft/perf/contender"
+	"weft/perf/probe"
+)
+
+// TestEveryModeIsAContender: the lab can measure all that the daemon can do.
+func TestEveryModeIsAContender(t *testing.T) {
+	for _, m := range catalog.Modes {
+		if _, err := contender.Parse(m.Name); err != nil {
+			t.Errorf("mode %s: %v: add its line to the table of contenders", m.Name, err)
+		}
+	}
+}
+
+func TestCompleteTests(t *testing.T) {
+	for in, want := range map[string]string{
+		"tcp-stream":                     "tcp-stream:family=6",
+		"tcp-stream:family=4,udp-rr":     "tcp-stream:family=4,udp-rr:family=6",
+		"udp-rate:size=all,tcp-rr":       "udp-rate:size=64:family=6,udp-rate:size=256:family=6,udp-rate:size=512:family=6,udp-rate:size=1024:family=6,udp-rate:size=1360:family=6,tcp-rr:family=6",
+		"udp-overload:size=all:factor=3": "udp-overload:size=64:factor=3:family=6,udp-overload:size=256:factor=3:family=6,udp-overload:size=512:factor=3:family=6,udp-overload:size=1024:factor=3:family=6,udp-overload:size=1360:factor=3:family=6",
+	} {
+		got := completeTests(in, 6)
+		if got != want {
+			t.Errorf("%s became %s, want %s", in, got, want)
+		}
+		if _, err := probe.ParseList(got); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestWriteResult puts a result everywhere it can go.
+func TestWriteResult(t *testing.T) {
+	dir := t.TempDir()
+	var f labFlags
+	cmd := newLabRunCommand()
+	var out, notes bytes.Buffer
+	cmd.SetOut(&out)
+	cmd.SetErr(&notes)
+	f.format = formatFlag(&cobra.Command{})
+	f.json, f.out = filepath.Join(dir, "r.json"), dir
+	r := &perf.Result{Schema: perf.Schema, Failed: []perf.Failure{{Contender: "tun", Reason: "it fell over"}}}
+	if err := f.write(cmd, r); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "it fell over") || !strings.Contains(notes.String(), dir) {
+		t.Errorf("printed %q and noted %q", out.String(), notes.String())
+	}
+	for _, name := range []string{"r.json", "result.json", "result.csv", "table.txt"} {
+		if data, err := os.ReadFile(filepath.Join(dir, name)); err != nil || len(data) == 0 {
+			t.Errorf("%s: %d bytes, %v", name, len(data), err)
+		}
+	}
+	f.json = filepath.Join(dir, "missing", "r.json")
+	if err := f.write(cmd, r); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a folder that does not exist: %v", err)
+	}
+}
+
+// TestProgressInAPipe: what is not a terminal gets no progress.
+func TestProgressInAPipe(t *testing.T) {
+	var b bytes.Buffer
+	p := newProgress(&b)
+	p.event(perf.Event{Text: "x", Done: 1, Total: 2})
+	p.end()
+	if b.Len() > 0 {
+		t.Errorf("wrote %q", b.String())
+	}
+	p.on = true
+	p.event(perf.Event{Text: "warm-up", Done: 1, Total: 2})
+	p.end()
+	if s := b.String(); !slices.Equal(strings.Split(s, "\r\x1b[K"), []string{"", "[1/2] warm-up, about 0s left", ""}) {
+		t.Errorf("on a terminal wrote %q", s)
+	}
+}
