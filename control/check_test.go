@@ -140,7 +140,7 @@ func randomNodes(r *rand.Rand) []control.Node {
 
 // What a State promises, whatever a source read.
 func TestCheckProperties(t *testing.T) {
-	for seed := range uint64(3000) {
+	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		nodes := randomNodes(r)
 		s, err := control.Check("a", network, nodes)

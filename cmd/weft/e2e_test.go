@@ -214,6 +214,59 @@ func TestDaemonAnswers(t *testing.T) {
 	}
 }
 
+// A userspace mode has lanes, and they account for every packet.
+func TestLanes(t *testing.T) {
+	r := newRig(t)
+	nettest.RequireKernel(t, nettest.TUN)
+	for _, n := range r.Nodes {
+		text, err := os.ReadFile(r.path(n.Name + ".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.write(n.Name+".yaml", strings.Replace(string(text), "mode: vxlan", "mode: tun", 1))
+		r.start(n)
+	}
+	r.status(r.a, "ready", ready)
+	r.status(r.b, "ready", ready)
+	r.reach()
+	if out, err := r.a.Pod.Run("ping", "-n", "-c", "1", "-W", "1", "10.244.77.1"); err == nil {
+		t.Errorf("an address of nobody answers: %s", out)
+	}
+	r.eventually("the lanes have counted", func() error {
+		lanes, err := answer[[]api.Lane](r, r.a, "stages")
+		if err != nil {
+			return err
+		}
+		directions := map[string]bool{}
+		for _, l := range lanes {
+			lost := uint64(0)
+			for _, s := range l.Stages {
+				for _, n := range s.Drops {
+					lost += n
+				}
+			}
+			if l.Received != l.Sent+lost {
+				t.Errorf("lane %s: %d received, %d sent, %d dropped", l.Name, l.Received, l.Sent, lost)
+			}
+			direction, _, _ := strings.Cut(l.Name, "/")
+			directions[direction] = directions[direction] || l.Sent > 0
+		}
+		if !directions["out"] || !directions["in"] {
+			return fmt.Errorf("not both directions: %+v", lanes)
+		}
+		return nil
+	})
+	peers, err := answer[[]api.Peer](r, r.a, "peers")
+	if err != nil || len(peers) != 1 || peers[0].TxPackets == 0 || peers[0].RxBytes == 0 {
+		t.Errorf("peers %+v, %v", peers, err)
+	}
+	if out, _, code := r.run(r.a, "stages", "--socket", r.socket(r.a)); code != 0 || !strings.Contains(out, "lane out/0") || !strings.Contains(out, "ns/packet") {
+		t.Errorf("exit code %d\n%s", code, out)
+	} else {
+		t.Log("\n" + out)
+	}
+}
+
 func TestBrokenNodesFileKeepsTraffic(t *testing.T) {
 	r := newRig(t)
 	r.start(r.a)

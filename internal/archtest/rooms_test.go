@@ -55,7 +55,7 @@ var (
 		"catalog": {code: []string{"backend", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/vxlan",
 			"internal/config", "packet", "tun", "underlay", "xdp", zap}},
 		"cmd/weft": {[]string{"catalog", "perf", "perf/contender", "perf/probe", "perf/report", "perf/testbed",
-			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/hostnet", "packet",
+			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",
 			"github.com/spf13/cobra", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"github.com/spf13/pflag"}},
 
 		// the lab runs contenders as processes: it sees no part
@@ -70,8 +70,9 @@ var (
 		"internal/archtest":      {},
 		"internal/config":        {code: []string{"control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/daemon": {code: []string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet",
-			"golang.org/x/sync/errgroup", unix, zap}},
+		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet",
+			"golang.org/x/sync/errgroup", unix, zap}, []string{"packet"}},
+		"internal/doctor":  {code: []string{"internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
 		"internal/e2e":     {tests: []string{"catalog"}},
 		"internal/hostnet": {[]string{netns, unix, zap}, []string{nl}},
 		"internal/nettest": {code: []string{nl, netns, unix}},
