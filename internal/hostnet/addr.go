@@ -1,8 +1,10 @@
 package hostnet
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,12 +37,15 @@ func (a Addr) message(kind, flags uint16, index map[string]int32) message {
 func (a Addr) add(_ bool, index map[string]int32) message {
 	m := a.message(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index)
 	if a.Prefix.Addr().Is6() {
-		// No duplicate address detection: nobody on the device could answer, and routes that name the
-		// address as their source are refused until it is over.
-		m.body[2] = unix.IFA_F_NODAD
+		m.u32(unix.IFA_FLAGS, flags6)
 	}
 	return m
 }
+
+// flags6 are the flags of our IPv6 addresses. No duplicate address detection: nobody on the device could answer,
+// and routes that name the address as their source are refused until it is over. No route to the address on the
+// link: all it would do is to send the node's own packets out while the local route is not there yet.
+const flags6 = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
 
 func (a Addr) del(index map[string]int32) message { return a.message(unix.RTM_DELADDR, 0, index) }
 
@@ -83,8 +88,50 @@ func dumpAddrs(s *socket) ([]address, error) {
 
 // ours turns a table entry into an Addr of the named device.
 func (a address) ours(dev string) Addr {
-	return Addr{
-		Dev: dev, Prefix: a.prefix,
-		odd: a.flags&unix.IFA_F_PERMANENT == 0 || a.flags&(unix.IFA_F_DADFAILED|unix.IFA_F_TENTATIVE) != 0,
+	odd := a.flags&unix.IFA_F_PERMANENT == 0
+	if a.prefix.Addr().Is6() {
+		odd = odd || a.flags&flags6 != flags6 || a.flags&(unix.IFA_F_DADFAILED|unix.IFA_F_TENTATIVE) != 0
 	}
+	return Addr{Dev: dev, Prefix: a.prefix, odd: odd}
+}
+
+// localTimeout bounds the wait for an IPv6 address to begin to work.
+const localTimeout = 2 * time.Second
+
+// awaitLocal waits until the node takes packets to the given IPv6 addresses as its own. The kernel does so in a
+// work queue some time after it has accepted an address, and until then would forward them.
+func awaitLocal(s *socket, addrs map[Addr]bool) error {
+	deadline := time.Now().Add(localTimeout)
+	for a := range addrs {
+		ip := a.Prefix.Addr()
+		if !ip.Is6() {
+			continue
+		}
+		for {
+			local, err := isLocal(s, ip)
+			if err != nil {
+				return fmt.Errorf("hostnet: look up %s: %w", ip, err)
+			}
+			if local {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("hostnet: %s does not work: the local routing table has no route for it", a)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// isLocal says whether the kernel's route to an address ends at this node.
+func isLocal(s *socket, ip netip.Addr) (bool, error) {
+	m := message{kind: unix.RTM_GETROUTE, body: make([]byte, sizeofRtMsg)}
+	m.body[0], m.body[1] = family(ip), byte(ip.BitLen())
+	m.attr(unix.RTA_DST, ip.AsSlice())
+	answer, err := s.get(m)
+	if errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) {
+		return false, nil // the guard's answer
+	}
+	return err == nil && len(answer) >= sizeofRtMsg && answer[7] == unix.RTN_LOCAL, err
 }

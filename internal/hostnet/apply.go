@@ -44,7 +44,7 @@ func (h *Host) Apply(w Want) error {
 	// Additions go from the bottom up and removals from the top down, so that no packet meets a route whose
 	// neighbour is missing, and no address goes while a route still names it as its source.
 	addrs, err := syncTable(p, w.Addrs, p.addrs, p.before.addrs, &p.now.addrs)
-	errs = append(errs, err)
+	errs = append(errs, err, awaitLocal(h.rt, p.now.addrs))
 	neighbors, err := syncTable(p, w.Neighbors, p.neighbors, p.before.neighbors, &p.now.neighbors)
 	errs = append(errs, err)
 	fdb, err := syncTable(p, w.FDB, p.fdb, p.before.fdb, &p.now.fdb)

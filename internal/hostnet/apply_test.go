@@ -246,6 +246,7 @@ func TestApplyCorrects(t *testing.T) {
 		{"fdb gone", []string{"bridge fdb del 02:00:00:00:00:02 dev weft-vx4 dst 192.0.2.2 self"}},
 		{"address gone", []string{"ip addr del 10.244.1.1/32 dev weft-vx4"}},
 		{"v6 address gone", []string{"ip addr del fd00:10:244:1::1/128 dev weft-vx4"}},
+		{"v6 address with a route of its own", []string{"ip addr change fd00:10:244:1::1/128 dev weft-vx4 nodad"}},
 		{"address to expire", []string{"ip addr change 10.244.1.1/32 dev weft-vx4 valid_lft 1000 preferred_lft 1000"}},
 		{"stranger's address", []string{"ip addr add 10.99.0.1/24 dev weft-vx4"}},
 		{"link down", []string{"ip link set weft-vx4 down"}},

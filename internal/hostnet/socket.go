@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/vishvananda/netns"
@@ -271,6 +272,34 @@ func parseError(h header, payload []byte) error {
 		}
 	}
 	return err
+}
+
+// get sends a request that is answered by one message, and returns that.
+func (s *socket) get(m message) (answer []byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.append(nil, m, 0)
+	seq := s.seq
+	if err := unix.Sendto(s.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, fmt.Errorf("netlink send: %w", err)
+	}
+	for done := false; !done; {
+		e := s.receive(func(h header, payload []byte) {
+			if h.seq != seq {
+				return
+			}
+			done = true
+			if h.kind == unix.NLMSG_ERROR {
+				err = parseError(h, payload)
+			} else {
+				answer = slices.Clone(payload)
+			}
+		})
+		if e != nil {
+			return nil, e
+		}
+	}
+	return answer, err
 }
 
 // dump asks for a table and returns what parse makes of its entries; parse says false to leave one out. It
