@@ -23,13 +23,9 @@ import (
 // patience bounds every wait for a condition.
 const patience = 20 * time.Second
 
-// binary is this command, built once.
+// binary is this command, built once, when a test first asks for it.
 var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "weft-cmd-")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "weft")
+	path := filepath.Join(os.Getenv(binaryDir), "weft")
 	out, err := exec.Command("go", "build", "-o", path, "weft/cmd/weft").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build weft: %w: %s", err, out)
@@ -37,11 +33,20 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
+// binaryDir is the variable that tells where TestMain wants the binary.
+const binaryDir = "WEFT_TEST_BINARY_DIR"
+
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if path, err := binary(); err == nil {
-		os.RemoveAll(filepath.Dir(path))
+	dir, err := os.MkdirTemp("", "weft-cmd-")
+	if err == nil {
+		err = os.Setenv(binaryDir, dir)
 	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "make a directory for the binary:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
 	os.Exit(code)
 }
 
