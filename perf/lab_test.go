@@ -241,14 +241,17 @@ func read(t *testing.T, path string) (r perf.Result) {
 func checkRow(t *testing.T, row perf.Row, mtu int) {
 	t.Helper()
 	name := row.Contender + ", " + row.Test + ", " + row.Metric
-	if len(row.Samples) != 2 || row.Low > row.Median || row.Median > row.High || row.Median <= 0 && row.Metric != "loss" {
+	// A search on a machine that does other things may find no rate without loss.
+	searched := row.Test == "udp-rate"
+	if len(row.Samples) != 2 || row.Low > row.Median || row.Median > row.High || row.Low < 0 || row.Low == 0 && !searched {
 		t.Errorf("%s: %+v", name, row)
 	}
 	if row.InnerMTU != mtu {
 		t.Errorf("%s: inner MTU %d, want %d", name, row.InnerMTU, mtu)
 	}
-	if (row.CPU.SecondsPerGigabyte > 0) == (row.CPU.NanosecondsPerPacket > 0) {
-		t.Errorf("%s: both or no cost: %+v", name, row.CPU)
+	// Above idle there may be nothing, on a machine that was busier before.
+	if stream := row.Test == "tcp-stream"; stream && row.CPU.NanosecondsPerPacket > 0 || !stream && row.CPU.SecondsPerGigabyte > 0 {
+		t.Errorf("%s: a cost of the wrong kind: %+v", name, row.CPU)
 	}
 	want := []string{"bench"}
 	if row.Contender != "bare" {
