@@ -189,9 +189,10 @@ func (g *group) continues(s *segment, head, b []byte) bool {
 	if s.flow.proto == packet.ProtoUDP {
 		return g.n < maxDatagrams
 	}
-	return binary.BigEndian.Uint32(t[tcpSeq:]) == g.seq &&
-		bytes.Equal(t[8:13], first[8:13]) && // acknowledgment, data offset, reserved bits
-		bytes.Equal(t[14:16], first[14:16]) && // window; the flags are ACK or ACK|PSH in both
+	// Acknowledgment, data offset, reserved bits, flags and window in one; PSH may come in any packet.
+	const psh = packet.TCPFlagPSH << 16
+	rest := (binary.BigEndian.Uint64(t[8:]) ^ binary.BigEndian.Uint64(first[8:])) &^ psh
+	return binary.BigEndian.Uint32(t[tcpSeq:]) == g.seq && rest == 0 &&
 		bytes.Equal(t[18:s.h-s.l4], first[18:g.h-g.l4]) // urgent pointer, options
 }
 

@@ -81,19 +81,22 @@ func (p *offload) open(cfg Config, queues int) error {
 }
 
 // attach opens one queue of a device, which is made if it is not there.
-func attach(name string, multi bool) (fd int, err error) {
-	fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+func attach(name string, multi bool) (int, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return 0, fmt.Errorf("tun: open /dev/net/tun: %w%s", err, remedy(err))
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, unix.Close(fd))
-		}
-	}()
+	if err := setUp(fd, name, multi); err != nil {
+		return 0, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// setUp makes fd a queue of the device name, with a virtio header.
+func setUp(fd int, name string, multi bool) error {
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
-		return 0, fmt.Errorf("tun: interface name %q: %w", name, err)
+		return fmt.Errorf("tun: interface name %q: %w", name, err)
 	}
 	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if multi {
@@ -101,12 +104,12 @@ func attach(name string, multi bool) (fd int, err error) {
 	}
 	ifr.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-		return 0, fmt.Errorf("tun: open %s: %w%s", name, err, remedy(err))
+		return fmt.Errorf("tun: open %s: %w%s", name, err, remedy(err))
 	}
 	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeader); err != nil {
-		return 0, fmt.Errorf("tun: open %s: set the virtio header's size: %w", name, err)
+		return fmt.Errorf("tun: open %s: set the virtio header's size: %w", name, err)
 	}
-	return fd, nil
+	return nil
 }
 
 // probe asks for one offload after the other and remembers what the kernel said. Offloads are the

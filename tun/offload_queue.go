@@ -60,15 +60,20 @@ func (q *offloadQueue) Send(b *packet.Batch) error {
 	return nil
 }
 
-// device is a descriptor of /dev/net/tun in non-blocking mode.
+// device is a descriptor of /dev/net/tun in non-blocking mode. Its system calls are raw ones, as
+// those of a plain queue are: none waits for anything, so the scheduler need not know.
 type device int
 
 func (d device) readv(iovs []unix.Iovec) (int, unix.Errno) {
-	n, _, errno := unix.Syscall(unix.SYS_READV, uintptr(d), uintptr(unsafe.Pointer(&iovs[0])), uintptr(len(iovs)))
+	n, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(d), uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))
 	return int(n), errno
 }
 
 func (d device) writev(iovs []unix.Iovec) unix.Errno {
-	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(d), uintptr(unsafe.Pointer(&iovs[0])), uintptr(len(iovs)))
-	return errno
+	for {
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(d), uintptr(unsafe.Pointer(unsafe.SliceData(iovs))), uintptr(len(iovs)))
+		if errno != unix.EINTR {
+			return errno
+		}
+	}
 }

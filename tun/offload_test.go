@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -214,7 +217,7 @@ func TestOffloadSendToKernel(t *testing.T) {
 	p := openOffloadIn(t, ns, Config{Name: "weft0", MTU: 1550}, 1, 1550)
 	w := tapGSO(t, ns, "weft0")
 	supers := 0
-	for seed := range uint64(150) {
+	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 8))
 		in := randomTraffic(r, packet.BatchSize, 1+r.IntN(maxGroups), 1450)
 		b := packet.NewBatch(len(in), 1600)
@@ -395,21 +398,49 @@ func TestOffloadRemovedDeviceIsAPortError(t *testing.T) {
 	}
 }
 
+// TestOffloadRefusesWhatCannotWork: and a refusal leaves no descriptor behind, nor closes a
+// stranger's.
 func TestOffloadRefusesWhatCannotWork(t *testing.T) {
 	ns := nettest.New(t)
 	openOffloadIn(t, ns, Config{Name: "weft0", MTU: testMTU}, 1, testMTU)
+	before := descriptors(t)
 	for _, c := range []struct {
 		cfg    Config
 		queues int
+		want   string
 	}{
-		{Config{MTU: testMTU}, 1}, {Config{Name: "weft567890123456", MTU: testMTU}, 1},
-		{Config{Name: "weft1"}, 1}, {Config{Name: "weft1", MTU: testMTU}, 0},
-		{Config{Name: "weft0", MTU: testMTU}, 1}, {Config{Name: "lo", MTU: testMTU}, 1},
+		{Config{MTU: testMTU}, 1, "use 1 to 15 bytes"},
+		{Config{Name: "weft567890123456", MTU: testMTU}, 1, "use 1 to 15 bytes"},
+		{Config{Name: "weft1"}, 1, "MTU 0"},
+		{Config{Name: "weft1", MTU: testMTU}, 0, "0 queues"},
+		{Config{Name: "weft0", MTU: testMTU}, 1, "another process has the device"},
+		{Config{Name: "weft0", MTU: testMTU}, 2, "ip link del"},
+		{Config{Name: "lo", MTU: testMTU}, 1, "ip link del"},
 	} {
 		var err error
 		ns.Do(func() { _, err = OpenOffload(c.cfg, c.queues) })
-		if err == nil {
-			t.Errorf("%+v, %d queues: no error", c.cfg, c.queues)
+		if err == nil || !strings.HasPrefix(err.Error(), "tun: ") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v, %d queues: %v, want an error with %q", c.cfg, c.queues, err, c.want)
 		}
 	}
+	if after := descriptors(t); !slices.Equal(before, after) {
+		t.Errorf("descriptors before %v, after %v", before, after)
+	}
+}
+
+// descriptors says what this process has open on devices and events.
+func descriptors(t *testing.T) (all []string) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		to, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err == nil && (e.Name() == "0" || strings.Contains(to, "tun") || strings.Contains(to, "eventfd")) {
+			all = append(all, e.Name()+" "+to)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
