@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 
 	"weft/control"
@@ -85,6 +86,12 @@ func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int
 		}
 		mk(dataplane.Out, inside, outside, ins[i], outs[i])
 		mk(dataplane.In, outside, inside, outs[i], ins[i])
+	}
+	// A lane holds its P through short system calls. With fewer Ps than lanes, one lane would wait
+	// for another's whole turn however many cores are free: on one core the kernel shares it fairly,
+	// the Go scheduler only every 10 ms. One more serves everything else.
+	if want := len(e.lanes) + 1; runtime.GOMAXPROCS(0) < want {
+		runtime.GOMAXPROCS(want)
 	}
 	for _, l := range e.lanes {
 		e.done.Add(1)
