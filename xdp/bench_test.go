@@ -1,0 +1,138 @@
+package xdp
+
+import (
+	"net/netip"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"weft/packet"
+	"weft/packet/packettest"
+)
+
+// memoryRing is a ring without a kernel: what a test needs to time our side of it alone.
+func memoryRing[T any](size uint32) ring[T] {
+	words := make([]uint32, 48) // on cache lines of their own, as the kernel lays them out
+	return ring[T]{producer: &words[0], consumer: &words[16], flags: &words[32], entries: make([]T, size), mask: size - 1}
+}
+
+// memoryPair is a receiver and a sender over such rings.
+func memoryPair(b *testing.B) (*receiver, *sender, *packet.Batch) {
+	const n = 2048
+	u, err := newUMEM(2*n+reserved, smallFrame)
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := &receiver{umem: u, rx: memoryRing[unix.XDPDesc](n), fill: memoryRing[uint64](n)}
+	for _, f := range u.draw(n) {
+		r.fill.put(f)
+	}
+	r.fill.submit()
+	s := &sender{umem: u, tx: memoryRing[unix.XDPDesc](n), completion: memoryRing[uint64](n), free: u.draw(n)}
+	return r, s, u.batch(packet.BatchSize)
+}
+
+// deliver plays the kernel's part of receiving n frames of length bytes.
+func deliver(r *receiver, n, length int) {
+	for range n {
+		f := r.fill.entries[*r.fill.consumer&r.fill.mask]
+		*r.fill.consumer++
+		r.rx.entries[*r.rx.producer&r.rx.mask] = unix.XDPDesc{Addr: f + packet.Headroom, Len: uint32(length)}
+		*r.rx.producer++
+	}
+}
+
+// complete plays the kernel's part of sending.
+func complete(s *sender) {
+	for ; *s.tx.consumer != *s.tx.producer; *s.tx.consumer++ {
+		s.completion.entries[*s.completion.producer&s.completion.mask] = s.tx.entries[*s.tx.consumer&s.tx.mask].Addr
+		*s.completion.producer++
+	}
+}
+
+// BenchmarkRings is a packet's way through our side of all four rings, headers included: without system calls and
+// without the kernel's copies. ns/op is per packet.
+func BenchmarkRings(b *testing.B) {
+	for _, family := range []int{0, 1} {
+		for _, size := range []int{64, 1360} {
+			b.Run([]string{"v4", "v6"}[family]+"/"+strconv.Itoa(size), func(b *testing.B) {
+				r, s, batch := memoryPair(b)
+				t := newTemplate([6]byte{2, 1}, [6]byte{2, 2}, addrsA[family], hopTo(addrsB[family]).Addr, 1500)
+				b.ReportAllocs()
+				for i := 0; i < b.N; i += packet.BatchSize {
+					deliver(r, packet.BatchSize, size)
+					if err := r.receive(batch); err != nil {
+						b.Fatal(err)
+					}
+					packets := batch.Packets()
+					for k := range packets {
+						if frame := s.stage(&packets[k], t.length); frame != nil {
+							t.write(frame, uint32(k), uint16(k))
+						}
+					}
+					s.tx.submit()
+					complete(s)
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkUnwrap is the outer headers' check.
+func BenchmarkUnwrap(b *testing.B) {
+	for _, family := range []int{0, 1} {
+		for _, verify := range []bool{false, true} {
+			for _, size := range []int{64, 1360} {
+				b.Run([]string{"v4", "v6"}[family]+map[bool]string{true: "/verified/", false: "/trusted/"}[verify]+strconv.Itoa(size), func(b *testing.B) {
+					t := newTemplate([6]byte{2, 1}, [6]byte{2, 2}, addrsA[family], hopTo(addrsB[family]).Addr, 1500)
+					batch := packet.NewBatch(1, 1500)
+					p := &batch.Slots()[0]
+					space := p.Reset()
+					frame := space[:t.length+size]
+					t.write(frame, 1, 1)
+					b.ReportAllocs()
+					for b.Loop() {
+						p.Reset()
+						p.Resize(len(frame))
+						if drop := unwrap(p, verify); drop != packet.Alive {
+							b.Fatal(drop)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkSend is Send with the kernel's part, up to where the far end drops the frame. ns/op is per packet.
+func BenchmarkSend(b *testing.B) {
+	for _, size := range []int{64, 1360} {
+		for _, n := range []int{1, 8, 64, packet.BatchSize} {
+			b.Run(strconv.Itoa(size)+"/batch"+strconv.Itoa(n), func(b *testing.B) {
+				u := newUnderlay(b)
+				out := openIn(b, u.a, OpenOutside, testConfig())
+				q := out.Queues()[0]
+				hop := hopTo(netip.MustParseAddr("192.0.2.77"))
+				u.a.MustRun(b, "ip", "neigh", "add", "192.0.2.77", "lladdr", "02:00:00:00:00:77", "dev", "eth0", "nud", "permanent")
+				resolve(b, out, hop)
+				batch := packettest.NewBatch(q, packet.BatchSize, 0)
+				data := make([]byte, size)
+				dropped := 0
+				b.ResetTimer()
+				for i := 0; i < b.N; i += n {
+					loadBatch(batch, n, data, hop)
+					if err := q.Send(batch); err != nil {
+						b.Fatal(err)
+					}
+					for k := range batch.Packets() {
+						if batch.Packets()[k].Drop != packet.Alive {
+							dropped++
+						}
+					}
+				}
+				b.ReportMetric(float64(dropped)/float64(b.N), "dropped/op")
+			})
+		}
+	}
+}
