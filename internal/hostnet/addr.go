@@ -19,6 +19,7 @@ type Addr struct {
 
 func (a Addr) key() Addr      { return Addr{Dev: a.Dev, Prefix: a.Prefix} }
 func (a Addr) device() string { return a.Dev }
+func (a Addr) shared() bool   { return false }
 
 func (a Addr) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Dev) }
 
@@ -34,8 +35,8 @@ func (a Addr) message(kind, flags uint16, index map[string]int32) message {
 	return m
 }
 
-func (a Addr) add(_ bool, index map[string]int32) message {
-	m := a.message(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, index)
+func (a Addr) add(replace bool, index map[string]int32) message {
+	m := a.message(unix.RTM_NEWADDR, addFlags(replace), index)
 	if a.Prefix.Addr().Is6() {
 		m.u32(unix.IFA_FLAGS, flags6)
 	}

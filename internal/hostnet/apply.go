@@ -16,6 +16,7 @@ type object[K comparable] interface {
 	fmt.Stringer
 	key() K
 	device() string // the link it needs, "" for none
+	shared() bool   // others may rightly have an object with this key
 	add(replace bool, index map[string]int32) message
 	del(index map[string]int32) message
 	evict(index map[string]int32) message // removes whatever has the object's key
@@ -190,6 +191,10 @@ func (p *pass) routes() (list []Route, err error) {
 
 // syncTable adds and corrects what one table misses of want, and returns what it holds besides. dump reads the
 // table, before is what the last Apply left in it, now is set to what this one does.
+//
+// A dump of a table that others change meanwhile may miss an entry (the kernel marks only some of these), so
+// what looks missing is added under the condition that nothing has its place. What has, if anything, a second
+// dump tells: the object itself after all, or a usurper.
 func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, error), before map[T]bool, now *map[T]bool) ([]T, error) {
 	have, err := dump()
 	if err != nil {
@@ -197,56 +202,37 @@ func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, e
 		*now = before
 		return nil, fmt.Errorf("hostnet: %w", err)
 	}
-	wants := make(map[T]bool, len(want))
-	for _, o := range want {
-		wants[o] = true
-	}
-	right := make(map[T]bool, len(want)) // wanted and there
-	other := map[K][]T{}                 // there and not wanted, by key
-	for _, o := range have {
-		if wants[o] {
-			right[o] = true
-		} else {
-			other[o.key()] = append(other[o.key()], o)
-		}
-	}
-	var todo []T
-	var msgs []message
+	right, other := compare(want, have)
+	var todo []change[T]
 	var errs []error
 	waiting := map[string]int{} // objects by the device that does not exist
 	for _, o := range want {
-		if right[o] {
-			continue
-		}
 		if _, exists := p.index[o.device()]; !exists && o.device() != "" {
 			waiting[o.device()]++
 			continue
 		}
+		if right[o] {
+			continue
+		}
 		right[o] = true
-		// Ours was in force: then whatever has its place now took it, a foreign route, say.
-		replace, reason := before[o], "it was missing"
+		c := change[T]{to: o, ours: before[o] || !o.shared(), reason: "it was missing"}
 		if there := other[o.key()]; len(there) > 0 {
-			replace, reason = true, "it was "+there[0].String()
+			c.ours, c.replace, c.reason = true, true, "it was "+there[0].String()
 			other[o.key()] = there[1:]
 		}
-		if before[o] && !p.anew[o.device()] {
-			p.repaired("put back", o, reason)
-		}
-		todo, msgs = append(todo, o), append(msgs, o.add(replace, p.index))
-	}
-	for i, e := range p.h.rt.do(msgs) {
-		if errors.Is(e, unix.EINVAL) && msgs[i].flags&unix.NLM_F_REPLACE != 0 {
-			// IPv6 refuses to move a route to another device in one step: it looks the new next hop up in
-			// the old route.
-			e = errors.Join(p.h.rt.do([]message{todo[i].evict(p.index), todo[i].add(false, p.index)})...)
-		}
-		if e != nil {
-			delete(right, todo[i])
-			errs = append(errs, explain(todo[i], e))
-		}
+		todo = append(todo, c)
 	}
 	for dev, n := range waiting {
 		errs = append(errs, fmt.Errorf("hostnet: device %s does not exist; %d objects wait for it", dev, n))
+	}
+	for _, c := range carryOut(p, todo, dump) {
+		switch {
+		case c.err != nil:
+			delete(right, c.to)
+			errs = append(errs, explain(c.to, c.err))
+		case before[c.to] && !c.there && !p.anew[c.to.device()]:
+			p.repaired("put back", c.to, c.reason)
+		}
 	}
 	*now = right
 	var strays []T
@@ -256,12 +242,77 @@ func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, e
 	return strays, errors.Join(errs...)
 }
 
+// compare sorts a table into the wanted objects that are right, and the rest by key.
+func compare[T object[K], K comparable](want, have []T) (right map[T]bool, other map[K][]T) {
+	wants := make(map[T]bool, len(want))
+	for _, o := range want {
+		wants[o] = true
+	}
+	right, other = make(map[T]bool, len(want)), map[K][]T{}
+	for _, o := range have {
+		if wants[o] {
+			right[o] = true
+		} else {
+			other[o.key()] = append(other[o.key()], o)
+		}
+	}
+	return right, other
+}
+
+// change is one object to be put into the kernel, and how that went.
+type change[T any] struct {
+	to      T
+	replace bool   // something of ours has its place
+	ours    bool   // whatever has its place may be replaced
+	reason  string // for the log
+	there   bool   // it was there all the time
+	err     error
+}
+
+// carryOut makes changes and returns them with their outcome.
+func carryOut[T object[K], K comparable](p *pass, todo []change[T], dump func() ([]T, error)) []change[T] {
+	msgs := make([]message, len(todo))
+	for i, c := range todo {
+		msgs[i] = c.to.add(c.replace, p.index)
+	}
+	taken := 0
+	for i, err := range p.h.rt.do(msgs) {
+		c := &todo[i]
+		if errors.Is(err, unix.EINVAL) && c.ours {
+			// IPv6 refuses to move a route to another device in one step: it looks the new next hop up in
+			// the old route.
+			err = errors.Join(p.h.rt.do([]message{c.to.evict(p.index), c.to.add(false, p.index)})...)
+		}
+		if c.err = err; errors.Is(err, unix.EEXIST) {
+			taken++
+		}
+	}
+	if taken == 0 {
+		return todo
+	}
+	have, err := dump()
+	there := make(map[T]bool, len(have))
+	for _, o := range have {
+		there[o] = true
+	}
+	for i := range todo {
+		c := &todo[i]
+		switch {
+		case !errors.Is(c.err, unix.EEXIST):
+		case err != nil:
+			c.err = err
+		case there[c.to]:
+			c.there, c.err = true, nil
+		case c.ours:
+			c.err = p.h.rt.do1(c.to.add(true, p.index))
+		}
+	}
+	return todo
+}
+
 // explain gives an object's error its name and remedy.
 func explain(o fmt.Stringer, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.EEXIST):
+	if errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("hostnet: add %s: %w: something that is not weft's has its place; remove that", o, err)
 	}
 	return fmt.Errorf("hostnet: add %s: %w%s", o, err, hint(err))

@@ -8,8 +8,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"weft/packet"
 )
 
 // Link is a device of ours, wanted up.
@@ -77,6 +75,9 @@ const (
 	inet6AddrGenMode = 8
 	genModeNone      = 1
 )
+
+// minIPv6MTU is the MTU below which the kernel takes IPv6 off a device (RFC 8200 §5).
+const minIPv6MTU = 1280
 
 // ifinfomsg (linux/rtnetlink.h), 16 bytes: family 1 | pad 1 | type 2 | index 4 | flags 4 | change 4
 const sizeofIfInfomsg = unix.SizeofIfInfomsg
@@ -360,7 +361,7 @@ func (p *pass) adjustLink(want Link, have link, repair bool) (bool, error) {
 		msgs = append(msgs, want.set(have.index))
 	}
 	// A larger MTU may bring IPv6 back to a device, with the machine's own way of making addresses.
-	returns := !have.inet6 && have.mtu < packet.MinIPv6MTU && want.MTU >= packet.MinIPv6MTU && p.h.sysctls.v6 != nil
+	returns := !have.inet6 && have.mtu < minIPv6MTU && want.MTU >= minIPv6MTU && p.h.sysctls.v6 != nil
 	if want.Vxlan != nil && (have.inet6 && have.genMode != genModeNone || returns) {
 		wrong = append(wrong, "address generation on")
 		msgs = append(msgs, noAutoAddr(have.index))

@@ -40,9 +40,11 @@ type fdbKey struct {
 
 func (n Neighbor) key() neighborKey { return neighborKey{n.Dev, n.IP} }
 func (n Neighbor) device() string   { return n.Dev }
+func (n Neighbor) shared() bool     { return false }
 
 func (f FDBEntry) key() fdbKey    { return fdbKey{f.Dev, f.MAC} }
 func (f FDBEntry) device() string { return f.Dev }
+func (f FDBEntry) shared() bool   { return false }
 
 func (n Neighbor) String() string {
 	return fmt.Sprintf("neighbour %s lladdr %s dev %s", n.IP, macString(n.MAC), n.Dev)
@@ -87,11 +89,8 @@ func ndMessage(kind, flags uint16, fam uint8, index int32, ndFlags uint8) messag
 	return m
 }
 
-// Everything on our devices is ours, so that neighbours and FDB entries always replace what has their place.
-const ndReplace = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
-
-func (n Neighbor) add(_ bool, index map[string]int32) message {
-	m := ndMessage(unix.RTM_NEWNEIGH, ndReplace, family(n.IP), index[n.Dev], 0)
+func (n Neighbor) add(replace bool, index map[string]int32) message {
+	m := ndMessage(unix.RTM_NEWNEIGH, addFlags(replace), family(n.IP), index[n.Dev], 0)
 	m.attr(ndaDst, n.IP.AsSlice())
 	m.attr(ndaLLAddr, n.MAC[:])
 	return m
@@ -103,8 +102,8 @@ func (n Neighbor) del(index map[string]int32) message {
 	return m
 }
 
-func (f FDBEntry) add(_ bool, index map[string]int32) message {
-	m := ndMessage(unix.RTM_NEWNEIGH, ndReplace, unix.AF_BRIDGE, index[f.Dev], ntfSelf)
+func (f FDBEntry) add(replace bool, index map[string]int32) message {
+	m := ndMessage(unix.RTM_NEWNEIGH, addFlags(replace), unix.AF_BRIDGE, index[f.Dev], ntfSelf)
 	m.attr(ndaLLAddr, f.MAC[:])
 	m.attr(ndaDst, f.Remote.AsSlice())
 	return m

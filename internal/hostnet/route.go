@@ -30,6 +30,7 @@ type routeKey struct {
 
 func (r Route) key() routeKey  { return routeKey{r.Dst, r.Metric, r.Table} }
 func (r Route) device() string { return r.Dev }
+func (r Route) shared() bool   { return true }
 
 // ip6RouteMetric is what an IPv6 route without a metric gets (IP6_RT_PRIO_USER).
 const ip6RouteMetric = 1024
@@ -78,14 +79,9 @@ const sizeofRtMsg = unix.SizeofRtMsg
 // rtaNHID is RTA_NH_ID (linux/rtnetlink.h): a route through a nexthop object.
 const rtaNHID = 30
 
-// add returns the request that makes the route. Where replace is false it fails if a route has the same key,
-// which is then not ours.
+// add returns the request that makes the route. Where replace is false it fails if a route has the same key.
 func (r Route) add(replace bool, index map[string]int32) message {
-	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
-	if replace {
-		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
-	}
-	m := r.message(unix.RTM_NEWROUTE, flags, index)
+	m := r.message(unix.RTM_NEWROUTE, addFlags(replace), index)
 	m.body[6] = unix.RT_SCOPE_UNIVERSE
 	if r.Dst.Addr().Is4() && !r.Via.IsValid() && !r.Unreachable {
 		m.body[6] = unix.RT_SCOPE_LINK
@@ -199,6 +195,14 @@ func parseRoute(b []byte, names map[int32]string) (r Route, ok bool) {
 	}
 	r.Dst = netip.PrefixFrom(dst, bits)
 	return r, r.Dst.IsValid()
+}
+
+// addFlags says whether a request may replace what has the same key.
+func addFlags(replace bool) uint16 {
+	if replace {
+		return unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}
+	return unix.NLM_F_CREATE | unix.NLM_F_EXCL
 }
 
 func family(a netip.Addr) uint8 {

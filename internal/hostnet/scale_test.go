@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// many wants n peers with a prefix of each family... of one family per entry, alternating.
+// many wants n peers with one prefix each, v4 and v6 in turn.
 func many(t testing.TB, n int) Want {
 	t.Helper()
 	w := sample()
@@ -88,6 +88,32 @@ func TestFiveThousand(t *testing.T) {
 	b.apply(less)
 	if n, err := b.count(); err != nil || n != [3]int{10, 10, 10} {
 		t.Errorf("after removal of the rest %d, %v", n, err)
+	}
+}
+
+// TestApplyAmidChanges: others change the same tables all the time, so that dumps are interrupted; Apply neither
+// fails nor sees anything missing, be it by the same Host or by one that has just started.
+func TestApplyAmidChanges(t *testing.T) {
+	b := newBench(t)
+	w := many(t, 2000)
+	b.apply(w)
+	churn := b.ns.MustStart(t, "sh", "-c", `while :; do
+		ip link add other0 type bridge; ip link set other0 up; ip addr add 172.20.0.1/24 dev other0
+		ip route add 172.21.0.0/24 dev other0; ip -6 route add 2001:db8:9::/64 dev other0
+		ip neigh add 172.20.0.9 lladdr 02:00:00:00:00:99 dev other0; ip link del other0; done`)
+	for range 15 {
+		b.apply(w)
+		started, logs := b.open()
+		if err := started.Apply(w); err != nil {
+			t.Fatal(err)
+		}
+		if n := logs.FilterMessage("changed").Len(); n != 0 {
+			t.Errorf("a Host that has just started changed %v", logs.All())
+		}
+	}
+	churn.Kill()
+	if n := b.host.Repairs(); n != 0 {
+		t.Errorf("%d repairs of objects that nobody touched: %v", n, b.logs.All())
 	}
 }
 

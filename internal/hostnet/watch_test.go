@@ -3,10 +3,14 @@ package hostnet
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"weft/internal/nettest"
 )
@@ -78,7 +82,7 @@ func TestWatchPutsBack(t *testing.T) {
 	}
 }
 
-// TestWatchHearsUnderlay: a change of the underlay's MTU wakes the caller, which derives its own from it; what
+// TestWatchHearsWhatConcernsUs: a change of the underlay's MTU wakes the caller, which derives its own from it; what
 // happens to other devices does not.
 func TestWatchHearsWhatConcernsUs(t *testing.T) {
 	b := newBench(t)
@@ -128,8 +132,53 @@ func TestWatchHearsWhatConcernsUs(t *testing.T) {
 	expect(1, "the underlay's address")
 }
 
-// TestWatchSurvivesOverrun: when the kernel drops notifications, Watch looks for itself.
-func TestWatchSurvivesOverrun(t *testing.T) {
+// TestOverrunIsNews: when the kernel drops notifications, that alone wakes the caller, and the next are heard.
+func TestOverrunIsNews(t *testing.T) {
+	b := newBench(t)
+	b.apply(sample())
+	listener, err := b.host.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetsockoptInt(int(listener.Fd()), unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil { // the least there is
+		t.Fatal(err)
+	}
+	if err := unix.SetNonblock(int(listener.Fd()), true); err != nil { // Fd made it blocking
+		t.Fatal(err)
+	}
+	var batch strings.Builder // of what does not concern us
+	for i := range 500 {
+		fmt.Fprintf(&batch, "route add 172.16.%d.%d dev eth0\n", i>>8, i&255)
+	}
+	file := filepath.Join(t.TempDir(), "batch")
+	if err := os.WriteFile(file, []byte(batch.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.ip("-batch", file)
+
+	news := make(chan struct{}, 100)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b.host.follow(ctx, listener, func() { news <- struct{}{} })
+	}()
+	defer func() { cancel(); <-ended }()
+	expect := func(what string) {
+		t.Helper()
+		select {
+		case <-news:
+		case <-time.After(waitLong):
+			t.Fatalf("%s was not told", what)
+		}
+	}
+	expect("the overrun")
+	b.ip("route", "del", "10.244.2.0/24")
+	expect("a route of ours")
+}
+
+// TestWatchSurvivesFlap: thousands of objects go at once, and return.
+func TestWatchSurvivesFlap(t *testing.T) {
 	b := newBench(t)
 	w := many(t, 5000)
 	b.apply(w)
