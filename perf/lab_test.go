@@ -24,20 +24,22 @@ const patience = 60 * time.Second
 // weft is the binary under test: the lab runs itself as daemons and generators.
 var weft string
 
-func TestMain(m *testing.M) {
+func TestMain(m *testing.M) { os.Exit(withBinary(m.Run)) }
+
+// withBinary builds weft for the length of run.
+func withBinary(run func() int) int {
 	dir, err := os.MkdirTemp("", "weft-perf-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "perf: make a folder for the binary:", err)
-		os.Exit(1)
+		return 1
 	}
+	defer os.RemoveAll(dir)
 	weft = filepath.Join(dir, "weft")
 	if out, err := exec.Command("go", "build", "-o", weft, "weft/cmd/weft").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "perf: build weft: %v\n%s", err, out)
-		os.Exit(1)
+		return 1
 	}
-	code := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(code)
+	return run()
 }
 
 // lab is a running `weft lab run`.
