@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -220,7 +221,7 @@ func (ns *NS) LinkUp(dev string) error {
 	return nil
 }
 
-// AddAddrs puts addresses on a device, without duplicate address detection, so that they serve at once.
+// AddAddrs puts addresses on a device, without duplicate address detection, and returns once they work.
 func (ns *NS) AddAddrs(dev string, addrs ...netip.Prefix) error {
 	l, err := ns.handle.LinkByName(dev)
 	if err != nil {
@@ -234,8 +235,32 @@ func (ns *NS) AddAddrs(dev string, addrs ...netip.Prefix) error {
 		if err := ns.handle.AddrAdd(l, a); err != nil {
 			return fmt.Errorf("nettest: %s: add %s to %s: %w", ns.name, p, dev, err)
 		}
+		if err := ns.awaitLocal(p.Addr()); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// awaitLocal waits until the local routing table holds an address: for IPv6 the kernel puts it there in a work
+// queue, some time after it has accepted the address.
+func (ns *NS) awaitLocal(a netip.Addr) error {
+	fam := netlink.FAMILY_V4
+	if a.Is6() {
+		fam = netlink.FAMILY_V6
+	}
+	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipNet(host(a))}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		routes, err := ns.handle.RouteListFiltered(fam, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+		switch {
+		case err == nil && len(routes) > 0:
+			return nil
+		case err != nil && !errors.Is(err, netlink.ErrDumpInterrupted):
+			return fmt.Errorf("nettest: %s: list local routes: %w", ns.name, err)
+		case time.Now().After(end):
+			return fmt.Errorf("nettest: %s: address %s does not begin to work", ns.name, a)
+		}
+	}
 }
 
 // AddRoute adds a route to dst over dev; via may be invalid (a route on the link) and need not be on the link.
