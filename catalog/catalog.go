@@ -6,6 +6,7 @@ import (
 	"weft/backend"
 	"weft/backend/kernelvxlan"
 	"weft/backend/userspace"
+	"weft/control"
 	"weft/encap/vxlan"
 	"weft/packet"
 	"weft/tun"
@@ -28,7 +29,7 @@ var Modes = []Mode{
 		Overhead: vxlanOverhead, Open: plainTUN, Stages: vxlanStages,
 	})},
 	{"tun-gso", 4789, "TUN with vnet header → VXLAN → UDP GSO/GRO", userspace.New(userspace.Kind{
-		Overhead: vxlanOverhead, Open: offloadTUN, Stages: vxlanStages,
+		Overhead: vxlanOverhead, Features: []string{control.FeatureRCO}, Open: offloadTUN, Stages: offloadStages,
 	})},
 	{"xdp", 4789, "AF_XDP veth → VXLAN → AF_XDP underlay", userspace.New(userspace.Kind{
 		Overhead: vxlanOverhead, Open: pairXDP, Stages: vxlanStages,
@@ -54,6 +55,11 @@ func vxlanStages(p userspace.Path) []packet.Stage {
 	return []packet.Stage{vxlan.New(vxlan.Config{VNI: p.VNI, MAC: p.MAC, Inner: packet.IP, MTU: p.InnerMTU})}
 }
 
+// offloadStages serves an inside port that finishes checksums itself, or has the kernel do it.
+func offloadStages(p userspace.Path) []packet.Stage {
+	return []packet.Stage{vxlan.New(vxlan.Config{VNI: p.VNI, MAC: p.MAC, Inner: packet.IP, MTU: p.InnerMTU, RCO: true})}
+}
+
 func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) {
 	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: true}, p.Queues); err != nil {
 		return nil, nil, err
@@ -66,7 +72,7 @@ func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) {
 }
 
 func offloadTUN(p userspace.Path) (inside, outside packet.Port, err error) {
-	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: true, Offload: true}, p.Queues); err != nil {
+	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: true, Offload: true, Length: vxlan.Length}, p.Queues); err != nil {
 		return nil, nil, err
 	}
 	if inside, err = tun.OpenOffload(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {

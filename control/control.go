@@ -45,6 +45,9 @@ func VTEPMAC(name string) MAC {
 	return m
 }
 
+// FeatureRCO is announced by nodes that take and send remote checksum offload (docs/wire.md).
+const FeatureRCO = "rco"
+
 // Problem is something wrong with the cluster's data that did not stop the rest of it.
 type Problem struct {
 	Node string // "" = the source as a whole

@@ -118,6 +118,10 @@ func (r *Route) In(b *packet.Batch) {
 				continue
 			}
 		}
+		if p.RCO && !p.Hop.RCO {
+			p.Drop = packet.BadHeader // never announced by this peer: not its to use
+			continue
+		}
 		if src == lastSrc && dst == lastDst && p.Hop == lastHop {
 			continue
 		}

@@ -31,6 +31,7 @@ type Hop struct {
 	VNI  uint32         // 24 bits
 	MAC  [6]byte        // the peer's VTEP MAC: inner destination MAC on L3 ports
 	MTU  int            // the largest inner IP packet towards this peer, bytes
+	RCO  bool           // the peer announced remote checksum offload: sums may be left to it
 }
 
 // Self is the Peer number of this node: the route table holds our own prefixes under it.
@@ -51,6 +52,7 @@ type Packet struct {
 	From netip.AddrPort // in: outer source, set by Recv; a claim, not a proof
 	Flow uint32         // hash of the inner flow, set by route on the way out; 0 = not computed
 	Drop Drop           // why this packet is dead; Alive while it is not
+	RCO  bool           // in: the sender left the transport checksum to us, and marked it so
 
 	segment uint16 // payload bytes of each part of a super-packet; 0 = none, or not known
 
@@ -108,7 +110,7 @@ func (p *Packet) Room() int { return len(p.mem) - Headroom - Tailroom }
 func (p *Packet) Reset() []byte {
 	p.buf = p.mem
 	p.off, p.end = Headroom, Headroom
-	p.Hop, p.From, p.Flow, p.Drop, p.csum = nil, netip.AddrPort{}, 0, Alive, ChecksumComplete
+	p.Hop, p.From, p.Flow, p.Drop, p.RCO, p.csum = nil, netip.AddrPort{}, 0, Alive, false, ChecksumComplete
 	p.segment = 0
 	return p.buf[Headroom : len(p.buf)-Tailroom : len(p.buf)]
 }

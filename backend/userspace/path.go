@@ -42,6 +42,8 @@ func (p Path) equal(o Path) bool {
 type Kind struct {
 	// Overhead is what the stages add in front of the inner IP packet, bytes.
 	Overhead int
+	// Features is what nodes in this mode may announce (control.FeatureRCO, …).
+	Features []string
 	// Open opens the two ports. The inside one is a device named Path.Device.
 	Open func(Path) (inside, outside packet.Port, err error)
 	// Stages makes a lane's own stages, innermost first; route comes before them.

@@ -79,7 +79,7 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 
 // Self returns what to publish about this node.
 func (b *Backend) Self() control.Node {
-	return control.Node{Name: b.set.Node, MAC: control.VTEPMAC(b.set.Node)}
+	return control.Node{Name: b.set.Node, MAC: control.VTEPMAC(b.set.Node), Features: b.kind.Features}
 }
 
 // Apply makes lanes, table and kernel routes follow s.
@@ -235,6 +235,8 @@ func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backen
 	for _, p := range s.Self.Prefixes {
 		t.InsertSelf(p)
 	}
+	// Remote checksum offload is used where both sides announced it and this mode can do it.
+	rco := slices.Contains(b.kind.Features, control.FeatureRCO) && slices.Contains(s.Self.Features, control.FeatureRCO)
 	var hops []backend.Hop
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
@@ -247,7 +249,8 @@ func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backen
 			id = uint32(len(b.ids)) // never reused: counters and sessions go by it
 			b.ids[n.Name] = id
 		}
-		h := &packet.Hop{Addr: netip.AddrPortFrom(at, path.Port), Peer: id, VNI: path.VNI, MAC: n.VTEP(), MTU: path.InnerMTU}
+		h := &packet.Hop{Addr: netip.AddrPortFrom(at, path.Port), Peer: id, VNI: path.VNI, MAC: n.VTEP(), MTU: path.InnerMTU,
+			RCO: rco && slices.Contains(n.Features, control.FeatureRCO)}
 		for _, p := range n.Prefixes {
 			t.Insert(p, h)
 		}

@@ -47,7 +47,7 @@ func (p *parser) problem(v strict.Value, node, format string, args ...any) {
 
 func (p *parser) node(v strict.Value) {
 	var n control.Node
-	f := v.Fields("name", "endpoints", "prefixes", "public_key")
+	f := v.Fields("name", "endpoints", "prefixes", "public_key", "features")
 	n.Name, _ = f["name"].String()
 	if wrong := control.WrongName(n.Name); wrong != "" {
 		p.problem(v, "", "the node is left out: %s", wrong)
@@ -78,6 +78,11 @@ func (p *parser) node(v strict.Value) {
 			p.problem(f["public_key"], n.Name, "public_key is left out, it is not %d bytes in base64: copy it whole", keySize)
 		} else {
 			n.PublicKey = s
+		}
+	}
+	for _, e := range f["features"].List() {
+		if s, ok := e.String(); ok {
+			n.Features = append(n.Features, s)
 		}
 	}
 	if n.Name != "" {

@@ -14,9 +14,7 @@ import (
 //	4 |       VXLAN Network Identifier, 24 bits       | Reserved  |
 //
 // I says that the VNI is valid. The R bits and the reserved fields are written as zero and ignored
-// on receipt. Two of them are where Linux puts remote checksum offload: 0x00200000 in the first
-// word, and in the last byte the start of the sum divided by two, with 0x80 for UDP. Both are
-// ignored as well: they mean something only between peers that announced it.
+// on receipt, but for remote checksum offload between peers that announced it (rco.go).
 const (
 	flagVNI = 0x08000000 // in the first word
 
@@ -34,6 +32,12 @@ type Config struct {
 	// MTU is the largest inner IP packet the inside port takes, in bytes; 0 = any. An unfinished
 	// checksum of a larger packet is not finished but marked, for a port that cuts such packets.
 	MTU int
+
+	// RCO says that the inside port takes packets whose transport checksum is unfinished, so that
+	// nobody has to sum them in software: remote checksum offload is sent to peers that announced
+	// it, accepted, and sums that a far kernel left unfinished are passed on as they are. For
+	// Inner == packet.IP.
+	RCO bool
 }
 
 // New returns the stage. With Inner == packet.IP it writes and strips the inner Ethernet header;
@@ -71,12 +75,17 @@ func (s *packets) Out(b *packet.Batch) {
 			p.Drop = packet.NotIP
 			continue
 		}
-		packet.FinishPartial(p)
-		if p.Drop != packet.Alive {
-			continue
+		var rco uint64
+		if s.cfg.RCO && p.Hop.RCO {
+			rco = rcoBits(p)
+		}
+		if rco == 0 {
+			if packet.FinishPartial(p); p.Drop != packet.Alive {
+				continue
+			}
 		}
 		h := p.Prepend(packet.VXLANHeader + packet.EthernetHeader)
-		putHeader(h, p.Hop.VNI)
+		putHeader(h, p.Hop.VNI, rco)
 		packet.PutEthernet(h[packet.VXLANHeader:], p.Hop.MAC, s.cfg.MAC, etherType)
 	}
 }
@@ -95,6 +104,7 @@ func (s *packets) in(p *packet.Packet) packet.Drop {
 	if drop := checkHeader(b, s.cfg.VNI); drop != packet.Alive {
 		return drop
 	}
+	header := binary.BigEndian.Uint64(b)
 	frame, drop := packet.ParseEthernet(b[packet.VXLANHeader:])
 	if drop != packet.Alive {
 		return drop
@@ -113,6 +123,9 @@ func (s *packets) in(p *packet.Packet) packet.Drop {
 	}
 	p.Strip(packet.VXLANHeader + packet.EthernetHeader)
 	p.Resize(v.Len()) // Ethernet may have padded
+	if s.cfg.RCO {
+		return takePartial(p, v, header)
+	}
 	settleChecksum(p, v, 0, s.cfg.MTU)
 	return packet.Alive
 }
@@ -134,7 +147,7 @@ func (*frames) Out(b *packet.Batch) {
 		if p.Drop != packet.Alive {
 			continue
 		}
-		putHeader(p.Prepend(packet.VXLANHeader), p.Hop.VNI)
+		putHeader(p.Prepend(packet.VXLANHeader), p.Hop.VNI, 0)
 	}
 }
 
@@ -164,9 +177,9 @@ func (s *frames) in(p *packet.Packet) packet.Drop {
 	return packet.Alive
 }
 
-// putHeader writes the VXLAN header.
-func putHeader(h []byte, vni uint32) {
-	binary.BigEndian.PutUint64(h, wordVNI|uint64(vni&vniBits)<<8)
+// putHeader writes the VXLAN header; rco is 0 or rcoBits'.
+func putHeader(h []byte, vni uint32, rco uint64) {
+	binary.BigEndian.PutUint64(h, wordVNI|uint64(vni&vniBits)<<8|rco)
 }
 
 // checkHeader judges the VXLAN header.

@@ -42,7 +42,7 @@ var (
 		"underlay":       {[]string{"packet", "internal/wait", unix}, []string{"packet/packettest", nl}},
 		"xdp":            {[]string{"packet", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
 		"xdp/bpf":        {code: []string{"github.com/cilium/ebpf"}},
-		"encap/vxlan":    {[]string{"packet"}, []string{"packet/packettest", gopacket}},
+		"encap/vxlan":    {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
 		"control/static": {[]string{"control", "internal/config/strict", zap, "github.com/fsnotify/fsnotify"}, []string{"control/controltest"}},
 
 		// the engine names no part

@@ -50,7 +50,7 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 	d := &daemons{}
 	dir := filepath.Dir(env.Bed.Nodes[0].Dir)
 	list := filepath.Join(dir, "nodes.yaml")
-	if err := os.WriteFile(list, []byte(nodesYAML(env.Bed.Nodes)), 0o600); err != nil {
+	if err := os.WriteFile(list, []byte(nodesYAML(env.Bed.Nodes, mode)), 0o600); err != nil {
 		return nil, fmt.Errorf("contender: %w", err)
 	}
 	psk := filepath.Join(dir, "psk")
@@ -95,10 +95,16 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 
 // nodesYAML is the file of `control: static`. The underlay is IPv4: with endpoints of both families
 // the inner MTU would be that of the longer header.
-func nodesYAML(nodes []*testbed.Node) string {
+//
+// All nodes run the same mode, so all announce what it can do beyond the standard.
+func nodesYAML(nodes []*testbed.Node, mode string) string {
+	features := ""
+	if mode == "tun-gso" {
+		features = ", features: [rco]"
+	}
 	text := "nodes:\n"
 	for _, n := range nodes {
-		text += fmt.Sprintf("  - {name: %s, endpoints: [%s], prefixes: [%s]}\n", n.Name, quoted(n.Endpoints[:1]), quoted(n.Prefixes))
+		text += fmt.Sprintf("  - {name: %s, endpoints: [%s], prefixes: [%s]%s}\n", n.Name, quoted(n.Endpoints[:1]), quoted(n.Prefixes), features)
 	}
 	return text
 }
