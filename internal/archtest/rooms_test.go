@@ -39,10 +39,13 @@ var (
 
 		// the parts: vocabulary, ground, and the one library a part is about
 		"tun":            {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
-		"underlay":       {[]string{"packet", "internal/wait", unix}, []string{"packet/packettest", nl}},
+		"underlay":       {[]string{"packet", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
 		"xdp":            {[]string{"packet", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
 		"xdp/bpf":        {code: []string{"github.com/cilium/ebpf"}},
+		"encap/ipudp":    {[]string{"packet"}, []string{"packet/packettest", gopacket}},
 		"encap/vxlan":    {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
+		"encap/sealed": {[]string{"packet", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
+			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", zap}, []string{"packet/packettest"}},
 		"control/static": {[]string{"control", "internal/config/strict", zap, "github.com/fsnotify/fsnotify"}, []string{"control/controltest"}},
 
 		// the engine names no part
@@ -52,7 +55,7 @@ var (
 		"backend/kernelvxlan": {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
 
 		// the roof
-		"catalog": {code: []string{"backend", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/vxlan",
+		"catalog": {code: []string{"backend", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/ipudp", "encap/vxlan",
 			"internal/config", "packet", "tun", "underlay", "xdp", zap}},
 		"cmd/weft": {[]string{"catalog", "perf", "perf/contender", "perf/probe", "perf/report", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",
