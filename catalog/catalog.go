@@ -7,6 +7,7 @@ import (
 	"weft/backend/kernelvxlan"
 	"weft/backend/userspace"
 	"weft/control"
+	"weft/encap/ipudp"
 	"weft/encap/vxlan"
 	"weft/packet"
 	"weft/tun"
@@ -25,6 +26,10 @@ type Mode struct {
 // Modes lists every mode, in the order reports show them.
 var Modes = []Mode{
 	{"vxlan", 4789, "Linux vxlan device, UDP checksum on", kernelvxlan.New},
+	{"vxlan-nocsum", 4789, "Linux vxlan device, UDP checksum zero", kernelvxlan.NewWithoutChecksum},
+	{"udp", 8285, "TUN (songgao/water) → raw IP in UDP, one packet a system call", userspace.New(userspace.Kind{
+		Open: singleTUN, Stages: ipudpStages,
+	})},
 	{"tun", 4789, "TUN (songgao/water) → VXLAN → UDP batches", userspace.New(userspace.Kind{
 		Overhead: vxlanOverhead, Open: plainTUN, Stages: vxlanStages,
 	})},
@@ -60,8 +65,15 @@ func offloadStages(p userspace.Path) []packet.Stage {
 	return []packet.Stage{vxlan.New(vxlan.Config{VNI: p.VNI, MAC: p.MAC, Inner: packet.IP, MTU: p.InnerMTU, RCO: true})}
 }
 
-func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) {
-	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: true}, p.Queues); err != nil {
+func ipudpStages(p userspace.Path) []packet.Stage { return []packet.Stage{ipudp.New(p.InnerMTU)} }
+
+func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) { return overTUN(p, true) }
+
+// singleTUN moves one packet with each system call, on both sides.
+func singleTUN(p userspace.Path) (inside, outside packet.Port, err error) { return overTUN(p, false) }
+
+func overTUN(p userspace.Path, batch bool) (inside, outside packet.Port, err error) {
+	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: batch}, p.Queues); err != nil {
 		return nil, nil, err
 	}
 	if inside, err = tun.Open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {
