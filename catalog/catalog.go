@@ -84,7 +84,13 @@ func overTUN(p userspace.Path, batch bool) (inside, outside packet.Port, err err
 }
 
 func offloadTUN(p userspace.Path) (inside, outside packet.Port, err error) {
-	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: true, Offload: true, Length: vxlan.Length}, p.Queues); err != nil {
+	filter, err := vxlan.FilterRCO()
+	if err != nil {
+		return nil, nil, err
+	}
+	outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: true, Offload: true,
+		Length: vxlan.Length, Filter: filter}, p.Queues)
+	if err != nil {
 		return nil, nil, err
 	}
 	if inside, err = tun.OpenOffload(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {

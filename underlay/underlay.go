@@ -37,6 +37,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"weft/internal/wait"
@@ -68,6 +69,9 @@ type Config struct {
 	// the inner segments as if they were datagrams. Such a datagram comes out of Recv whole, with
 	// its Segment set. nil: the kernel is believed.
 	Length func(b []byte) int
+	// Filter is a socket filter for the receiving sockets: it sees a datagram from its UDP header on
+	// and returns 0 for what is to be refused. nil: none.
+	Filter []bpf.RawInstruction
 }
 
 // Listen opens the port with the given number of queues in the calling thread's network namespace.
@@ -94,6 +98,9 @@ func Listen(cfg Config, queues int) (_ packet.Port, err error) {
 		for _, local := range cfg.Local {
 			fd, err := p.listen(netip.AddrPortFrom(local, cfg.Port), i, queues)
 			if err != nil {
+				return nil, err
+			}
+			if err := attach(fd, cfg.Filter); err != nil {
 				return nil, err
 			}
 			if cfg.Offload {

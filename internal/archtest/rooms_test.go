@@ -38,12 +38,12 @@ var (
 		"backend":             {code: []string{"control", zap}},
 
 		// the parts: vocabulary, ground, and the one library a part is about
-		"tun":            {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
-		"underlay":       {[]string{"packet", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
-		"xdp":            {[]string{"packet", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
-		"xdp/bpf":        {code: []string{"github.com/cilium/ebpf"}},
-		"encap/ipudp":    {[]string{"packet"}, []string{"packet/packettest", gopacket}},
-		"encap/vxlan":    {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
+		"tun":         {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
+		"underlay":    {[]string{"packet", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
+		"xdp":         {[]string{"packet", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
+		"xdp/bpf":     {code: []string{"github.com/cilium/ebpf"}},
+		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
+		"encap/vxlan": {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
 		"encap/sealed": {[]string{"packet", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
 			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", zap}, []string{"packet/packettest"}},
 		"control/static": {[]string{"control", "internal/config/strict", zap, "github.com/fsnotify/fsnotify"}, []string{"control/controltest"}},

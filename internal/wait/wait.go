@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -118,13 +119,14 @@ func (g *Gate) Leave() { g.inside.Unlock() }
 // a policy that spins before it blocks has its place, and callers need not know of it.
 type Waiter struct {
 	*Gate
-	fds [maxDescriptors + 1]unix.PollFd // the port's, then the stop's
-	n   int
+	fds  [maxDescriptors + 1]unix.PollFd // the port's, then the stop's
+	n    int
+	spin spinner
 }
 
 // Waiter makes a waiter for events on up to 4 descriptors, which stay the port's.
 func (s *Stop) Waiter(events int16, fds ...int) *Waiter {
-	w := &Waiter{Gate: s.Gate(), n: len(fds) + 1}
+	w := &Waiter{Gate: s.Gate(), n: len(fds) + 1, spin: newSpinner(runtime.NumCPU())}
 	for i, fd := range fds {
 		w.fds[i] = unix.PollFd{Fd: int32(fd), Events: events}
 	}
@@ -132,12 +134,26 @@ func (s *Stop) Waiter(events int16, fds ...int) *Waiter {
 	return w
 }
 
-// Wait blocks and adds the time it blocked to waited. It returns nil when the caller should try
-// again, net.ErrClosed once the port closes. Only between Enter and Leave.
+// Enter is Gate.Enter, and the beginning of a Recv to the spinner.
+func (w *Waiter) Enter() error {
+	w.spin.begin()
+	return w.Gate.Enter()
+}
+
+// Wait blocks, or spins for a little, and adds the time that took to waited. It returns nil when the
+// caller should try again, net.ErrClosed once the port closes. Only between Enter and Leave.
 func (w *Waiter) Wait(waited *time.Duration) error {
-	start := time.Now()
+	if w.spin.again(waited) {
+		if w.stop.stopped.Load() {
+			return net.ErrClosed
+		}
+		return nil
+	}
+	start := now()
 	_, err := unix.Poll(w.fds[:w.n], -1)
-	*waited += time.Since(start)
+	blocked := now() - start
+	w.spin.blocked(blocked)
+	*waited += blocked
 	if w.stop.stopped.Load() {
 		return net.ErrClosed
 	}
