@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"weft/internal/nettest"
 	"weft/packet"
 	"weft/packet/packettest"
@@ -123,7 +121,7 @@ func TestInsideRefusesWhatIsNotIP(t *testing.T) {
 		"802.1Q": append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x81, 0, 0, 5, 8, 0}, ip...),
 		"ARP":    append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 6}, make([]byte, 46)...),
 	} {
-		if err := unix.Sendto(raw.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: raw.dev, Halen: 6}); err != nil {
+		if err := raw.writeFrame(frame); err != nil {
 			t.Fatal(err)
 		}
 		b := packettest.NewBatch(in.Queues()[0], 1, 0)

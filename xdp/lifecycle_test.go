@@ -254,17 +254,15 @@ func TestBusyQueue(t *testing.T) {
 		}
 		return s
 	}
-	s := taken()
-	go func() {
-		time.Sleep(100 * time.Millisecond) // long enough to be in the way, no matter if not
-		s.close()
-	}()
+	first := taken()
+	freed := make(chan error)
+	time.AfterFunc(100*time.Millisecond, func() { freed <- first.close() }) // long enough to be in the way, no matter if not
 	out := openIn(t, u.a, OpenOutside, testConfig())
-	if err := out.Close(); err != nil {
+	if err := errors.Join(<-freed, out.Close()); err != nil {
 		t.Error(err)
 	}
-	s = taken()
-	defer s.close()
+	second := taken()
+	defer second.close()
 	var err error
 	u.a.Do(func() { _, err = OpenOutside(testConfig()) })
 	if !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "ss --xdp") {

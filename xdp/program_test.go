@@ -209,7 +209,7 @@ func TestVerifyUDP(t *testing.T) {
 			frame = append(frame, make([]byte, 40)...)
 		}
 		guard := stopAfter(t, out)
-		if err := unix.Sendto(wire.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: wire.dev, Halen: 6}); err != nil {
+		if err := wire.writeFrame(frame); err != nil {
 			t.Fatalf("%s: %v", test.name, err)
 		}
 		if err := q.Recv(b); err != nil {

@@ -1,6 +1,7 @@
 package xdp
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -92,7 +93,6 @@ func datagrams(t testing.TB, ns *nettest.NS, addr netip.Addr, port uint16) *net.
 // frames is an AF_PACKET socket on a device.
 type frames struct {
 	file *os.File
-	fd   int
 	dev  int
 }
 
@@ -105,29 +105,30 @@ func sniff(t testing.TB, ns *nettest.NS, dev string, cooked bool) *frames {
 	}
 	const all = unix.ETH_P_ALL<<8&0xff00 | unix.ETH_P_ALL>>8
 	f := &frames{}
+	var fd int
 	var err error
 	ns.Do(func() {
-		if f.fd, err = unix.Socket(unix.AF_PACKET, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, all); err != nil {
+		if fd, err = unix.Socket(unix.AF_PACKET, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, all); err != nil {
 			return
 		}
 		var l netlink.Link
 		if l, err = netlink.LinkByName(dev); err == nil {
 			f.dev = l.Attrs().Index
-			err = unix.Bind(f.fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: f.dev})
+			err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: f.dev})
 		}
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for option, v := range map[int]int{unix.SO_RCVBUFFORCE: 8 << 20, unix.SO_SNDBUFFORCE: 8 << 20} {
-		if err := unix.SetsockoptInt(f.fd, unix.SOL_SOCKET, option, v); err != nil {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, v); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := unix.SetsockoptInt(f.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
 		t.Fatal(err)
 	}
-	f.file = os.NewFile(uintptr(f.fd), "packet")
+	f.file = os.NewFile(uintptr(fd), "packet")
 	t.Cleanup(func() { f.file.Close() })
 	return f
 }
@@ -138,7 +139,22 @@ func (f *frames) write(p []byte) error {
 	if p[0]>>4 == 6 {
 		protocol = unix.ETH_P_IPV6
 	}
-	return unix.Sendto(f.fd, p, 0, &unix.SockaddrLinklayer{Protocol: protocol<<8 | protocol>>8, Ifindex: f.dev, Halen: 6})
+	return f.send(p, &unix.SockaddrLinklayer{Protocol: protocol<<8 | protocol>>8, Ifindex: f.dev, Halen: 6})
+}
+
+// writeFrame sends a whole frame out of the device.
+func (f *frames) writeFrame(p []byte) error {
+	return f.send(p, &unix.SockaddrLinklayer{Ifindex: f.dev, Halen: 6})
+}
+
+func (f *frames) send(p []byte, to unix.Sockaddr) error {
+	raw, err := f.file.SyscallConn() // fails once the file is closed, when its number may be somebody else's
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Control(func(fd uintptr) { serr = unix.Sendto(int(fd), p, 0, to) })
+	return errors.Join(err, serr)
 }
 
 func (f *frames) read() ([]byte, error) {
