@@ -22,13 +22,12 @@ type receiver struct {
 	umem   *umem
 	rx     ring[unix.XDPDesc]
 	fill   ring[uint64]
-	spin   time.Duration // how long to look at the ring before sleeping
 }
 
 // openReceiver opens the first socket of a (device, queue): the one that has its fill and completion rings. Its wait
 // ends also when events or one of others is readable; -1 is none.
 func openReceiver(u *umem, stop *wait.Stop, ifindex, queue int, c Config, events int, others []int) (r *receiver, err error) {
-	r = &receiver{stop: stop, events: events, umem: u, spin: c.Spin}
+	r = &receiver{stop: stop, events: events, umem: u}
 	if r.socket, err = newSocket(); err != nil {
 		return nil, err
 	}
@@ -121,9 +120,6 @@ func (r *receiver) into(p *packet.Packet, d unix.XDPDesc) error {
 
 // block waits, and says whether one of the others is readable.
 func (r *receiver) block(waited *time.Duration) (others bool, err error) {
-	if r.spin > 0 && r.look(waited) {
-		return false, nil
-	}
 	if err := r.wait.Wait(waited); err != nil {
 		return false, err
 	}
@@ -141,23 +137,6 @@ func (r *receiver) bound() error {
 		return fmt.Errorf("xdp: receive: %w: the device is gone", errno)
 	}
 	return nil
-}
-
-// look looks at the RX ring for r.spin at most, and says whether it saw something.
-func (r *receiver) look(waited *time.Duration) bool {
-	start := time.Now()
-	for {
-		for range 64 {
-			if r.rx.ready(1) > 0 {
-				*waited += time.Since(start)
-				return true
-			}
-		}
-		if spent := time.Since(start); spent > r.spin || r.stop.Stopped() {
-			*waited += spent
-			return false
-		}
-	}
 }
 
 // wakeup tells a driver that asked for it (zero-copy) that the fill ring has entries. An error means that there is

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"weft/packet"
 )
@@ -43,8 +42,7 @@ type Config struct {
 	Queues int // 0 = 1; an underlay device with fewer receive queues has the last word
 
 	Attach   Attach
-	RingSize int           // frames per ring, a power of two; 0 = 2048
-	Spin     time.Duration // how long Recv looks at its ring before it sleeps; 0 = not at all
+	RingSize int // frames per ring, a power of two; 0 = 2048
 
 	// VerifyUDP verifies outer UDP checksums also where the device's driver is one that hands over unfinished sums
 	// (veth), which then are dropped as bad-checksum. Elsewhere they are always verified.

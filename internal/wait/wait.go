@@ -121,6 +121,7 @@ type Waiter struct {
 	*Gate
 	fds  [maxDescriptors + 1]unix.PollFd // the port's, then the stop's
 	n    int
+	saw  bool // the last Wait polled, and Ready has something to say
 	spin spinner
 }
 
@@ -143,7 +144,7 @@ func (w *Waiter) Enter() error {
 // Wait blocks, or spins for a little, and adds the time that took to waited. It returns nil when the
 // caller should try again, net.ErrClosed once the port closes. Only between Enter and Leave.
 func (w *Waiter) Wait(waited *time.Duration) error {
-	if w.spin.again(waited) {
+	if w.saw = false; w.spin.again(waited) {
 		if w.stop.stopped.Load() {
 			return net.ErrClosed
 		}
@@ -151,6 +152,7 @@ func (w *Waiter) Wait(waited *time.Duration) error {
 	}
 	start := now()
 	_, err := unix.Poll(w.fds[:w.n], -1)
+	w.saw = err == nil
 	blocked := now() - start
 	w.spin.blocked(blocked)
 	*waited += blocked
@@ -163,5 +165,6 @@ func (w *Waiter) Wait(waited *time.Duration) error {
 	return nil
 }
 
-// Ready says whether the last Wait saw something on descriptor i, an error included.
-func (w *Waiter) Ready(i int) bool { return w.fds[i].Revents != 0 }
+// Ready says whether the last Wait saw something on descriptor i, an error included. One that spun saw
+// nothing.
+func (w *Waiter) Ready(i int) bool { return w.saw && w.fds[i].Revents != 0 }
