@@ -23,6 +23,7 @@ func TestInteropWithLinuxVXLAN(t *testing.T) {
 		for _, family := range []int{4, 6} {
 			for _, tx := range []string{"off", "on"} {
 				t.Run(fmt.Sprintf("%s/underlay%d/far-tx-%s", m.Name, family, tx), func(t *testing.T) {
+					t.Parallel()
 					c := upMixed(t, m.Name, map[string]string{"node-b": "vxlan"}, family, nettest.ClusterOptions{})
 					a, b := c.Nodes[0], c.Nodes[1]
 					b.NS.MustRun(t, "ethtool", "-K", b.Iface, "tx", tx)

@@ -27,7 +27,10 @@ func each(t *testing.T, test func(t *testing.T, mode string, family int)) {
 	nettest.RequireTool(t, "ping")
 	for _, m := range catalog.Modes {
 		for _, family := range []int{4, 6} {
-			t.Run(fmt.Sprintf("%s/underlay%d", m.Name, family), func(t *testing.T) { test(t, m.Name, family) })
+			t.Run(fmt.Sprintf("%s/underlay%d", m.Name, family), func(t *testing.T) {
+				t.Parallel() // mostly waiting, each in namespaces of its own
+				test(t, m.Name, family)
+			})
 		}
 	}
 }
