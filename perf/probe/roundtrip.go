@@ -28,17 +28,16 @@ func (h *histogram) metrics(elapsed time.Duration) map[string]float64 {
 func repeat(c *client, duration time.Duration, h *histogram, exchange func() (completed bool, err error)) (elapsed time.Duration, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	begin := time.Now()
-	for elapsed < duration && !c.stop.Load() {
+	for clock := startClock(); elapsed < duration && !c.stop.Load(); {
+		begin := clock.now()
 		var completed bool
 		if completed, err = exchange(); err != nil {
 			break
 		}
-		now := time.Since(begin)
+		elapsed = time.Since(clock.begin)
 		if completed {
-			h.record(now - elapsed)
+			h.record(elapsed - begin)
 		}
-		elapsed = now
 	}
 	if err = c.blame(err); err == nil && h.total == 0 {
 		err = fmt.Errorf("no transaction completed in %s", elapsed)
@@ -130,7 +129,7 @@ func (s *session) serveTCPEcho() error {
 }
 
 func echo(flow socket, buf []byte, stop *atomic.Bool) (n uint64) {
-	for {
+	for clock := startClock(); ; clock.now() {
 		if stopped, err := flow.readFull(buf, stop); stopped || err != nil {
 			return n
 		}
@@ -243,7 +242,7 @@ func (s *session) serveTCPAccept() error {
 // answer accepts until stop. A connection that says nothing holds it up for a tick at most.
 func answer(l socket, stop *atomic.Bool) (n uint64) {
 	buf := make([]byte, 1)
-	for !stop.Load() {
+	for clock := startClock(); !stop.Load(); clock.now() {
 		fd, _, err := unix.Accept4(int(l), unix.SOCK_CLOEXEC)
 		if err != nil && again(err) {
 			continue

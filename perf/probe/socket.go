@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -250,17 +249,4 @@ func (s socket) tcpInfo() (*unix.TCPInfo, error) {
 		return nil, fmt.Errorf("read TCP_INFO: %w", err)
 	}
 	return info, nil
-}
-
-// onThread runs f on a thread of its own, which ends with f. The returned function waits for it.
-func onThread(f func()) (wait func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread's timer slack is ours
-		// Sleeps end when asked, not up to 50 µs later.
-		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
-		f()
-	}()
-	return func() { <-done }
 }

@@ -100,35 +100,19 @@ func dialFlows(ctx context.Context, s Spec, ready message, n int) ([]socket, err
 // fill writes until stop, at bytesPerSecond or, with 0, as fast as the connection takes it.
 func fill(conn socket, bytesPerSecond float64, stop *atomic.Bool) error {
 	buf := make([]byte, streamBuffer)
-	begin := time.Now()
+	clock := startClock()
 	for written := 0.0; ; written += float64(len(buf)) {
+		due := time.Duration(0)
 		if bytesPerSecond > 0 {
-			due := time.Duration(written / bytesPerSecond * 1e9)
-			if sleepUntil(begin, due, stop) {
-				return nil
-			}
+			due = time.Duration(written / bytesPerSecond * 1e9)
+		}
+		for left := due - clock.now(); left > 0 && !stop.Load(); left = due - clock.now() {
+			nap(min(left, tick))
 		}
 		if stopped, err := conn.writeFull(buf, stop); stopped || err != nil {
 			return err
 		}
 	}
-}
-
-// sleepUntil sleeps to begin+due; stopped is true when stop was set first.
-func sleepUntil(begin time.Time, due time.Duration, stop *atomic.Bool) (stopped bool) {
-	for {
-		left := due - time.Since(begin)
-		if left <= 0 || stop.Load() {
-			return stop.Load()
-		}
-		nap(min(left, tick))
-	}
-}
-
-// nap sleeps on the thread, to the precision of its timer slack; it may end early.
-func nap(d time.Duration) {
-	ts := unix.NsecToTimespec(d.Nanoseconds())
-	_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &ts, nil)
 }
 
 // serveTCPSink reads all flows for the job's duration, counted from the first byte.
@@ -193,7 +177,8 @@ func (s *session) serveTCPSink() error {
 // would spare the receiver the copy and flatter everything measured.
 func drain(flow socket, received *counter, begun chan<- time.Time, stop *atomic.Bool) {
 	buf := make([]byte, streamBuffer)
-	for first := true; !stop.Load(); {
+	clock := startClock()
+	for first := true; !stop.Load(); clock.now() {
 		n, err := unix.Read(int(flow), buf)
 		if err != nil && again(err) {
 			continue

@@ -105,8 +105,8 @@ func (s *sender) run(rate float64, length time.Duration) offered {
 	var o offered
 	p := pacer{rate: rate}
 	var seq uint64
-	begin := time.Now()
-	for now := time.Duration(0); now < length && !s.stop.Load(); now = time.Since(begin) {
+	clock := startClock()
+	for now := time.Duration(0); now < length && !s.stop.Load(); now = clock.now() {
 		n := p.due(now)
 		if n == 0 {
 			nap(min(p.next(now), length) - now)
@@ -119,7 +119,7 @@ func (s *sender) run(rate float64, length time.Duration) offered {
 		}
 		o.packets += s.sendAll(n)
 		p.done += float64(n)
-		o.span = time.Since(begin)
+		o.span = time.Since(clock.begin)
 	}
 	if rate > 0 { // the last packet stands for an interval, as all the others do
 		o.span = max(o.span, time.Duration(p.done/rate*1e9))
