@@ -156,6 +156,52 @@ func TestRecvDoesNotCopy(t *testing.T) {
 	}
 }
 
+// TestRecvLeavesWhatMayNotFit: a super-packet that finds too few slots waits in the device, where it
+// costs no copy.
+func TestRecvLeavesWhatMayNotFit(t *testing.T) {
+	w := spec{payload: 60000, flags: packet.TCPFlagACK}.superOf(1410)
+	sc, b := newScatter(1450), packet.NewBatch(packet.BatchSize, 1514)
+	sc.fill(b, &fakeDevice{in: [][]byte{w.frame()}})
+	for i := range sc.spill {
+		sc.spill[i] = 0xee
+	}
+	dev := &fakeDevice{in: [][]byte{w.frame(), w.frame(), w.frame()}}
+	each := len(w.cut(0))
+	for _, want := range []int{2 * each, each} {
+		if n, _ := sc.fill(b, dev); n != want {
+			t.Errorf("%d packets, want %d", n, want)
+		}
+	}
+	if bytes.Count(sc.spill, []byte{0xee}) != len(sc.spill) {
+		t.Error("spill was used")
+	}
+}
+
+// TestRecvUnevenSlots: slots need not be of one size.
+func TestRecvUnevenSlots(t *testing.T) {
+	w := spec{udp: true, payload: 20000}.superOf(1000)
+	s, b := newScatter(1450), packet.NewBatch(40, 1514)
+	small := make([]byte, packet.Headroom+500+packet.Tailroom)
+	b.Slots()[5].Exchange(small, packet.Headroom, packet.Headroom)
+	want := w.cut(0)
+	for round := range 3 {
+		n, _ := s.fill(b, &fakeDevice{in: [][]byte{w.frame()}})
+		if n != len(want) {
+			t.Fatalf("round %d: %d packets, want %d", round, n, len(want))
+		}
+		for i := range want {
+			p := &b.Slots()[i]
+			if i == 5 {
+				if p.Drop != packet.Truncated {
+					t.Errorf("round %d: %v, want truncated", round, p.Drop)
+				}
+				continue
+			}
+			mustEqual(t, fmt.Sprint("round ", round, " packet ", i), received(t, p), want[i])
+		}
+	}
+}
+
 // TestRecvMoreSegmentsThanSlots: 744 segments into 16 slots; and a lane that changes a packet it was
 // lent must not change the ones to come.
 func TestRecvMoreSegmentsThanSlots(t *testing.T) {
