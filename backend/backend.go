@@ -4,6 +4,7 @@ package backend
 
 import (
 	"net/netip"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -20,7 +21,17 @@ type Settings struct {
 	Interface   string         // underlay interface; "" = the one that holds the endpoint
 	UnderlayMTU int            // bytes; 0 = that interface's
 	Queues      int            // queue pairs, already chosen (≥ 1)
+	Seal        *Seal          // how traffic between nodes is sealed; nil = it is not
 	Log         *zap.Logger
+}
+
+// Seal is how traffic between nodes is sealed. A backend that cannot do it must not start.
+type Seal struct {
+	Cipher      string   // auto or the name of one
+	Port        uint16   // UDP port of sealed traffic
+	KeyFile     string   // this node's private key, used where its public key is published
+	PSKFile     string   // the cluster's password; "" = none
+	PermitPlain []string // names of nodes that may be spoken to in clear while they have no session with us
 }
 
 // Backend is a control.Backend that can say how it does.
@@ -40,6 +51,9 @@ type Status struct {
 	KernelDrops map[string]uint64 // packets the kernel dropped around the path, by name
 	Repairs     uint64            // objects put back after somebody else removed or changed them
 	Hops        []Hop             // one per peer that traffic can reach, sorted by node
+
+	// Rejected counts handshake messages that no peer can be named for, by reason.
+	Rejected map[string]uint64
 }
 
 // Hop is how one peer is reached.
@@ -56,4 +70,23 @@ type Hop struct {
 	TxBytes   uint64 `json:"tx_bytes"`
 	RxPackets uint64 `json:"rx_packets"`
 	RxBytes   uint64 `json:"rx_bytes"`
+
+	Session *Session `json:"session,omitempty"` // nil where traffic is not sealed
+}
+
+// Session is how it stands with the keys towards one peer.
+type Session struct {
+	Established bool              `json:"established"`
+	Reason      string            `json:"reason,omitempty"` // why not
+	Epoch       uint8             `json:"epoch"`
+	Cipher      string            `json:"cipher,omitempty"`      // that we seal with
+	PeerCipher  string            `json:"peer_cipher,omitempty"` // that the peer seals with
+	Since       time.Time         `json:"since,omitzero"`        // the last handshake
+	Initiator   bool              `json:"initiator"`             // of that
+	Handshakes  uint64            `json:"handshakes"`            // since the daemon began
+	Attempts    int               `json:"attempts"`              // in a row without an answer
+	Endpoint    netip.AddrPort    `json:"endpoint"`              // where it was heard last
+	Plain       bool              `json:"plain"`                 // spoken to in clear meanwhile, by permission
+	Sealed      uint64            `json:"sealed"`                // packets sealed in this session
+	Rejected    map[string]uint64 `json:"rejected"`              // by reason
 }

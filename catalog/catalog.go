@@ -27,16 +27,16 @@ type Mode struct {
 var Modes = []Mode{
 	{"vxlan", 4789, "Linux vxlan device, UDP checksum on", kernelvxlan.New},
 	{"vxlan-nocsum", 4789, "Linux vxlan device, UDP checksum zero", kernelvxlan.NewWithoutChecksum},
-	{"udp", 8285, "TUN (songgao/water) → raw IP in UDP, one packet a system call", userspace.New(userspace.Kind{
+	{"udp", 8285, "TUN (songgao/water) → raw IP in UDP, one packet a system call", carry(userspace.Kind{
 		Open: singleTUN, Stages: ipudpStages,
 	})},
-	{"tun", 4789, "TUN (songgao/water) → VXLAN → UDP batches", userspace.New(userspace.Kind{
+	{"tun", 4789, "TUN (songgao/water) → VXLAN → UDP batches", carry(userspace.Kind{
 		Overhead: vxlanOverhead, Open: plainTUN, Stages: vxlanStages,
 	})},
-	{"tun-gso", 4789, "TUN with vnet header → VXLAN → UDP GSO/GRO", userspace.New(userspace.Kind{
+	{"tun-gso", 4789, "TUN with vnet header → VXLAN → UDP GSO/GRO", carry(userspace.Kind{
 		Overhead: vxlanOverhead, Features: []string{control.FeatureRCO}, Open: offloadTUN, Stages: offloadStages,
 	})},
-	{"xdp", 4789, "AF_XDP veth → VXLAN → AF_XDP underlay", userspace.New(userspace.Kind{
+	{"xdp", 4789, "AF_XDP veth → VXLAN → AF_XDP underlay", carry(userspace.Kind{
 		Overhead: vxlanOverhead, Open: pairXDP, Stages: vxlanStages,
 	})},
 }
@@ -73,7 +73,7 @@ func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) { retur
 func singleTUN(p userspace.Path) (inside, outside packet.Port, err error) { return overTUN(p, false) }
 
 func overTUN(p userspace.Path, batch bool) (inside, outside packet.Port, err error) {
-	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: batch}, p.Queues); err != nil {
+	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Batch: batch}, p.Queues); err != nil {
 		return nil, nil, err
 	}
 	if inside, err = tun.Open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {
@@ -88,7 +88,7 @@ func offloadTUN(p userspace.Path) (inside, outside packet.Port, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, Batch: true, Offload: true,
+	outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Batch: true, Offload: true,
 		Length: vxlan.Length, Filter: filter}, p.Queues)
 	if err != nil {
 		return nil, nil, err
@@ -101,7 +101,8 @@ func offloadTUN(p userspace.Path) (inside, outside packet.Port, err error) {
 }
 
 func pairXDP(p userspace.Path) (inside, outside packet.Port, err error) {
-	in, out, err := xdp.OpenPair(xdp.Config{Inside: p.Device, InnerMTU: p.InnerMTU, Local: p.Local, Port: p.Port, Queues: p.Queues})
+	in, out, err := xdp.OpenPair(xdp.Config{Inside: p.Device, InnerMTU: p.InnerMTU, Local: p.Local, Port: p.Port, PlainPort: p.PlainPort,
+		Steer: steering(p), Queues: p.Queues})
 	if err != nil {
 		return nil, nil, err
 	}

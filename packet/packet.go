@@ -6,6 +6,7 @@
 package packet
 
 import (
+	"net"
 	"net/netip"
 	"time"
 )
@@ -259,6 +260,12 @@ type KernelDrops interface {
 // why it is off. Fixed once the port is open, unless a device refuses later.
 type Features interface {
 	Features() map[string]string
+}
+
+// Aside is implemented by outside ports that keep what is not for the lanes (handshakes) on sockets of
+// its own. The port closes them.
+type Aside interface {
+	Aside() []*net.UDPConn
 }
 
 // Batcher is implemented by queues whose batches need memory of their own kind (AF_XDP frames).

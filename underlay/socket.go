@@ -44,8 +44,8 @@ func (s *socket) sampleDrops() {
 	s.last = info[unix.SK_MEMINFO_DROPS]
 }
 
-// listen opens the receiving socket of queue i of n on at.
-func (p *port) listen(at netip.AddrPort, i, n int) (int, error) {
+// listen opens the receiving socket of queue i on at; shared says whether there will be others.
+func (p *port) listen(at netip.AddrPort, i int, shared bool) (int, error) {
 	fd, err := p.open(at.Addr())
 	if err != nil {
 		return 0, err
@@ -61,7 +61,7 @@ func (p *port) listen(at netip.AddrPort, i, n int) (int, error) {
 	if err := unix.Bind(fd, sockaddrOf(at)); err != nil {
 		return 0, fmt.Errorf("underlay: bind UDP %v: %w%s", at, err, remedy(err))
 	}
-	if i == 0 && n > 1 {
+	if i == 0 && shared {
 		if err := setInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1, "SO_REUSEPORT"); err != nil {
 			return 0, err
 		}

@@ -34,12 +34,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"sync"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/steer"
 	"weft/internal/wait"
 	"weft/packet"
 )
@@ -72,6 +74,11 @@ type Config struct {
 	// Filter is a socket filter for the receiving sockets: it sees a datagram from its UDP header on
 	// and returns 0 for what is to be refused. nil: none.
 	Filter []bpf.RawInstruction
+	// Steer, if set, brings all packets of a sender's lane to one queue, and what is not for lanes to
+	// sockets of its own (packet.Aside).
+	Steer *steer.Rule
+	// PlainPort is a second UDP port to receive on, which is not steered; 0 = none.
+	PlainPort uint16
 }
 
 // Listen opens the port with the given number of queues in the calling thread's network namespace.
@@ -96,18 +103,21 @@ func Listen(cfg Config, queues int) (_ packet.Port, err error) {
 		q := &queue{recv: newReceiver(cfg), send: newSender(cfg)}
 		var receiving []int
 		for _, local := range cfg.Local {
-			fd, err := p.listen(netip.AddrPortFrom(local, cfg.Port), i, queues)
-			if err != nil {
-				return nil, err
+			for _, udp := range cfg.ports() {
+				shared := queues > 1 || cfg.Steer != nil && udp == cfg.Port
+				fd, err := p.listen(netip.AddrPortFrom(local, udp), i, shared)
+				if err != nil {
+					return nil, err
+				}
+				if err := attach(fd, cfg.Filter); err != nil {
+					return nil, err
+				}
+				if cfg.Offload {
+					p.feature("udp-gro", unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1))
+				}
+				q.recv.inlets = append(q.recv.inlets, inlet{fd: fd})
+				receiving = append(receiving, fd)
 			}
-			if err := attach(fd, cfg.Filter); err != nil {
-				return nil, err
-			}
-			if cfg.Offload {
-				p.feature("udp-gro", unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1))
-			}
-			q.recv.inlets = append(q.recv.inlets, inlet{fd: fd})
-			receiving = append(receiving, fd)
 			for range cfg.SendSockets {
 				fd, err := p.sendSocket(local)
 				if err != nil {
@@ -123,13 +133,33 @@ func Listen(cfg Config, queues int) (_ packet.Port, err error) {
 		q.send.gate = p.stop.Gate()
 		p.queues = append(p.queues, q)
 	}
+	if cfg.Steer != nil {
+		for _, local := range cfg.Local {
+			c, err := cfg.Steer.Aside(netip.AddrPortFrom(local, cfg.Port), queues)
+			if err != nil {
+				return nil, fmt.Errorf("underlay: %w", err)
+			}
+			p.aside = append(p.aside, c)
+		}
+	}
 	return p, nil
+}
+
+// ports are the UDP ports to receive on.
+func (c Config) ports() []uint16 {
+	if c.PlainPort == 0 {
+		return []uint16{c.Port}
+	}
+	return []uint16{c.Port, c.PlainPort}
 }
 
 // check returns cfg with its defaults, or says what is wrong with it.
 func check(cfg Config) (Config, error) {
 	if len(cfg.Local) == 0 {
 		return cfg, errors.New("underlay: no local address: name the node's endpoint")
+	}
+	if cfg.PlainPort == cfg.Port {
+		cfg.PlainPort = 0
 	}
 	if cfg.Port == 0 {
 		return cfg, errors.New("underlay: port 0: peers must know the port")
@@ -166,6 +196,7 @@ func check(cfg Config) (Config, error) {
 type port struct {
 	stop   *wait.Stop
 	queues []packet.Queue
+	aside  []*net.UDPConn
 
 	mu       sync.Mutex // what follows, and the descriptors against Close
 	closed   bool
@@ -182,6 +213,9 @@ func (p *port) Layer() packet.Layer { return packet.Tunnel }
 // Queues returns the queues.
 func (p *port) Queues() []packet.Queue { return p.queues }
 
+// Aside returns the sockets for what is not for lanes: one per local address with Config.Steer.
+func (p *port) Aside() []*net.UDPConn { return p.aside }
+
 // Close wakes the receivers, waits until no lane is inside a system call and closes the sockets.
 func (p *port) Close() error {
 	err := p.stop.Close()
@@ -193,6 +227,9 @@ func (p *port) Close() error {
 	p.closed = true
 	if err != nil {
 		err = fmt.Errorf("underlay: %w", err)
+	}
+	for _, c := range p.aside {
+		err = errors.Join(err, c.Close())
 	}
 	for i := range p.sockets {
 		s := &p.sockets[i]

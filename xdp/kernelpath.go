@@ -4,11 +4,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/steer"
 	"weft/packet"
 )
 
@@ -92,6 +94,27 @@ func openKernelPath(local []netip.Addr, port uint16) (k *kernelPath, err error) 
 		}
 	}
 	return k, nil
+}
+
+// steer shares the endpoints with sockets for what is not for lanes, one per address.
+func (k *kernelPath) steer(rule steer.Rule, local []netip.Addr, port uint16) (aside []*net.UDPConn, err error) {
+	for _, a := range local {
+		slot := 0
+		if a.Is6() {
+			slot = 1
+		}
+		// Only now: until here a second socket on the endpoint was somebody else's, and an error.
+		err := unix.SetsockoptInt(k.fds[slot], unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		if err != nil {
+			return aside, fmt.Errorf("set SO_REUSEPORT: %w", err)
+		}
+		c, err := rule.Aside(netip.AddrPortFrom(a, port), 1)
+		if err != nil {
+			return aside, err
+		}
+		aside = append(aside, c)
+	}
+	return aside, nil
 }
 
 // send hands a tunnel packet to the kernel's stack, and says why it died if it did.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -21,6 +22,8 @@ const kernelTurns = 64
 type Outside struct {
 	port
 	kernel   *kernelPath
+	plain    *kernelPath    // of Config.PlainPort; nil = there is none
+	aside    []*net.UDPConn // one per address, with Config.Steer
 	resolver *resolver
 	queues   []packet.Queue
 	extra    map[string]string // features of its own
@@ -97,16 +100,28 @@ func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
 		return out, fmt.Errorf("open netlink: %w", err)
 	}
 	defer handle.Close()
-	if out.program, err = underlayProgram(len(mem), c.Local, c.Port); err != nil {
+	if out.program, err = underlayProgram(len(mem), c); err != nil {
 		return out, err
 	}
 	if out.kernel, err = openKernelPath(c.Local, c.Port); err != nil {
 		return out, err
 	}
+	wake := out.kernel.fds[:]
+	if c.PlainPort != 0 && c.PlainPort != c.Port {
+		if out.plain, err = openKernelPath(c.Local, c.PlainPort); err != nil {
+			return out, err
+		}
+		wake = append(wake[:len(wake):len(wake)], out.plain.fds[:]...)
+	}
+	if c.Steer != nil {
+		if out.aside, err = out.kernel.steer(*c.Steer, c.Local, c.Port); err != nil {
+			return out, err
+		}
+	}
 	if err = out.program.attach(handle, dev.index, dev.name, c.Attach); err != nil {
 		return out, err
 	}
-	if err = out.open(dev.index, c, out.kernel.fds[:]...); err != nil {
+	if err = out.open(dev.index, c, wake...); err != nil {
 		return out, err
 	}
 	if out.resolver, err = newResolver(dev, c.Local); err != nil {
@@ -128,7 +143,7 @@ func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
 			"set `queues: %d` or run `ethtool -L %s combined %d`", dev.name, dev.receiveQueues, len(mem), dev.receiveQueues, dev.name, len(mem))
 	}
 	for i, pair := range out.pairs {
-		out.queues = append(out.queues, &outsideQueue{pair: pair, resolver: out.resolver, kernel: out.kernel, verify: verify, listen: i == 0})
+		out.queues = append(out.queues, &outsideQueue{pair: pair, resolver: out.resolver, kernel: out.kernel, plain: out.plain, verify: verify, listen: i == 0})
 	}
 	return out, nil
 }
@@ -158,6 +173,9 @@ func (o *Outside) KernelDrops() map[string]uint64 {
 	return drops
 }
 
+// Aside returns the sockets for what is not for lanes: one per address with Config.Steer.
+func (o *Outside) Aside() []*net.UDPConn { return o.aside }
+
 // Close gives the device's traffic back to the kernel and frees the queues.
 func (o *Outside) Close() error {
 	first, err := o.shut()
@@ -167,8 +185,13 @@ func (o *Outside) Close() error {
 	if o.resolver != nil {
 		o.resolver.close()
 	}
-	if o.kernel != nil {
-		err = errors.Join(err, o.kernel.close())
+	for _, k := range []*kernelPath{o.kernel, o.plain} {
+		if k != nil {
+			err = errors.Join(err, k.close())
+		}
+	}
+	for _, c := range o.aside {
+		err = errors.Join(err, c.Close())
 	}
 	return err
 }
@@ -177,6 +200,7 @@ type outsideQueue struct {
 	pair
 	resolver *resolver
 	kernel   *kernelPath
+	plain    *kernelPath // nil = there is none
 	verify   bool
 	listen   bool // this queue's Recv also receives from the kernel's path
 
@@ -194,7 +218,7 @@ func (q *outsideQueue) Recv(b *packet.Batch) error {
 	defer q.rx.wait.Leave()
 	for {
 		if q.turns++; q.listen && q.turns%kernelTurns == 0 {
-			if n := q.kernel.recv(b.Slots()); n > 0 {
+			if n := q.fromKernel(b.Slots()); n > 0 {
 				b.SetLen(n)
 				return nil
 			}
@@ -205,7 +229,7 @@ func (q *outsideQueue) Recv(b *packet.Batch) error {
 		if b.Len() > 0 {
 			break
 		}
-		if n := q.kernel.recv(b.Slots()); n > 0 {
+		if n := q.fromKernel(b.Slots()); n > 0 {
 			b.SetLen(n)
 			return nil
 		}
@@ -217,6 +241,15 @@ func (q *outsideQueue) Recv(b *packet.Batch) error {
 		}
 	}
 	return nil
+}
+
+// fromKernel fills slots with what came by the kernel's path.
+func (q *outsideQueue) fromKernel(slots []packet.Packet) int {
+	n := q.kernel.recv(slots)
+	if q.plain != nil {
+		n += q.plain.recv(slots[n:])
+	}
+	return n
 }
 
 // unwrap checks and strips Ethernet, IP and UDP. The program has let through nothing but UDP without IPv4 options,

@@ -3,7 +3,6 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -40,8 +39,9 @@ func insideProgram(queues int) (*program, error) {
 	return &program{prog: objects.Program, sockets: objects.Sockets}, nil
 }
 
-// underlayProgram loads the program for the underlay device; only UDP to these addresses and port goes to the sockets.
-func underlayProgram(queues int, local []netip.Addr, port uint16) (*program, error) {
+// underlayProgram loads the program for the underlay device; only UDP to these addresses and ports goes to the sockets,
+// and where traffic is steered only lanes' datagrams.
+func underlayProgram(queues int, c Config) (*program, error) {
 	var objects struct {
 		Program   *ebpf.Program `ebpf:"weft_underlay"`
 		Sockets   *ebpf.Map     `ebpf:"sockets"`
@@ -52,10 +52,19 @@ func underlayProgram(queues int, local []netip.Addr, port uint16) (*program, err
 	}
 	p := &program{prog: objects.Program, sockets: objects.Sockets}
 	defer objects.Endpoints.Close() // the program keeps it
-	for _, a := range local {
-		key := bpf.XdpEndpoint{Addr: a.As16(), Port: [2]uint8{uint8(port >> 8), uint8(port)}}
-		if err := objects.Endpoints.Put(key, uint8(1)); err != nil {
-			return nil, errors.Join(fmt.Errorf("put endpoint %s into the program's map: %w", a, err), p.close())
+	first := uint8(0)               // any
+	if c.Steer != nil {
+		first = c.Steer.Type
+	}
+	for _, a := range c.Local {
+		for port, value := range map[uint16]uint8{c.PlainPort: 0, c.Port: first} {
+			if port == 0 {
+				continue
+			}
+			key := bpf.XdpEndpoint{Addr: a.As16(), Port: [2]uint8{uint8(port >> 8), uint8(port)}}
+			if err := objects.Endpoints.Put(key, value); err != nil {
+				return nil, errors.Join(fmt.Errorf("put endpoint %s into the program's map: %w", a, err), p.close())
+			}
 		}
 	}
 	return p, nil

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"weft/internal/steer"
 	"weft/packet"
 )
 
@@ -38,6 +39,10 @@ type Config struct {
 	Device string       // the underlay interface, e.g. "eth0"; "" = the one that has the first of Local
 	Local  []netip.Addr // our tunnel addresses on the underlay, at most one per address family
 	Port   uint16       // UDP port of the tunnel
+	// Steer, if set, leaves datagrams to Port that are not for lanes to the kernel, where Aside's sockets get them.
+	Steer *steer.Rule
+	// PlainPort is a second UDP port, all of whose datagrams are for lanes; 0 = none.
+	PlainPort uint16
 
 	Queues int // 0 = 1; an underlay device with fewer receive queues has the last word
 

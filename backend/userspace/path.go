@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync"
 
+	"weft/backend"
 	"weft/control"
 	"weft/dataplane"
 	"weft/packet"
@@ -17,7 +18,9 @@ import (
 type Path struct {
 	Device      string       // the inside interface, "weft0"
 	Local       []netip.Addr // our endpoints, at most one per address family
-	Port        uint16       // UDP port of the tunnel
+	Port        uint16       // UDP port to receive on: the tunnel's, or that of sealed traffic
+	Sealed      bool         // outside ports keep apart what is not for the lanes (packet.Aside)
+	PlainPort   uint16       // a second port, for peers that may still send plaintext; 0 = none
 	VNI         uint32
 	MAC         control.MAC // our VTEP MAC
 	Queues      int
@@ -34,7 +37,7 @@ func (p Path) equal(o Path) bool {
 			return false
 		}
 	}
-	return p.Device == o.Device && p.Port == o.Port && p.VNI == o.VNI && p.MAC == o.MAC &&
+	return p.Device == o.Device && p.Port == o.Port && p.Sealed == o.Sealed && p.PlainPort == o.PlainPort && p.VNI == o.VNI && p.MAC == o.MAC &&
 		p.Queues == o.Queues && p.UnderlayMTU == o.UnderlayMTU && p.InnerMTU == o.InnerMTU
 }
 
@@ -48,6 +51,8 @@ type Kind struct {
 	Open func(Path) (inside, outside packet.Port, err error)
 	// Stages makes a lane's own stages, innermost first; route comes before them.
 	Stages func(Path) []packet.Stage
+	// Seal makes what seals packets, behind all other stages; nil = the mode cannot.
+	Seal func(backend.Settings) (Sealer, error)
 }
 
 // engine is a running path: two ports and the lanes between them.
@@ -56,11 +61,12 @@ type engine struct {
 	inside, outside packet.Port
 	lanes           []*dataplane.Lane
 	done            sync.WaitGroup
+	sealed          func() // waits for the sealer's end of the port; nil where nothing is sealed
 }
 
 // start opens the ports and starts one lane per queue and direction. The first lane that stops for
 // another reason than stop is reported to failed.
-func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int), failed chan<- failure) (*engine, error) {
+func start(kind Kind, path Path, route *dataplane.Route, seal Sealer, tooBig func([]byte, int), failed chan<- failure) (*engine, error) {
 	inside, outside, err := kind.Open(path)
 	if err != nil {
 		return nil, err
@@ -73,6 +79,15 @@ func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int
 		return nil, fmt.Errorf("userspace: %s opened %d queues and %s %d: they must be equal, or packets "+
 			"hashed to the surplus ones are lost: set queues: 1", inside.Name(), len(ins), outside.Name(), len(outs))
 	}
+	if seal != nil {
+		aside, ok := outside.(packet.Aside)
+		if !ok || len(aside.Aside()) == 0 {
+			inside.Close()
+			outside.Close()
+			return nil, fmt.Errorf("userspace: %s cannot keep handshakes out of the lanes: sealed traffic needs that", outside.Name())
+		}
+		e.sealed = seal.Serve(aside.Aside())
+	}
 	room := path.UnderlayMTU + 64
 	for i := range ins {
 		mk := func(d dataplane.Direction, from, to packet.Port, fq, tq packet.Queue) {
@@ -80,6 +95,9 @@ func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int
 				Name: fmt.Sprintf("%s/%d", d, i), Direction: d, From: fq, To: tq,
 				FromName: from.Name(), ToName: to.Name(), Room: room,
 				Stages: append([]packet.Stage{route}, kind.Stages(path)...),
+			}
+			if seal != nil {
+				cfg.Stages = append(cfg.Stages, seal.Stage(i))
 			}
 			if d == dataplane.Out {
 				cfg.TooBig = tooBig
@@ -114,6 +132,9 @@ func start(kind Kind, path Path, route *dataplane.Route, tooBig func([]byte, int
 func (e *engine) stop() error {
 	err := errors.Join(e.inside.Close(), e.outside.Close())
 	e.done.Wait()
+	if e.sealed != nil {
+		e.sealed()
+	}
 	return err
 }
 

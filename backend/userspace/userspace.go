@@ -39,6 +39,7 @@ type Backend struct {
 	host  *hostnet.Host
 	route *dataplane.Route
 	reply *rejecter
+	seal  Sealer // nil where nothing is sealed
 
 	failed chan failure // engines report here when a lane dies
 
@@ -71,6 +72,9 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 		b := &Backend{kind: kind, set: s, log: s.Log, host: host, route: dataplane.NewRoute(), reply: reply,
 			failed: make(chan failure, 1), ids: map[string]uint32{}}
 		if err := host.Guard(s.Network); err != nil { // before anything can be sent
+			return nil, errors.Join(err, b.Close())
+		}
+		if b.seal, err = newSealer(kind, s); err != nil {
 			return nil, errors.Join(err, b.Close())
 		}
 		return b, nil
@@ -175,7 +179,7 @@ func (b *Backend) sync() error {
 	}
 	if b.engine == nil {
 		b.reply.SetSource(hostAddrs(s.Self))
-		e, err := start(b.kind, path, b.route, b.reply.Offer, b.failed)
+		e, err := start(b.kind, path, b.route, b.seal, b.reply.Offer, b.failed)
 		if err != nil {
 			return err
 		}
@@ -185,9 +189,14 @@ func (b *Backend) sync() error {
 			zap.Int("queues", path.Queues), zap.Any("features", features(e)))
 	}
 	b.path = path
-	table, hops := b.table(s, path)
+	table, hops, sealed := b.table(s, path)
 	b.route.Publish(table)
 	b.hops = hops
+	if b.seal != nil {
+		if err := b.seal.Update(s.Self, sealed); err != nil {
+			return err
+		}
+	}
 	return b.host.Apply(b.want(s, path, devices))
 }
 
@@ -195,6 +204,14 @@ func (b *Backend) sync() error {
 func (b *Backend) pathFor(self control.Node) (Path, []string, error) {
 	p := Path{Device: device, Port: b.set.Port, VNI: b.set.VNI, MAC: self.VTEP(), Queues: b.set.Queues,
 		UnderlayMTU: b.set.UnderlayMTU}
+	overhead := b.kind.Overhead
+	if seal := b.set.Seal; seal != nil {
+		p.Port, p.Sealed = seal.Port, true
+		overhead += b.seal.Overhead()
+		if len(seal.PermitPlain) > 0 {
+			p.PlainPort = b.set.Port
+		}
+	}
 	var devices []string
 	v6 := false
 	for _, a := range self.Endpoints {
@@ -217,7 +234,7 @@ func (b *Backend) pathFor(self control.Node) (Path, []string, error) {
 	if len(p.Local) == 0 {
 		return p, nil, fmt.Errorf("userspace: node %q has no endpoint: give it one in the control plane", self.Name)
 	}
-	p.InnerMTU = packet.InnerMTU(p.UnderlayMTU, v6, b.kind.Overhead)
+	p.InnerMTU = packet.InnerMTU(p.UnderlayMTU, v6, overhead)
 	least := packet.MinIPv4MTU
 	if slices.ContainsFunc(self.Prefixes, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
 		least = packet.MinIPv6MTU
@@ -229,8 +246,8 @@ func (b *Backend) pathFor(self control.Node) (Path, []string, error) {
 	return p, devices, nil
 }
 
-// table builds the route table and the report of it.
-func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backend.Hop) {
+// table builds the route table, the report of it, and the list of peers for the sealer.
+func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backend.Hop, []SealedPeer) {
 	t := dataplane.NewTable()
 	for _, p := range s.Self.Prefixes {
 		t.InsertSelf(p)
@@ -238,6 +255,7 @@ func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backen
 	// Remote checksum offload is used where both sides announced it and this mode can do it.
 	rco := slices.Contains(b.kind.Features, control.FeatureRCO) && slices.Contains(s.Self.Features, control.FeatureRCO)
 	var hops []backend.Hop
+	var peers []SealedPeer
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		at, ok := control.Endpoint(s.Self, *n)
@@ -254,13 +272,17 @@ func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backen
 		for _, p := range n.Prefixes {
 			t.Insert(p, h)
 		}
+		peer := sealedPeer(n, h, b.set, path)
+		peers = append(peers, peer)
 		for _, a := range n.Endpoints {
-			t.InsertPeer(a, h)
+			if !path.Sealed || peer.Plain != nil { // an address proves nothing where seals do
+				t.InsertPeer(a, h)
+			}
 		}
 		mac := n.VTEP()
 		hops = append(hops, backend.Hop{Node: n.Name, Endpoint: h.Addr, Prefixes: n.Prefixes, VNI: h.VNI, MTU: h.MTU, MAC: mac.String()})
 	}
-	return t, hops
+	return t, hops, peers
 }
 
 // want says what the kernel must hold for this path.
@@ -320,8 +342,15 @@ func (b *Backend) Status() backend.Status {
 		s.Devices = []string{device}
 		s.Features = features(b.engine)
 	}
+	sessions := map[uint32]backend.Session{}
+	if b.seal != nil {
+		sessions, s.Rejected = b.seal.Sessions(), b.seal.Strangers()
+	}
 	for i := range s.Hops {
 		h := &s.Hops[i]
+		if session, ok := sessions[b.ids[h.Node]]; ok {
+			h.Session = &session
+		}
 		if id := int(b.ids[h.Node]); id < len(tx) {
 			h.TxPackets, h.TxBytes = tx[id].Packets, tx[id].Bytes
 		}

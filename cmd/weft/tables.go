@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -41,10 +42,31 @@ func newNodesCommand() *cobra.Command {
 // newPeersCommand is `weft peers`.
 func newPeersCommand() *cobra.Command {
 	return newListCommand("peers", "How the other nodes are reached, and what passed (userspace modes)", (*api.Client).Peers,
-		[]any{"NODE", "ENDPOINT", "PREFIXES", "VNI", "MTU", "SENT", "RECEIVED"},
+		[]any{"NODE", "ENDPOINT", "PREFIXES", "VNI", "MTU", "SENT", "RECEIVED", "SEALED"},
 		func(p api.Peer) []any {
-			return []any{p.Node, p.Endpoint, commas(p.Prefixes), p.VNI, p.MTU, volume(p.TxPackets, p.TxBytes), volume(p.RxPackets, p.RxBytes)}
+			return []any{p.Node, p.Endpoint, commas(p.Prefixes), p.VNI, p.MTU, volume(p.TxPackets, p.TxBytes), volume(p.RxPackets, p.RxBytes), sealing(p.Session)}
 		})
+}
+
+// sealing prints how it stands with the keys towards a peer.
+func sealing(s *api.Session) string {
+	if s == nil {
+		return "-"
+	}
+	text := "no: " + s.Reason
+	switch {
+	case s.Established:
+		text = fmt.Sprintf("%s, epoch %d, %s", s.Cipher, s.Epoch, age(s.Since, time.Now()))
+		if s.PeerCipher != s.Cipher {
+			text += ", peer " + s.PeerCipher
+		}
+	case s.Plain:
+		text = "in clear, by permission: " + s.Reason
+	}
+	if len(s.Rejected) > 0 {
+		text += "; rejected " + pairs(s.Rejected)
+	}
+	return text
 }
 
 // newRoutesCommand is `weft routes`.

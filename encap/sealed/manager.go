@@ -1,7 +1,6 @@
 package sealed
 
 import (
-	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -112,25 +111,26 @@ type Manager struct {
 // member is a peer and all that is known about the sessions with it.
 type member struct {
 	Peer
-	face             *face
-	mac1Key, ownKey  [32]byte // of messages to it, of cookies from it
-	prev, cur, next  *session // next is one that we answered and that has not been confirmed
-	prevUntil        time.Time
-	rekeyAt          time.Time
-	under            *initiation
-	tries            int // initiations since the last session
-	retryAt          time.Time
-	wanted           uint64 // face.unsealed at the last initiation
-	confirmAt        time.Time
-	lastStamp        uint64
-	epoch            uint8
-	cookie           []byte
-	cookieUntil      time.Time
-	limit            bucket
-	home             netip.Addr // the address of the configuration
-	handshakes       uint64     // sessions since the daemon began
-	rejected         rejections
-	established, was bool // logged as established; had a session before
+	face            *face
+	mac1Key, ownKey [32]byte // of messages to it, of cookies from it
+	prev, cur, next *session // next is one that we answered and that has not been confirmed
+	prevUntil       time.Time
+	rekeyAt         time.Time
+	under           *initiation
+	tries           int // initiations since the last session
+	retryAt         time.Time
+	wanted          uint64 // face.unsealed at the last initiation
+	confirmAt       time.Time
+	lastStamp       uint64
+	epoch           uint8
+	cookie          []byte
+	cookieUntil     time.Time
+	limit           bucket
+	home            netip.Addr // the address of the configuration
+	handshakes      uint64     // sessions since the daemon began
+	rejected        rejections
+	established     bool // and logged as such
+	double          bool // another node has the same public key
 }
 
 // initiation is a handshake of ours that waits for its answer.
@@ -229,22 +229,29 @@ func (m *Manager) Update(id Identity, peers []Peer) error {
 			m.remove(p)
 		}
 	}
-	clear(m.byKey)
-	var doubles []error
-	for _, p := range m.peers {
-		if p.Public == ([32]byte{}) {
-			continue
-		}
-		if other := m.byKey[p.Public]; other != nil || bytes.Equal(p.Public[:], m.me.Public) {
-			doubles = append(doubles, fmt.Errorf("sealed: node %s has the public key of another node: give every node a key of its own (`weft keys gen`)", p.Name))
-			continue
-		}
-		m.byKey[p.Public] = p
-	}
+	m.claimKeys()
 	m.publish()
 	m.step(now)
 	m.poke()
-	return errors.Join(doubles...)
+	return nil
+}
+
+// claimKeys says which key is whose. A key that two nodes claim is nobody's, nor is ours theirs: either
+// could pass for the other.
+func (m *Manager) claimKeys() {
+	clear(m.byKey)
+	claims := map[[32]byte]int{{}: 1, [32]byte(m.me.Public): 1} // no key, and our own
+	for _, p := range m.peers {
+		claims[p.Public]++
+	}
+	for _, p := range m.peers {
+		p.double = p.Public != [32]byte{} && claims[p.Public] > 1
+		if claims[p.Public] == 1 {
+			m.byKey[p.Public] = p
+			continue
+		}
+		m.silence(p)
+	}
 }
 
 // moveTo points sealed traffic at another address of the peer; the port stays.
@@ -256,13 +263,18 @@ func (p *member) moveTo(a netip.Addr) {
 
 // remove ends everything with a peer.
 func (m *Manager) remove(p *member) {
-	p.face.send.Store(nil)
 	p.face.plain.Store(nil)
+	m.silence(p)
+	delete(m.peers, p.ID)
+}
+
+// silence ends all sessions with a peer.
+func (m *Manager) silence(p *member) {
+	p.face.send.Store(nil)
 	m.abandon(p)
 	for _, s := range []**session{&p.prev, &p.cur, &p.next} {
 		m.drop(s)
 	}
-	delete(m.peers, p.ID)
 }
 
 // publish makes lanes see the peers.
@@ -366,7 +378,7 @@ func (m *Manager) rotate(p *member, s *session, now time.Time) {
 	p.face.send.Store(s)
 	p.tries = 0
 	if !p.established {
-		p.established, p.was = true, true
+		p.established = true
 		m.cfg.Log.Info("sealed", zap.String("peer", p.Name), zap.Stringer("cipher", s.txCipher), zap.Uint8("epoch", s.epoch))
 	}
 }

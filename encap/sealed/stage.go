@@ -141,15 +141,18 @@ func sameRun(p *packet.Packet, word uint64) bool {
 	return p.Drop == packet.Alive && len(data) >= HeaderLen+TagLen && binary.BigEndian.Uint64(data) == word
 }
 
-// judgePlain decides on what is no sealed data: VXLAN in clear from a node that may send it goes on,
+// leastPlain is the least first byte of a plaintext tunnel: VXLAN has 0x08 set (RFC 7348 §5), IP a version
+// of 4 or 6 in the upper half.
+const leastPlain = 8
+
+// judgePlain decides on what is no sealed data: a tunnel packet in clear from a node that may send it goes on,
 // all else dies.
 func judgePlain(t *table, p *packet.Packet) packet.Drop {
-	const vxlanFlag = 0x08 // RFC 7348 §5: a valid VNI
 	data := p.Bytes()
 	if len(data) == 0 {
 		return packet.TooShort
 	}
-	if data[0]&vxlanFlag == 0 {
+	if data[0] < leastPlain {
 		return packet.BadHeader
 	}
 	if t != nil {

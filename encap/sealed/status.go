@@ -66,6 +66,8 @@ func (p *member) why(now time.Time) string {
 	switch {
 	case p.Public == ([32]byte{}):
 		return "no public key of this node is known: publish one, or set psk_file on all nodes"
+	case p.double:
+		return "another node has the same public key: give every node one of its own (`weft keys gen`)"
 	case r[badResponse] > 0:
 		return "its answers do not open: it has another password (psk_file)"
 	case p.next != nil:

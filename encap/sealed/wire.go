@@ -23,8 +23,8 @@ const (
 	typeInitiation = 1
 	typeResponse   = 2
 	typeCookie     = 3
-	// TypeData is the first byte of what belongs to the lanes; everything else does not. VXLAN's
-	// first byte has the bit 0x08 set, so neither can be taken for the other.
+	// TypeData is the first byte of what belongs to the lanes; everything else does not. A
+	// plaintext tunnel packet begins with 8 or more, so neither can be taken for the other.
 	TypeData    = 4
 	typeConfirm = 5 // a data header and a tag without data, sent and received outside the lanes
 

@@ -40,6 +40,9 @@ type Status struct {
 	KernelDrops map[string]uint64 `json:"kernel_drops"` // around the path, by name
 	Repairs     uint64            `json:"repairs"`      // kernel objects put back
 
+	Cipher   string            `json:"cipher"`             // encryption.cipher
+	Rejected map[string]uint64 `json:"rejected,omitempty"` // handshake messages of nobody known, by reason
+
 	Control  Control   `json:"control"`
 	Apply    Apply     `json:"apply"`
 	Problems []Problem `json:"problems"`
@@ -90,6 +93,25 @@ type Peer struct {
 	TxBytes   uint64         `json:"tx_bytes"`
 	RxPackets uint64         `json:"rx_packets"`
 	RxBytes   uint64         `json:"rx_bytes"`
+
+	Session *Session `json:"session,omitempty"` // absent where traffic is not sealed
+}
+
+// Session is how it stands with the keys towards a peer.
+type Session struct {
+	Established bool              `json:"established"`
+	Reason      string            `json:"reason,omitempty"` // why not
+	Epoch       uint8             `json:"epoch"`
+	Cipher      string            `json:"cipher,omitempty"`      // that we seal with
+	PeerCipher  string            `json:"peer_cipher,omitempty"` // that the peer seals with
+	Since       time.Time         `json:"since,omitzero"`        // the last handshake
+	Initiator   bool              `json:"initiator"`             // of that
+	Handshakes  uint64            `json:"handshakes"`            // since the daemon began
+	Attempts    int               `json:"attempts"`              // in a row without an answer
+	Endpoint    netip.AddrPort    `json:"endpoint"`              // where it was heard last
+	Plain       bool              `json:"plain"`                 // spoken to in clear meanwhile, by permission
+	Sealed      uint64            `json:"sealed"`                // packets sealed in this session
+	Rejected    map[string]uint64 `json:"rejected"`              // by reason
 }
 
 // Route is one prefix of the overlay and where it leads.

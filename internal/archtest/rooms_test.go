@@ -39,8 +39,8 @@ var (
 
 		// the parts: vocabulary, ground, and the one library a part is about
 		"tun":         {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
-		"underlay":    {[]string{"packet", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
-		"xdp":         {[]string{"packet", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
+		"underlay":    {[]string{"packet", "internal/steer", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
+		"xdp":         {[]string{"packet", "internal/steer", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
 		"xdp/bpf":     {code: []string{"github.com/cilium/ebpf"}},
 		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
 		"encap/vxlan": {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
@@ -55,18 +55,19 @@ var (
 		"backend/kernelvxlan": {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
 
 		// the roof
-		"catalog": {code: []string{"backend", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/ipudp", "encap/vxlan",
-			"internal/config", "packet", "tun", "underlay", "xdp", zap}},
-		"cmd/weft": {[]string{"catalog", "perf", "perf/contender", "perf/probe", "perf/report", "perf/testbed",
+		"catalog": {code: []string{"backend", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
+			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", zap}},
+		"cmd/weft": {[]string{"catalog", "perf", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",
 			"github.com/spf13/cobra", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"github.com/spf13/pflag"}},
 
 		// the lab runs contenders as processes: it sees no part
-		"perf":           {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
-		"perf/contender": {code: []string{"perf/testbed", "internal/api", nl, netns, unix}},
-		"perf/probe":     {code: []string{unix}},
-		"perf/report":    {code: []string{"perf", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}},
-		"perf/testbed":   {code: []string{nl, netns, unix}},
+		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
+		"perf/contender":             {code: []string{"perf/testbed", "internal/api", nl, netns, unix}},
+		"perf/contender/wireguardgo": {code: []string{"golang.zx2c4.com/wireguard/..."}}, // the library is nowhere else
+		"perf/probe":                 {code: []string{unix}},
+		"perf/report":                {code: []string{"perf", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}},
+		"perf/testbed":               {code: []string{nl, netns, unix}},
 
 		// the ground
 		"internal/api":           {},
@@ -79,6 +80,7 @@ var (
 		"internal/e2e":     {tests: []string{"catalog"}},
 		"internal/hostnet": {[]string{netns, unix, zap}, []string{nl}},
 		"internal/nettest": {code: []string{nl, netns, unix}},
+		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
 		"internal/wait":    {code: []string{unix}},
 	}
 )

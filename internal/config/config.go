@@ -22,6 +22,7 @@ const (
 	DefaultNodes    = "/etc/weft/nodes.yaml"
 	DefaultSocket   = "/run/weft/weft.sock"
 	DefaultStateDir = "/var/lib/weft"
+	DefaultKeyFile  = "/var/lib/weft/key"
 )
 
 // Config is the effective configuration of one daemon.
@@ -100,6 +101,9 @@ const (
 	FeatureCNI        = "a CNI plugin"
 	FeatureMetrics    = "a metrics endpoint"
 )
+
+// CipherNone is the cipher of traffic that is not sealed.
+const CipherNone = "none"
 
 // Origin says where a value came from.
 type Origin struct {

@@ -58,7 +58,7 @@ func keys() []key {
 		{name: "encryption.port", initial: "8473", feature: FeatureEncryption,
 			read: func(c *Config, v strict.Value) { number(v, &c.Encryption.Port, 1, 65535) },
 			get:  func(c *Config) any { return c.Encryption.Port }},
-		{name: "encryption.key_file", initial: "/var/lib/weft/key", feature: FeatureEncryption,
+		{name: "encryption.key_file", initial: DefaultKeyFile, feature: FeatureEncryption,
 			read: func(c *Config, v strict.Value) { text(v, &c.Encryption.KeyFile, absolute) },
 			get:  func(c *Config) any { return c.Encryption.KeyFile }},
 		{name: "encryption.psk_file", initial: `""`, feature: FeatureEncryption,

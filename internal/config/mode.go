@@ -14,6 +14,7 @@ type Mode struct {
 	Port     uint16 // default UDP port of its tunnel; 0 = it has none
 	Overhead int    // bytes between the outer UDP header and the inner IP packet
 	Tunnel   bool   // false: inner packets go out as they are
+	Sealable bool   // its packets pass through this process, which can seal them
 }
 
 const vxlanOverhead = packet.VXLANHeader + packet.EthernetHeader
@@ -21,16 +22,16 @@ const vxlanOverhead = packet.VXLANHeader + packet.EthernetHeader
 // Modes are all modes a daemon can be told, built into this weft or not.
 func Modes() []Mode {
 	return []Mode{
-		{"tun-gso", 4789, vxlanOverhead, true},
-		{"tun", 4789, vxlanOverhead, true},
-		{"vxlan", 4789, vxlanOverhead, true},
-		{"vxlan-nocsum", 4789, vxlanOverhead, true},
-		{"host-gw", 0, 0, false},
-		{"udp", 8285, 0, true},
-		{"tap", 4789, vxlanOverhead, true},
-		{"xdp", 4789, vxlanOverhead, true},
-		{"xdp-lib", 4789, vxlanOverhead, true},
-		{"cached", 4789, vxlanOverhead, true},
+		{"tun-gso", 4789, vxlanOverhead, true, true},
+		{"tun", 4789, vxlanOverhead, true, true},
+		{"vxlan", 4789, vxlanOverhead, true, false},
+		{"vxlan-nocsum", 4789, vxlanOverhead, true, false},
+		{"host-gw", 0, 0, false, false},
+		{"udp", 8285, 0, true, true},
+		{"tap", 4789, vxlanOverhead, true, true},
+		{"xdp", 4789, vxlanOverhead, true, true},
+		{"xdp-lib", 4789, vxlanOverhead, true, true},
+		{"cached", 4789, vxlanOverhead, true, false},
 	}
 }
 
@@ -43,12 +44,19 @@ func modeByName(name string) (Mode, bool) {
 	return modes[i], true
 }
 
+// sealOverhead is what sealing adds to a packet: header and tag, 16 bytes each.
+const sealOverhead = 32
+
 // innerMTU is the largest inner IP packet over an IPv4 underlay of the given MTU.
-func (m Mode) innerMTU(underlay int) int {
+func (m Mode) innerMTU(underlay int, sealed bool) int {
 	if !m.Tunnel {
 		return underlay
 	}
-	return packet.InnerMTU(underlay, false, m.Overhead)
+	overhead := m.Overhead
+	if sealed {
+		overhead += sealOverhead
+	}
+	return packet.InnerMTU(underlay, false, overhead)
 }
 
 func readMode(c *Config, v strict.Value) {

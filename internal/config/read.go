@@ -188,11 +188,14 @@ func (r reader) check(doc *strict.Document) {
 	if !mode.Tunnel && c.Network.Port != 0 {
 		r.values["network.port"].Fail("mode %s sends no UDP: remove the key", c.Mode)
 	}
+	if cipher := r.values["encryption.cipher"]; cipher.Present() && c.Encryption.Cipher != CipherNone && !mode.Sealable {
+		cipher.Fail("mode %s cannot seal: the kernel carries its packets; write mode: tun-gso, or cipher: none", c.Mode)
+	}
 	plain := c.Network.Port
 	if plain == 0 {
 		plain = mode.Port
 	}
-	if port := r.values["encryption.port"]; port.Present() && c.Encryption.Cipher != "none" && c.Encryption.Port == plain {
+	if port := r.values["encryption.port"]; port.Present() && c.Encryption.Cipher != CipherNone && c.Encryption.Port == plain {
 		port.Fail("is the plain tunnel's port too: sealed traffic needs one of its own")
 	}
 }
@@ -210,7 +213,7 @@ func (r reader) checkMTU(mode Mode) {
 			least, what = packet.MinIPv6MTU, "IPv6"
 		}
 	}
-	if inner := mode.innerMTU(c.Node.MTU); inner < least {
+	if inner := mode.innerMTU(c.Node.MTU, c.Encryption.Cipher != CipherNone); inner < least {
 		r.values["node.mtu"].Fail("%d leaves %d bytes inside, %s needs %d: write at least %d, or 0 to detect it",
 			c.Node.MTU, inner, what, least, c.Node.MTU+least-inner)
 	}

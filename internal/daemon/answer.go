@@ -32,8 +32,12 @@ func (d *Daemon) Status() api.Status {
 		Ready: b.Ready && state != nil, Reason: cmp.Or(b.Reason, apply.Error),
 		UnderlayMTU: b.UnderlayMTU, InnerMTU: b.InnerMTU, Devices: full(b.Devices),
 		Features: b.Features, KernelDrops: b.KernelDrops, Repairs: b.Repairs,
+		Cipher: d.cfg.Encryption.Cipher, Rejected: b.Rejected,
 		Control: api.Control{Kind: d.cfg.Control.Kind}, Apply: apply,
 		Endpoints: []netip.Addr{}, Prefixes: []netip.Prefix{}, Problems: []api.Problem{},
+	}
+	if b := settings(d.cfg, nil); b.Seal != nil {
+		s.Port = b.Seal.Port
 	}
 	if s.Features == nil {
 		s.Features = map[string]string{}
@@ -79,8 +83,12 @@ func node(n control.Node, self bool) api.Node {
 func (d *Daemon) Peers() []api.Peer {
 	var peers []api.Peer
 	for _, h := range d.backend.Status().Hops {
-		p := api.Peer(h)
-		p.Prefixes = full(p.Prefixes)
+		p := api.Peer{Node: h.Node, Endpoint: h.Endpoint, Prefixes: full(h.Prefixes), VNI: h.VNI, MTU: h.MTU, MAC: h.MAC,
+			TxPackets: h.TxPackets, TxBytes: h.TxBytes, RxPackets: h.RxPackets, RxBytes: h.RxBytes}
+		if h.Session != nil {
+			session := api.Session(*h.Session)
+			p.Session = &session
+		}
 		peers = append(peers, p)
 	}
 	return peers

@@ -83,10 +83,14 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 }
 
 func settings(cfg *config.Config, log *zap.Logger) backend.Settings {
-	return backend.Settings{
+	s := backend.Settings{
 		Mode: cfg.Mode, Node: cfg.Node.Name, Network: cfg.Network.Prefixes, VNI: cfg.Network.VNI, Port: cfg.Network.Port,
 		Interface: cfg.Node.Interface, UnderlayMTU: cfg.Node.MTU, Queues: cfg.Queues, Log: log,
 	}
+	if e := cfg.Encryption; e.Cipher != config.CipherNone {
+		s.Seal = &backend.Seal{Cipher: e.Cipher, Port: e.Port, KeyFile: e.KeyFile, PSKFile: e.PSKFile, PermitPlain: e.PermitPlain}
+	}
+	return s
 }
 
 // follow runs the source. One that refuses before its first State was told something wrong.

@@ -50,7 +50,12 @@ func Examine(ctx context.Context, p Patient) []Finding {
 	list = append(list, port(p, status, err == nil))
 	list = append(list, forwarding()...)
 	list = append(list, ipv6(p), socketBuffers())
-	return append(list, daemon(status, err)...)
+	list = append(list, daemon(status, err)...)
+	if err == nil && status.Cipher != config.CipherNone {
+		peers, err := p.Client.Peers(ctx)
+		list = append(list, sealing(status, peers, err)...)
+	}
+	return list
 }
 
 // daemon repeats what a running daemon complains of.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/internal/api"
+	"weft/internal/config"
 )
 
 // defaultPort is VXLAN's, by IANA.
@@ -27,6 +28,9 @@ func port(p Patient, s api.Status, running bool) Finding {
 		n = s.Port
 	case p.Config != nil:
 		n = p.Config.Network.Port
+		if e := p.Config.Encryption; e.Cipher != config.CipherNone {
+			n = e.Port
+		}
 	}
 	f := Finding{Name: "udp port", Level: OK, Found: fmt.Sprintf("%d is free", n)}
 	if n == 0 {

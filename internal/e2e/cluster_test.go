@@ -51,6 +51,10 @@ type cluster struct {
 	dir     string
 	daemons map[string]*nettest.Process
 	absent  map[string]bool // nodes that nodes.yaml leaves out
+
+	// encryption is the section of a node's weft.yaml, "" = none; publicKey what nodes.yaml says.
+	encryption func(n *nettest.ClusterNode) string
+	publicKey  map[string]string
 }
 
 // up builds a cluster, starts a daemon per node and waits until all pods reach each other.
@@ -62,8 +66,23 @@ func up(t *testing.T, mode string, family int, o nettest.ClusterOptions) *cluste
 // upMixed is up with some nodes, by name, in another mode.
 func upMixed(t *testing.T, mode string, modes map[string]string, family int, o nettest.ClusterOptions) *cluster {
 	t.Helper()
-	c := &cluster{modes: modes, Cluster: nettest.NewCluster(t, o), t: t, mode: mode, family: family, dir: t.TempDir(),
+	c := prepare(t, mode, family, o)
+	c.modes = modes
+	c.launch()
+	return c
+}
+
+// prepare builds a cluster without daemons.
+func prepare(t *testing.T, mode string, family int, o nettest.ClusterOptions) *cluster {
+	t.Helper()
+	return &cluster{Cluster: nettest.NewCluster(t, o), t: t, mode: mode, family: family, dir: t.TempDir(),
 		daemons: map[string]*nettest.Process{}, absent: map[string]bool{}}
+}
+
+// launch starts a daemon per node and waits until all pods reach each other.
+func (c *cluster) launch() {
+	t := c.t
+	t.Helper()
 	c.writeNodes()
 	for _, n := range c.Nodes {
 		c.start(n)
@@ -82,7 +101,6 @@ func upMixed(t *testing.T, mode string, modes map[string]string, family int, o n
 		c.ready(n)
 	}
 	c.allReach()
-	return c
 }
 
 func (c *cluster) path(n *nettest.ClusterNode, file string) string {
@@ -100,7 +118,8 @@ func (c *cluster) writeNodes() {
 		if c.absent[n.Name] {
 			continue
 		}
-		fmt.Fprintf(&b, "  - {name: %s, endpoints: [%q], prefixes: [%q, %q]}\n", n.Name, c.endpoint(n), n.Prefixes[0], n.Prefixes[1])
+		fmt.Fprintf(&b, "  - {name: %s, endpoints: [%q], prefixes: [%q, %q], public_key: %q}\n", n.Name, c.endpoint(n), n.Prefixes[0], n.Prefixes[1],
+			c.publicKey[n.Name])
 	}
 	c.writeFile(c.nodesFile(), b.String())
 }
@@ -130,13 +149,18 @@ func (c *cluster) start(n *nettest.ClusterNode) {
 	if m := c.modes[n.Name]; m != "" {
 		mode = m
 	}
+	encryption := ""
+	if c.encryption != nil {
+		encryption = c.encryption(n)
+	}
 	c.writeFile(c.path(n, "weft.yaml"), fmt.Sprintf(`node: {name: %s}
 network: {prefixes: [%q, %q]}
 mode: %s
 control: {kind: static, static: {file: %s}}
 api: {socket: %s}
 state_dir: %s
-`, n.Name, network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state")))
+%s
+`, n.Name, network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state"), encryption))
 	c.daemons[n.Name] = n.NS.MustStart(c.t, weft, "daemon", "--config", c.path(n, "weft.yaml"))
 }
 

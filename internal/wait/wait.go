@@ -28,8 +28,8 @@ const (
 )
 
 // maxDescriptors is how many descriptors one Waiter watches. A queue over AF_XDP has most: its ring,
-// link events, and a UDP socket per address family. A negative one is watched for nothing.
-const maxDescriptors = 4
+// link events, and a UDP socket per address family and port. A negative one is watched for nothing.
+const maxDescriptors = 6
 
 // Stop ends the waiting of one port. Its Waiters and Gates are made while the port opens, before
 // any lane runs.
@@ -125,7 +125,7 @@ type Waiter struct {
 	spin spinner
 }
 
-// Waiter makes a waiter for events on up to 4 descriptors, which stay the port's.
+// Waiter makes a waiter for events on up to 6 descriptors, which stay the port's.
 func (s *Stop) Waiter(events int16, fds ...int) *Waiter {
 	w := &Waiter{Gate: s.Gate(), n: len(fds) + 1, spin: newSpinner(runtime.NumCPU())}
 	for i, fd := range fds {

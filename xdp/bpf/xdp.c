@@ -29,7 +29,8 @@ struct {
 	__uint(max_entries, 64);
 } sockets SEC(".maps");
 
-// The tunnel's endpoints on this node; the value is not used.
+// The tunnel's endpoints on this node. The value is the first byte of the datagrams that are for lanes; 0 = all
+// are. What is not for lanes (handshakes) is for other sockets, by way of the kernel.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct endpoint);
@@ -55,6 +56,7 @@ int weft_underlay(struct xdp_md *ctx)
 	struct endpoint to = {};
 	struct ethhdr *eth = data;
 	struct udphdr *udp;
+	__u8 *first;
 
 	if ((void *)(eth + 1) > end)
 		return XDP_PASS;
@@ -85,8 +87,15 @@ int weft_underlay(struct xdp_md *ctx)
 	if ((void *)(udp + 1) > end)
 		return XDP_PASS;
 	__builtin_memcpy(to.port, &udp->dest, sizeof(to.port));
-	if (!bpf_map_lookup_elem(&endpoints, &to))
+	first = bpf_map_lookup_elem(&endpoints, &to);
+	if (!first)
 		return XDP_PASS;
+	if (*first) {
+		__u8 *payload = (void *)(udp + 1);
+
+		if ((void *)(payload + 1) > end || *payload != *first)
+			return XDP_PASS;
+	}
 	// A device may have more queues than we have lanes: their packets reach our socket by the kernel.
 	return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
 }

@@ -1,0 +1,55 @@
+package userspace
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"weft/backend"
+	"weft/control"
+	"weft/packet"
+)
+
+// Sealer keeps keys with the peers and makes the stages that use them. It outlives ports and lanes:
+// what it has sealed with a key it never forgets.
+type Sealer interface {
+	Overhead() int // bytes its stage adds
+	// Stage makes the stage of lane i, for one out and one in lane.
+	Stage(i int) packet.Stage
+	// Serve receives handshakes from conns until the port closes them, and sends by them. The returned
+	// function waits for that end.
+	Serve(conns []*net.UDPConn) (wait func())
+	// Update says who this node and its peers are. An error means that nothing is carried.
+	Update(self control.Node, peers []SealedPeer) error
+	// Sessions reports by Hop.Peer, Strangers what could not be assigned to any.
+	Sessions() map[uint32]backend.Session
+	Strangers() map[string]uint64
+}
+
+// SealedPeer is a node that traffic is sealed for.
+type SealedPeer struct {
+	Node  control.Node
+	Hop   *packet.Hop
+	Plain *packet.Hop // where plaintext goes while there are no keys; nil = it never does
+}
+
+func sealedPeer(n *control.Node, hop *packet.Hop, set backend.Settings, path Path) SealedPeer {
+	p := SealedPeer{Node: *n, Hop: hop}
+	if path.Sealed && slices.Contains(set.Seal.PermitPlain, n.Name) {
+		plain := *hop
+		plain.Addr = netip.AddrPortFrom(hop.Addr.Addr(), path.PlainPort)
+		p.Plain = &plain
+	}
+	return p
+}
+
+func newSealer(kind Kind, s backend.Settings) (Sealer, error) {
+	if s.Seal == nil {
+		return nil, nil
+	}
+	if kind.Seal == nil {
+		return nil, fmt.Errorf("userspace: mode %s cannot seal traffic: set encryption.cipher: none, or choose another mode", s.Mode)
+	}
+	return kind.Seal(s)
+}
