@@ -190,12 +190,12 @@ func TestRun(t *testing.T) {
 		args []string
 		mtu  map[string]int
 	}{
-		{"split", nil, map[string]int{"bare": 1500, "vxlan": 1450, "tun": 1450}},
+		{"split", nil, map[string]int{"bare": 1500, "vxlan": 1450, "tun": 1450, "wireguard-go": 1420}},
 		{"three nodes, free, IPv6", []string{"--layout", "free", "--nodes", "3", "--family", "6", "--mtu", "1600"},
-			map[string]int{"bare": 1600, "vxlan": 1550, "tun": 1550}},
+			map[string]int{"bare": 1600, "vxlan": 1550, "tun": 1550, "wireguard-go": 1520}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := start(t, append([]string{"--contenders", "bare,vxlan,tun", "--tests", "tcp-stream,udp-rr,udp-rate:size=100",
+			l := start(t, append([]string{"--contenders", "bare,vxlan,tun,wireguard-go", "--tests", "tcp-stream,udp-rr,udp-rate:size=100",
 				"--duration", "300ms", "--repeat", "2", "--out", "results", "--json", "r.json"}, c.args...)...)
 			if code := l.end(); code != 0 {
 				t.Fatalf("exit code %d:\n%s\n%s", code, l.err.Bytes(), l.out.Bytes())
@@ -210,7 +210,7 @@ func TestRun(t *testing.T) {
 			if len(r.Failed)+len(r.Unsupported) > 0 {
 				t.Errorf("failed %+v, unsupported %+v", r.Failed, r.Unsupported)
 			}
-			if want := 3 * (1 + 5 + 2); len(r.Results) != want {
+			if want := 4 * (1 + 5 + 2); len(r.Results) != want {
 				t.Errorf("%d rows, want %d", len(r.Results), want)
 			}
 			for _, row := range r.Results {
@@ -256,7 +256,11 @@ func checkRow(t *testing.T, row perf.Row, mtu int) {
 		t.Errorf("%s: a cost of the wrong kind: %+v", name, row.CPU)
 	}
 	want := []string{"bench"}
-	if row.Contender != "bare" {
+	switch row.Contender {
+	case "bare":
+	case "wireguard-go":
+		want = append(want, "wireguard-go-a", "wireguard-go-b")
+	default:
 		want = append(want, "weft-a", "weft-b")
 	}
 	for _, p := range want {
@@ -282,8 +286,8 @@ func checkBalances(t *testing.T, all []perf.Balance) {
 			t.Errorf("%s, %s: %+v", b.Contender, b.Test, *b.LaneBalance)
 		}
 	}
-	if paths != 3*2 || lanes < 3*4 {
-		t.Errorf("%d accounts of UDP paths and %d of lanes, want 6 and at least 12", paths, lanes)
+	if paths != 4*2 || lanes < 3*4 {
+		t.Errorf("%d accounts of UDP paths and %d of lanes, want 8 and at least 12", paths, lanes)
 	}
 }
 

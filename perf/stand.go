@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"time"
 
 	"weft/perf/contender"
@@ -78,31 +77,9 @@ func openStand(ctx context.Context, p *Plan, c contender.Contender, dir string) 
 // serve starts the generator's server in the far pod and waits until it listens.
 func (s *stand) serve(ctx context.Context) (err error) {
 	_, far := s.ends()
-	listening := &firstWrite{done: make(chan struct{})}
-	s.server, err = far.Pod.Start(benchName, s.log, listening,
+	s.server, err = far.Pod.StartReady(ctx, benchName, s.log,
 		s.plan.Weft, "bench", "serve", "--listen", netip.AddrPortFrom(netip.IPv6Unspecified(), probe.DefaultPort).String())
-	if err != nil {
-		return err
-	}
-	select {
-	case <-listening.done:
-		return nil
-	case <-s.server.Done():
-		return s.server.Ended()
-	case <-ctx.Done():
-		return fmt.Errorf("perf: the generator's server does not listen: %w", ctx.Err())
-	}
-}
-
-// firstWrite closes done when something is written to it for the first time.
-type firstWrite struct {
-	once sync.Once
-	done chan struct{}
-}
-
-func (w *firstWrite) Write(p []byte) (int, error) {
-	w.once.Do(func() { close(w.done) })
-	return len(p), nil
+	return err
 }
 
 func (s *stand) close() error { return s.bed.Close() }

@@ -187,7 +187,7 @@ func TestReferenceCommands(t *testing.T) { holdMade(t, "## Commands", commandRef
 func commandReference() string {
 	var b strings.Builder
 	eachCommand(newRoot(), func(c *cobra.Command) {
-		if c.RunE == nil {
+		if c.RunE == nil || c.Hidden {
 			return
 		}
 		fmt.Fprintf(&b, "### %s\n\n%s.\n", c.CommandPath(), c.Short)

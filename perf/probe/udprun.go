@@ -229,6 +229,7 @@ func runUDPRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	if err != nil {
 		return err
 	}
+	b.drain()
 	all, err := c.finish()
 	if err != nil {
 		return err
@@ -275,6 +276,19 @@ func (b *bouncer) bounce(patience time.Duration) (completed bool) {
 		return false
 	}
 	b.sent++
+	return b.await(patience, func(arrived uint64) bool { return arrived == seq })
+}
+
+// drain takes the replies that are still on their way, so that none counts as lost for being late.
+func (b *bouncer) drain() {
+	missing := func() bool { return b.replies < b.sent }
+	if missing() {
+		b.await(lostAfter, func(uint64) bool { return !missing() })
+	}
+}
+
+// await takes replies until enough says so of one's sequence number, or none comes for the length of patience.
+func (b *bouncer) await(patience time.Duration, enough func(seq uint64) bool) bool {
 	var begin time.Time // read the clock only when a wait was in vain
 	for !b.stop.Load() {
 		n, err := unix.Read(int(b.conn), b.reply)
@@ -296,7 +310,7 @@ func (b *bouncer) bounce(patience time.Duration) (completed bool) {
 			continue
 		}
 		b.replies++
-		if h.seq == seq {
+		if enough(h.seq) {
 			return true
 		}
 	}

@@ -241,12 +241,8 @@ func (b *Bed) pair(x, y end) error {
 		return fmt.Errorf("testbed: make veth %s in %s: %w", x.name, x.ns.Name, err)
 	}
 	for _, e := range [...]end{x, y} {
-		link, err := e.ns.Link.LinkByName(e.name)
-		if err == nil {
-			err = e.ns.Link.LinkSetUp(link)
-		}
-		if err != nil {
-			return fmt.Errorf("testbed: set %s in %s up: %w", e.name, e.ns.Name, err)
+		if err := e.ns.SetUp(e.name); err != nil {
+			return err
 		}
 	}
 	b.pairs = append(b.pairs, [2]end{x, y})
@@ -310,6 +306,18 @@ func (b *Bed) SetPodMTU(mtu int) error {
 				return fmt.Errorf("testbed: set MTU %d on %s in %s: %w", mtu, e.name, e.ns.Name, err)
 			}
 		}
+	}
+	return nil
+}
+
+// SetUp sets a device up.
+func (ns *Namespace) SetUp(device string) error {
+	link, err := ns.Link.LinkByName(device)
+	if err == nil {
+		err = ns.Link.LinkSetUp(link)
+	}
+	if err != nil {
+		return fmt.Errorf("testbed: set %s in %s up: %w", device, ns.Name, err)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -53,6 +54,36 @@ func (ns *Namespace) Start(name, log string, stdout io.Writer, argv ...string) (
 		close(p.done)
 	}()
 	return p, nil
+}
+
+// StartReady is Start, and waits until the process says that it is ready: until it writes to its
+// standard output for the first time.
+func (ns *Namespace) StartReady(ctx context.Context, name, log string, argv ...string) (*Process, error) {
+	said := &firstWrite{done: make(chan struct{})}
+	p, err := ns.Start(name, log, said, argv...)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-said.done:
+		return p, nil
+	case <-p.Done():
+		return nil, p.Ended()
+	case <-ctx.Done():
+		p.Stop(context.Background())
+		return nil, fmt.Errorf("testbed: %s does not say that it is ready: %w", name, ctx.Err())
+	}
+}
+
+// firstWrite closes done when something is written to it for the first time.
+type firstWrite struct {
+	once sync.Once
+	done chan struct{}
+}
+
+func (w *firstWrite) Write(p []byte) (int, error) {
+	w.once.Do(func() { close(w.done) })
+	return len(p), nil
 }
 
 // Done is closed when the process has ended.
