@@ -12,7 +12,7 @@ import (
 )
 
 // client is the running side's control connection and its stop flag. Whatever ends the test early
-// (cancellation, the server gone) sets the flag, and every data thread looks at it at least once a tick.
+// (cancellation, the server gone) sets the flag, and every data goroutine looks at it at least once a tick.
 type client struct {
 	*control
 	stop    atomic.Bool

@@ -2,9 +2,10 @@
 // and says what the path between them carried. It imports nothing of weft, so that every contender
 // is measured by the same stranger, and it works between any two hosts.
 //
-// How it measures: each flow is one locked thread in blocking system calls, as in iperf3 and sockperf; memory is
-// laid out before the traffic starts and nothing is allocated per packet; what arrived is what the
-// receiver says, over a control connection. docs/perf-method.md says how that compares.
+// How it measures: each flow is one goroutine in blocking system calls of its own thread, past Go's poller, as iperf3
+// and sockperf do; memory is laid out before the traffic starts and nothing is allocated per packet;
+// what arrived is what the receiver says, over a control connection. docs/perf-method.md says how
+// that compares.
 package probe
 
 import (

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -23,11 +22,9 @@ func (h *histogram) metrics(elapsed time.Duration) map[string]float64 {
 	}
 }
 
-// repeat times exchange until the duration is over, on the caller's thread. An exchange that says
+// repeat times exchange until the duration is over, on the caller's goroutine. An exchange that says
 // it did not complete is not counted.
 func repeat(c *client, duration time.Duration, h *histogram, exchange func() (completed bool, err error)) (elapsed time.Duration, err error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	for clock := startClock(); elapsed < duration && !c.stop.Load(); {
 		begin := clock.now()
 		var completed bool
@@ -114,7 +111,7 @@ func (s *session) serveTCPEcho() error {
 		return fmt.Errorf("payload %d: must be between 1 and %d", start.Payload, maxPayload)
 	}
 	var n uint64
-	wait := onThread(func() { n = echo(flows[0], make([]byte, start.Payload), &s.stop) })
+	wait := background(func() { n = echo(flows[0], make([]byte, start.Payload), &s.stop) })
 	over := s.watch()
 	err = s.write(message{Type: msgReady})
 	if err == nil {
@@ -225,7 +222,7 @@ func (s *session) serveTCPAccept() error {
 	}
 	defer l.close()
 	var n uint64
-	wait := onThread(func() { n = answer(l, &s.stop) })
+	wait := background(func() { n = answer(l, &s.stop) })
 	over := s.watch()
 	err = s.ready(port)
 	if err == nil {

@@ -77,7 +77,7 @@ type session struct {
 	dataPort uint16
 	job      job
 	token    uint64
-	stop     atomic.Bool // every data thread looks at it at least once a tick
+	stop     atomic.Bool // every data goroutine looks at it at least once a tick
 }
 
 // end makes everything in the session return.

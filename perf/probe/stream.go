@@ -42,7 +42,7 @@ func runTCPStream(ctx context.Context, s Spec, r *Result) error {
 	errs := make([]error, flows)
 	waits := make([]func(), flows)
 	for i, conn := range conns {
-		waits[i] = onThread(func() {
+		waits[i] = background(func() {
 			errs[i] = fill(conn, s.Params["rate"]/8/float64(flows), &c.stop)
 			c.stop.Store(true) // one lost connection ends the test
 		})
@@ -135,7 +135,7 @@ func (s *session) serveTCPSink() error {
 	received := make([]counter, len(flows))
 	begun := make(chan time.Time, len(flows))
 	for i, flow := range flows {
-		wait := onThread(func() { drain(flow, &received[i], begun, &s.stop) })
+		wait := background(func() { drain(flow, &received[i], begun, &s.stop) })
 		defer wait()
 	}
 	defer s.stop.Store(true) // deferred last, so that it runs before the waits

@@ -68,19 +68,12 @@ func runUDP(ctx context.Context, s Spec, r *Result) error {
 	if err := lab.check(s); err != nil {
 		return err
 	}
-	var values map[string]float64
-	wait := onThread(func() {
-		begin := time.Now()
-		values, err = lab.measure(s, r)
-		r.Seconds = time.Since(begin).Seconds()
-	})
-	wait()
-	if failed := c.failed(); failed != nil {
-		return failed
-	}
-	if err != nil {
+	begin := time.Now()
+	values, err := lab.measure(s, r)
+	if err = c.blame(err); err != nil {
 		return err
 	}
+	r.Seconds = time.Since(begin).Seconds()
 	all, err := c.finish()
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ func (s *session) serveUDPSink() error {
 	rx := &receiver{token: uint32(s.token)}
 	// A byte more than promised, so that nothing longer passes for it.
 	batch := newBurst(udpBatch, s.job.Payload+1)
-	wait := onThread(func() {
+	wait := background(func() {
 		if !s.awaitPeer(conn) {
 			return
 		}
@@ -128,7 +128,7 @@ func (s *session) serveUDPEcho() error {
 	rx := &receiver{token: uint32(s.token)}
 	batch := newBurst(1, s.job.Payload)
 	var replies uint64
-	wait := onThread(func() {
+	wait := background(func() {
 		if !s.awaitPeer(conn) {
 			return
 		}
