@@ -14,7 +14,7 @@ import (
 // Accounting: every frame of a UMEM is in exactly one place.
 
 // audit lists every frame of a queue pair's memory at a quiet moment and says which are missing or in two places.
-func audit(t *testing.T, u *umem, pairs []pair, held ...*packet.Batch) {
+func audit(t *testing.T, u *umem, pairs []*pair, held ...*packet.Batch) {
 	t.Helper()
 	where := map[uint64]string{}
 	add := func(f uint64, place string) {
@@ -59,16 +59,24 @@ func audit(t *testing.T, u *umem, pairs []pair, held ...*packet.Batch) {
 	}
 }
 
+// own is the rings of our own.
+func own(rings []Rings) (all []*pair) {
+	for _, r := range rings {
+		all = append(all, r.(*pair))
+	}
+	return all
+}
+
 // count holds the lane's side of the account, exactly and under load: what was put into the fill ring and not yet
 // received is a full ring, what was sent and not yet completed plus what is free is another.
-func (q pair) count(t *testing.T) {
+func (q *pair) count(t *testing.T) {
 	t.Helper()
 	if n := q.rx.fill.mine - q.rx.rx.mine; n != q.rx.rx.mask+1 {
 		t.Fatalf("%d frames in the receiver's rings, want %d", n, q.rx.rx.mask+1)
 	}
 }
 
-func (q pair) countSent(t *testing.T) {
+func (q *pair) countSent(t *testing.T) {
 	t.Helper()
 	if n := q.tx.tx.mine - q.tx.completion.mine + uint32(len(q.tx.free)); n != q.tx.tx.mask+1 {
 		t.Fatalf("%d frames in the sender's rings and list, want %d", n, q.tx.tx.mask+1)
@@ -76,7 +84,7 @@ func (q pair) countSent(t *testing.T) {
 }
 
 // settled waits until the kernel holds no frame that is in neither ring: nothing is being received or sent.
-func settled(t *testing.T, pairs []pair) {
+func settled(t *testing.T, pairs []*pair) {
 	t.Helper()
 	until(t, "quiet rings", func() bool {
 		for _, q := range pairs {
@@ -102,7 +110,7 @@ func TestAccounting(t *testing.T) {
 	u := newUnderlay(t)
 	c := testConfig()
 	c.RingSize = 512
-	inside, outside := openPair(t, u, c)
+	inside, outside := openBoth(t, u, c)
 	hop := hopTo(addrsB[0])
 	resolve(t, outside, hop)
 	u.b.MustRun(t, "ethtool", "-K", "eth0", "tx", "off")
@@ -113,7 +121,7 @@ func TestAccounting(t *testing.T) {
 	var carried [2]atomic.Int64
 	var enough atomic.Bool
 	var dropped [2]packet.Drops
-	lane := func(dir int, from, to packet.Queue, in, out pair) *packet.Batch {
+	lane := func(dir int, from, to packet.Queue, in, out *pair) *packet.Batch {
 		b := packettest.NewBatch(from, packet.BatchSize, 0)
 		random := rand.New(rand.NewPCG(uint64(dir), 7))
 		for !enough.Load() {
@@ -166,10 +174,10 @@ func TestAccounting(t *testing.T) {
 	feed(func() error { _, err := far.WriteToUDPAddrPort(inner, hopTo(addrsA[0]).Addr); return err })
 	batches := make([]*packet.Batch, 2)
 	lanes.Go(func() {
-		batches[0] = lane(0, inside.Queues()[0], outside.Queues()[0], inside.pairs[0], outside.pairs[0])
+		batches[0] = lane(0, inside.Queues()[0], outside.Queues()[0], own(inside.rings)[0], own(outside.rings)[0])
 	})
 	lanes.Go(func() {
-		batches[1] = lane(1, outside.Queues()[0], inside.Queues()[0], outside.pairs[0], inside.pairs[0])
+		batches[1] = lane(1, outside.Queues()[0], inside.Queues()[0], own(outside.rings)[0], own(inside.rings)[0])
 	})
 	t.Cleanup(func() { // where the test has failed half-way
 		enough.Store(true)
@@ -200,12 +208,12 @@ func TestAccounting(t *testing.T) {
 	lanes.Wait()
 	halt()
 	feeders.Wait()
-	both := []pair{inside.pairs[0], outside.pairs[0]}
+	both := []*pair{own(inside.rings)[0], own(outside.rings)[0]}
 	for _, q := range both {
 		q.tx.again() // what waits for a link that is up again
 	}
 	settled(t, both)
-	audit(t, inside.mem[0], both, batches...)
+	audit(t, own(inside.rings)[0].umem, both, batches...)
 	t.Logf("carried %d and %d, dropped %v and %v, kernel %v and %v", carried[0].Load(), carried[1].Load(),
 		dropped[0].Map(), dropped[1].Map(), inside.KernelDrops(), outside.KernelDrops())
 	for dir, name := range []string{"out", "in"} {

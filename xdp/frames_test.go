@@ -55,7 +55,7 @@ func TestAnyMemory(t *testing.T) {
 				var in *Inside
 				var out *Outside
 				if shared {
-					in, out = openPair(t, u, testConfig())
+					in, out = openBoth(t, u, testConfig())
 				} else {
 					in, out = openIn(t, u.a, OpenInside, testConfig()), openIn(t, u.a, OpenOutside, testConfig())
 				}
@@ -97,13 +97,13 @@ func TestAnyMemory(t *testing.T) {
 						break
 					}
 				}
-				both := []pair{in.pairs[0], out.pairs[0]}
+				both := []*pair{own(in.rings)[0], own(out.rings)[0]}
 				settled(t, both)
 				if shared {
-					audit(t, in.mem[0], both, b, back)
+					audit(t, own(in.rings)[0].umem, both, b, back)
 				} else {
-					audit(t, in.mem[0], both[:1], b, back)
-					audit(t, out.mem[0], both[1:], b, back)
+					audit(t, own(in.rings)[0].umem, both[:1], b, back)
+					audit(t, own(out.rings)[0].umem, both[1:], b, back)
 				}
 			})
 		}
@@ -209,7 +209,7 @@ func TestLargeFrames(t *testing.T) {
 		nettest.End{NS: u.b, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.2/24", "2001:db8::2/64")}, 3400)
 	c := testConfig()
 	c.InnerMTU = 3350
-	in, out := openPair(t, u, c)
+	in, out := openBoth(t, u, c)
 	stopAfter(t, in)
 	stopAfter(t, out)
 	if in.Features()["xdp-native"] != "on" || out.Features()["xdp-native"] != "on" {
@@ -260,7 +260,7 @@ func TestQueues(t *testing.T) {
 	}
 	c := testConfig()
 	c.Queues = 4 // the device has the last word
-	in, out := openPair(t, u, c)
+	in, out := openBoth(t, u, c)
 	stopAfter(t, in)
 	stopAfter(t, out)
 	if len(in.Queues()) != 2 || len(out.Queues()) != 2 {

@@ -18,9 +18,9 @@ type Inside struct {
 	queues []packet.Queue
 }
 
-func openInside(c Config, mem []*umem) (in *Inside, err error) {
+func openInside(c Config, open opener) (in *Inside, err error) {
 	in = &Inside{}
-	if err = in.start(c.Inside, mem); err != nil {
+	if err = in.start(c.Inside); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -37,20 +37,20 @@ func openInside(c Config, mem []*umem) (in *Inside, err error) {
 		return in, err
 	}
 	defer et.close()
-	if in.veth, err = makeVeth(in.netns, et, c.Inside, c.InnerMTU, len(mem)); err != nil {
+	if in.veth, err = makeVeth(in.netns, et, c.Inside, c.InnerMTU, c.queues()); err != nil {
 		return in, err
 	}
-	if in.program, err = insideProgram(len(mem)); err != nil {
+	if in.program, err = insideProgram(c.queues()); err != nil {
 		return in, err
 	}
 	if err = in.program.attach(in.netns, in.veth.peerIndex, in.veth.peer, c.Attach); err != nil {
 		return in, err
 	}
-	if err = in.open(in.veth.peerIndex, c); err != nil {
+	if err = in.open(c.queues(), in.veth.peerIndex, packet.EthernetHeader+c.InnerMTU, c, open); err != nil {
 		return in, err
 	}
-	for _, pair := range in.pairs {
-		q := &insideQueue{pair: pair, mtu: c.InnerMTU}
+	for i := range in.rings {
+		q := &insideQueue{queue: in.queue(i), port: &in.port, mtu: c.InnerMTU}
 		packet.PutEthernet(q.header4[:], in.veth.mac, in.veth.peerMAC, packet.EtherTypeIPv4)
 		packet.PutEthernet(q.header6[:], in.veth.mac, in.veth.peerMAC, packet.EtherTypeIPv6)
 		in.queues = append(in.queues, q)
@@ -86,7 +86,8 @@ func (in *Inside) Close() error {
 }
 
 type insideQueue struct {
-	pair
+	queue
+	port             *port
 	mtu              int
 	header4, header6 [packet.EthernetHeader]byte
 }
@@ -94,12 +95,14 @@ type insideQueue struct {
 // Recv strips the Ethernet header. Frames that are neither IPv4 nor IPv6 (ARP, a VLAN tag) are dropped as not-ip.
 func (q *insideQueue) Recv(b *packet.Batch) error {
 	b.SetLen(0)
-	if err := q.rx.wait.Enter(); err != nil {
+	if err := q.wait.Enter(); err != nil {
 		return err
 	}
-	defer q.rx.wait.Leave()
-	if err := q.rx.receive(b); err != nil {
-		return err
+	defer q.wait.Leave()
+	for b.Len() == 0 {
+		if err := q.receive(q.port, b); err != nil {
+			return err
+		}
 	}
 	packets := b.Packets()
 	for i := range packets {
@@ -121,10 +124,10 @@ func (q *insideQueue) Recv(b *packet.Batch) error {
 // Send prepends the Ethernet header of the interface and finishes partial checksums, which a frame cannot say of
 // itself.
 func (q *insideQueue) Send(b *packet.Batch) error {
-	if err := q.tx.Enter(); err != nil {
+	if err := q.send.Enter(); err != nil {
 		return err
 	}
-	defer q.tx.Leave()
+	defer q.send.Leave()
 	packets := b.Packets()
 	for i := range packets {
 		p := &packets[i]
@@ -146,9 +149,9 @@ func (q *insideQueue) Send(b *packet.Batch) error {
 		if p.Bytes()[0]>>4 == 6 {
 			header = &q.header6
 		}
-		if frame := q.tx.stage(p, packet.EthernetHeader); frame != nil {
+		if frame := q.Stage(p, packet.EthernetHeader); frame != nil {
 			copy(frame, header[:])
 		}
 	}
-	return q.tx.flush(b)
+	return q.Flush(b)
 }

@@ -142,7 +142,7 @@ func TestKilledUnderLoad(t *testing.T) {
 		until(t, "other traffic", func() bool { return answered.Load() > talked+100 })
 	}
 	// In this process, over what the last one left: an interface, perhaps a queue not yet free.
-	inside, outside := openPair(t, u, testConfig())
+	inside, outside := openBoth(t, u, testConfig())
 	close(stop)
 	<-done
 	<-done
@@ -313,7 +313,7 @@ func TestGenericFallback(t *testing.T) {
 // TestDeviceGone: Recv and Send fail when somebody deletes the device, and Close still works.
 func TestDeviceGone(t *testing.T) {
 	u := newUnderlay(t)
-	in, out := openPair(t, u, testConfig())
+	in, out := openBoth(t, u, testConfig())
 	resolve(t, out, hopTo(addrsB[0]))
 	for _, port := range []packet.Port{in, out} {
 		q := port.Queues()[0]
@@ -385,6 +385,6 @@ func TestLinkFlap(t *testing.T) {
 		n, err := far.Read(buf)
 		return err == nil && string(buf[:n]) == "flap"
 	})
-	settled(t, out.pairs)
-	audit(t, out.mem[0], out.pairs, b)
+	settled(t, own(out.rings))
+	audit(t, own(out.rings)[0].umem, own(out.rings), b)
 }

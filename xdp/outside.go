@@ -84,9 +84,10 @@ func holder(a netip.Addr) (netlink.Link, error) {
 	return nil, fmt.Errorf("no interface has the address %s: the node's endpoint must be an address of this host", a)
 }
 
-func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
+func openOutside(c Config, dev device, open opener) (out *Outside, err error) {
+	queues := min(c.queues(), dev.receiveQueues)
 	out = &Outside{extra: map[string]string{}}
-	if err = out.start(dev.name, mem); err != nil {
+	if err = out.start(dev.name); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -100,7 +101,7 @@ func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
 		return out, fmt.Errorf("open netlink: %w", err)
 	}
 	defer handle.Close()
-	if out.program, err = underlayProgram(len(mem), c); err != nil {
+	if out.program, err = underlayProgram(queues, c); err != nil {
 		return out, err
 	}
 	if out.kernel, err = openKernelPath(c.Local, c.Port); err != nil {
@@ -121,7 +122,7 @@ func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
 	if err = out.program.attach(handle, dev.index, dev.name, c.Attach); err != nil {
 		return out, err
 	}
-	if err = out.open(dev.index, c, wake...); err != nil {
+	if err = out.open(queues, dev.index, packet.EthernetHeader+dev.mtu, c, open, wake...); err != nil {
 		return out, err
 	}
 	if out.resolver, err = newResolver(dev, c.Local); err != nil {
@@ -138,12 +139,12 @@ func openOutside(c Config, dev device, mem []*umem) (out *Outside, err error) {
 	if dev.receiveQueues < c.queues() {
 		out.extra["xdp-all-queues"] = fmt.Sprintf("%s has %d receive queues, so there are no more lanes than that", dev.name, dev.receiveQueues)
 	}
-	if dev.receiveQueues > len(mem) {
+	if dev.receiveQueues > queues {
 		out.extra["xdp-all-queues"] = fmt.Sprintf("%s has %d receive queues, %d lanes serve them: the rest goes through the kernel; "+
-			"set `queues: %d` or run `ethtool -L %s combined %d`", dev.name, dev.receiveQueues, len(mem), dev.receiveQueues, dev.name, len(mem))
+			"set `queues: %d` or run `ethtool -L %s combined %d`", dev.name, dev.receiveQueues, queues, dev.receiveQueues, dev.name, queues)
 	}
-	for i, pair := range out.pairs {
-		out.queues = append(out.queues, &outsideQueue{pair: pair, resolver: out.resolver, kernel: out.kernel, plain: out.plain, verify: verify, listen: i == 0})
+	for i := range out.rings {
+		out.queues = append(out.queues, &outsideQueue{queue: out.queue(i), port: &out.port, resolver: out.resolver, kernel: out.kernel, plain: out.plain, verify: verify, listen: i == 0})
 	}
 	return out, nil
 }
@@ -197,7 +198,8 @@ func (o *Outside) Close() error {
 }
 
 type outsideQueue struct {
-	pair
+	queue
+	port     *port
 	resolver *resolver
 	kernel   *kernelPath
 	plain    *kernelPath // nil = there is none
@@ -212,10 +214,10 @@ type outsideQueue struct {
 // Recv strips the outer Ethernet, IP and UDP headers and says who sent the packet.
 func (q *outsideQueue) Recv(b *packet.Batch) error {
 	b.SetLen(0)
-	if err := q.rx.wait.Enter(); err != nil {
+	if err := q.wait.Enter(); err != nil {
 		return err
 	}
-	defer q.rx.wait.Leave()
+	defer q.wait.Leave()
 	for {
 		if q.turns++; q.listen && q.turns%kernelTurns == 0 {
 			if n := q.fromKernel(b.Slots()); n > 0 {
@@ -223,7 +225,7 @@ func (q *outsideQueue) Recv(b *packet.Batch) error {
 				return nil
 			}
 		}
-		if err := q.rx.receive(b); err != nil {
+		if err := q.receive(q.port, b); err != nil {
 			return err
 		}
 		if b.Len() > 0 {
@@ -286,10 +288,10 @@ func unwrap(p *packet.Packet, verify bool) packet.Drop {
 
 // Send puts the outer headers in front of each packet and sends it to its Hop.
 func (q *outsideQueue) Send(b *packet.Batch) error {
-	if err := q.tx.Enter(); err != nil {
+	if err := q.send.Enter(); err != nil {
 		return err
 	}
-	defer q.tx.Leave()
+	defer q.send.Leave()
 	packets := b.Packets()
 	var hop *packet.Hop
 	var d *destination
@@ -315,7 +317,7 @@ func (q *outsideQueue) Send(b *packet.Batch) error {
 				continue
 			}
 			flow := p.Flow
-			if frame := q.tx.stage(p, t.length); frame != nil {
+			if frame := q.Stage(p, t.length); frame != nil {
 				q.id++
 				t.write(frame, flow, q.id)
 			}
@@ -325,7 +327,7 @@ func (q *outsideQueue) Send(b *packet.Batch) error {
 			p.Drop = packet.Unresolved
 		}
 	}
-	return q.tx.flush(b)
+	return q.Flush(b)
 }
 
 // to finds the destination of a hop: by the peer's number, unless its address has changed.

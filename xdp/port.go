@@ -11,62 +11,43 @@ import (
 	"weft/packet"
 )
 
-// port is what the inside and the outside port have in common: a device with a program and two sockets a queue.
+// port is what the inside and the outside port have in common: a device with a program, and rings for each queue.
 type port struct {
 	device  string
 	stop    *wait.Stop
-	mem     []*umem // by queue
 	program *program
-	events  int    // netlink socket that becomes readable when a link changes; -1 = none
-	pairs   []pair // by queue
+	events  int // netlink socket that becomes readable when a link changes; -1 = none
+	rings   []Rings
 
 	mu     sync.Mutex
 	closed bool
 	last   unix.XDPStatistics // of all queues, kept when they close
 }
 
-// pair is both halves of one queue of a device.
-type pair struct {
-	rx *receiver
-	tx *sender
+// start makes a port that holds nothing yet.
+func (p *port) start(device string) (err error) {
+	p.device, p.events = device, -1
+	p.stop, err = wait.NewStop()
+	return err
 }
 
-// start makes a port that holds the memory and nothing else yet.
-func (p *port) start(device string, mem []*umem) (err error) {
-	p.device, p.mem, p.events = device, mem, -1
-	if p.stop, err = wait.NewStop(); err != nil {
-		return err
-	}
-	for _, u := range mem {
-		u.retain()
-	}
-	return nil
-}
-
-// open opens two sockets a queue and directs the queues' frames to them. The first queue's receiver also wakes up for
-// others.
-func (p *port) open(ifindex int, c Config, others ...int) (err error) {
+// open opens the rings of n queues and directs the queues' frames to them. The first one also wakes up for link events
+// and for others.
+func (p *port) open(n, ifindex, frame int, c Config, open opener, others ...int) (err error) {
 	if p.events, err = linkEvents(); err != nil {
 		return err
 	}
-	events := p.events
-	for i, u := range p.mem {
-		if i > 0 {
-			events, others = -1, nil
+	for i := range n {
+		r := Request{Ifindex: ifindex, Queue: i, Size: c.ring(), Frame: frame, Stop: p.stop, Watch: []int{-1}}
+		if i == 0 {
+			r.Watch = append([]int{p.events}, others...)
 		}
-		rx, err := openReceiver(u, p.stop, ifindex, i, c, events, others)
+		rings, err := open(r)
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.device, err)
 		}
-		p.pairs = append(p.pairs, pair{rx: rx})
-		tx, err := openSender(rx, ifindex, i, c)
-		if err != nil {
-			return fmt.Errorf("%s: %w", p.device, err)
-		}
-		p.pairs[i].tx = tx
-	}
-	for i := range p.pairs {
-		if err := p.program.serve(i, &p.pairs[i].rx.socket); err != nil {
+		p.rings = append(p.rings, rings)
+		if err := p.program.serve(i, rings.Socket()); err != nil {
 			return fmt.Errorf("%s: %w", p.device, err)
 		}
 	}
@@ -87,14 +68,8 @@ func (p *port) shut() (first bool, err error) {
 		errs = append(errs, p.program.close())
 	}
 	errs = append(errs, p.stop.Close())
-	for _, q := range p.pairs {
-		if q.tx != nil {
-			errs = append(errs, q.tx.close())
-		}
-		errs = append(errs, q.rx.close())
-	}
-	for _, u := range p.mem {
-		errs = append(errs, u.release())
+	for _, r := range p.rings {
+		errs = append(errs, r.Close())
 	}
 	if p.events >= 0 {
 		errs = append(errs, unix.Close(p.events))
@@ -113,31 +88,19 @@ func (p *port) Statistics() unix.XDPStatistics {
 }
 
 func (p *port) sum() (total unix.XDPStatistics) {
-	for _, q := range p.pairs {
-		for _, s := range []*socket{&q.rx.socket, q.sender()} {
-			if s == nil {
-				continue
-			}
-			st, err := s.statistics()
-			if err != nil {
-				continue // the device is gone
-			}
-			total.Rx_dropped += st.Rx_dropped
-			total.Rx_invalid_descs += st.Rx_invalid_descs
-			total.Tx_invalid_descs += st.Tx_invalid_descs
-			total.Rx_ring_full += st.Rx_ring_full
-			total.Rx_fill_ring_empty_descs += st.Rx_fill_ring_empty_descs
-			total.Tx_ring_empty_descs += st.Tx_ring_empty_descs
+	for _, r := range p.rings {
+		st, err := r.Statistics()
+		if err != nil {
+			continue // the device is gone
 		}
+		total.Rx_dropped += st.Rx_dropped
+		total.Rx_invalid_descs += st.Rx_invalid_descs
+		total.Tx_invalid_descs += st.Tx_invalid_descs
+		total.Rx_ring_full += st.Rx_ring_full
+		total.Rx_fill_ring_empty_descs += st.Rx_fill_ring_empty_descs
+		total.Tx_ring_empty_descs += st.Tx_ring_empty_descs
 	}
 	return total
-}
-
-func (q pair) sender() *socket {
-	if q.tx == nil {
-		return nil
-	}
-	return &q.tx.socket
 }
 
 // KernelDrops says what the kernel dropped before a lane could receive it, and what it refused to send too late to be
@@ -149,10 +112,8 @@ func (p *port) KernelDrops() map[string]uint64 {
 		"xdp-rx-ring-full":    st.Rx_ring_full,
 		"xdp-tx-invalid-desc": st.Tx_invalid_descs,
 	}
-	for _, q := range p.pairs {
-		if q.tx != nil {
-			drops["xdp-tx-refused"] += q.tx.refused.Load()
-		}
+	for _, r := range p.rings {
+		drops["xdp-tx-refused"] += r.Refused()
 	}
 	for name, n := range drops {
 		if n == 0 {
@@ -171,8 +132,44 @@ func (p *port) features() map[string]string {
 	return f
 }
 
-// NewBatch makes a batch of frames for the lane that receives from the queue.
-func (q pair) NewBatch(n int) *packet.Batch { return q.rx.umem.batch(n) }
+// queue is what the queues of both ports have in common.
+type queue struct {
+	Rings
+	wait *wait.Waiter // the rings'
+	send *wait.Gate
+}
+
+func (p *port) queue(i int) queue {
+	return queue{Rings: p.rings[i], wait: p.rings[i].Waiter(), send: p.stop.Gate()}
+}
+
+// bound returns an error if the queue's device is gone. The kernel unbinds the socket then, but wakes nobody who polls
+// it: any link event is a reason to look.
+func (p *port) bound(r Rings) error {
+	drain(p.events)
+	if _, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(r.Socket()), 0, 0, unix.MSG_DONTWAIT, 0, 0); errno == unix.ENXIO {
+		return fmt.Errorf("xdp: receive from %s: %w: the device is gone", p.device, errno)
+	}
+	return nil
+}
+
+// receive is Rings.Receive until there is something, or a wait has ended for another reason than a link event.
+func (q *queue) receive(p *port, b *packet.Batch) error {
+	for {
+		if err := q.Receive(b); err != nil || b.Len() > 0 {
+			return err
+		}
+		if !q.wait.Ready(events) {
+			return nil
+		}
+		if err := p.bound(q.Rings); err != nil {
+			return err
+		}
+	}
+}
+
+// events is the place of the link events among a Waiter's descriptors.
+const events = 1
 
 // linkEvents opens a netlink socket that gets a message for every link that changes.
 func linkEvents() (int, error) {

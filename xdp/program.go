@@ -158,8 +158,8 @@ func programName(id uint32) string {
 }
 
 // serve directs a receive queue's frames to a socket.
-func (p *program) serve(queue int, s *socket) error {
-	if err := p.sockets.Put(uint32(queue), uint32(s.fd)); err != nil {
+func (p *program) serve(queue, fd int) error {
+	if err := p.sockets.Put(uint32(queue), uint32(fd)); err != nil {
 		return fmt.Errorf("put the socket of queue %d into the program's map: %w", queue, err)
 	}
 	return nil

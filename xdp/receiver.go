@@ -3,7 +3,6 @@ package xdp
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,19 +14,17 @@ import (
 // the RX ring has entries, so it never overflows: when the lane is slow the fill ring runs empty, and the kernel drops
 // and counts.
 type receiver struct {
-	wait   *wait.Waiter // on the RX socket, link events, and what else the queue receives from
+	wait   *wait.Waiter
 	stop   *wait.Stop
-	events int // netlink socket with link events; -1 = none
 	socket socket
 	umem   *umem
 	rx     ring[unix.XDPDesc]
 	fill   ring[uint64]
 }
 
-// openReceiver opens the first socket of a (device, queue): the one that has its fill and completion rings. Its wait
-// ends also when events or one of others is readable; -1 is none.
-func openReceiver(u *umem, stop *wait.Stop, ifindex, queue int, c Config, events int, others []int) (r *receiver, err error) {
-	r = &receiver{stop: stop, events: events, umem: u}
+// openReceiver opens the first socket of a (device, queue): the one that has its fill and completion rings.
+func openReceiver(u *umem, q Request) (r *receiver, err error) {
+	r = &receiver{stop: q.Stop, umem: u}
 	if r.socket, err = newSocket(); err != nil {
 		return nil, err
 	}
@@ -42,7 +39,7 @@ func openReceiver(u *umem, stop *wait.Stop, ifindex, queue int, c Config, events
 			return r, err
 		}
 	}
-	n := c.ring()
+	n := uint32(q.Size)
 	if err = r.socket.size(n, unix.XDP_UMEM_FILL_RING, unix.XDP_UMEM_COMPLETION_RING, unix.XDP_RX_RING); err != nil {
 		return r, err
 	}
@@ -56,28 +53,26 @@ func openReceiver(u *umem, stop *wait.Stop, ifindex, queue int, c Config, events
 		r.fill.put(f)
 	}
 	r.fill.submit()
-	if err = r.socket.bind(ifindex, queue, u.fd); err != nil {
+	if err = r.socket.bind(q.Ifindex, q.Queue, u.fd); err != nil {
 		return r, err
 	}
 	if first {
 		u.fd = r.socket.fd
 	}
-	r.wait = stop.Waiter(wait.Readable, append([]int{r.socket.fd, events}, others...)...)
+	r.wait = q.Stop.Waiter(wait.Readable, append([]int{r.socket.fd}, q.Watch...)...)
 	return r, nil
 }
 
-// receive waits for frames and puts them into b, each as a window on the whole frame; slots give their free frames for
-// them. It may return an empty batch: then one of the others is readable.
+// receive puts received frames into b; slots give their free frames for them.
 func (r *receiver) receive(b *packet.Batch) error {
 	b.SetLen(0)
 	slots := b.Slots()
 	n := r.rx.ready(uint32(len(slots)))
-	for n == 0 {
-		others, err := r.block(&b.Waited)
-		if err != nil {
+	if n == 0 {
+		if err := r.wait.Wait(&b.Waited); err != nil {
 			return err
 		}
-		if n = r.rx.ready(uint32(len(slots))); n == 0 && others {
+		if n = r.rx.ready(uint32(len(slots))); n == 0 {
 			return nil
 		}
 	}
@@ -115,27 +110,6 @@ func (r *receiver) into(p *packet.Packet, d unix.XDPDesc) error {
 		p.Drop = packet.Truncated
 	}
 	r.fill.put(frame)
-	return nil
-}
-
-// block waits, and says whether one of the others is readable.
-func (r *receiver) block(waited *time.Duration) (others bool, err error) {
-	if err := r.wait.Wait(waited); err != nil {
-		return false, err
-	}
-	if r.wait.Ready(1) {
-		return false, r.bound()
-	}
-	return r.wait.Ready(2) || r.wait.Ready(3), nil
-}
-
-// bound returns an error if the socket's device is gone. The kernel unbinds the socket then, but wakes nobody who polls
-// it: any link event is a reason to look.
-func (r *receiver) bound() error {
-	drain(r.events)
-	if _, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(r.socket.fd), 0, 0, unix.MSG_DONTWAIT, 0, 0); errno == unix.ENXIO {
-		return fmt.Errorf("xdp: receive: %w: the device is gone", errno)
-	}
 	return nil
 }
 

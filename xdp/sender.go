@@ -20,7 +20,6 @@ const lingerPause = 5 * time.Millisecond
 // circulate as either ring has entries, so neither overflows: when the device is slow the free list runs empty, and
 // packets are dropped by name.
 type sender struct {
-	*wait.Gate
 	stop       *wait.Stop
 	socket     socket
 	umem       *umem
@@ -37,8 +36,8 @@ type sender struct {
 }
 
 // openSender opens the second socket of a (device, queue); r is the first.
-func openSender(r *receiver, ifindex, queue int, c Config) (s *sender, err error) {
-	s = &sender{Gate: r.stop.Gate(), stop: r.stop, umem: r.umem}
+func openSender(r *receiver, q Request) (s *sender, err error) {
+	s = &sender{stop: q.Stop, umem: r.umem}
 	if s.socket, err = newSocket(); err != nil {
 		return nil, err
 	}
@@ -47,7 +46,7 @@ func openSender(r *receiver, ifindex, queue int, c Config) (s *sender, err error
 			err = errors.Join(err, s.close())
 		}
 	}()
-	n := c.ring()
+	n := uint32(q.Size)
 	if err = s.socket.size(n, unix.XDP_TX_RING); err != nil {
 		return s, err
 	}
@@ -64,7 +63,7 @@ func openSender(r *receiver, ifindex, queue int, c Config) (s *sender, err error
 	_ = unix.SetsockoptInt(s.socket.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, int(n)*int(s.umem.size+1024))
 	// Kernels before 6.17 send at most 32 frames a call; flush calls again.
 	_ = unix.SetsockoptInt(s.socket.fd, unix.SOL_XDP, unix.XDP_MAX_TX_SKB_BUDGET, int(min(n, txBudget)))
-	if err = s.socket.bind(ifindex, queue, r.socket.fd); err != nil {
+	if err = s.socket.bind(q.Ifindex, q.Queue, r.socket.fd); err != nil {
 		return s, err
 	}
 	s.linger = time.AfterFunc(time.Hour, s.again)
@@ -72,9 +71,7 @@ func openSender(r *receiver, ifindex, queue int, c Config) (s *sender, err error
 	return s, nil
 }
 
-// stage puts a packet into the TX ring with room for header bytes in front, and returns the whole frame for the caller
-// to write the header into; flush sends it. Nil if the packet died: no frame is free, or it is larger than a frame.
-// The slot gets a free frame instead; its window keeps the packet's length, its contents are gone.
+// stage puts a packet into the TX ring; its slot gets a free frame instead.
 func (s *sender) stage(p *packet.Packet, header int) []byte {
 	if len(s.free) == 0 && !s.reclaim() {
 		p.Drop = packet.QueueFull

@@ -205,8 +205,8 @@ func resolve(t testing.TB, o *Outside, hop *packet.Hop) {
 	until(t, "the way to "+hop.Addr.String(), func() bool { c := d.course.Load(); return c != nil && c.template != nil })
 }
 
-// openPair opens both ports in a's namespace.
-func openPair(t testing.TB, u underlay, c Config) (*Inside, *Outside) {
+// openBoth opens both ports in a's namespace.
+func openBoth(t testing.TB, u underlay, c Config) (*Inside, *Outside) {
 	t.Helper()
 	var in *Inside
 	var out *Outside

@@ -49,6 +49,9 @@ type Config struct {
 	Attach   Attach
 	RingSize int // frames per ring, a power of two; 0 = 2048
 
+	// Rings opens the rings of one queue of a device; nil = our own, which share their memory.
+	Rings func(Request) (Rings, error)
+
 	// VerifyUDP verifies outer UDP checksums also where the device's driver is one that hands over unfinished sums
 	// (veth), which then are dropped as bad-checksum. Elsewhere they are always verified.
 	VerifyUDP bool
@@ -56,11 +59,11 @@ type Config struct {
 
 const defaultRing = 2048
 
-func (c Config) ring() uint32 {
+func (c Config) ring() int {
 	if c.RingSize == 0 {
 		return defaultRing
 	}
-	return uint32(c.RingSize)
+	return c.RingSize
 }
 
 func (c Config) queues() int { return max(c.Queues, 1) }
@@ -75,45 +78,45 @@ func (c Config) check() error {
 // reserved is how many frames a queue pair keeps for batches: four of full size.
 const reserved = 4 * packet.BatchSize
 
-// memory makes one UMEM a queue, for ports sides on it and Ethernet frames of length bytes.
-func (c Config) memory(sides, length int) ([]*umem, error) {
-	if err := c.check(); err != nil {
-		return nil, err
-	}
+// opener opens the rings of one queue.
+type opener func(Request) (Rings, error)
+
+// own opens rings of our own. Queue i of every port it is given to has the same memory, made for so many sides and
+// Ethernet frames of length bytes.
+func (c Config) own(sides, length int) (opener, error) {
 	size, err := frameSize(length)
 	if err != nil {
 		return nil, err
 	}
-	var all []*umem
-	for range c.queues() {
-		u, err := newUMEM(sides*2*int(c.ring())+reserved, size)
-		if err != nil {
-			return nil, err
+	mem := map[int]*umem{}
+	return func(r Request) (Rings, error) {
+		if mem[r.Queue] == nil {
+			if mem[r.Queue], err = newUMEM(sides*2*r.Size+reserved, size); err != nil {
+				return nil, err
+			}
 		}
-		all = append(all, u)
-	}
-	return all, nil
+		return openPair(mem[r.Queue], r)
+	}, nil
 }
 
 // OpenPair opens both ports over one UMEM a queue. Lane i of either direction must join queue i of one to queue i of
 // the other, or packets are copied.
 func OpenPair(c Config) (inside *Inside, outside *Outside, err error) {
 	fail := func(err error) (*Inside, *Outside, error) { return nil, nil, fmt.Errorf("xdp: %w", err) }
-	link, err := inspect(c.Device, c.Local)
+	dev, err := inspect(c.Device, c.Local)
 	if err != nil {
 		return fail(err)
 	}
-	asked := c
-	c.Queues = min(c.queues(), link.receiveQueues)
-	mem, err := c.memory(2, packet.EthernetHeader+max(link.mtu, c.InnerMTU))
+	open, err := c.opener(2, max(dev.mtu, c.InnerMTU))
 	if err != nil {
 		return fail(err)
 	}
 	// The underlay first: it is the one that may be refused, and then nothing was made.
-	if outside, err = openOutside(asked, link, mem); err != nil {
+	if outside, err = openOutside(c, dev, open); err != nil {
 		return fail(err)
 	}
-	if inside, err = openInside(c, mem); err != nil {
+	c.Queues = len(outside.queues)
+	if inside, err = openInside(c, open); err != nil {
 		return fail(errors.Join(err, outside.Close()))
 	}
 	return inside, outside, nil
@@ -121,11 +124,11 @@ func OpenPair(c Config) (inside *Inside, outside *Outside, err error) {
 
 // OpenInside opens the inside port alone.
 func OpenInside(c Config) (*Inside, error) {
-	mem, err := c.memory(1, packet.EthernetHeader+c.InnerMTU)
+	open, err := c.opener(1, c.InnerMTU)
 	if err != nil {
 		return nil, fmt.Errorf("xdp: %w", err)
 	}
-	in, err := openInside(c, mem)
+	in, err := openInside(c, open)
 	if err != nil {
 		return nil, fmt.Errorf("xdp: %w", err)
 	}
@@ -134,19 +137,28 @@ func OpenInside(c Config) (*Inside, error) {
 
 // OpenOutside opens the outside port alone.
 func OpenOutside(c Config) (*Outside, error) {
-	link, err := inspect(c.Device, c.Local)
+	dev, err := inspect(c.Device, c.Local)
 	if err != nil {
 		return nil, fmt.Errorf("xdp: %w", err)
 	}
-	asked := c
-	c.Queues = min(c.queues(), link.receiveQueues)
-	mem, err := c.memory(1, packet.EthernetHeader+link.mtu)
+	open, err := c.opener(1, dev.mtu)
 	if err != nil {
 		return nil, fmt.Errorf("xdp: %w", err)
 	}
-	out, err := openOutside(asked, link, mem)
+	out, err := openOutside(c, dev, open)
 	if err != nil {
 		return nil, fmt.Errorf("xdp: %w", err)
 	}
 	return out, nil
+}
+
+// opener is Config.Rings or, as a rule, our own.
+func (c Config) opener(sides, mtu int) (opener, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	if c.Rings != nil {
+		return c.Rings, nil
+	}
+	return c.own(sides, packet.EthernetHeader+mtu)
 }
