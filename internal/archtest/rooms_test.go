@@ -78,7 +78,7 @@ var (
 			"golang.org/x/sync/errgroup", unix, zap}, []string{"packet"}},
 		"internal/doctor":  {code: []string{"internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
 		"internal/e2e":     {tests: []string{"catalog"}},
-		"internal/hostnet": {[]string{netns, unix, zap}, []string{nl}},
+		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
 		"internal/nettest": {code: []string{nl, netns, unix}},
 		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
 		"internal/wait":    {code: []string{unix}},

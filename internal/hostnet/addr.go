@@ -3,9 +3,11 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -14,7 +16,7 @@ type Addr struct {
 	Dev    string
 	Prefix netip.Prefix // the address with its length, not masked; host lengths in all that weft does
 
-	odd bool // limited in time, or refused by duplicate address detection
+	odd bool // limited in time, with a peer, or refused by duplicate address detection
 }
 
 func (a Addr) key() Addr      { return Addr{Dev: a.Dev, Prefix: a.Prefix} }
@@ -23,77 +25,44 @@ func (a Addr) shared() bool   { return false }
 
 func (a Addr) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Dev) }
 
-// ifaddrmsg (linux/if_addr.h), 8 bytes: family 1 | prefixlen 1 | flags 1 | scope 1 | index 4
-const sizeofIfAddrmsg = unix.SizeofIfAddrmsg
-
-func (a Addr) message(kind, flags uint16, index map[string]int32) message {
-	m := message{kind: kind, flags: flags, body: make([]byte, sizeofIfAddrmsg, 64)}
-	copy(m.body, []byte{family(a.Prefix.Addr()), byte(a.Prefix.Bits()), 0, unix.RT_SCOPE_UNIVERSE})
-	native.PutUint32(m.body[4:], uint32(index[a.Dev]))
-	m.attr(unix.IFA_LOCAL, a.Prefix.Addr().AsSlice())
-	m.attr(unix.IFA_ADDRESS, a.Prefix.Addr().AsSlice())
-	return m
-}
-
-func (a Addr) add(replace bool, index map[string]int32) message {
-	m := a.message(unix.RTM_NEWADDR, addFlags(replace), index)
-	if a.Prefix.Addr().Is6() {
-		m.u32(unix.IFA_FLAGS, flags6)
-	}
-	return m
-}
-
 // flags6 are the flags of our IPv6 addresses. No duplicate address detection: nobody on the device could answer,
 // and routes that name the address as their source are refused until it is over. No route to the address on the
 // link: all it would do is to send the node's own packets out while the local route is not there yet.
 const flags6 = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
 
-func (a Addr) del(index map[string]int32) message { return a.message(unix.RTM_DELADDR, 0, index) }
-
-func (a Addr) evict(index map[string]int32) message { return a.del(index) }
-
-// address is one entry of the kernel's address table, on whatever device.
-type address struct {
-	index  int32
-	prefix netip.Prefix
-	flags  uint32
-	scope  uint8
+func (a Addr) kernel(index int) *netlink.Addr {
+	k := &netlink.Addr{IPNet: netOf(a.Prefix), LinkIndex: index, Broadcast: net.IPv4zero} // no broadcast address
+	if a.Prefix.Addr().Is6() {
+		k.Flags = flags6
+	}
+	return k
 }
+
+func (a Addr) add(rt *netlink.Handle, index int, replace bool) error {
+	if replace {
+		return rt.AddrReplace(nil, a.kernel(index))
+	}
+	return rt.AddrAdd(nil, a.kernel(index))
+}
+
+func (a Addr) remove(rt *netlink.Handle, index int) error { return rt.AddrDel(nil, a.kernel(index)) }
+func (a Addr) evict(rt *netlink.Handle, index int) error  { return a.remove(rt, index) }
 
 // dumpAddrs returns all addresses of the namespace.
-func dumpAddrs(s *socket) ([]address, error) {
-	m := message{kind: unix.RTM_GETADDR, body: make([]byte, sizeofIfAddrmsg)}
-	return dump(s, m, unix.RTM_NEWADDR, func(b []byte) (a address, ok bool) {
-		if len(b) < sizeofIfAddrmsg {
-			return a, false
-		}
-		a.index, a.flags, a.scope = int32(native.Uint32(b[4:])), uint32(b[2]), b[3]
-		var local, remote netip.Addr
-		for kind, v := range attrs(b[sizeofIfAddrmsg:]) {
-			switch kind {
-			case unix.IFA_LOCAL:
-				local, _ = netip.AddrFromSlice(v)
-			case unix.IFA_ADDRESS:
-				remote, _ = netip.AddrFromSlice(v)
-			case unix.IFA_FLAGS:
-				a.flags = u32(v)
-			}
-		}
-		if !local.IsValid() { // IPv6 addresses without a peer have IFA_ADDRESS only
-			local = remote
-		}
-		a.prefix = netip.PrefixFrom(local, int(b[1]))
-		return a, a.prefix.IsValid()
-	})
+func dumpAddrs(rt *netlink.Handle) ([]netlink.Addr, error) {
+	return dump(func() ([]netlink.Addr, error) { return rt.AddrList(nil, netlink.FAMILY_ALL) })
 }
 
-// ours turns a table entry into an Addr of the named device.
-func (a address) ours(dev string) Addr {
-	odd := a.flags&unix.IFA_F_PERMANENT == 0
-	if a.prefix.Addr().Is6() {
-		odd = odd || a.flags&flags6 != flags6 || a.flags&(unix.IFA_F_DADFAILED|unix.IFA_F_TENTATIVE) != 0
+// addrFrom turns the kernel's entry into an Addr of the named device.
+func addrFrom(k netlink.Addr, dev string) Addr {
+	a := Addr{Dev: dev, Prefix: prefixOf(k.IPNet), odd: k.Flags&unix.IFA_F_PERMANENT == 0}
+	if k.Peer != nil { // the length is the peer's
+		a.Prefix, a.odd = netip.PrefixFrom(a.Prefix.Addr(), prefixOf(k.Peer).Bits()), true
 	}
-	return Addr{Dev: dev, Prefix: a.prefix, odd: odd}
+	if a.Prefix.Addr().Is6() {
+		a.odd = a.odd || k.Flags&flags6 != flags6 || k.Flags&(unix.IFA_F_DADFAILED|unix.IFA_F_TENTATIVE) != 0
+	}
+	return a
 }
 
 // localTimeout bounds the wait for an IPv6 address to begin to work.
@@ -101,7 +70,7 @@ const localTimeout = 2 * time.Second
 
 // awaitLocal waits until the node takes packets to the given IPv6 addresses as its own. The kernel does so in a
 // work queue some time after it has accepted an address, and until then would forward them.
-func awaitLocal(s *socket, addrs map[Addr]bool) error {
+func awaitLocal(rt *netlink.Handle, addrs map[Addr]bool) error {
 	deadline := time.Now().Add(localTimeout)
 	for a := range addrs {
 		ip := a.Prefix.Addr()
@@ -109,7 +78,7 @@ func awaitLocal(s *socket, addrs map[Addr]bool) error {
 			continue
 		}
 		for {
-			local, err := isLocal(s, ip)
+			local, err := isLocal(rt, ip)
 			if err != nil {
 				return fmt.Errorf("hostnet: look up %s: %w", ip, err)
 			}
@@ -126,13 +95,10 @@ func awaitLocal(s *socket, addrs map[Addr]bool) error {
 }
 
 // isLocal says whether the kernel's route to an address ends at this node.
-func isLocal(s *socket, ip netip.Addr) (bool, error) {
-	m := message{kind: unix.RTM_GETROUTE, body: make([]byte, sizeofRtMsg)}
-	m.body[0], m.body[1] = family(ip), byte(ip.BitLen())
-	m.attr(unix.RTA_DST, ip.AsSlice())
-	answer, err := s.get(m)
+func isLocal(rt *netlink.Handle, ip netip.Addr) (bool, error) {
+	routes, err := rt.RouteGet(ipOf(ip))
 	if errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) {
 		return false, nil // the guard's answer
 	}
-	return err == nil && len(answer) >= sizeofRtMsg && answer[7] == unix.RTN_LOCAL, err
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL, err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
@@ -17,9 +18,11 @@ type object[K comparable] interface {
 	key() K
 	device() string // the link it needs, "" for none
 	shared() bool   // others may rightly have an object with this key
-	add(replace bool, index map[string]int32) message
-	del(index map[string]int32) message
-	evict(index map[string]int32) message // removes whatever has the object's key
+
+	// index is the device's number.
+	add(rt *netlink.Handle, index int, replace bool) error
+	remove(rt *netlink.Handle, index int) error
+	evict(rt *netlink.Handle, index int) error // removes whatever has the object's key
 }
 
 // inForce is what an Apply left in the kernel, as sets.
@@ -68,11 +71,11 @@ type pass struct {
 	h       *Host
 	w       Want
 	ours    map[string]bool // names in w.Links
-	makes   map[string]bool // those of them that weft makes itself
-	names   map[int32]string
-	index   map[string]int32
-	devices []link // ours that exist
-	watched map[int32]watch
+	quiet   map[string]bool // those of them on which IPv6 makes no address by itself
+	names   map[int]string  // of all devices
+	index   map[string]int
+	devices map[int]string // names of ours that exist
+	watched map[int]watch
 	anew    map[string]bool // devices made in this pass because they are wanted otherwise than before
 
 	first       bool // nothing is known of before
@@ -82,12 +85,13 @@ type pass struct {
 
 func newPass(h *Host, w Want) *pass {
 	p := &pass{
-		h: h, w: w, ours: map[string]bool{}, makes: map[string]bool{}, names: map[int32]string{},
-		index: map[string]int32{}, watched: map[int32]watch{}, anew: map[string]bool{}, first: h.prev == nil,
+		h: h, w: w, ours: map[string]bool{}, quiet: map[string]bool{}, names: map[int]string{},
+		index: map[string]int{}, devices: map[int]string{}, watched: map[int]watch{}, anew: map[string]bool{},
+		first: h.prev == nil,
 	}
 	for _, l := range w.Links {
 		p.ours[l.Name] = true
-		p.makes[l.Name] = l.Vxlan != nil
+		p.quiet[l.Name] = l.quiet()
 	}
 	if !p.first {
 		p.before = *h.prev
@@ -115,13 +119,14 @@ func (p *pass) links() error {
 		under[name] = true
 	}
 	for _, l := range links {
-		p.names[l.index], p.index[l.name] = l.name, l.index
+		name, index := l.Attrs().Name, l.Attrs().Index
+		p.names[index], p.index[name] = name, index
 		switch {
-		case p.ours[l.name]:
-			p.devices = append(p.devices, l)
-			p.watched[l.index] = ours
-		case under[l.name]:
-			p.watched[l.index] = underlay
+		case p.ours[name]:
+			p.devices[index] = name
+			p.watched[index] = ours
+		case under[name]:
+			p.watched[index] = underlay
 		}
 	}
 	return err
@@ -130,36 +135,18 @@ func (p *pass) links() error {
 func (p *pass) addrs() ([]Addr, error) {
 	table, err := dumpAddrs(p.h.rt)
 	var list []Addr
-	for _, a := range table {
-		name := p.names[a.index]
+	for _, k := range table {
+		name, ok := p.devices[k.LinkIndex]
 		// A link-local address is the kernel's, except where we told it to make none.
-		if p.ours[name] && (p.makes[name] || !a.prefix.Addr().IsLinkLocalUnicast()) {
-			list = append(list, a.ours(name))
+		if ok && (p.quiet[name] || !k.IP.IsLinkLocalUnicast()) {
+			list = append(list, addrFrom(k, name))
 		}
 	}
 	return list, err
 }
 
-func (p *pass) neighbors() (list []Neighbor, err error) {
-	for _, d := range p.devices {
-		for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			part, e := dumpNeighbors(p.h.rt, fam, d.name, d.index)
-			list, err = append(list, part...), errors.Join(err, e)
-		}
-	}
-	return list, err
-}
-
-func (p *pass) fdb() (list []FDBEntry, err error) {
-	for _, d := range p.devices {
-		if d.kind != "vxlan" {
-			continue
-		}
-		part, e := dumpFDB(p.h.rt, d.name, d.index)
-		list, err = append(list, part...), errors.Join(err, e)
-	}
-	return list, err
-}
+func (p *pass) neighbors() ([]Neighbor, error) { return dumpNeighbors(p.h.rt, p.devices) }
+func (p *pass) fdb() ([]FDBEntry, error)       { return dumpFDB(p.h.raw.fdb, p.devices) }
 
 func (p *pass) wantedRoutes() []Route {
 	routes := make([]Route, 0, len(p.w.Routes)+len(p.w.Network))
@@ -177,13 +164,10 @@ func (p *pass) routes() (list []Route, err error) {
 	for _, r := range p.w.Routes {
 		tables[r.normal().Table] = true
 	}
-	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		part, e := dumpRoutes(p.h.rt, fam, p.names)
-		err = errors.Join(err, e)
-		for _, r := range part {
-			if tables[r.Table] && (Owned(r.Dev) || !strings.HasPrefix(r.Dev, LinkPrefix)) {
-				list = append(list, r)
-			}
+	table, err := dumpRoutes(p.h.strict, p.names)
+	for _, r := range table {
+		if tables[r.Table] && (Owned(r.Dev) || !strings.HasPrefix(r.Dev, LinkPrefix)) {
+			list = append(list, r)
 		}
 	}
 	return list, err
@@ -271,19 +255,17 @@ type change[T any] struct {
 
 // carryOut makes changes and returns them with their outcome.
 func carryOut[T object[K], K comparable](p *pass, todo []change[T], dump func() ([]T, error)) []change[T] {
-	msgs := make([]message, len(todo))
-	for i, c := range todo {
-		msgs[i] = c.to.add(c.replace, p.index)
-	}
 	taken := 0
-	for i, err := range p.h.rt.do(msgs) {
+	for i := range todo {
 		c := &todo[i]
-		if errors.Is(err, unix.EINVAL) && c.ours {
+		index := p.index[c.to.device()]
+		c.err = c.to.add(p.h.rt, index, c.replace)
+		if errors.Is(c.err, unix.EINVAL) && c.ours {
 			// IPv6 refuses to move a route to another device in one step: it looks the new next hop up in
 			// the old route.
-			err = errors.Join(p.h.rt.do([]message{c.to.evict(p.index), c.to.add(false, p.index)})...)
+			c.err = errors.Join(c.to.evict(p.h.rt, index), c.to.add(p.h.rt, index, false))
 		}
-		if c.err = err; errors.Is(err, unix.EEXIST) {
+		if errors.Is(c.err, unix.EEXIST) {
 			taken++
 		}
 	}
@@ -304,7 +286,7 @@ func carryOut[T object[K], K comparable](p *pass, todo []change[T], dump func() 
 		case there[c.to]:
 			c.there, c.err = true, nil
 		case c.ours:
-			c.err = p.h.rt.do1(c.to.add(true, p.index))
+			c.err = c.to.add(p.h.rt, p.index[c.to.device()], true)
 		}
 	}
 	return todo
@@ -320,20 +302,14 @@ func explain(o fmt.Stringer, err error) error {
 
 // remove takes strays away. before holds what weft itself wanted last: that is retired, not repaired.
 func remove[T object[K], K comparable](p *pass, strays []T, before map[T]bool) error {
-	msgs := make([]message, len(strays))
-	for i, o := range strays {
+	var errs []error
+	for _, o := range strays {
 		if !p.first && !before[o] {
 			p.repaired("took away", o, "not wanted")
 		}
-		msgs[i] = o.del(p.index)
-	}
-	answers := p.h.rt.do(msgs)
-	var errs []error
-	for i, err := range answers {
-		if err == nil || gone(err) {
-			continue
+		if err := o.remove(p.h.rt, p.index[o.device()]); err != nil && !gone(err) {
+			errs = append(errs, fmt.Errorf("hostnet: remove %s: %w%s", o, err, hint(err)))
 		}
-		errs = append(errs, fmt.Errorf("hostnet: remove %s: %w%s", strays[i], err, hint(err)))
 	}
 	return errors.Join(errs...)
 }

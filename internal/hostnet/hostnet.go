@@ -31,7 +31,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -80,13 +82,15 @@ type Want struct {
 type Host struct {
 	log     *zap.Logger
 	ns      netns.NsHandle
-	rt      *socket
+	rt      *netlink.Handle // safe for concurrent use: one exchange at a time
+	strict  *netlink.Handle // lets the kernel pick the routes of a dump; it refuses the library's other requests
+	raw     raw
 	sysctls *sysctls
 
 	mu   sync.Mutex // held by Apply; guards prev
 	prev *inForce   // after the last Apply; nil before the first
 
-	watched atomic.Pointer[map[int32]watch] // devices whose changes concern us, by index
+	watched atomic.Pointer[map[int]watch] // devices whose changes concern us, by index
 	repairs atomic.Uint64
 }
 
@@ -100,19 +104,42 @@ func New(log *zap.Logger) (*Host, error) {
 		return nil, fmt.Errorf("hostnet: open the network namespace: %w", err)
 	}
 	h := &Host{log: log, ns: ns, sysctls: openSysctls()}
-	if h.rt, err = openSocket(ns, unix.NETLINK_ROUTE); err != nil {
-		return nil, errors.Join(err, h.Close())
+	if err := h.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("hostnet: open netlink: %w", err), h.Close())
 	}
 	return h, nil
 }
 
+// answerTimeout keeps a lost answer from hanging the daemon; RTNL may be held for seconds on a busy machine.
+const answerTimeout = 30 * time.Second
+
+func (h *Host) open() (err error) {
+	if h.rt, err = netlink.NewHandleAt(h.ns, unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	if h.strict, err = netlink.NewHandleAt(h.ns, unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	// The kernel cannot before Linux 4.20; the library picks as well.
+	_ = h.strict.SetStrictCheck(true)
+	if err = errors.Join(h.rt.SetSocketTimeout(answerTimeout), h.strict.SetSocketTimeout(answerTimeout)); err != nil {
+		return err
+	}
+	h.raw, err = openRaw(h.ns)
+	return err
+}
+
 // Close frees what the Host holds. Everything it put into the kernel stays. Call it once, after Watch returned.
 func (h *Host) Close() error {
-	errs := []error{h.ns.Close(), h.sysctls.close()}
-	if h.rt != nil {
-		errs = append(errs, h.rt.close())
+	for _, handle := range []*netlink.Handle{h.rt, h.strict} {
+		if handle != nil {
+			handle.Close()
+		}
 	}
-	return errors.Join(errs...)
+	if h.raw != nil {
+		h.raw.close()
+	}
+	return errors.Join(h.ns.Close(), h.sysctls.close())
 }
 
 // Repairs counts objects that were in force, that somebody else then removed or changed, and that Apply put
@@ -128,17 +155,14 @@ func (h *Host) Guard(network []netip.Prefix) error {
 
 // guard is Guard; made are the routes that were not there.
 func (h *Host) guard(network []netip.Prefix) (made []Route, err error) {
-	var msgs []message
-	for _, p := range network {
-		msgs = append(msgs, guard(p).add(false, nil))
-	}
 	var errs []error
-	for i, err := range h.rt.do(msgs) {
-		switch {
+	for _, p := range network {
+		r := guard(p)
+		switch err := r.add(h.rt, 0, false); {
 		case err == nil:
-			made = append(made, guard(network[i]))
+			made = append(made, r)
 		case !errors.Is(err, unix.EEXIST): // there already, or Apply will say whose it is
-			errs = append(errs, fmt.Errorf("hostnet: add route unreachable %s: %w%s", network[i], err, hint(err)))
+			errs = append(errs, fmt.Errorf("hostnet: add route %s: %w%s", r, err, hint(err)))
 		}
 	}
 	return made, errors.Join(errs...)

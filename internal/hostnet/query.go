@@ -1,13 +1,20 @@
 package hostnet
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// Counters are a device's packets that got lost.
+type Counters struct {
+	RxErrors, TxErrors, RxDropped, TxDropped, TxCarrier uint64
+}
 
 // Underlay returns the device that holds an address of this node, and the device's MTU in bytes.
 func (h *Host) Underlay(addr netip.Addr) (iface string, mtu int, err error) {
@@ -15,20 +22,15 @@ func (h *Host) Underlay(addr netip.Addr) (iface string, mtu int, err error) {
 	if err != nil {
 		return "", 0, fmt.Errorf("hostnet: list addresses: %w", err)
 	}
-	i := slices.IndexFunc(table, func(a address) bool { return a.prefix.Addr() == addr.Unmap() })
+	i := slices.IndexFunc(table, func(k netlink.Addr) bool { return addrOf(k.IP) == addr.Unmap() })
 	if i < 0 {
 		return "", 0, fmt.Errorf("hostnet: no device has the address %s: set node.interface, or this node's endpoints to addresses it has", addr)
 	}
-	links, err := dumpLinks(h.rt)
+	l, err := h.rt.LinkByIndex(table[i].LinkIndex)
 	if err != nil {
-		return "", 0, fmt.Errorf("hostnet: list links: %w", err)
+		return "", 0, fmt.Errorf("hostnet: the device with the address %s: %w", addr, err)
 	}
-	for _, l := range links {
-		if l.index == table[i].index {
-			return l.name, l.mtu, nil
-		}
-	}
-	return "", 0, fmt.Errorf("hostnet: the device with the address %s has just gone", addr)
+	return l.Attrs().Name, l.Attrs().MTU, nil
 }
 
 // MTU returns a device's MTU in bytes.
@@ -37,7 +39,7 @@ func (h *Host) MTU(iface string) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("hostnet: %w", err)
 	}
-	return l.mtu, nil
+	return l.Attrs().MTU, nil
 }
 
 // Counters returns a device's lost packets.
@@ -46,7 +48,13 @@ func (h *Host) Counters(iface string) (Counters, error) {
 	if err != nil {
 		return Counters{}, fmt.Errorf("hostnet: %w", err)
 	}
-	return l.stats, nil
+	s := l.Attrs().Statistics
+	if s == nil {
+		return Counters{}, nil
+	}
+	return Counters{
+		RxErrors: s.RxErrors, TxErrors: s.TxErrors, RxDropped: s.RxDropped, TxDropped: s.TxDropped, TxCarrier: s.TxCarrierErrors,
+	}, nil
 }
 
 // Endpoints returns the addresses of this node that other nodes may send to, IPv4 first, each family in the
@@ -69,10 +77,10 @@ func (h *Host) Endpoints(iface string) ([]netip.Addr, error) {
 	}
 	const passing = unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
 	var list []netip.Addr
-	for _, a := range table {
-		ip := a.prefix.Addr()
-		temporary := ip.Is6() && a.flags&unix.IFA_F_TEMPORARY != 0 // for v4 the bit means "secondary"
-		if a.index == l.index && a.flags&passing == 0 && !temporary && ip.IsGlobalUnicast() {
+	for _, k := range table {
+		ip := addrOf(k.IP)
+		temporary := ip.Is6() && k.Flags&unix.IFA_F_TEMPORARY != 0 // for v4 the bit means "secondary"
+		if k.LinkIndex == l.Attrs().Index && k.Flags&passing == 0 && !temporary && ip.IsGlobalUnicast() {
 			list = append(list, ip)
 		}
 	}
@@ -85,56 +93,26 @@ func (h *Host) Endpoints(iface string) ([]netip.Addr, error) {
 
 // defaultDevice returns the device of the default route with the lowest metric, of IPv4 where there is one.
 func (h *Host) defaultDevice() (string, error) {
-	links, err := dumpLinks(h.rt)
-	if err != nil {
-		return "", fmt.Errorf("hostnet: list links: %w", err)
-	}
-	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		best, metric := int32(0), uint32(math.MaxUint32)
-		m := message{kind: unix.RTM_GETROUTE, body: make([]byte, sizeofRtMsg)}
-		m.body[0] = fam
-		m.u32(unix.RTA_TABLE, MainTable)
-		routes, err := dump(h.rt, m, unix.RTM_NEWROUTE, func(b []byte) (r defaultRoute, ok bool) { return parseDefault(b, fam) })
+	main := &netlink.Route{Table: MainTable}
+	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, err := dump(func() ([]netlink.Route, error) { return h.strict.RouteListFiltered(fam, main, netlink.RT_FILTER_TABLE) })
 		if err != nil {
 			return "", fmt.Errorf("hostnet: list routes: %w", err)
 		}
+		routes = slices.DeleteFunc(routes, func(r netlink.Route) bool {
+			return prefixOf(r.Dst).Bits() != 0 || r.Type != unix.RTN_UNICAST
+		})
+		slices.SortStableFunc(routes, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
 		for _, r := range routes {
-			if best == 0 || r.metric < metric {
-				best, metric = r.oif, r.metric
+			index := r.LinkIndex
+			if len(r.MultiPath) > 0 { // the first will do
+				index = r.MultiPath[0].LinkIndex
 			}
-		}
-		for _, l := range links {
-			if l.index == best && !Owned(l.name) {
-				return l.name, nil
-			}
-		}
-	}
-	return "", fmt.Errorf("hostnet: no default route says which device leads to the other nodes: set node.interface")
-}
-
-type defaultRoute struct {
-	oif    int32
-	metric uint32
-}
-
-func parseDefault(b []byte, fam uint8) (r defaultRoute, ok bool) {
-	if len(b) < sizeofRtMsg || b[0] != fam || b[1] != 0 || b[7] != unix.RTN_UNICAST {
-		return r, false
-	}
-	table := uint32(b[4])
-	for kind, v := range attrs(b[sizeofRtMsg:]) {
-		switch kind {
-		case unix.RTA_OIF:
-			r.oif = int32(u32(v))
-		case unix.RTA_PRIORITY:
-			r.metric = u32(v)
-		case unix.RTA_TABLE:
-			table = u32(v)
-		case unix.RTA_MULTIPATH: // rtnexthop: len 2 | flags 1 | hops 1 | ifindex 4; the first will do
-			if len(v) >= 8 {
-				r.oif = int32(native.Uint32(v[4:]))
+			l, err := h.rt.LinkByIndex(index)
+			if err == nil && !Owned(l.Attrs().Name) {
+				return l.Attrs().Name, nil
 			}
 		}
 	}
-	return r, table == MainTable && r.oif != 0
+	return "", errors.New("hostnet: no default route says which device leads to the other nodes: set node.interface")
 }

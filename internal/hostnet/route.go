@@ -3,8 +3,10 @@ package hostnet
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strings"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -71,150 +73,69 @@ func (r Route) String() string {
 	return b.String()
 }
 
-// rtmsg (linux/rtnetlink.h), 12 bytes:
-//
-//	family 1 | dst_len 1 | src_len 1 | tos 1 | table 1 | protocol 1 | scope 1 | type 1 | flags 4
-const sizeofRtMsg = unix.SizeofRtMsg
-
-// rtaNHID is RTA_NH_ID (linux/rtnetlink.h): a route through a nexthop object.
-const rtaNHID = 30
-
-// add returns the request that makes the route. Where replace is false it fails if a route has the same key.
-func (r Route) add(replace bool, index map[string]int32) message {
-	m := r.message(unix.RTM_NEWROUTE, addFlags(replace), index)
-	m.body[6] = unix.RT_SCOPE_UNIVERSE
-	if r.Dst.Addr().Is4() && !r.Via.IsValid() && !r.Unreachable {
-		m.body[6] = unix.RT_SCOPE_LINK
+// kernel is the route as the library puts it, over the device of this number.
+func (r Route) kernel(index int) *netlink.Route {
+	k := &netlink.Route{
+		Dst: netOf(r.Dst), LinkIndex: index, Gw: ipOf(r.Via), Src: ipOf(r.Src), MTU: int(r.MTU),
+		Priority: int(r.Metric), Table: int(r.Table), Family: family(r.Dst.Addr()), Protocol: Protocol, Type: unix.RTN_UNICAST,
 	}
-	if r.Src.IsValid() {
-		m.attr(unix.RTA_PREFSRC, r.Src.AsSlice())
+	switch {
+	case r.Unreachable:
+		k.Type = unix.RTN_UNREACHABLE
+	case r.Via.IsValid():
+		k.Flags = int(netlink.FLAG_ONLINK)
+	case r.Dst.Addr().Is4():
+		k.Scope = netlink.SCOPE_LINK
 	}
-	if r.MTU != 0 {
-		m.nest(unix.RTA_METRICS, func() { m.u32(unix.RTAX_MTU, r.MTU) })
-	}
-	return m
+	return k
 }
 
-// del returns the request that removes the route.
-func (r Route) del(index map[string]int32) message {
-	m := r.message(unix.RTM_DELROUTE, 0, index)
-	m.body[6] = unix.RT_SCOPE_NOWHERE // of any scope
-	return m
-}
-
-// evict returns the request that removes whichever route, of whatever protocol, has r's key.
-func (r Route) evict(index map[string]int32) message {
-	m := Route{Dst: r.Dst, Metric: r.Metric, Table: r.Table}.del(index)
-	m.body[5], m.body[7] = unix.RTPROT_UNSPEC, unix.RTN_UNSPEC
-	return m
-}
-
-func (r Route) message(kind, flags uint16, index map[string]int32) message {
-	family, rtype := family(r.Dst.Addr()), byte(unix.RTN_UNICAST)
-	if r.Unreachable {
-		rtype = unix.RTN_UNREACHABLE
-	}
-	m := message{kind: kind, flags: flags, body: make([]byte, sizeofRtMsg, 96)}
-	copy(m.body, []byte{family, byte(r.Dst.Bits()), 0, 0, unix.RT_TABLE_UNSPEC, Protocol, 0, rtype})
-	m.attr(unix.RTA_DST, r.Dst.Addr().AsSlice())
-	m.u32(unix.RTA_TABLE, r.Table)
-	if r.Metric != 0 {
-		m.u32(unix.RTA_PRIORITY, r.Metric)
-	}
-	if r.Dev != "" {
-		m.u32(unix.RTA_OIF, uint32(index[r.Dev]))
-	}
-	if r.Via.IsValid() && !r.odd {
-		native.PutUint32(m.body[8:], unix.RTNH_F_ONLINK)
-		m.attr(unix.RTA_GATEWAY, r.Via.AsSlice())
-	}
-	return m
-}
-
-// dumpRoutes returns all routes of protocol 87 in every table of a family.
-func dumpRoutes(s *socket, fam uint8, names map[int32]string) ([]Route, error) {
-	m := message{kind: unix.RTM_GETROUTE, body: make([]byte, sizeofRtMsg)}
-	m.body[0], m.body[5] = fam, Protocol
-	return dump(s, m, unix.RTM_NEWROUTE, func(b []byte) (Route, bool) { return parseRoute(b, names) })
-}
-
-// parseRoute reads a route; false unless it is of protocol 87 and v4 or v6.
-func parseRoute(b []byte, names map[int32]string) (r Route, ok bool) {
-	if len(b) < sizeofRtMsg || b[5] != Protocol || native.Uint32(b[8:])&unix.RTM_F_CLONED != 0 {
-		return r, false
-	}
-	var dst netip.Addr
-	switch b[0] {
-	case unix.AF_INET:
-		dst = netip.IPv4Unspecified()
-	case unix.AF_INET6:
-		dst = netip.IPv6Unspecified()
-	default:
-		return r, false
-	}
-	bits, flags := int(b[1]), native.Uint32(b[8:])
-	r.Table = uint32(b[4])
-	switch b[7] {
-	case unix.RTN_UNICAST:
-	case unix.RTN_UNREACHABLE:
-		r.Unreachable = true
-	default:
-		r.odd = true
-	}
-	r.odd = r.odd || b[2] != 0 || b[3] != 0 // a source prefix, a TOS
-	for kind, v := range attrs(b[sizeofRtMsg:]) {
-		switch kind {
-		case unix.RTA_DST:
-			dst, _ = netip.AddrFromSlice(v)
-		case unix.RTA_TABLE:
-			r.Table = u32(v)
-		case unix.RTA_PRIORITY:
-			r.Metric = u32(v)
-		case unix.RTA_OIF:
-			r.Dev = names[int32(u32(v))]
-		case unix.RTA_GATEWAY:
-			r.Via, _ = netip.AddrFromSlice(v)
-		case unix.RTA_PREFSRC:
-			r.Src, _ = netip.AddrFromSlice(v)
-		case unix.RTA_METRICS:
-			for kind, v := range attrs(v) {
-				if kind == unix.RTAX_MTU {
-					r.MTU = u32(v)
-				} else {
-					r.odd = true
-				}
-			}
-		case unix.RTA_MULTIPATH, unix.RTA_VIA, unix.RTA_ENCAP, rtaNHID, unix.RTA_SRC, unix.RTA_FLOW:
-			r.odd = true
-		}
-	}
-	if r.Unreachable {
-		r.Dev = "" // the kernel files such IPv6 routes under lo
-	} else if r.Via.IsValid() != (flags&unix.RTNH_F_ONLINK != 0) {
-		r.odd = true
-	}
-	r.Dst = netip.PrefixFrom(dst, bits)
-	return r, r.Dst.IsValid()
-}
-
-// addFlags says whether a request may replace what has the same key.
-func addFlags(replace bool) uint16 {
+func (r Route) add(rt *netlink.Handle, index int, replace bool) error {
 	if replace {
-		return unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+		return rt.RouteReplace(r.kernel(index))
 	}
-	return unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	return rt.RouteAdd(r.kernel(index))
 }
 
-func family(a netip.Addr) uint8 {
-	if a.Is4() {
-		return unix.AF_INET
+func (r Route) remove(rt *netlink.Handle, index int) error {
+	k := r.kernel(index)
+	k.Scope = netlink.SCOPE_NOWHERE // of any scope
+	if r.odd {                      // what is odd about it is not known here
+		k.Gw, k.Src, k.MTU, k.Flags, k.Type = nil, nil, 0, 0, 0
 	}
-	return unix.AF_INET6
+	return rt.RouteDel(k)
 }
 
-func u32(v []byte) uint32 {
-	if len(v) < 4 {
-		return 0
+// evict removes whichever route, of whatever protocol, has r's key.
+func (r Route) evict(rt *netlink.Handle, _ int) error {
+	return rt.RouteDel(&netlink.Route{
+		Dst: netOf(r.Dst), Priority: int(r.Metric), Table: int(r.Table), Scope: netlink.SCOPE_NOWHERE,
+	})
+}
+
+// dumpRoutes returns all routes of protocol 87 in every table.
+func dumpRoutes(strict *netlink.Handle, names map[int]string) (list []Route, err error) {
+	ours := &netlink.Route{Protocol: Protocol} // and RT_TABLE_UNSPEC: any
+	table, err := dumpBoth(func(fam int) ([]netlink.Route, error) {
+		return strict.RouteListFiltered(fam, ours, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+	})
+	for _, k := range table {
+		list = append(list, routeFrom(k, names))
 	}
-	return native.Uint32(v)
+	return list, err
+}
+
+func routeFrom(k netlink.Route, names map[int]string) Route {
+	r := Route{
+		Dst: prefixOf(k.Dst), Via: addrOf(k.Gw), Src: addrOf(k.Src), MTU: uint32(k.MTU),
+		Metric: uint32(k.Priority), Table: uint32(k.Table), Unreachable: k.Type == unix.RTN_UNREACHABLE,
+	}
+	if r.Unreachable {
+		k.LinkIndex = 0 // the kernel files such IPv6 routes under lo
+	}
+	r.Dev = names[k.LinkIndex]
+	k.Dst, k.Flags = netOf(r.Dst), k.Flags&int(netlink.FLAG_ONLINK) // the other flags tell the device's state
+	// Whatever weft would not have written: more next hops, another type, TOS, metrics, an encapsulation, …
+	r.odd = !reflect.DeepEqual(k, *r.kernel(k.LinkIndex))
+	return r
 }

@@ -5,8 +5,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // many wants n peers with one prefix each, v4 and v6 in turn.
@@ -35,25 +33,22 @@ func (b *bench) count() (n [3]int, err error) {
 	if err != nil {
 		return n, err
 	}
-	names := map[int32]string{l.index: l.name}
-	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		routes, err := dumpRoutes(b.host.rt, fam, names)
-		if err != nil {
-			return n, err
-		}
-		for _, r := range routes {
-			if r.Dev == l.name {
-				n[0]++
-			}
-		}
-		neighbors, err := dumpNeighbors(b.host.rt, fam, l.name, l.index)
-		if err != nil {
-			return n, err
-		}
-		n[1] += len(neighbors)
+	names := map[int]string{l.Attrs().Index: "weft-vx4"}
+	routes, err := dumpRoutes(b.host.strict, names)
+	if err != nil {
+		return n, err
 	}
-	fdb, err := dumpFDB(b.host.rt, l.name, l.index)
-	n[2] = len(fdb)
+	for _, r := range routes {
+		if r.Dev == "weft-vx4" {
+			n[0]++
+		}
+	}
+	neighbors, err := dumpNeighbors(b.host.rt, names)
+	if err != nil {
+		return n, err
+	}
+	fdb, err := dumpFDB(b.host.raw.fdb, names)
+	n[1], n[2] = len(neighbors), len(fdb)
 	return n, err
 }
 
@@ -118,7 +113,7 @@ func TestApplyAmidChanges(t *testing.T) {
 }
 
 func BenchmarkApply(bm *testing.B) {
-	for _, n := range []int{10, 5000} {
+	for _, n := range []int{10, 5000, 10000} {
 		bm.Run(fmt.Sprintf("peers=%d/first", n), func(bm *testing.B) {
 			b := newBench(bm)
 			w := many(bm, n)

@@ -3,6 +3,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -129,12 +130,14 @@ func (h *Host) keepRouterAdvertisements() {
 		return
 	}
 	for _, l := range links {
-		key := "ipv6/conf/" + l.name + "/accept_ra"
-		if v, err := h.sysctls.get(key); err != nil || v != "1" || l.loopback || strings.HasPrefix(l.name, LinkPrefix) {
+		is := l.Attrs()
+		key := "ipv6/conf/" + is.Name + "/accept_ra"
+		v, err := h.sysctls.get(key)
+		if err != nil || v != "1" || is.Flags&net.FlagLoopback != 0 || strings.HasPrefix(is.Name, LinkPrefix) {
 			continue
 		}
 		if err := h.sysctls.set(key, "2"); err != nil {
-			h.log.Warn("cannot keep router advertisements accepted", zap.String("device", l.name), zap.Error(err))
+			h.log.Warn("cannot keep router advertisements accepted", zap.String("device", is.Name), zap.Error(err))
 		}
 	}
 }

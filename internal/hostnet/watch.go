@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"slices"
+	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
@@ -98,8 +102,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // follow reads notifications until ctx ends, opening a new socket when one breaks.
-func (h *Host) follow(ctx context.Context, listener *os.File, notify func()) {
-	buf := make([]byte, 64<<10)
+func (h *Host) follow(ctx context.Context, listener *nl.NetlinkSocket, notify func()) {
 	for ctx.Err() == nil {
 		if listener == nil {
 			var err error
@@ -112,8 +115,8 @@ func (h *Host) follow(ctx context.Context, listener *os.File, notify func()) {
 			}
 			notify()
 		}
-		err := h.read(ctx, listener, buf, notify)
-		_ = listener.Close()
+		err := h.read(ctx, listener, notify)
+		listener.Close()
 		listener = nil
 		if ctx.Err() == nil {
 			h.log.Info("listening for kernel changes again", zap.Error(err))
@@ -122,11 +125,11 @@ func (h *Host) follow(ctx context.Context, listener *os.File, notify func()) {
 }
 
 // read passes on what concerns us until the socket breaks or ctx ends.
-func (h *Host) read(ctx context.Context, listener *os.File, buf []byte, notify func()) error {
-	stop := context.AfterFunc(ctx, func() { _ = listener.SetReadDeadline(time.Unix(1, 0)) })
+func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func()) error {
+	stop := context.AfterFunc(ctx, listener.Close)
 	defer stop()
 	for {
-		n, err := listener.Read(buf)
+		news, from, err := listener.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
 			notify() // the kernel dropped notifications; the socket itself goes on
 			continue
@@ -134,55 +137,46 @@ func (h *Host) read(ctx context.Context, listener *os.File, buf []byte, notify f
 		if err != nil {
 			return err
 		}
-		messages(buf[:n], func(hd header, payload []byte) {
-			if h.concerns(hd, payload) {
-				notify()
-			}
-		})
+		if from.Pid == nl.PidKernel && slices.ContainsFunc(news, h.concerns) {
+			notify()
+		}
 	}
 }
 
-// listen opens a socket for notifications. Its descriptor is non-blocking, so that the runtime's poller waits.
-func (h *Host) listen() (*os.File, error) {
-	fd, err := socketAt(h.ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("hostnet: open netlink: %w", err)
-	}
-	groups := []int{
+// listen opens a socket for notifications. The library's Subscribe functions would be a socket for each kind,
+// which ends when the kernel drops a notification.
+func (h *Host) listen() (*nl.NetlinkSocket, error) {
+	listener, err := nl.SubscribeAt(h.ns, netns.None(), unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-	}
-	err = errors.Join(unix.SetNonblock(fd, true), unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
-	for _, g := range groups {
-		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, g))
-	}
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("hostnet: subscribe to kernel changes: %w", err), unix.Close(fd))
+		return nil, fmt.Errorf("hostnet: subscribe to kernel changes: %w", err)
 	}
 	// Room for a burst; what does not fit is noticed (ENOBUFS) and costs one Apply.
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<20)
-	return os.NewFile(uintptr(fd), "netlink"), nil
+	_ = listener.SetReceiveBufferSize(1<<20, false)
+	return listener, nil
 }
 
 // concerns says whether a notification may be about something of ours.
-func (h *Host) concerns(hd header, b []byte) bool {
-	watched := func(index int32) watch {
+func (h *Host) concerns(m syscall.NetlinkMessage) bool {
+	watched := func(index int) watch {
 		if set := h.watched.Load(); set != nil {
 			return (*set)[index]
 		}
 		return unwatched
 	}
-	switch hd.kind {
+	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		l, ok := parseLink(b)
-		return ok && (watched(l.index) != unwatched || Owned(l.name))
+		l, err := netlink.LinkDeserialize(nil, m.Data)
+		return err != nil || watched(l.Attrs().Index) != unwatched || Owned(l.Attrs().Name)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return len(b) >= sizeofIfAddrmsg && watched(int32(native.Uint32(b[4:]))) != unwatched
+		return watched(int(nl.DeserializeIfAddrmsg(m.Data).Index)) != unwatched
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return len(b) >= sizeofNdMsg && watched(int32(native.Uint32(b[4:]))) == ours
+		n, err := netlink.NeighDeserialize(m.Data)
+		return err != nil || watched(n.LinkIndex) == ours
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		// A replaced route is told by its successor alone, whose protocol may be anybody's.
-		return len(b) >= sizeofRtMsg && (b[5] == Protocol || hd.flags&unix.NLM_F_REPLACE != 0)
+		return nl.DeserializeRtMsg(m.Data).Protocol == Protocol || m.Header.Flags&unix.NLM_F_REPLACE != 0
 	}
 	return false
 }

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"weft/internal/nettest"
 )
 
@@ -140,10 +138,7 @@ func TestOverrunIsNews(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.SetsockoptInt(int(listener.Fd()), unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil { // the least there is
-		t.Fatal(err)
-	}
-	if err := unix.SetNonblock(int(listener.Fd()), true); err != nil { // Fd made it blocking
+	if err := listener.SetReceiveBufferSize(1, false); err != nil { // the least there is
 		t.Fatal(err)
 	}
 	var batch strings.Builder // of what does not concern us

@@ -1,0 +1,97 @@
+package hostnet
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// raw sends the two requests that netlink.Handle has no words for, put together with the library's own parts.
+type raw map[int]*nl.SocketHandle
+
+func openRaw(ns netns.NsHandle) (raw, error) {
+	s, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	timeout := unix.NsecToTimeval(int64(answerTimeout))
+	if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout), s.SetExtAck(true)); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return raw{unix.NETLINK_ROUTE: {Socket: s}}, nil
+}
+
+func (r raw) close() { r[unix.NETLINK_ROUTE].Close() }
+
+func (r raw) request(kind, flags int, family nl.NetlinkRequestData) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(kind, flags)
+	req.Sockets = r
+	req.AddData(family)
+	return req
+}
+
+// addVxlan makes a device, down and with the kernel's choice of MTU and MAC. netlink.LinkAdd cannot: it sends the
+// attribute for outer checksums only to turn them on, and without it they are on as well.
+func (r raw) addVxlan(name string, v Vxlan) error {
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(nl.IFLA_VXLAN_ID, nl.Uint32Attr(v.VNI))
+	data.AddRtAttr(nl.IFLA_VXLAN_PORT, binary.BigEndian.AppendUint16(nil, v.Port))
+	local := nl.IFLA_VXLAN_LOCAL
+	if v.Local.Is6() {
+		local = nl.IFLA_VXLAN_LOCAL6
+	}
+	data.AddRtAttr(local, v.Local.AsSlice())
+	flag := map[bool][]byte{false: {0}, true: {1}}
+	data.AddRtAttr(nl.IFLA_VXLAN_LEARNING, flag[false])
+	data.AddRtAttr(nl.IFLA_VXLAN_UDP_CSUM, flag[v.Checksum])
+	data.AddRtAttr(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, flag[v.zero6()])
+	data.AddRtAttr(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, flag[v.zero6()])
+	req := r.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK, nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	req.AddData(info)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// fdbRow is one forwarding entry of any device.
+type fdbRow struct {
+	netlink.Neigh
+	diverted bool // to another UDP port, through another device, or to a group of next hops
+}
+
+// fdb lists all devices' forwarding entries. netlink.NeighList does so too, but leaves out where else than to its
+// endpoint an entry sends: one with a wrong port would pass for right.
+func (r raw) fdb() (rows []fdbRow, err error) {
+	req := r.request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: unix.AF_BRIDGE})
+	answers, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWNEIGH)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range answers {
+		n, err := netlink.NeighDeserialize(b)
+		if err != nil {
+			return nil, fmt.Errorf("read a forwarding entry: %w", err)
+		}
+		attrs, err := nl.ParseRouteAttr(b[(&netlink.Ndmsg{}).Len():])
+		if err != nil {
+			return nil, fmt.Errorf("read a forwarding entry: %w", err)
+		}
+		row := fdbRow{Neigh: *n}
+		for _, a := range attrs {
+			switch a.Attr.Type {
+			case netlink.NDA_PORT, netlink.NDA_IFINDEX, netlink.NDA_NH_ID:
+				row.diverted = true
+			}
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
