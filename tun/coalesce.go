@@ -33,6 +33,11 @@ func (f *flow) sameHosts(o *flow) bool {
 	return f.a == o.a && f.b == o.b && f.c == o.c && f.d == o.d && f.version == o.version
 }
 
+// tag is a number that is equal for equal flows, and seldom for others.
+func (f *flow) tag() uint64 {
+	return f.a ^ f.b ^ f.c ^ f.d ^ uint64(f.ports)<<16 ^ uint64(f.proto)<<8 ^ uint64(f.version)
+}
+
 // kind is what may become of a packet that Send takes.
 type kind uint8
 
@@ -53,11 +58,12 @@ type segment struct {
 	payload int // bytes
 }
 
-// classify reads the headers of p. mtu is the largest packet that is not a super-packet.
-func classify(p *packet.Packet, mtu int) (s segment) {
-	b := p.Bytes()
+// classify makes s what the headers of p say, b being p's bytes. mtu is the largest packet that is not
+// a super-packet.
+func (s *segment) classify(p *packet.Packet, b []byte, mtu int) {
+	*s = segment{}
 	if len(b) < packet.IPv4Header {
-		return s
+		return
 	}
 	switch b[0] >> 4 {
 	case 4:
@@ -68,12 +74,12 @@ func classify(p *packet.Packet, mtu int) (s segment) {
 		// Options, padding, fragments (reserved flag included), a wrong header checksum: what
 		// the kernel's GRO refuses.
 		if b[0] != 0x45 || int(binary.BigEndian.Uint16(b[ip4Length:])) != len(b) ||
-			binary.BigEndian.Uint16(b[ip4Flags:])&^ip4DF != 0 || packet.Sum(b[:packet.IPv4Header], 0) != 0xffff {
-			return s
+			binary.BigEndian.Uint16(b[ip4Flags:])&^ip4DF != 0 || !plainHeaderIntact(b) {
+			return
 		}
 	case 6:
 		if len(b) < packet.IPv6Header {
-			return s
+			return
 		}
 		s.flow.version, s.flow.proto = 6, b[ip6Next]
 		s.flow.a = binary.NativeEndian.Uint64(b[ip6Addrs:])
@@ -83,35 +89,35 @@ func classify(p *packet.Packet, mtu int) (s segment) {
 		s.l4 = packet.IPv6Header
 		s.kind = unknown
 		if int(binary.BigEndian.Uint16(b[ip6Length:]))+packet.IPv6Header != len(b) {
-			return s
+			return
 		}
 	default:
-		return s
+		return
 	}
 
 	t := b[s.l4:]
 	switch s.flow.proto {
 	case packet.ProtoTCP:
 		if len(t) < packet.TCPHeader {
-			return s
+			return
 		}
 		s.h = s.l4 + int(t[tcpData]>>4)*4
 		if s.h < s.l4+packet.TCPHeader || s.h > len(b) {
-			return s
+			return
 		}
 	case packet.ProtoUDP:
 		if len(t) < packet.UDPHeader {
-			return s
+			return
 		}
 		s.h = s.l4 + packet.UDPHeader
 	default:
-		return s
+		return
 	}
 	s.flow.ports = binary.NativeEndian.Uint32(t)
 	s.payload = len(b) - s.h
 	s.kind = lone
 	if start, offset, partial := p.Partial(); partial && (start != s.l4 || offset != s.checksumOffset()) {
-		return s
+		return
 	}
 	switch {
 	case len(b) > mtu:
@@ -125,7 +131,14 @@ func classify(p *packet.Packet, mtu int) (s segment) {
 	case int(binary.BigEndian.Uint16(t[udpLength:])) == len(t) && (t[udpChecksum]|t[udpChecksum+1]) != 0:
 		s.kind = mergeable
 	}
-	return s
+}
+
+// plainHeaderIntact reports whether the checksum of an IPv4 header without options is right.
+func plainHeaderIntact(b []byte) bool {
+	_ = b[19]
+	sum := uint64(binary.BigEndian.Uint32(b)) + uint64(binary.BigEndian.Uint32(b[4:])) + uint64(binary.BigEndian.Uint32(b[8:])) +
+		uint64(binary.BigEndian.Uint32(b[12:])) + uint64(binary.BigEndian.Uint32(b[16:]))
+	return fold(uint32(sum>>32+sum&0xffff+sum>>16&0xffff)) == 0xffff
 }
 
 func (s *segment) checksumOffset() int {

@@ -30,7 +30,9 @@ type gather struct {
 	packets []packet.Packet // of the batch under way
 	next    []int32         // next[i] is the packet behind packet i in its group
 	groups  [maxGroups]group
-	open    int // groups[:open], oldest first
+	tags    [maxGroups]uint64 // of the groups' flows
+	open    int               // groups[:open], oldest first
+	segment segment           // the packet being looked at
 
 	iovs [maxVectors]unix.Iovec
 	head [vnetHeader]byte
@@ -66,9 +68,10 @@ func (w *gather) send(b *packet.Batch) unix.Errno {
 // add puts packet i into a group, or writes it after what its flow has waiting.
 func (w *gather) add(i int) {
 	p := &w.packets[i]
-	s := classify(p, w.mtu)
+	b, s := p.Bytes(), &w.segment
+	s.classify(p, b, w.mtu)
 	if s.kind == mergeable && w.port.maySend(s.gso()) {
-		w.merge(i, p, &s)
+		w.merge(i, p, s, b)
 		return
 	}
 	switch s.kind {
@@ -87,15 +90,14 @@ func (w *gather) add(i int) {
 		}
 	}
 	if s.kind == oversize {
-		w.super(p, &s)
+		w.super(p, s)
 	} else {
 		w.single(p)
 	}
 }
 
 // merge lets packet i continue its flow's group, or begin one.
-func (w *gather) merge(i int, p *packet.Packet, s *segment) {
-	b := p.Bytes()
+func (w *gather) merge(i int, p *packet.Packet, s *segment, b []byte) {
 	k := w.find(&s.flow)
 	if k >= 0 {
 		g := &w.groups[k]
@@ -117,7 +119,7 @@ func (w *gather) merge(i int, p *packet.Packet, s *segment) {
 	if w.open == maxGroups {
 		w.flush(0)
 	}
-	w.groups[w.open] = g
+	w.groups[w.open], w.tags[w.open] = g, s.flow.tag()
 	w.open++
 }
 
@@ -138,8 +140,9 @@ func (w *gather) continues(g *group, p *packet.Packet, s *segment, b []byte) boo
 
 // find returns the group of a flow, -1 if none is open.
 func (w *gather) find(f *flow) int {
-	for k := range w.groups[:w.open] {
-		if w.groups[k].flow == *f {
+	tag := f.tag()
+	for k, t := range w.tags[:w.open] {
+		if t == tag && w.groups[k].flow == *f {
 			return k
 		}
 	}
@@ -150,6 +153,7 @@ func (w *gather) find(f *flow) int {
 func (w *gather) flush(k int) {
 	w.write(&w.groups[k])
 	copy(w.groups[k:w.open], w.groups[k+1:w.open])
+	copy(w.tags[k:w.open], w.tags[k+1:w.open])
 	w.open--
 }
 

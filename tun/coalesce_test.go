@@ -669,18 +669,23 @@ func FuzzSend(f *testing.F) {
 	})
 }
 
+// benchmarkSend includes what it takes to make the batch new: some 5 ns a segment.
 func benchmarkSend(b *testing.B, in []sending) {
 	batch := packet.NewBatch(len(in), 1500)
 	load(batch, in)
 	g := newGather(&still{}, 1450, &fakeDevice{})
-	first := batch.Packets()[0].Bytes()
-	headers := bytes.Clone(first[:min(len(first), 80)])
 	state := make([]packet.Packet, len(in))
 	copy(state, batch.Packets())
+	var headers [][80]byte
+	for i := range in {
+		headers = append(headers, [80]byte(append(bytes.Clone(in[i].data), make([]byte, 80)...)))
+	}
 	b.ReportAllocs()
 	for b.Loop() {
-		copy(batch.Slots(), state) // forget that checksums were verified
-		copy(first, headers)
+		copy(batch.Slots(), state)
+		for i := range state {
+			copy(state[i].Bytes(), headers[i][:])
+		}
 		g.send(batch)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(in)), "ns/segment")
