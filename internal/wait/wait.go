@@ -66,9 +66,7 @@ func (s *Stop) Close() error {
 			return // and waiting for lanes that nobody has woken could last for ever
 		}
 		for _, g := range s.gates {
-			g.inside.Lock()
-			// Enter asks stopped under the lock, so that nobody passes from here on.
-			g.inside.Unlock() //nolint:staticcheck // SA2001: waiting is the purpose
+			g.drain()
 		}
 		if err := unix.Close(s.fd); err != nil {
 			s.err = fmt.Errorf("wait: close: %w", err)
@@ -100,6 +98,12 @@ func (g *Gate) Enter() error {
 		return net.ErrClosed
 	}
 	return nil
+}
+
+// drain returns once nobody is inside. Enter asks stopped under the lock, so nobody passes after it.
+func (g *Gate) drain() {
+	g.inside.Lock()
+	defer g.inside.Unlock()
 }
 
 // Leave ends what Enter began.

@@ -180,14 +180,13 @@ func packetsOf(all []segment) (in [][]byte) {
 // force merges packets by the oracle's rules of writing, whether they may or not: the first packet's
 // headers and everybody's payload.
 func force(in [][]byte, data int) packettest.Super {
-	legal := make([]segment, 2)
 	v6, udp := in[0][0]>>4 == 6, false
 	if v6 {
 		udp = in[0][6] == packet.ProtoUDP
 	} else {
 		udp = in[0][9] == packet.ProtoUDP
 	}
-	legal = run(2, v6, udp)
+	legal := run(2, v6, udp)
 	model := packettest.CoalesceOracle(packetsOf(legal))[0]
 	s := model
 	s.Packet = bytes.Clone(in[0])
