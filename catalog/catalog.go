@@ -33,6 +33,9 @@ var Modes = []Mode{
 	{"tun", 4789, "TUN (songgao/water) → VXLAN → UDP batches", carry(userspace.Kind{
 		Overhead: vxlanOverhead, Open: plainTUN, Stages: vxlanStages,
 	})},
+	{"tap", 4789, "TAP, MAC learning → VXLAN → UDP batches", carry(userspace.Kind{
+		Overhead: vxlanOverhead, Inner: packet.Ethernet, Open: plainTAP, Stages: frameStages,
+	})},
 	{"tun-gso", 4789, "TUN with vnet header → VXLAN → UDP GSO/GRO", carry(userspace.Kind{
 		Overhead: vxlanOverhead, Features: []string{control.FeatureRCO}, Open: offloadTUN, Stages: offloadStages,
 	})},
@@ -60,6 +63,11 @@ func vxlanStages(p userspace.Path) []packet.Stage {
 	return []packet.Stage{vxlan.New(vxlan.Config{VNI: p.VNI, MAC: p.MAC, Inner: packet.IP, MTU: p.InnerMTU})}
 }
 
+// frameStages carry the frames of a TAP as they are.
+func frameStages(p userspace.Path) []packet.Stage {
+	return []packet.Stage{vxlan.New(vxlan.Config{VNI: p.VNI, MAC: p.MAC, Inner: packet.Ethernet, MTU: p.InnerMTU})}
+}
+
 // offloadStages serves an inside port that finishes checksums itself, or has the kernel do it.
 func offloadStages(p userspace.Path) []packet.Stage {
 	return []packet.Stage{vxlan.New(vxlan.Config{VNI: p.VNI, MAC: p.MAC, Inner: packet.IP, MTU: p.InnerMTU, RCO: true})}
@@ -67,16 +75,24 @@ func offloadStages(p userspace.Path) []packet.Stage {
 
 func ipudpStages(p userspace.Path) []packet.Stage { return []packet.Stage{ipudp.New(p.InnerMTU)} }
 
-func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) { return overTUN(p, true) }
+func plainTUN(p userspace.Path) (inside, outside packet.Port, err error) {
+	return plainPorts(p, tun.Open, true)
+}
 
 // singleTUN moves one packet with each system call, on both sides.
-func singleTUN(p userspace.Path) (inside, outside packet.Port, err error) { return overTUN(p, false) }
+func singleTUN(p userspace.Path) (inside, outside packet.Port, err error) {
+	return plainPorts(p, tun.Open, false)
+}
 
-func overTUN(p userspace.Path, batch bool) (inside, outside packet.Port, err error) {
+func plainTAP(p userspace.Path) (inside, outside packet.Port, err error) {
+	return plainPorts(p, tun.OpenTAP, true)
+}
+
+func plainPorts(p userspace.Path, open func(tun.Config, int) (packet.Port, error), batch bool) (inside, outside packet.Port, err error) {
 	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Batch: batch}, p.Queues); err != nil {
 		return nil, nil, err
 	}
-	if inside, err = tun.Open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {
+	if inside, err = open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {
 		outside.Close()
 		return nil, nil, err
 	}

@@ -46,6 +46,10 @@ type LaneConfig struct {
 	ToName    string         // the sending port's name
 	Stages    []packet.Stage // outermost last; a lane in runs them backwards
 	Room      int            // largest packet a slot must take, bytes
+	Link      int            // bytes of the inner link header: 14 where the inside port has frames, else 0
+
+	// Flood, if set, are the hops that a lane out copies a packet to which its first stage, a Bridge, wants to go to everyone.
+	Flood func() []*packet.Hop
 
 	// TooBig, if set, is given each packet that died as packet.TooBig, as a window that starts
 	// with the inner IP header, while it is still valid. It must not block and not keep the slice.
@@ -58,8 +62,10 @@ type Lane struct {
 	cfg      LaneConfig
 	steps    []step
 	batch    *packet.Batch
-	overhead int // what the stages add, to tell inner bytes on the way out
-	last     int // size of the last batch: predicts whether to time Recv
+	copies   *packet.Batch // of flooded packets; nil where there are none
+	failed   error         // sending copies failed
+	overhead int           // what the stages add, to tell inner bytes on the way out
+	last     int           // size of the last batch: predicts whether to time Recv
 
 	mu    sync.Mutex // held from Recv's return to Send's return: what Stats sees always adds up
 	stats LaneStats
@@ -68,7 +74,8 @@ type Lane struct {
 }
 
 type step struct {
-	run func(*packet.Batch)
+	run      func(*packet.Batch)
+	overhead int // what it puts in front and behind, bytes
 }
 
 // NewLane builds a lane and its batch.
@@ -76,14 +83,19 @@ func NewLane(cfg LaneConfig) *Lane {
 	l := &Lane{cfg: cfg, began: time.Now()}
 	names := []string{"recv " + cfg.FromName}
 	if cfg.Direction == Out {
-		for _, s := range cfg.Stages {
-			l.steps = append(l.steps, step{s.Out})
+		for i, s := range cfg.Stages {
+			l.steps = append(l.steps, step{s.Out, s.Overhead()})
 			names = append(names, s.Name())
 			l.overhead += s.Overhead()
+			if i == 0 && cfg.Flood != nil {
+				l.steps = append(l.steps, step{l.flood, 0})
+				names = append(names, "flood")
+				l.copies = packet.NewBatch(packet.BatchSize, cfg.Room)
+			}
 		}
 	} else {
 		for i := len(cfg.Stages) - 1; i >= 0; i-- {
-			l.steps = append(l.steps, step{cfg.Stages[i].In})
+			l.steps = append(l.steps, step{cfg.Stages[i].In, 0})
 			names = append(names, cfg.Stages[i].Name())
 		}
 	}
@@ -136,50 +148,57 @@ func (l *Lane) Turn() error {
 	if start != 0 {
 		l.stats.Stages[0].charge(n, now()-start-b.Waited)
 	}
-	l.account(0, n)
+	l.account(b, 0, n)
+	return l.carry(b, 0, timed)
+}
 
+// carry takes a batch through the steps from one on and sends what is left of it. The caller holds l.mu.
+func (l *Lane) carry(b *packet.Batch, from int, timed bool) error {
 	var t time.Duration
 	if timed {
 		t = now()
 	}
-	for i := range l.steps {
-		n = b.Len()
+	for i := from; i < len(l.steps); i++ {
+		n := b.Len()
 		l.steps[i].run(b)
 		if timed {
 			t = l.stats.Stages[i+1].lap(n, t)
 		}
-		l.account(i+1, n)
+		l.account(b, i+1, n)
 	}
 	send := len(l.steps) + 1
-	n = b.Len()
-	l.countPeers()
+	n := b.Len()
 	if n == 0 {
-		return nil
+		return l.failed
 	}
-	if err := l.cfg.To.Send(b); err != nil {
+	err := l.failed
+	if err == nil {
+		l.countPeers(b)
+		err = l.cfg.To.Send(b)
+	}
+	if err != nil {
 		// The port is dead, and what it held died with it: say so, or the lane would not add up.
 		for i := range b.Packets() {
 			if p := &b.Packets()[i]; p.Drop == packet.Alive {
 				p.Drop = packet.Refused
 			}
 		}
-		l.account(send, n)
+		l.account(b, send, n)
 		return err
 	}
 	if timed {
 		l.stats.Stages[send].lap(n, t)
 	}
-	l.account(send, n)
+	l.account(b, send, n)
 	l.stats.Sent += uint64(b.Len())
 	return nil
 }
 
 // account takes the dead out of the batch after a step that began with n packets.
-func (l *Lane) account(i, n int) {
+func (l *Lane) account(b *packet.Batch, i, n int) {
 	s := &l.stats.Stages[i]
 	s.Calls++
 	s.Packets += uint64(n)
-	b := l.batch
 	b.Compact(&s.Drops)
 	if b.Len() == n || l.cfg.TooBig == nil {
 		return
@@ -195,9 +214,9 @@ func (l *Lane) account(i, n int) {
 // reject hands the inner packet of a TooBig one to whoever answers it. A packet that died in step i
 // carries in front what the stages before that step have put there.
 func (l *Lane) reject(p *packet.Packet, i int) {
-	skip := 0
-	for s := 0; s < i-1 && s < len(l.cfg.Stages); s++ {
-		skip += l.cfg.Stages[s].Overhead()
+	skip := l.cfg.Link
+	for s := 0; s < i-1 && s < len(l.steps); s++ {
+		skip += l.steps[s].overhead
 	}
 	if b := p.Bytes(); len(b) > skip {
 		l.cfg.TooBig(b[skip:], p.Hop.MTU)
@@ -205,12 +224,12 @@ func (l *Lane) reject(p *packet.Packet, i int) {
 }
 
 // countPeers charges the living packets to the peers they go to or come from.
-func (l *Lane) countPeers() {
-	overhead := 0
+func (l *Lane) countPeers(b *packet.Batch) {
+	overhead := l.cfg.Link
 	if l.cfg.Direction == Out {
-		overhead = l.overhead
+		overhead += l.overhead
 	}
-	pkts := l.batch.Packets()
+	pkts := b.Packets()
 	for i := range pkts {
 		p := &pkts[i]
 		if p.Hop == nil {

@@ -15,10 +15,19 @@ type Table struct {
 	prefixes bart.Fast[*packet.Hop]
 	peers    map[netip.Addr]*packet.Hop // outer source → peer, for traffic that no seal proves
 	size     int
+
+	// For a Bridge.
+	mac      [6]byte                 // our own station
+	stations map[[6]byte]*packet.Hop // the other nodes' own stations
+	hops     []*packet.Hop           // by peer number; nil where there is none
+	flood    []*packet.Hop           // each peer once
+	least    *packet.Hop             // of them the one with the smallest MTU
 }
 
 // NewTable makes an empty table: everything is dropped as no-route or unknown-peer.
-func NewTable() *Table { return &Table{peers: map[netip.Addr]*packet.Hop{}} }
+func NewTable() *Table {
+	return &Table{peers: map[netip.Addr]*packet.Hop{}, stations: map[[6]byte]*packet.Hop{}}
+}
 
 // Insert routes an inner prefix to a hop.
 func (t *Table) Insert(p netip.Prefix, h *packet.Hop) {
@@ -28,6 +37,28 @@ func (t *Table) Insert(p netip.Prefix, h *packet.Hop) {
 
 // InsertPeer says that outer packets from a come from h.Peer. A peer may have several addresses.
 func (t *Table) InsertPeer(a netip.Addr, h *packet.Hop) { t.peers[a.Unmap()] = h }
+
+// InsertStation makes a peer known to a Bridge: its own MAC, and where floods go. Once for each peer.
+func (t *Table) InsertStation(h *packet.Hop) {
+	if n := int(h.Peer) + 1; n > len(t.hops) {
+		t.hops = append(t.hops, make([]*packet.Hop, n-len(t.hops))...)
+	}
+	t.hops[h.Peer], t.stations[h.MAC] = h, h
+	if t.flood = append(t.flood, h); t.least == nil || h.MTU < t.least.MTU {
+		t.least = h
+	}
+}
+
+// SetStation says which MAC is this node's own.
+func (t *Table) SetStation(mac [6]byte) { t.mac = mac }
+
+// hop returns the hop of a peer by its number, nil if there is none.
+func (t *Table) hop(peer uint32) *packet.Hop {
+	if int(peer) >= len(t.hops) {
+		return nil
+	}
+	return t.hops[peer]
+}
 
 // InsertSelf says that this node owns an inner prefix.
 func (t *Table) InsertSelf(p netip.Prefix) { t.Insert(p, &self) }

@@ -14,12 +14,13 @@ var epoch = time.Now()
 func now() time.Duration { return time.Since(epoch) + 1 }
 
 // LaneStats is a consistent snapshot of one lane since it began:
-// Received = Sent + Σ drops over Stages, always.
+// Received + Copied = Sent + Σ drops over Stages, always.
 type LaneStats struct {
 	Name      string
 	Direction Direction
 	Turns     uint64        // batches carried
 	Received  uint64        // packets that Recv presented, dead ones included
+	Copied    uint64        // packets the lane made itself, to flood others
 	Sent      uint64        // packets that Send took
 	Waited    time.Duration // time blocked in Recv
 	Age       time.Duration // time since the lane began

@@ -26,6 +26,8 @@ const (
 	Replayed          // an old or repeated counter
 	NoSession         // no keys with the peer (yet)
 	PlainRefused      // plaintext from, or for, a peer that must be sealed
+	ReservedMAC       // to a MAC that no bridge forwards (01:80:c2:00:00:0x): spanning tree, LLDP, …
+	FloodLimit        // out: more to flood at once than the lane may copy
 	NumDrops
 )
 
@@ -33,6 +35,7 @@ var dropNames = [NumDrops]string{
 	"alive", "too-short", "bad-header", "not-ip", "no-route", "not-ours", "unknown-peer",
 	"wrong-source", "wrong-vni", "wrong-mac", "too-big", "bad-checksum", "truncated", "no-endpoint",
 	"unresolved", "queue-full", "refused", "auth-failed", "replayed", "no-session", "plain-refused",
+	"reserved-mac", "flood-limit",
 }
 
 // String returns the reason's name, as in reports and metrics.

@@ -14,13 +14,14 @@ import (
 type plainQueue struct {
 	name string
 	fd   int
-	mtu  int
+	mtu  int // of IP packets
+	link int // bytes of the link header in front of them: 0, a TAP's 14
 
 	in *wait.Waiter
 
 	out     *wait.Gate
 	cutter  packet.Cutter
-	segment []byte // a piece of a super-packet, at most mtu bytes
+	segment []byte // a piece of a super-packet behind its link header
 }
 
 // Recv reads packets until the device has no more or b is full.
@@ -95,11 +96,12 @@ func (q *plainQueue) Send(b *packet.Batch) error {
 // to cut; there is none on this side of the tunnel, so it is cut here. Other oversize packets are
 // for the kernel: it knows whether to cut them into fragments or to answer their sender.
 func (q *plainQueue) send(p *packet.Packet) unix.Errno {
-	if p.Len() > q.mtu && q.cutter.Start(p.Bytes(), q.mtu, p.Checksum() != packet.ChecksumComplete) {
+	if p.Len()-q.link > q.mtu && q.cutter.Start(p.Bytes()[q.link:], q.mtu, p.Checksum() != packet.ChecksumComplete) {
+		copy(q.segment[:q.link], p.Bytes())
 		for more := true; more; {
 			var n int
-			n, more = q.cutter.Next(q.segment)
-			if errno := write(q.fd, q.segment[:n]); errno != 0 {
+			n, more = q.cutter.Next(q.segment[q.link:])
+			if errno := write(q.fd, q.segment[:q.link+n]); errno != 0 {
 				return errno
 			}
 		}

@@ -3,7 +3,7 @@
 //
 // Open makes the plain port, on github.com/songgao/water: whole IP packets, one system call each,
 // checksums finished and super-packets cut by the kernel. OpenOffload makes the port that moves
-// super-packets.
+// super-packets, OpenTAP one for whole Ethernet frames.
 //
 // A device lives as long as its port: it is not persistent. Its addresses, its MTU and its state are
 // the business of whoever opens it.
@@ -43,7 +43,9 @@ func (c Config) check(queues int) error {
 
 // Open makes the TUN device cfg.Name in the calling thread's network namespace, a multi-queue one
 // if queues > 1.
-func Open(cfg Config, queues int) (packet.Port, error) {
+func Open(cfg Config, queues int) (packet.Port, error) { return openPlain(cfg, queues, packet.IP) }
+
+func openPlain(cfg Config, queues int, layer packet.Layer) (packet.Port, error) {
 	if err := cfg.check(queues); err != nil {
 		return nil, err
 	}
@@ -51,7 +53,7 @@ func Open(cfg Config, queues int) (packet.Port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tun: open %s: %w", cfg.Name, err)
 	}
-	p := &plain{name: cfg.Name, stop: stop}
+	p := &plain{name: cfg.Name, layer: layer, stop: stop}
 	if err := p.open(cfg, queues); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -61,6 +63,7 @@ func Open(cfg Config, queues int) (packet.Port, error) {
 // plain implements packet.Port and packet.KernelDrops.
 type plain struct {
 	name   string
+	layer  packet.Layer
 	stop   *wait.Stop
 	fds    []int
 	queues []packet.Queue
@@ -72,16 +75,21 @@ type plain struct {
 }
 
 func (p *plain) open(cfg Config, queues int) error {
+	var kind water.DeviceType = water.TUN
+	link := 0
+	if p.layer == packet.Ethernet {
+		kind, link = water.TAP, packet.EthernetHeader
+	}
 	for range queues {
-		fd, err := openWater(cfg.Name, queues > 1)
+		fd, err := openWater(kind, cfg.Name, queues > 1)
 		if err != nil {
 			return err
 		}
 		p.fds = append(p.fds, fd)
 		p.queues = append(p.queues, &plainQueue{
-			name: cfg.Name, fd: fd, mtu: cfg.MTU,
+			name: cfg.Name, fd: fd, mtu: cfg.MTU, link: link,
 			in: p.stop.Waiter(wait.Readable, fd), out: p.stop.Gate(),
-			segment: make([]byte, cfg.MTU),
+			segment: make([]byte, link+cfg.MTU),
 		})
 	}
 	var err error
@@ -94,9 +102,9 @@ func (p *plain) open(cfg Config, queues int) error {
 // water leaves its descriptor to Go's netpoller, which would wake a thread for every packet that
 // finds the queue empty, and without close-on-exec. So it is duplicated and water's is closed:
 // both are one open file, and the device stays.
-func openWater(name string, multi bool) (int, error) {
+func openWater(kind water.DeviceType, name string, multi bool) (int, error) {
 	dev, err := water.New(water.Config{
-		DeviceType:             water.TUN,
+		DeviceType:             kind,
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: multi},
 	})
 	if err != nil {
@@ -134,7 +142,7 @@ func remedy(err error) string {
 	case errors.Is(err, unix.EBUSY):
 		return ": another process has the device: stop it"
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EEXIST):
-		return ": a device of that name exists and is no such TUN device: remove it (ip link del)"
+		return ": a device of that name exists and is of another kind: remove it (ip link del)"
 	}
 	return ""
 }
@@ -142,8 +150,8 @@ func remedy(err error) string {
 // Name returns the interface's name.
 func (p *plain) Name() string { return p.name }
 
-// Layer returns packet.IP.
-func (p *plain) Layer() packet.Layer { return packet.IP }
+// Layer returns packet.IP, a TAP's packet.Ethernet.
+func (p *plain) Layer() packet.Layer { return p.layer }
 
 // Queues returns the device's queues.
 func (p *plain) Queues() []packet.Queue { return p.queues }

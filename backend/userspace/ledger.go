@@ -48,6 +48,7 @@ func (g *ledger) total(e *engine) (lanes []dataplane.LaneStats, tx, rx []datapla
 func addLane(s, o dataplane.LaneStats) dataplane.LaneStats {
 	s.Turns += o.Turns
 	s.Received += o.Received
+	s.Copied += o.Copied
 	s.Sent += o.Sent
 	s.Waited += o.Waited
 	s.Age += o.Age

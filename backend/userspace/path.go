@@ -47,12 +47,28 @@ type Kind struct {
 	Overhead int
 	// Features is what nodes in this mode may announce (control.FeatureRCO, …).
 	Features []string
+	// Inner is what the inside port's packets start with. With packet.Ethernet peers are found by the MACs they were heard
+	// from, and the kernel is told nothing but which node has which prefix.
+	Inner packet.Layer
 	// Open opens the two ports. The inside one is a device named Path.Device.
 	Open func(Path) (inside, outside packet.Port, err error)
 	// Stages makes a lane's own stages, innermost first; route comes before them.
 	Stages func(Path) []packet.Stage
 	// Seal makes what seals packets, behind all other stages; nil = the mode cannot.
 	Seal func(backend.Settings) (Sealer, error)
+}
+
+// forwarder is the stage that knows where packets go: dataplane's Route, or its Bridge for frames.
+type forwarder interface {
+	packet.Stage
+	Publish(*dataplane.Table)
+}
+
+func newForwarder(inner packet.Layer) forwarder {
+	if inner == packet.Ethernet {
+		return dataplane.NewBridge()
+	}
+	return dataplane.NewRoute()
 }
 
 // engine is a running path: two ports and the lanes between them.
@@ -66,7 +82,7 @@ type engine struct {
 
 // start opens the ports and starts one lane per queue and direction. The first lane that stops for
 // another reason than stop is reported to failed.
-func start(kind Kind, path Path, route *dataplane.Route, seal Sealer, tooBig func([]byte, int), failed chan<- failure) (*engine, error) {
+func start(kind Kind, path Path, route forwarder, seal Sealer, tooBig func([]byte, int), failed chan<- failure) (*engine, error) {
 	inside, outside, err := kind.Open(path)
 	if err != nil {
 		return nil, err
@@ -101,6 +117,9 @@ func start(kind Kind, path Path, route *dataplane.Route, seal Sealer, tooBig fun
 			}
 			if d == dataplane.Out {
 				cfg.TooBig = tooBig
+			}
+			if bridge, ok := route.(*dataplane.Bridge); ok {
+				cfg.Link, cfg.Flood = packet.EthernetHeader, bridge.Peers
 			}
 			e.lanes = append(e.lanes, dataplane.NewLane(cfg))
 		}

@@ -37,7 +37,7 @@ type Backend struct {
 	set   backend.Settings
 	log   *zap.Logger
 	host  *hostnet.Host
-	route *dataplane.Route
+	route forwarder
 	reply *rejecter
 	seal  Sealer // nil where nothing is sealed
 
@@ -69,7 +69,7 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 		if err != nil {
 			return nil, errors.Join(err, host.Close())
 		}
-		b := &Backend{kind: kind, set: s, log: s.Log, host: host, route: dataplane.NewRoute(), reply: reply,
+		b := &Backend{kind: kind, set: s, log: s.Log, host: host, route: newForwarder(kind.Inner), reply: reply,
 			failed: make(chan failure, 1), ids: map[string]uint32{}}
 		if err := host.Guard(s.Network); err != nil { // before anything can be sent
 			return nil, errors.Join(err, b.Close())
@@ -249,6 +249,7 @@ func (b *Backend) pathFor(self control.Node) (Path, []string, error) {
 // table builds the route table, the report of it, and the list of peers for the sealer.
 func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backend.Hop, []SealedPeer) {
 	t := dataplane.NewTable()
+	t.SetStation(path.MAC)
 	for _, p := range s.Self.Prefixes {
 		t.InsertSelf(p)
 	}
@@ -269,6 +270,7 @@ func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backen
 		}
 		h := &packet.Hop{Addr: netip.AddrPortFrom(at, path.Port), Peer: id, VNI: path.VNI, MAC: n.VTEP(), MTU: path.InnerMTU,
 			RCO: rco && slices.Contains(n.Features, control.FeatureRCO)}
+		t.InsertStation(h)
 		for _, p := range n.Prefixes {
 			t.Insert(p, h)
 		}
@@ -293,6 +295,11 @@ func (b *Backend) want(s *control.State, path Path, underlay []string) hostnet.W
 		Links:   []hostnet.Link{{Name: device, MTU: path.InnerMTU}},
 		Watch:   underlay,
 	}
+	ethernet := b.kind.Inner == packet.Ethernet
+	if ethernet {
+		w.Links[0].MAC, w.Links[0].Quiet = path.MAC, true
+		w.Addrs = append(w.Addrs, hostnet.Addr{Dev: device, Prefix: netip.PrefixFrom(linkLocal(path.MAC), 64)})
+	}
 	own := hostAddrs(s.Self)
 	for _, a := range own {
 		w.Addrs = append(w.Addrs, hostnet.Addr{Dev: device, Prefix: netip.PrefixFrom(a, a.BitLen())})
@@ -303,6 +310,9 @@ func (b *Backend) want(s *control.State, path Path, underlay []string) hostnet.W
 		}
 		for _, p := range n.Prefixes {
 			r := hostnet.Route{Dst: p, Dev: device}
+			if ethernet {
+				r.Via = control.HostAddr(p) // which the peer itself holds: it answers ARP and neighbour discovery
+			}
 			for _, a := range own {
 				if a.Is4() == p.Addr().Is4() {
 					r.Src = a
@@ -313,6 +323,13 @@ func (b *Backend) want(s *control.State, path Path, underlay []string) hostnet.W
 		}
 	}
 	return w
+}
+
+// linkLocal returns the IPv6 link-local address that follows from a MAC (RFC 4291 appendix A). Neighbour discovery on an
+// Ethernet device starts from one. Ours is added ready for use: the kernel's own would be checked for duplicates for a
+// second first, and until then no neighbour would be asked for.
+func linkLocal(mac control.MAC) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 0x02, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
 func hostAddrs(self control.Node) (own []netip.Addr) {

@@ -28,6 +28,7 @@ func (l Lane) since(b Lane) Lane {
 	}
 	l.Turns -= b.Turns
 	l.Received -= b.Received
+	l.Copied -= b.Copied
 	l.Sent -= b.Sent
 	l.Waited -= b.Waited
 	l.Age -= b.Age

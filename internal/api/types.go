@@ -123,11 +123,12 @@ type Route struct {
 	MTU      int            `json:"mtu"`
 }
 
-// Lane is one direction of one queue pair since it began: Received = Sent + Σ drops of the stages.
+// Lane is one direction of one queue pair since it began: Received + Copied = Sent + Σ drops of the stages.
 type Lane struct {
 	Name     string  `json:"name"`
 	Turns    uint64  `json:"turns"` // batches
 	Received uint64  `json:"received"`
+	Copied   uint64  `json:"copied,omitempty"` // made by the lane itself, to flood others (mode tap)
 	Sent     uint64  `json:"sent"`
 	Waited   int64   `json:"waited_ns"` // blocked for packets
 	Age      int64   `json:"age_ns"`    // since the lane began

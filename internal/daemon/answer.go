@@ -132,7 +132,7 @@ func (d *Daemon) Lanes() []api.Lane {
 	}
 	var lanes []api.Lane
 	for _, l := range b.Lanes() {
-		lane := api.Lane{Name: l.Name, Turns: l.Turns, Received: l.Received, Sent: l.Sent,
+		lane := api.Lane{Name: l.Name, Turns: l.Turns, Received: l.Received, Copied: l.Copied, Sent: l.Sent,
 			Waited: l.Waited.Nanoseconds(), Age: l.Age.Nanoseconds(), Stages: []api.Stage{}}
 		for _, s := range l.Stages {
 			lane.Stages = append(lane.Stages, api.Stage{Name: s.Name, Calls: s.Calls, Packets: s.Packets,

@@ -38,7 +38,7 @@ type Overlay interface {
 	Lanes(context.Context) ([]Lane, error)
 }
 
-// Lane is one lane's packets: Received = Sent + Σ Drops.
+// Lane is one lane's packets: Received = Sent + Σ Drops. Copies that a lane made to flood count as received.
 type Lane struct {
 	Node, Name     string
 	Received, Sent uint64

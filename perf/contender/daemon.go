@@ -165,7 +165,7 @@ func (d *daemons) Lanes(ctx context.Context) ([]Lane, error) {
 			return nil, fmt.Errorf("contender: lanes of %s: %w", n.process.Name, err)
 		}
 		for _, l := range lanes {
-			lane := Lane{Node: n.Name, Name: l.Name, Received: l.Received, Sent: l.Sent, Drops: map[string]uint64{}}
+			lane := Lane{Node: n.Name, Name: l.Name, Received: l.Received + l.Copied, Sent: l.Sent, Drops: map[string]uint64{}}
 			for _, stage := range l.Stages {
 				for reason, count := range stage.Drops {
 					lane.Drops[reason] += count

@@ -24,6 +24,7 @@ func Rows() []Row {
 		{"vxlan-nocsum", "kernel VXLAN as Flannel and Calico ship it", false, kernelLink("vxlan"), upDaemon},
 		{"udp", "Flannel's udp: raw IP in UDP, one packet a system call", true, device("/dev/net/tun"), upDaemon},
 		{"tun", "the plain userspace overlay", true, device("/dev/net/tun"), upDaemon},
+		{"tap", "Weave sleeve's L2: frames, MACs learnt", true, device("/dev/net/tun"), upDaemon},
 		{"tun-gso", "the userspace overlay for streams", true, device("/dev/net/tun"), upDaemon},
 		{"xdp", "the userspace overlay for packets", true, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
 		{"wireguard-go", "what a user would pick for encryption", false, device("/dev/net/tun"), upWireguardGo},
