@@ -13,6 +13,7 @@ import (
 	"weft/tun"
 	"weft/underlay"
 	"weft/xdp"
+	"weft/xdp/lib"
 )
 
 // Mode is one way to carry traffic between nodes.
@@ -42,10 +43,13 @@ var Modes = []Mode{
 	{"xdp", 4789, "AF_XDP veth → VXLAN → AF_XDP underlay", carry(userspace.Kind{
 		Overhead: vxlanOverhead, Open: pairXDP, Stages: vxlanStages,
 	})},
+	{"xdp-lib", 4789, "the same on asavie/xdp v0.3.3", carry(userspace.Kind{
+		Overhead: vxlanOverhead, Open: libraryXDP, Stages: vxlanStages,
+	})},
 }
 
 // DefaultMode is the mode of a configuration that names none.
-const DefaultMode = "tun"
+const DefaultMode = "tun-gso"
 
 // ModeByName finds a mode.
 func ModeByName(name string) (Mode, bool) {
@@ -116,9 +120,16 @@ func offloadTUN(p userspace.Path) (inside, outside packet.Port, err error) {
 	return inside, outside, nil
 }
 
-func pairXDP(p userspace.Path) (inside, outside packet.Port, err error) {
+func pairXDP(p userspace.Path) (inside, outside packet.Port, err error) { return overXDP(p, nil) }
+
+// libraryXDP moves frames by a library instead of rings of our own.
+func libraryXDP(p userspace.Path) (inside, outside packet.Port, err error) {
+	return overXDP(p, lib.Open)
+}
+
+func overXDP(p userspace.Path, rings func(xdp.Request) (xdp.Rings, error)) (inside, outside packet.Port, err error) {
 	in, out, err := xdp.OpenPair(xdp.Config{Inside: p.Device, InnerMTU: p.InnerMTU, Local: p.Local, Port: p.Port, PlainPort: p.PlainPort,
-		Steer: steering(p), Queues: p.Queues})
+		Steer: steering(p), Queues: p.Queues, Rings: rings})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -42,6 +42,7 @@ var (
 		"underlay":    {[]string{"packet", "internal/steer", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
 		"xdp":         {[]string{"packet", "internal/steer", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
 		"xdp/bpf":     {code: []string{"github.com/cilium/ebpf"}},
+		"xdp/lib":     {[]string{"packet", "internal/wait", "xdp", unix, "github.com/asavie/xdp"}, []string{"packet/packettest"}},
 		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
 		"encap/vxlan": {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
 		"encap/sealed": {[]string{"packet", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
@@ -56,7 +57,7 @@ var (
 
 		// the roof
 		"catalog": {code: []string{"backend", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
-			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", zap}},
+			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}},
 		"cmd/weft": {[]string{"catalog", "perf", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",
 			"github.com/spf13/cobra", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"github.com/spf13/pflag"}},

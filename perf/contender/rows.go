@@ -27,6 +27,7 @@ func Rows() []Row {
 		{"tap", "Weave sleeve's L2: frames, MACs learnt", true, device("/dev/net/tun"), upDaemon},
 		{"tun-gso", "the userspace overlay for streams", true, device("/dev/net/tun"), upDaemon},
 		{"xdp", "the userspace overlay for packets", true, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
+		{"xdp-lib", "what the library asavie/xdp gives", true, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
 		{"wireguard-go", "what a user would pick for encryption", false, device("/dev/net/tun"), upWireguardGo},
 	}
 }
