@@ -83,7 +83,7 @@ type Host struct {
 	log     *zap.Logger
 	ns      netns.NsHandle
 	rt      *netlink.Handle // safe for concurrent use: one exchange at a time
-	strict  *netlink.Handle // lets the kernel pick the routes of a dump; it refuses the library's other requests
+	strict  *netlink.Handle // for route dumps: the kernel picks. It refuses some other requests of the library
 	raw     raw
 	sysctls *sysctls
 
