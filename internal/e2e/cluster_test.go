@@ -50,7 +50,9 @@ type cluster struct {
 	family  int               // of the underlay: 4 or 6
 	dir     string
 	daemons map[string]*nettest.Process
-	absent  map[string]bool // nodes that nodes.yaml leaves out
+
+	features string          // that nodes.yaml says all nodes announce
+	absent   map[string]bool // nodes that nodes.yaml leaves out
 
 	// encryption is the section of a node's weft.yaml, "" = none; publicKey what nodes.yaml says.
 	encryption func(n *nettest.ClusterNode) string
@@ -83,6 +85,9 @@ func prepare(t *testing.T, mode string, family int, o nettest.ClusterOptions) *c
 func (c *cluster) launch() {
 	t := c.t
 	t.Helper()
+	if mode == "tun-gso" && modes == nil { // the mixed clusters cover it without
+		c.features = "rco"
+	}
 	c.writeNodes()
 	for _, n := range c.Nodes {
 		c.start(n)
@@ -118,8 +123,8 @@ func (c *cluster) writeNodes() {
 		if c.absent[n.Name] {
 			continue
 		}
-		fmt.Fprintf(&b, "  - {name: %s, endpoints: [%q], prefixes: [%q, %q], public_key: %q}\n", n.Name, c.endpoint(n), n.Prefixes[0], n.Prefixes[1],
-			c.publicKey[n.Name])
+		fmt.Fprintf(&b, "  - {name: %s, endpoints: [%q], prefixes: [%q, %q], public_key: %q, features: [%s]}\n",
+			n.Name, c.endpoint(n), n.Prefixes[0], n.Prefixes[1], c.publicKey[n.Name], c.features)
 	}
 	c.writeFile(c.nodesFile(), b.String())
 }
