@@ -113,8 +113,8 @@ type member struct {
 	Peer
 	face            *face
 	mac1Key, ownKey [32]byte // of messages to it, of cookies from it
-	prev, cur, next *session // next is one that we answered and that has not been confirmed
-	prevUntil       time.Time
+	cur, next       *session // next is one that we answered and that has not been confirmed
+	past            []past   // sessions that only open what is on its way, the oldest first
 	rekeyAt         time.Time
 	under           *initiation
 	tries           int // initiations since the last session
@@ -132,6 +132,16 @@ type member struct {
 	established     bool // and logged as such
 	double          bool // another node has the same public key
 }
+
+// past is a session that was replaced.
+type past struct {
+	*session
+	until time.Time
+}
+
+// maxPast bounds the replaced sessions of a peer that are still open: more than one there are only
+// when both sides have begun handshakes that crossed.
+const maxPast = 4
 
 // initiation is a handshake of ours that waits for its answer.
 type initiation struct {
@@ -272,9 +282,12 @@ func (m *Manager) remove(p *member) {
 func (m *Manager) silence(p *member) {
 	p.face.send.Store(nil)
 	m.abandon(p)
-	for _, s := range []**session{&p.prev, &p.cur, &p.next} {
-		m.drop(s)
+	m.drop(p.cur)
+	m.drop(p.next)
+	for _, s := range p.past {
+		m.drop(s.session)
 	}
+	p.cur, p.next, p.past, p.established = nil, nil, nil, false
 }
 
 // publish makes lanes see the peers.
@@ -328,13 +341,24 @@ func (m *Manager) release(index uint32) {
 }
 
 // drop ends a session: nothing is opened with its keys any more.
-func (m *Manager) drop(s **session) {
-	if *s == nil {
+func (m *Manager) drop(s *session) {
+	if s == nil {
 		return
 	}
-	m.table.Load().slots[(*s).local&(1<<slotBits-1)].Store(nil)
-	m.release((*s).local)
-	*s = nil
+	m.table.Load().slots[s.local&(1<<slotBits-1)].Store(nil)
+	m.release(s.local)
+}
+
+// retire lets a session open what is on its way, and no more.
+func (m *Manager) retire(p *member, s *session, now time.Time) {
+	if s == nil {
+		return
+	}
+	if len(p.past) == maxPast {
+		m.drop(p.past[0].session)
+		p.past = slices.Delete(p.past, 0, 1)
+	}
+	p.past = append(p.past, past{s, now.Add(drainFor)})
 }
 
 // abandon ends an initiation that waits for its answer.
@@ -368,9 +392,8 @@ func (m *Manager) newSession(p *member, index, remote uint32, epoch uint8, peer 
 
 // rotate makes s the session we seal with; the one before stays open for what is on its way.
 func (m *Manager) rotate(p *member, s *session, now time.Time) {
-	m.drop(&p.prev)
-	p.prev, p.cur = p.cur, s
-	p.prevUntil = now.Add(drainFor)
+	m.retire(p, p.cur, now)
+	p.cur = s
 	p.rekeyAt = s.born.Add(rekeyAfter - time.Duration(mrand.Int64N(int64(rekeyJitter))))
 	if !s.started {
 		p.rekeyAt = s.born.Add(rekeyAfter + lateAfter)
@@ -408,11 +431,11 @@ func (m *Manager) step(now time.Time) {
 
 // settle takes in what lanes have seen, and ends what is over.
 func (m *Manager) settle(p *member, now time.Time) {
-	for _, s := range []*session{p.prev, p.cur, p.next} {
+	for _, s := range []*session{p.cur, p.next} {
 		if s == nil {
 			continue
 		}
-		if a := s.moved.take(); a.IsValid() && s != p.prev && a != p.face.hop.Load().Addr.Addr() {
+		if a := s.moved.take(); a.IsValid() && a != p.face.hop.Load().Addr.Addr() {
 			m.cfg.Log.Info("peer moved", zap.String("peer", p.Name), zap.Stringer("to", a))
 			p.moveTo(a)
 		}
@@ -423,15 +446,17 @@ func (m *Manager) settle(p *member, now time.Time) {
 		m.rotate(p, s, now)
 	}
 	if p.next != nil && now.Sub(p.next.born) >= confirmFor {
-		m.drop(&p.next)
+		m.drop(p.next)
+		p.next = nil
 	}
-	if p.prev != nil && !now.Before(p.prevUntil) {
-		m.drop(&p.prev)
+	for len(p.past) > 0 && !now.Before(p.past[0].until) {
+		m.drop(p.past[0].session)
+		p.past = slices.Delete(p.past, 0, 1)
 	}
 	if p.cur != nil && now.Sub(p.cur.born) >= rejectAfter {
 		p.face.send.Store(nil)
-		m.drop(&p.cur)
-		p.established = false
+		m.drop(p.cur)
+		p.cur, p.established = nil, false
 		m.cfg.Log.Warn("keys expired, nothing is carried", zap.String("peer", p.Name), zap.String("reason", p.why(now)))
 	}
 }
@@ -444,6 +469,9 @@ func (m *Manager) due(p *member, now time.Time) bool {
 	if p.under != nil || p.cur == nil {
 		hurry := p.cur == nil && p.face.unsealed.Load() > p.wanted && (p.under == nil || now.Sub(p.under.at) >= retryFirst)
 		return hurry || !now.Before(p.retryAt)
+	}
+	if now.Before(p.retryAt) { // the peer has begun one that waits for its confirmation
+		return false
 	}
 	total, most := p.cur.sent()
 	return !now.Before(p.rekeyAt) || total >= rekeyPackets || most >= laneLimit/8*7

@@ -84,7 +84,8 @@ func (m *Manager) onInitiation(msg []byte, from netip.AddrPort, now time.Time) {
 		return
 	}
 	m.abandon(p)
-	m.drop(&p.next)
+	m.retire(p, p.next, now) // the peer may have our answer, and seal with it already
+	p.next = nil
 	index, err := m.allot()
 	if err != nil {
 		m.cfg.Log.Error("cannot answer a handshake", zap.String("peer", p.Name), zap.Error(err))
@@ -163,7 +164,8 @@ func (m *Manager) onResponse(msg []byte, from netip.AddrPort, now time.Time) {
 	if a := from.Addr(); a != p.face.hop.Load().Addr.Addr() {
 		p.moveTo(a)
 	}
-	m.drop(&p.next)
+	m.retire(p, p.next, now)
+	p.next = nil
 	m.rotate(p, s, now)
 	m.confirm(s, flagAsk)
 	p.confirmAt = now.Add(confirmRetry)

@@ -36,6 +36,7 @@ type node struct {
 	private [32]byte
 	public  [32]byte
 	stages  []packet.Stage
+	batch   *packet.Batch // of one packet, for seal and open
 }
 
 // secret is a private key made of a name, so that tests repeat.
@@ -48,7 +49,7 @@ func newWorld(t testing.TB) *world {
 // add makes a node that does not know anybody yet.
 func (w *world) add(name string, cipher Cipher, lanes int) *node {
 	w.t.Helper()
-	n := &node{w: w, name: name, private: secret(name),
+	n := &node{w: w, name: name, private: secret(name), batch: packet.NewBatch(1, 70000),
 		addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(len(w.nodes) + 1)}), 8473)}
 	n.public, _ = PublicKey(n.private)
 	n.start(cipher, lanes)
@@ -141,6 +142,16 @@ func two(t testing.TB, cipher Cipher, lanes int) (w *world, a, b *node) {
 	return w, a, b
 }
 
+// answerOnly keeps a node from beginning a handshake for a while.
+func (n *node) answerOnly() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, p := range n.peers {
+		n.abandon(p)
+		p.retryAt = n.w.now.Add(time.Hour)
+	}
+}
+
 // settled fails the test unless each has keys for the other.
 func (w *world) settled(nodes ...*node) {
 	w.t.Helper()
@@ -160,7 +171,7 @@ func inner(i int) []byte {
 
 // seal makes one sealed packet from a to b through a lane, nil if it was dropped.
 func (n *node) seal(to *node, lane int, data []byte) ([]byte, packet.Drop) {
-	b := packet.NewBatch(1, 2048)
+	b := n.batch
 	p := &b.Slots()[0]
 	p.Resize(copy(p.Reset(), data))
 	p.Hop = to.peer().Hop
@@ -174,7 +185,7 @@ func (n *node) seal(to *node, lane int, data []byte) ([]byte, packet.Drop) {
 
 // open gives a node one packet from an address and returns what came out.
 func (n *node) open(from netip.AddrPort, data []byte) ([]byte, *packet.Hop, packet.Drop) {
-	b := packet.NewBatch(1, 70000)
+	b := n.batch
 	p := &b.Slots()[0]
 	p.Resize(copy(p.Reset(), data))
 	p.From = from
