@@ -85,7 +85,7 @@ func prepare(t *testing.T, mode string, family int, o nettest.ClusterOptions) *c
 func (c *cluster) launch() {
 	t := c.t
 	t.Helper()
-	if mode == "tun-gso" && modes == nil { // the mixed clusters cover it without
+	if c.mode == "tun-gso" && c.modes == nil { // the mixed clusters cover it without
 		c.features = "rco"
 	}
 	c.writeNodes()
