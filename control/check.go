@@ -129,7 +129,10 @@ func (c *checker) wrongPrefix(p netip.Prefix) string {
 // oneOfEachName sorts the nodes by name and keeps one of each.
 func (c *checker) oneOfEachName() {
 	slices.SortFunc(c.nodes, func(a, b Node) int {
-		return cmp.Or(cmp.Compare(a.Name, b.Name), slices.CompareFunc(a.Prefixes, b.Prefixes, comparePrefix),
+		if a.Name != b.Name {
+			return cmp.Compare(a.Name, b.Name)
+		}
+		return cmp.Or(slices.CompareFunc(a.Prefixes, b.Prefixes, comparePrefix),
 			slices.CompareFunc(a.Endpoints, b.Endpoints, netip.Addr.Compare), cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
 	})
 	sorted := c.nodes

@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -91,4 +93,10 @@ func HostAddr(p netip.Prefix) netip.Addr {
 		return a
 	}
 	return a.Next()
+}
+
+// Equal says whether both describe the same node in the same way.
+func (n Node) Equal(o Node) bool {
+	return n.Name == o.Name && n.PublicKey == o.PublicKey && n.MAC == o.MAC && slices.Equal(n.Endpoints, o.Endpoints) &&
+		slices.Equal(n.Prefixes, o.Prefixes) && slices.Equal(n.Features, o.Features) && maps.Equal(n.Attrs, o.Attrs)
 }

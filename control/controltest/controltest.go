@@ -5,9 +5,14 @@
 //	unset NAME                     take it out
 //	commit                         make it so
 //	break                          make the cluster's data unreadable; the next commit mends it
+//	fill COUNT                     put that many nodes n0, n1, … into the cluster, with IPv6 prefixes
 //	start NAME                     commit, and run a source for this node
+//	stop                           end that source; what it left in the cluster stays
 //	start-fails NAME               commit; a source for this node must refuse to run
 //	expect self NAME ENDPOINTS PREFIXES, expect node …, expect problem NAME|source, expect problems 0
+//	expect nodes COUNT             so many other nodes; the node lines are then not all of them
+//	only written                   (first) the script is for sources whose cluster is written down by a
+//	                               person, self included, and not for those where nodes register
 //
 // Consecutive expect lines describe one State: all of its nodes, no others. Problems are counted
 // only where a line speaks of them.
@@ -21,7 +26,9 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -43,20 +50,38 @@ type Cluster interface {
 	Source() control.Source
 }
 
-// Run runs every script, each on a cluster of its own.
-func Run(t *testing.T, newCluster func(t *testing.T) Cluster) {
+// Kind says who tells the cluster about a node.
+type Kind string
+
+// Kinds of source.
+const (
+	Written    Kind = "written"    // a person
+	Registered Kind = "registered" // the node itself, when it joins
+)
+
+// Run runs every script for this kind of source, each on a cluster of its own. A cluster of
+// registered nodes is told by Commit about the node under test as well; from Source on that node is
+// the source's business.
+func Run(t *testing.T, kind Kind, newCluster func(t *testing.T) Cluster) {
 	files, err := scripts.ReadDir("testdata")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range files {
-		t.Run(strings.TrimSuffix(f.Name(), ".txt"), func(t *testing.T) {
-			text, err := scripts.ReadFile(path.Join("testdata", f.Name()))
-			if err != nil {
-				t.Fatal(err)
+		text, err := scripts.ReadFile(path.Join("testdata", f.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(string(text), "\n")
+		if only, ok := strings.CutPrefix(lines[0], "only "); ok {
+			if Kind(only) != kind {
+				continue
 			}
+			lines[0] = ""
+		}
+		t.Run(strings.TrimSuffix(f.Name(), ".txt"), func(t *testing.T) {
 			r := &runner{t: t, cluster: newCluster(t), nodes: map[string]control.Node{}, states: make(chan control.State, 64)}
-			r.run(strings.Split(string(text), "\n"))
+			r.run(lines)
 		})
 	}
 }
@@ -71,6 +96,7 @@ type runner struct {
 	states  chan control.State
 	last    *control.State
 	line    int
+	stop    func() // ends the running source; may be called again
 }
 
 func (r *runner) run(lines []string) {
@@ -86,6 +112,11 @@ func (r *runner) run(lines []string) {
 			r.commit()
 		case f[0] == "break":
 			r.cluster.Break()
+		case f[0] == "fill":
+			r.fill(f[1])
+		case f[0] == "stop":
+			r.stop()
+			r.last, r.states = nil, make(chan control.State, 64)
 		case f[0] == "start":
 			r.commit()
 			r.start(f[1])
@@ -125,25 +156,53 @@ func (r *runner) commit() {
 	r.cluster.Commit(nodes)
 }
 
-// start runs the source until the test ends; then it must return without an error.
-func (r *runner) start(self string) {
-	ctx, cancel := context.WithCancel(r.t.Context())
+// short prints a State for people: of many nodes the first ones.
+func short(s *control.State) string {
+	if s == nil {
+		return "none"
+	}
+	return fmt.Sprintf("self %s, %d nodes %+v, problems %+v", describe(s.Self), len(s.Nodes), s.Nodes[:min(8, len(s.Nodes))], s.Problems)
+}
+
+// fill puts nodes n0, n1, … into the cluster.
+func (r *runner) fill(count string) {
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		r.t.Fatalf("line %d: %v", r.line+1, err)
+	}
+	for i := range n {
+		name := fmt.Sprintf("n%d", i)
+		r.nodes[name] = r.node([]string{name, fmt.Sprintf("198.18.%d.%d", i/250, i%250+1), fmt.Sprintf("fd00:10:244:%x::/64", 0x1000+i)})
+	}
+}
+
+// start runs the source until the test ends or stops it; then it must return without an error.
+func (r *runner) start(name string) {
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	source := r.cluster.Source()
+	source, states := r.cluster.Source(), r.states
+	self := control.Node{Name: name, Endpoints: r.nodes[name].Endpoints}
 	go func() {
-		done <- source.Run(ctx, control.Node{Name: self}, func(s control.State) { r.states <- s })
+		done <- source.Run(ctx, self, func(s control.State) { states <- s })
 	}()
-	r.t.Cleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		cancel()
-		select {
-		case err := <-done:
-			if err != nil {
-				r.t.Errorf("Run returned %v at the end of its context", err)
+		deadline := time.After(patience)
+		for {
+			select {
+			case <-states: // so that the source is not stuck in update
+			case err := <-done:
+				if err != nil {
+					r.t.Errorf("Run returned %v at the end of its context", err)
+				}
+				return
+			case <-deadline:
+				r.t.Error("Run did not return at the end of its context")
+				return
 			}
-		case <-time.After(patience):
-			r.t.Error("Run did not return at the end of its context")
 		}
 	})
+	r.t.Cleanup(r.stop)
 }
 
 func (r *runner) startFails(self string) {
@@ -175,13 +234,13 @@ func (r *runner) expect(want [][]string) {
 				return
 			}
 		case <-deadline:
-			r.t.Fatalf("line %d: %s; the last State is %+v", r.line+1, missing, r.last)
+			r.t.Fatalf("line %d: %s; the last State is %s", r.line+1, missing, short(r.last))
 		}
 	}
 }
 
 func (r *runner) differs(s control.State, want [][]string) string {
-	nodes := map[string]bool{}
+	nodes, count := map[string]bool{}, -1
 	for _, w := range want {
 		switch w[0] {
 		case "self":
@@ -194,6 +253,8 @@ func (r *runner) differs(s control.State, want [][]string) string {
 			if i < 0 || describe(s.Nodes[i]) != strings.Join(w[1:], " ") {
 				return fmt.Sprintf("no node %q", w[1:])
 			}
+		case "nodes":
+			count, _ = strconv.Atoi(w[1])
 		case "problem":
 			name := strings.TrimPrefix(w[1], "source")
 			if !slices.ContainsFunc(s.Problems, func(p control.Problem) bool { return p.Node == name && p.Text != "" }) {
@@ -207,8 +268,11 @@ func (r *runner) differs(s control.State, want [][]string) string {
 			return "unknown expectation " + w[0]
 		}
 	}
-	if len(nodes) != len(s.Nodes) {
-		return fmt.Sprintf("%d nodes, want %d", len(s.Nodes), len(nodes))
+	if count < 0 {
+		count = len(nodes)
+	}
+	if count != len(s.Nodes) {
+		return fmt.Sprintf("%d nodes, want %d", len(s.Nodes), count)
 	}
 	if !slices.IsSortedFunc(s.Nodes, func(a, b control.Node) int { return strings.Compare(a.Name, b.Name) }) {
 		return "the nodes are not sorted by name"

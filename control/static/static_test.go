@@ -85,7 +85,7 @@ func TestConformance(t *testing.T) {
 	for name, w := range writers {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			controltest.Run(t, func(t *testing.T) controltest.Cluster {
+			controltest.Run(t, controltest.Written, func(t *testing.T) controltest.Cluster {
 				return &cluster{t: t, file: filepath.Join(t.TempDir(), "nodes.yaml"), write: w}
 			})
 		})

@@ -48,6 +48,8 @@ var (
 		"encap/sealed": {[]string{"packet", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
 			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", zap}, []string{"packet/packettest"}},
 		"control/static": {[]string{"control", "internal/config/strict", zap, "github.com/fsnotify/fsnotify"}, []string{"control/controltest"}},
+		"control/etcd": {[]string{"control", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
+			[]string{"control/controltest"}},
 
 		// the engine names no part
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest"}},

@@ -1,0 +1,149 @@
+// Package etcd is the control plane that is an etcd cluster: it holds the network's configuration,
+// and every node leases a prefix of each of its families there.
+//
+// Two nodes never hold one prefix: a prefix is a key, and claiming it is a transaction that succeeds
+// only where the key does not exist yet and the network's configuration is the one that was read.
+// Keys hang on the node's lease, which is renewed at a third of its length. Every claim carries its
+// owner (random, kept in the state directory) and an epoch that grows with each claim, so that a
+// daemon knows its own keys after a restart and notices when somebody else has taken them over. Who
+// loses its lease or its keys claims the same prefixes again; where somebody else has them by then it
+// stops forwarding, says so, and takes others.
+//
+// Losing etcd is not losing the lease: without an answer everything stays in force and only grows
+// old. A node that was cut off for longer than its lease finds out when it is back; until then the
+// other nodes take no packets from it under a prefix that they know to be another's.
+//
+// A store that was wiped is neither: see (*member).wiped.
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"weft/control"
+)
+
+// Schemas of Settings, and where in the store they are unless told otherwise.
+const (
+	SchemaWeft           = "weft"
+	SchemaFlannel        = "flannel"
+	DefaultPrefixWeft    = "/weft"
+	DefaultPrefixFlannel = "/coreos.com/network"
+)
+
+// Settings are what a source is made from.
+type Settings struct {
+	Endpoints []string // URLs of one etcd cluster, one at least
+	Prefix    string   // of all keys; "" = by schema
+	Schema    string   // of Schema…
+	Lease     time.Duration
+
+	CAFile, CertFile, KeyFile string // PEM, "" = none
+	Username, PasswordFile    string
+
+	Network  []netip.Prefix // what this node was configured with; the store has to agree
+	VNI      uint32
+	Port     uint16
+	StateDir string // "" = nothing is remembered across restarts
+	Log      *zap.Logger
+}
+
+// Source is one etcd cluster. It implements control.Source and control.NetworkStore.
+type Source struct {
+	set    Settings
+	schema schema
+	log    *zap.Logger
+	dial   func(Settings) (client *clientv3.Client, hangUp func(), err error)
+}
+
+// New makes a source. Nothing is read or connected before Run, Network or SetNetwork.
+func New(s Settings) *Source {
+	src := &Source{log: s.Log, dial: dial}
+	s.Prefix = strings.TrimRight(s.Prefix, "/")
+	if s.Schema == SchemaFlannel {
+		if s.Prefix == "" {
+			s.Prefix = DefaultPrefixFlannel
+		}
+		src.schema = flannel{s.Prefix, s.VNI}
+	} else {
+		if s.Prefix == "" {
+			s.Prefix = DefaultPrefixWeft
+		}
+		src.schema = own{s.Prefix}
+	}
+	src.set = s
+	return src
+}
+
+// Intervals. A failed session is tried again at once, then with growing pauses; a store that was not
+// heard of for confirm is asked.
+const (
+	pauseFirst = 100 * time.Millisecond
+	pauseMost  = 5 * time.Second
+	confirm    = 10 * time.Second
+	// gather is the least time between two States, so that a thousand nodes that join at once make
+	// twenty States a second, not a thousand.
+	gather = 50 * time.Millisecond
+)
+
+// Run joins the cluster, publishes it, and keeps this node's lease until ctx ends. The lease stays
+// then: a restart finds its prefixes again.
+func (s *Source) Run(ctx context.Context, self control.Node, update func(control.State)) error {
+	mem, err := remember(s.set.StateDir)
+	if err != nil {
+		return err
+	}
+	client, hangUp, err := s.dial(s.set)
+	if err != nil {
+		return err
+	}
+	defer hangUp()
+	m := &member{Source: s, client: client, self: self, memory: mem, update: update, fresh: true}
+	if _, err := s.schema.values(with(self, s.set.Network), mem.Owner); err != nil {
+		return fmt.Errorf("etcd: %w", err)
+	}
+	for pause := pauseFirst; ; pause = min(2*pause, pauseMost) {
+		err := m.session(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, errAgain):
+			pause = pauseFirst / 2
+		case !m.published && hopeless(err):
+			return errors.New(s.set.told(err))
+		default:
+			m.trouble(err)
+		}
+		if m.settled {
+			pause, m.settled = pauseFirst, false
+		}
+		if !sleep(ctx, pause/2+rand.N(pause/2)) {
+			return nil
+		}
+	}
+}
+
+func with(n control.Node, prefixes []netip.Prefix) control.Node {
+	n.Prefixes = prefixes
+	return n
+}
+
+// sleep waits for d; false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

@@ -1,0 +1,74 @@
+package etcd
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+)
+
+// MemoryFile is the name, in the state directory, of what a node remembers across restarts.
+const MemoryFile = "etcd.json"
+
+// memory is who this node is to the store and what it held last.
+type memory struct {
+	Owner    owner          `json:"owner"`
+	Prefixes []netip.Prefix `json:"prefixes"`
+
+	file string // "" = nothing is kept
+}
+
+// remember reads the state directory, or makes a new owner.
+func remember(dir string) (*memory, error) {
+	m := &memory{}
+	if dir != "" {
+		m.file = filepath.Join(dir, MemoryFile)
+		data, err := os.ReadFile(m.file)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return nil, fmt.Errorf("etcd: %w", err)
+		default:
+			if err := json.Unmarshal(data, m); err == nil && m.Owner.ID != "" {
+				return m, nil
+			}
+			// What cannot be read is as good as lost: this node is then a new owner.
+		}
+	}
+	id := make([]byte, 16)
+	rand.Read(id) // never fails
+	m.Owner, m.Prefixes = owner{ID: hex.EncodeToString(id)}, nil
+	return m, nil
+}
+
+// save writes the file whole or not at all.
+func (m *memory) save() error {
+	if m.file == "" {
+		return nil
+	}
+	data, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(m.file), 0o700); err != nil {
+		return fmt.Errorf("%w: state_dir: %w", errStore, err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(m.file), MemoryFile+".*")
+	if err != nil {
+		return fmt.Errorf("%w: state_dir: %w", errStore, err)
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), m.file)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("%w: state_dir: %w", errStore, err)
+	}
+	return nil
+}

@@ -1,0 +1,128 @@
+package etcd
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"weft/control"
+)
+
+// ghosts are nodes that a store forgot which was wiped, or restored from a backup. They have not
+// gone: they are on their way back, and traffic to them goes on until they had a lease's time.
+type ghosts struct {
+	nodes []control.Node
+	of    int // how many there were
+	why   string
+	since time.Time
+	until time.Time
+}
+
+// wiped keeps the cluster as it was last published, because a store that forgot all its nodes says
+// nothing about them.
+func (m *member) wiped(why string) {
+	m.rev, m.cluster, m.grant.mod = 0, 0, 0
+	if !m.published || !m.grant.held() {
+		return
+	}
+	now := time.Now()
+	m.lost = ghosts{nodes: m.last.Nodes, of: len(m.last.Nodes), why: why, since: now, until: now.Add(m.set.Lease)}
+	m.log.Error("the store was wiped or restored: forwarding goes on with the nodes it knew", zap.String("why", why), zap.Int("nodes", m.lost.of))
+}
+
+func (m *member) haunted() bool { return len(m.lost.nodes) > 0 }
+
+// haunt adds the nodes that have not come back to those that the store knows.
+func (m *member) haunt(nodes []control.Node) []control.Node {
+	if !m.haunted() {
+		return nodes
+	}
+	t, live := newTaken(), map[string]bool{m.self.Name: true}
+	for _, n := range nodes {
+		live[n.Name] = true
+		for _, p := range n.Prefixes {
+			t.add(p)
+		}
+	}
+	late := time.Now().After(m.lost.until)
+	m.lost.nodes = slices.DeleteFunc(slices.Clone(m.lost.nodes), func(n control.Node) bool {
+		return late || live[n.Name] || slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return t.within(p.Bits()).overlaps(p) })
+	})
+	if !m.haunted() {
+		m.log.Info("the nodes that the store forgot are back, or their time is over", zap.Int("nodes", m.lost.of))
+		m.lost = ghosts{}
+	}
+	return append(nodes, m.lost.nodes...)
+}
+
+// publish hands on the State where it is another one, or newer.
+func (m *member) publish() {
+	if !m.published && !m.grant.held() && m.refused == "" {
+		return // nothing was ever known
+	}
+	s := m.state()
+	s.AsOf = m.asOf
+	if slices.EqualFunc(s.Nodes, m.last.Nodes, control.Node.Equal) {
+		s.Nodes = m.last.Nodes // the same slice: nothing to do for those who act on it
+	}
+	for _, p := range s.Problems {
+		if !slices.Contains(m.last.Problems, p) {
+			m.log.Warn("the cluster's data has a problem", zap.String("node", p.Node), zap.String("problem", p.Text))
+		}
+	}
+	m.last, m.published = s, true
+	m.update(s)
+}
+
+func (m *member) state() control.State {
+	told, problems := m.view.cluster()
+	nodes := slices.DeleteFunc(m.haunt(told), func(n control.Node) bool { return n.Name == m.self.Name })
+	problems = append(problems, m.problems(len(nodes))...)
+	if !m.grant.held() {
+		// Without a prefix of its own this node has no business in the network: nothing goes out under
+		// addresses that are another's.
+		return control.State{Self: m.self, Problems: problems}
+	}
+	s, err := control.Check(m.self.Name, m.set.Network, append(nodes, m.grant.node))
+	s.Problems = append(problems, s.Problems...)
+	if err != nil {
+		s.Self, s.Nodes = m.last.Self, m.last.Nodes
+		if s.Self.Name == "" {
+			s.Self = m.self
+		}
+		s.Problems = append(s.Problems, control.Problem{Text: err.Error()})
+	}
+	return s
+}
+
+// problems are those of this node and of the store.
+func (m *member) problems(nodes int) []control.Problem {
+	var list []control.Problem
+	say := func(node, format string, args ...any) {
+		list = append(list, control.Problem{Node: node, Text: fmt.Sprintf(format, args...)})
+	}
+	if m.outage != "" {
+		say("", "%s. Forwarding goes on with what was known at %s", strings.TrimSuffix(m.outage, "."), m.asOf.Format(time.RFC3339))
+		if end := m.grant.renewed.Add(m.set.Lease); m.grant.lease != 0 && time.Now().After(end) {
+			say(m.self.Name, "its lease ended at %s: another node may have been given its prefixes by now", end.Format(time.RFC3339))
+		}
+	}
+	if m.wrong != "" {
+		say("", "%s. What was in force before still is", m.wrong)
+	}
+	if m.haunted() {
+		say("", "etcd was wiped or restored at %s (%s): forwarding goes on; %d of %d nodes have not come back and are kept until %s. Look at why, and at whether each node's daemon runs",
+			m.lost.since.Format(time.RFC3339), m.lost.why, len(m.lost.nodes), m.lost.of, m.lost.until.Format(time.RFC3339))
+	}
+	if m.refused != "" {
+		say(m.self.Name, "%s", m.refused)
+	}
+	if m.notice != "" && m.notice != m.refused {
+		say(m.self.Name, "%s", m.notice)
+	}
+	return list
+}
