@@ -198,6 +198,7 @@ func TestMistakes(t *testing.T) {
 		"psk unbuilt":      {net + "encryption:\n  psk_file: /p", slim, []string{"weft.yaml:3: encryption.psk_file: this weft is built without encryption"}},
 		"permit unbuilt":   {net + "encryption:\n  permit_plaintext_from: [a]", slim, []string{"weft.yaml:3: encryption.permit_plaintext_from: this weft is built without encryption"}},
 		"cipher unknown":   {net + "encryption: {cipher: aes-256-gmc}", full, []string{`weft.yaml:2: encryption.cipher: "aes-256-gmc" is unknown: did you mean aes-256-gcm?`}},
+		"cipher in kernel": {net + "mode: vxlan\nencryption: {cipher: auto}\n", full, []string{"weft.yaml:3: encryption.cipher: mode vxlan cannot seal"}},
 		"sealed port":      {net + "mode: tun\nencryption: {cipher: auto, port: 4789}\n", full, []string{"weft.yaml:3: encryption.port: is the plain tunnel's port too"}},
 		"same ports":       {"network: {prefixes: [10.0.0.0/8], port: 9}\nencryption: {cipher: auto, port: 9}", full, []string{"weft.yaml:2: encryption.port: is the plain tunnel's port too"}},
 		"cni unbuilt":      {net + "cni: {attach: bridge}", slim, []string{"weft.yaml:2: cni.attach: this weft is built without a CNI plugin"}},

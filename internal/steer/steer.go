@@ -21,7 +21,7 @@ type Rule struct {
 	Lane uint32 // offset of the byte that holds the sender's lane
 }
 
-// program returns lane modulo lanes for lanes' datagrams, and lanes for others. What is too short to
+// Program returns lane modulo lanes for lanes' datagrams, and lanes for others. What is too short to
 // say ends the program, as BPF has it, with 0.
 //
 //	0  A = datagram[0]
@@ -30,7 +30,7 @@ type Rule struct {
 //	3  A %= lanes
 //	4  return A
 //	5  return lanes
-func (r Rule) program(lanes uint32) []bpf.Instruction {
+func (r Rule) Program(lanes uint32) []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: 0, Size: 1},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(r.Type), SkipFalse: 3},
@@ -69,7 +69,7 @@ func (r Rule) Aside(at netip.AddrPort, lanes int) (conn *net.UDPConn, err error)
 	if err := unix.Bind(fd, sockaddr(at)); err != nil {
 		return nil, fmt.Errorf("steer: bind UDP %v: %w", at, err)
 	}
-	code, err := bpf.Assemble(r.program(uint32(lanes)))
+	code, err := bpf.Assemble(r.Program(uint32(lanes)))
 	if err != nil {
 		return nil, fmt.Errorf("steer: assemble: %w", err)
 	}

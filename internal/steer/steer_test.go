@@ -1,0 +1,126 @@
+package steer_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"weft/internal/nettest"
+	"weft/internal/steer"
+)
+
+var rule = steer.Rule{Type: 4, Lane: 3}
+
+// TestEveryFirstByteAndLane sends datagrams of every kind and looks which socket gets them.
+func TestEveryFirstByteAndLane(t *testing.T) {
+	for _, local := range []string{"127.0.0.1", "::1"} {
+		for _, lanes := range []int{1, 2, 3} {
+			t.Run(fmt.Sprintf("%s/%d", local, lanes), func(t *testing.T) {
+				ns := nettest.New(t)
+				var sockets []int
+				var aside *net.UDPConn
+				var from *net.UDPConn
+				var err error
+				at := netip.AddrPortFrom(netip.MustParseAddr(local), 8473)
+				ns.Do(func() {
+					for i := range lanes {
+						var fd int
+						if fd, err = listen(at, i); err != nil {
+							return
+						}
+						sockets = append(sockets, fd)
+						t.Cleanup(func() { unix.Close(fd) })
+					}
+					if aside, err = rule.Aside(at, lanes); err != nil {
+						return
+					}
+					from, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { aside.Close(); from.Close() })
+				for first := range 256 {
+					for lane := range 8 {
+						want := lanes // the one aside
+						if first == int(rule.Type) {
+							want = lane % lanes
+						}
+						msg := []byte{byte(first), 0, 0, byte(lane), 0, 0, 0, 0}
+						if _, err := from.Write(msg); err != nil {
+							t.Fatal(err)
+						}
+						if got := receiver(t, sockets, aside); got != want {
+							t.Fatalf("first byte %d, lane %d: socket %d got it, want %d", first, lane, got, want)
+						}
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestShort: the program itself on datagrams too short to say.
+func TestShort(t *testing.T) {
+	vm, err := bpf.NewVM(rule.Program(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		data []byte
+		want int
+	}{{nil, 0}, {[]byte{4}, 0}, {[]byte{4, 0, 0}, 0}, {[]byte{1}, 3}, {[]byte{4, 0, 0, 255}, 0}, {[]byte{4, 0, 0, 254}, 2}} {
+		if got, err := vm.Run(c.data); err != nil || got != c.want {
+			t.Errorf("%v: %d, %v, want %d", c.data, got, err, c.want)
+		}
+	}
+}
+
+// listen binds a lane's socket, blocking for a second at most.
+func listen(at netip.AddrPort, i int) (int, error) {
+	family := unix.AF_INET
+	var to unix.Sockaddr = &unix.SockaddrInet4{Port: int(at.Port()), Addr: [4]byte{127, 0, 0, 1}}
+	if at.Addr().Is6() {
+		family = unix.AF_INET6
+		to = &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return 0, err
+	}
+	if i > 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+			return 0, err
+		}
+	}
+	if err := unix.Bind(fd, to); err != nil {
+		return 0, err
+	}
+	return fd, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+}
+
+// receiver waits until a socket has a datagram, takes it and says which socket it was.
+func receiver(t *testing.T, lanes []int, aside *net.UDPConn) (got int) {
+	t.Helper()
+	buf := make([]byte, 64)
+	nettest.Eventually(t, 5*time.Second, func() error {
+		for i, fd := range lanes {
+			if _, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT); err == nil {
+				got = i
+				return nil
+			}
+		}
+		aside.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if _, err := aside.Read(buf); err == nil {
+			got = len(lanes)
+			return nil
+		}
+		return fmt.Errorf("no socket has the datagram")
+	})
+	return got
+}
