@@ -80,7 +80,7 @@ var (
 		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet",
 			"golang.org/x/sync/errgroup", unix, zap}, []string{"packet"}},
 		"internal/doctor":  {code: []string{"internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
-		"internal/e2e":     {tests: []string{"catalog", "control"}},
+		"internal/e2e":     {tests: []string{"catalog", "golang.org/x/crypto/blake2s", "control"}},
 		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
 		"internal/nettest": {code: []string{nl, netns, unix}},
 		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
