@@ -110,7 +110,11 @@ func spareProcs() { runtime.GOMAXPROCS(runtime.NumCPU() + 8) }
 
 // parseBenchAddr reads ADDR or ADDR:PORT, IPv6 with or without brackets.
 func parseBenchAddr(text string) (netip.AddrPort, error) {
-	if a, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
+	bare := text
+	if strings.HasPrefix(text, "[") && strings.HasSuffix(text, "]") {
+		bare = text[1 : len(text)-1]
+	}
+	if a, err := netip.ParseAddr(bare); err == nil {
 		return netip.AddrPortFrom(a, probe.DefaultPort), nil
 	}
 	at, err := netip.ParseAddrPort(text)

@@ -126,7 +126,7 @@ func TestLossIsExact(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rate, _ := r.Metric("rate"); rate != 0 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "every rate tried lost more") {
+	if rate, _ := r.Metric("rate"); rate != 0 || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "no rate passed") {
 		t.Errorf("rate %v, notes %q", rate, r.Notes)
 	}
 }
@@ -152,13 +152,16 @@ func TestDuplicatesAreCountedApart(t *testing.T) {
 // The search finds the rate of a token bucket on the path.
 func TestSearchFindsATokenBucket(t *testing.T) {
 	h := newHosts(t, 1500)
-	const limit = 10000
-	h.filter(t, fmt.Sprintf("meta l4proto udp limit rate over %d/second burst 50 packets drop", limit))
-	r, err := h.run(Spec{Test: "udp-rate", Duration: 3 * time.Second})
+	const limit, burst = 10000, 100
+	h.filter(t, fmt.Sprintf("meta l4proto udp limit rate over %d/second burst %d packets drop", limit, burst))
+	const duration = 3 * time.Second
+	r, err := h.run(Spec{Test: "udp-rate", Duration: duration})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rate, _ := r.Metric("rate"); rate < .85*limit || rate > 1.05*limit {
+	// On a busy machine the sender's own hiccups cost it some of the rate; nothing may add to it but the burst in the
+	// shortest trial.
+	if rate, _ := r.Metric("rate"); rate < .5*limit || rate > limit+burst/(duration/40).Seconds() {
 		t.Errorf("found %.0f where %d is the limit; trials:\n%s", rate, limit, list(r.Trials))
 	}
 	if loss, _ := r.Metric("loss"); loss > maxLoss {
@@ -208,10 +211,16 @@ func TestServerIsKilled(t *testing.T) {
 func TestPathGoesAway(t *testing.T) {
 	t.Parallel()
 	h := newHosts(t, 1500)
-	time.AfterFunc(200*time.Millisecond, func() { h.far.Run("ip", "link", "set", "eth0", "down") })
-	_, err := h.run(Spec{Test: "udp-rr", Duration: time.Second})
-	if err == nil {
+	down := make(chan error, 1)
+	time.AfterFunc(200*time.Millisecond, func() {
+		_, err := h.far.Run("ip", "link", "set", "eth0", "down")
+		down <- err
+	})
+	if _, err := h.run(Spec{Test: "udp-rr", Duration: time.Second}); err == nil {
 		t.Error("no error")
+	}
+	if err := <-down; err != nil {
+		t.Error(err)
 	}
 }
 

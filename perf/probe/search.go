@@ -13,8 +13,6 @@ const (
 	searchStep = 1.02
 	// descent is how fast the search goes down while no rate has passed yet.
 	descent = .7
-	// keptUp is the share of the asked rate that a sender must reach; below it the sender is the limit.
-	keptUp = 0.97
 	// trialMargin is what counting costs a trial beyond its length.
 	trialMargin = 2 * settleQuiet
 )
@@ -94,11 +92,8 @@ func (s *searcher) learn(t Trial) {
 	switch {
 	case !t.passed():
 		s.high = min(s.high, t.Target)
-	case t.Offered < keptUp*t.Target:
-		s.low = max(s.low, t.Offered)
-		s.high = s.low // nothing faster can be offered
-	default:
-		s.low = max(s.low, t.Target)
+	default: // a sender held up has shown no more than what it offered
+		s.low = max(s.low, min(t.Offered, t.Target))
 	}
 	if s.low > 0 {
 		s.guess = math.Sqrt(s.low * s.high)
@@ -128,7 +123,10 @@ func (s *searcher) confirm(long time.Duration) error {
 			step = searchStep
 		}
 		if rising = t.passed(); !rising {
-			rate = max(rate/step, math.Sqrt(rate*s.best.Rate))
+			s.high = min(s.high, rate)
+			// What came through is a hint of what the path carries, but no more than one.
+			slower := min(rate/step, max(t.Rate/searchStep, rate*.9))
+			rate = max(slower, math.Sqrt(rate*s.best.Rate))
 			continue
 		}
 		if t.Rate > s.best.Rate {
@@ -142,11 +140,11 @@ func (s *searcher) confirm(long time.Duration) error {
 	return nil
 }
 
-// unconfirmed falls back to the fastest short trial that passed, and says so.
+// unconfirmed falls back to the fastest short trial that passed below the rates that did not, and says so.
 func (s *searcher) unconfirmed() {
 	least := Trial{Loss: 1}
 	for _, t := range s.trials {
-		if t.passed() && t.Rate > s.best.Rate {
+		if t.passed() && t.Rate > s.best.Rate && t.Rate < s.high {
 			s.best = t
 		}
 		if t.Loss < least.Loss {
@@ -154,10 +152,9 @@ func (s *searcher) unconfirmed() {
 		}
 	}
 	if s.best.Rate > 0 {
-		s.notes = append(s.notes, "no long trial passed: this is the fastest short one")
+		s.notes = append(s.notes, "no long trial passed: this is the fastest short one below them")
 		return
 	}
 	s.best = Trial{Loss: least.Loss}
-	s.notes = append(s.notes, fmt.Sprintf("every rate tried lost more than %g %%: at %.0f packet/s, %.3g %%",
-		maxLoss*100, least.Offered, least.Loss*100))
+	s.notes = append(s.notes, fmt.Sprintf("no rate passed: the least loss was %.3g %%, at %.0f packet/s", least.Loss*100, least.Offered))
 }

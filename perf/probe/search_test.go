@@ -60,7 +60,7 @@ func TestSearchConverges(t *testing.T) {
 				return min(o, 100e3) * .95
 			}
 			return min(o, 100e3)
-		}}, 100e3, .06},
+		}}, 100e3, .1},
 		"a quarter of the capacity is lost in two trials at once": {path{most: 400e3, carry: func(trial int, o float64) float64 {
 			if trial == 3 || trial == 4 {
 				return min(o, 100e3) * .75

@@ -168,7 +168,7 @@ func (p *pacer) due(now time.Duration) int {
 		return udpBatch
 	}
 	due := p.rate*now.Seconds() + 1 - p.done // the first is due at once
-	if most := max(p.rate*maxLag.Seconds(), udpBatch); due > most {
+	if most := max(p.rate*maxLag.Seconds(), 1); due > most {
 		p.done += due - most
 		due = most
 	}

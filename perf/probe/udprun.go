@@ -112,7 +112,7 @@ func (l *trials) measure(s Spec, r *Result) (map[string]float64, error) {
 		}
 		t, err := l.run(found.best.Rate*s.Params["factor"], s.Duration/3)
 		r.Trials, r.Notes = append(found.trials, t), found.notes
-		if asked := found.best.Rate * s.Params["factor"]; t.Offered < 0.97*asked {
+		if asked := found.best.Rate * s.Params["factor"]; t.Offered < keptUp*asked {
 			r.Notes = append(r.Notes, fmt.Sprintf("the sender reached %.0f of the %.0f packet/s to offer", t.Offered, asked))
 		}
 		return map[string]float64{"rate": t.Rate}, err
@@ -137,6 +137,9 @@ type Trial struct {
 	Overflow  uint64  `json:"overflow,omitempty"`  // lost in the receiver's socket
 	Confirmed bool    `json:"confirmed,omitempty"` // a long trial that judges what the short ones found
 }
+
+// keptUp is the share of the asked rate below which a note says that the sender was the limit.
+const keptUp = 0.97
 
 // trials runs trials on a session.
 type trials struct {
