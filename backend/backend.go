@@ -51,6 +51,7 @@ type Status struct {
 	KernelDrops map[string]uint64 // packets the kernel dropped around the path, by name
 	Repairs     uint64            // objects put back after somebody else removed or changed them
 	Hops        []Hop             // one per peer that traffic can reach, sorted by node
+	Problems    []control.Problem // peers that this way of carrying traffic cannot reach, and why
 
 	// Rejected counts handshake messages that no peer can be named for, by reason.
 	Rejected map[string]uint64

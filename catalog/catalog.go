@@ -4,6 +4,7 @@ package catalog
 
 import (
 	"weft/backend"
+	"weft/backend/hostgw"
 	"weft/backend/kernelvxlan"
 	"weft/backend/userspace"
 	"weft/control"
@@ -26,6 +27,7 @@ type Mode struct {
 
 // Modes lists every mode, in the order reports show them.
 var Modes = []Mode{
+	{"host-gw", 0, "kernel routes to the next hop, no tunnel", hostgw.New},
 	{"vxlan", 4789, "Linux vxlan device, UDP checksum on", kernelvxlan.New},
 	{"vxlan-nocsum", 4789, "Linux vxlan device, UDP checksum zero", kernelvxlan.NewWithoutChecksum},
 	{"udp", 8285, "TUN (songgao/water) → raw IP in UDP, one packet a system call", carry(userspace.Kind{

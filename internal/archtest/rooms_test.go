@@ -55,10 +55,11 @@ var (
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest"}},
 
 		"backend/userspace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/hostnet", unix, zap}},
+		"backend/hostgw":      {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
 		"backend/kernelvxlan": {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
 
 		// the roof
-		"catalog": {code: []string{"backend", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
+		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}},
 		"cmd/weft": {[]string{"catalog", "perf", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",

@@ -54,7 +54,7 @@ func (d *Daemon) Status() api.Status {
 	}
 	s.Endpoints, s.Prefixes = full(state.Self.Endpoints), full(state.Self.Prefixes)
 	s.Control.Nodes, s.Control.AsOf = len(state.Nodes)+1, state.AsOf
-	for _, p := range state.Problems {
+	for _, p := range slices.Concat(state.Problems, b.Problems) {
 		s.Problems = append(s.Problems, api.Problem{Node: p.Node, Text: p.Text})
 	}
 	return s

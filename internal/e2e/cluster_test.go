@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -123,8 +124,8 @@ func (c *cluster) writeNodes() {
 		if c.absent[n.Name] {
 			continue
 		}
-		fmt.Fprintf(&b, "  - {name: %s, endpoints: [%q], prefixes: [%q, %q], public_key: %q, features: [%s]}\n",
-			n.Name, c.endpoint(n), n.Prefixes[0], n.Prefixes[1], c.publicKey[n.Name], c.features)
+		fmt.Fprintf(&b, "  - {name: %s, endpoints: [%s], prefixes: [%q, %q], public_key: %q, features: [%s]}\n",
+			n.Name, c.endpoints(n), n.Prefixes[0], n.Prefixes[1], c.publicKey[n.Name], c.features)
 	}
 	c.writeFile(c.nodesFile(), b.String())
 }
@@ -140,11 +141,21 @@ func (c *cluster) writeFile(name, text string) {
 	}
 }
 
+// endpoint is the node's address of the cluster's family.
 func (c *cluster) endpoint(n *nettest.ClusterNode) netip.Addr {
 	if c.family == 6 {
 		return n.Underlay[1]
 	}
 	return n.Underlay[0]
+}
+
+// endpoints is what nodes.yaml says of a node. Without a tunnel IPv6 needs an IPv6 next hop, while IPv4 can do with one.
+func (c *cluster) endpoints(n *nettest.ClusterNode) string {
+	list := strconv.Quote(c.endpoint(n).String())
+	if c.mode == "host-gw" && c.family == 4 {
+		list += ", " + strconv.Quote(n.Underlay[1].String())
+	}
+	return list
 }
 
 // start starts a node's daemon.

@@ -26,7 +26,7 @@ import (
 // sealedModes are the modes that can seal: those whose packets pass through the daemon.
 func sealedModes() (names []string) {
 	for _, m := range catalog.Modes {
-		if !strings.HasPrefix(m.Name, "vxlan") {
+		if !kernelForwards(m.Name) {
 			names = append(names, m.Name)
 		}
 	}

@@ -3,6 +3,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -32,6 +33,7 @@ type inForce struct {
 	routes    map[Route]bool
 	neighbors map[Neighbor]bool
 	fdb       map[FDBEntry]bool
+	own       map[netip.Addr]bool
 }
 
 // maxRepairLines is how many repairs of one Apply get a log line of their own.
@@ -47,6 +49,8 @@ func (h *Host) Apply(w Want) error {
 
 	// Additions go from the bottom up and removals from the top down, so that no packet meets a route whose
 	// neighbour is missing, and no address goes while a route still names it as its source.
+	own, err := p.syncOwn()
+	errs = append(errs, err)
 	addrs, err := syncTable(p, w.Addrs, p.addrs, p.before.addrs, &p.now.addrs)
 	errs = append(errs, err, awaitLocal(h.rt, p.now.addrs))
 	neighbors, err := syncTable(p, w.Neighbors, p.neighbors, p.before.neighbors, &p.now.neighbors)
@@ -57,6 +61,8 @@ func (h *Host) Apply(w Want) error {
 	errs = append(errs, err,
 		remove(p, routes, p.before.routes), remove(p, fdb, p.before.fdb),
 		remove(p, neighbors, p.before.neighbors), remove(p, addrs, p.before.addrs))
+	_, err = h.removeOwn(p.index[loopback], own)
+	errs = append(errs, err)
 
 	h.prev = &p.now
 	h.watched.Store(&p.watched)
@@ -125,7 +131,7 @@ func (p *pass) links() error {
 		case p.ours[name]:
 			p.devices[index] = name
 			p.watched[index] = ours
-		case under[name]:
+		case under[name], name == loopback && len(p.w.Own) > 0:
 			p.watched[index] = underlay
 		}
 	}

@@ -3,6 +3,8 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -10,8 +12,8 @@ import (
 )
 
 // Cleanup removes everything that any weft left in this namespace: nftables tables and links whose names start
-// with LinkPrefix, and the routes of Protocol in every table, the guards of the overlay's prefixes last. It
-// returns what it removed, in words. On an error the rest is removed.
+// with LinkPrefix, the routes of Protocol in every table, the guards of the overlay's prefixes last, and the loopback
+// device's addresses of Protocol. It returns what it removed, in words. On an error the rest is removed.
 func (h *Host) Cleanup() ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -57,6 +59,13 @@ func (h *Host) Cleanup() ([]string, error) {
 			continue
 		}
 		removed = append(removed, "route "+r.String())
+	}
+	if own, err := h.raw.hostAddrs(index[loopback]); err != nil {
+		errs = append(errs, fmt.Errorf("hostnet: list addresses of %s: %w", loopback, err))
+	} else {
+		maps.DeleteFunc(own, func(_ netip.Addr, ours bool) bool { return !ours })
+		gone, err := h.removeOwn(index[loopback], slices.SortedFunc(maps.Keys(own), netip.Addr.Compare))
+		removed, errs = append(removed, gone...), append(errs, err)
 	}
 	return removed, errors.Join(errs...)
 }

@@ -7,6 +7,7 @@
 // What is ours, and may therefore be changed and removed:
 //
 //	routes      protocol 87, in the main table and the tables Want names, except those on pods' devices
+//	addresses   protocol 87 on the loopback device (Want.Own)
 //	links       "weft0" and "weft-…" (Owned); other names that start with "weft" belong to pod attachments
 //	addresses,  on the links of Want: all but IPv6 link-local addresses and what the kernel itself
 //	neighbours, learns (neighbours that are not permanent)
@@ -69,6 +70,7 @@ type Want struct {
 	Sysctls   []Sysctl
 	Links     []Link
 	Addrs     []Addr
+	Own       []netip.Addr // on the loopback device, for a backend without a device of its own
 	Routes    []Route
 	Neighbors []Neighbor
 	FDB       []FDBEntry

@@ -33,6 +33,35 @@ func (h *Host) Underlay(addr netip.Addr) (iface string, mtu int, err error) {
 	return l.Attrs().Name, l.Attrs().MTU, nil
 }
 
+// OnLink returns the device on whose link an address of another node is, as the kernel would send to it now; or why it is
+// on none.
+func (h *Host) OnLink(addr netip.Addr) (iface string, err error) {
+	routes, err := h.rt.RouteGet(ipOf(addr))
+	if err != nil {
+		return "", fmt.Errorf("no route to %s: %w", addr, err)
+	}
+	if len(routes) == 0 {
+		return "", fmt.Errorf("no route to %s", addr)
+	}
+	r := routes[0]
+	switch {
+	case r.Type != unix.RTN_UNICAST:
+		return "", fmt.Errorf("%s is an address of this node itself, or of a group", addr)
+	case r.Gw != nil:
+		return "", fmt.Errorf("%s is not on a link of this node, but behind the router %s", addr, addrOf(r.Gw))
+	case r.Via != nil || len(r.MultiPath) > 0:
+		return "", fmt.Errorf("%s is not on a link of this node, but behind a router", addr)
+	}
+	l, err := h.rt.LinkByIndex(r.LinkIndex)
+	if err != nil {
+		return "", fmt.Errorf("the device towards %s: %w", addr, err)
+	}
+	if Owned(l.Attrs().Name) {
+		return "", fmt.Errorf("%s is an address of the overlay itself", addr)
+	}
+	return l.Attrs().Name, nil
+}
+
 // MTU returns a device's MTU in bytes.
 func (h *Host) MTU(iface string) (int, error) {
 	l, err := h.linkByName(iface)

@@ -14,7 +14,7 @@ import (
 type Route struct {
 	Dst         netip.Prefix // masked
 	Dev         string       // "" for an unreachable route
-	Via         netip.Addr   // next hop, taken to be on the link (onlink); zero = Dst is on the link itself
+	Via         netip.Addr   // next hop, taken to be on the link (onlink), IPv6 for an IPv4 Dst too; zero = Dst is on the link itself
 	Src         netip.Addr   // preferred source of this node's own packets; zero = the kernel's choice
 	Metric      uint32       // 0 = the family's default: 0 (v4), 1024 (v6)
 	Table       uint32       // 0 = MainTable
@@ -79,6 +79,9 @@ func (r Route) kernel(index int) *netlink.Route {
 		Dst: netOf(r.Dst), LinkIndex: index, Gw: ipOf(r.Via), Src: ipOf(r.Src), MTU: int(r.MTU),
 		Priority: int(r.Metric), Table: int(r.Table), Family: family(r.Dst.Addr()), Protocol: Protocol, Type: unix.RTN_UNICAST,
 	}
+	if r.Via.IsValid() && r.Via.Is4() != r.Dst.Addr().Is4() {
+		k.Gw, k.Via = nil, &netlink.Via{AddrFamily: family(r.Via), Addr: ipOf(r.Via)}
+	}
 	switch {
 	case r.Unreachable:
 		k.Type = unix.RTN_UNREACHABLE
@@ -101,7 +104,7 @@ func (r Route) remove(rt *netlink.Handle, index int) error {
 	k := r.kernel(index)
 	k.Scope = netlink.SCOPE_NOWHERE // of any scope
 	if r.odd {                      // what is odd about it is not known here
-		k.Gw, k.Src, k.MTU, k.Flags, k.Type = nil, nil, 0, 0, 0
+		k.Gw, k.Via, k.Src, k.MTU, k.Flags, k.Type = nil, nil, nil, 0, 0, 0
 	}
 	return rt.RouteDel(k)
 }
@@ -129,6 +132,9 @@ func routeFrom(k netlink.Route, names map[int]string) Route {
 	r := Route{
 		Dst: prefixOf(k.Dst), Via: addrOf(k.Gw), Src: addrOf(k.Src), MTU: uint32(k.MTU),
 		Metric: uint32(k.Priority), Table: uint32(k.Table), Unreachable: k.Type == unix.RTN_UNREACHABLE,
+	}
+	if via, ok := k.Via.(*netlink.Via); ok {
+		r.Via = addrOf(via.Addr)
 	}
 	if r.Unreachable {
 		k.LinkIndex = 0 // the kernel files such IPv6 routes under lo

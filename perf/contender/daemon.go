@@ -94,7 +94,8 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 }
 
 // nodesYAML is the file of `control: static`. The underlay is IPv4: with endpoints of both families
-// the inner MTU would be that of the longer header.
+// the inner MTU would be that of the longer header. Without a tunnel there is no header, and IPv6
+// needs next hops of its own.
 //
 // All nodes run the same mode, so all announce what it can do beyond the standard.
 func nodesYAML(nodes []*testbed.Node, mode string) string {
@@ -104,7 +105,11 @@ func nodesYAML(nodes []*testbed.Node, mode string) string {
 	}
 	text := "nodes:\n"
 	for _, n := range nodes {
-		text += fmt.Sprintf("  - {name: %s, endpoints: [%s], prefixes: [%s]%s}\n", n.Name, quoted(n.Endpoints[:1]), quoted(n.Prefixes), features)
+		endpoints := n.Endpoints[:1]
+		if mode == "host-gw" {
+			endpoints = n.Endpoints
+		}
+		text += fmt.Sprintf("  - {name: %s, endpoints: [%s], prefixes: [%s]%s}\n", n.Name, quoted(endpoints), quoted(n.Prefixes), features)
 	}
 	return text
 }

@@ -20,6 +20,7 @@ type Row struct {
 func Rows() []Row {
 	return []Row{
 		{"bare", "the ceiling: no overlay", false, nothing, upBare},
+		{"host-gw", "Flannel host-gw, Calico without encapsulation: plain routes", false, nothing, upDaemon},
 		{"vxlan", "kernel VXLAN at its best", false, kernelLink("vxlan"), upDaemon},
 		{"vxlan-nocsum", "kernel VXLAN as Flannel and Calico ship it", false, kernelLink("vxlan"), upDaemon},
 		{"udp", "Flannel's udp: raw IP in UDP, one packet a system call", true, device("/dev/net/tun"), upDaemon},

@@ -1,0 +1,256 @@
+// Package hostgw carries traffic by plain routes: no tunnel, no device, no packet through weft. For a peer with prefix
+// 10.244.2.0/24 and endpoint E there is
+//
+//	route  10.244.2.0/24 via E dev eth0 onlink src 10.244.1.1
+//
+// and packets go out as they are, so that the inner MTU is the underlay's. It needs nodes that share a link: the route of a
+// peer behind a router would make that router forward pods' addresses it knows nothing of. Such a peer is refused, named in
+// Status.Problems, and its prefixes stay unreachable.
+//
+// The next hop is an endpoint of the prefix's own family; for an IPv4 prefix of a node that has none on the link, an IPv6 one
+// (RFC 5549's way, RTA_VIA). IPv6 over an IPv4 next hop does not exist.
+//
+// There is no device of weft's to hold this node's own inner addresses. The loopback device does, under address protocol 87.
+//
+// What of the inner source check the other modes make: the kernel's. Packets come in by the underlay device as any others do, and
+// reverse path filtering (net.ipv4.conf.*.rp_filter, which weft leaves as the machine has it) asks whether the source is routed
+// back out of that device. So strict filtering refuses this node's own prefix and whatever lives elsewhere; that one peer's pods
+// claim addresses of another peer on the same link it cannot see. IPv6 has no such filter outside netfilter.
+//
+// The kernel keeps all of it: forwarding survives the daemon, and the next one adopts what it finds.
+package hostgw
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"weft/backend"
+	"weft/control"
+	"weft/internal/hostnet"
+	"weft/packet"
+)
+
+// Backend programs routes. It implements backend.Backend.
+type Backend struct {
+	set  backend.Settings
+	log  *zap.Logger
+	host *hostnet.Host
+
+	mu       sync.Mutex
+	state    *control.State // the last applied; nil before the first
+	path     path
+	hops     []backend.Hop
+	problems []control.Problem
+	err      error // why the last state is not wholly in force
+}
+
+// path is what follows from the node's own endpoints.
+type path struct {
+	devices []string // that hold them, each once
+	mtu     int
+}
+
+// New makes the backend of mode host-gw. It puts the unreachable routes of s.Network in force, and nothing else yet. It works in
+// the network namespace of the calling thread.
+func New(s backend.Settings) (backend.Backend, error) {
+	if s.Log == nil {
+		s.Log = zap.NewNop()
+	}
+	host, err := hostnet.New(s.Log)
+	if err != nil {
+		return nil, err
+	}
+	if err := host.Guard(s.Network); err != nil {
+		return nil, errors.Join(err, host.Close())
+	}
+	if s.Seal != nil {
+		// Not with the routes of an earlier, unsealed run in force: they would go on sending in clear.
+		return nil, errors.Join(errors.New("hostgw: mode host-gw cannot seal traffic: set encryption.cipher: none, or mode: tun-gso"),
+			host.Apply(hostnet.Want{Network: s.Network}), host.Close())
+	}
+	return &Backend{set: s, log: s.Log, host: host}, nil
+}
+
+// Self returns what to publish about this node.
+func (b *Backend) Self() control.Node { return control.Node{Name: b.set.Node} }
+
+// Apply makes the kernel follow s.
+func (b *Backend) Apply(s control.State) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.state = &s
+	return b.sync()
+}
+
+// Run puts back what others remove or change, and follows the underlay, until ctx ends.
+func (b *Backend) Run(ctx context.Context) error { return b.host.Watch(ctx, b.repair) }
+
+func (b *Backend) repair() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state == nil {
+		return
+	}
+	before := b.err
+	if err := b.sync(); err != nil && (before == nil || before.Error() != err.Error()) {
+		b.log.Warn("path not wholly in force", zap.Error(err))
+	}
+}
+
+// Close frees what this process holds. The kernel goes on forwarding. Call it after Run returned.
+func (b *Backend) Close() error { return b.host.Close() }
+
+// sync brings the kernel in line with b.state. The caller holds b.mu.
+func (b *Backend) sync() error {
+	p, err := b.pathFor(b.state.Self)
+	if err != nil {
+		if len(b.path.devices) == 0 {
+			b.err = err
+			return err
+		}
+		p = b.path // the underlay is not well now; nodes still come and go
+	}
+	if b.path.mtu != p.mtu || !slices.Equal(b.path.devices, p.devices) {
+		b.log.Info("path", zap.Strings("device", p.devices), zap.Int("mtu", p.mtu))
+	}
+	want, hops, problems := b.want(p)
+	for _, problem := range problems {
+		if !slices.Contains(b.problems, problem) {
+			b.log.Warn("peer refused", zap.String("peer", problem.Node), zap.String("reason", problem.Text))
+		}
+	}
+	b.path, b.hops, b.problems = p, hops, problems
+	b.err = errors.Join(err, b.host.Apply(want))
+	return b.err
+}
+
+// pathFor derives devices and MTU from the endpoints the source granted this node.
+func (b *Backend) pathFor(self control.Node) (path, error) {
+	p := path{mtu: b.set.UnderlayMTU}
+	for _, a := range self.Endpoints {
+		dev, mtu, err := b.host.Underlay(a)
+		if err != nil {
+			return p, err
+		}
+		if !slices.Contains(p.devices, dev) {
+			p.devices = append(p.devices, dev)
+		}
+		if b.set.UnderlayMTU == 0 && (p.mtu == 0 || mtu < p.mtu) {
+			p.mtu = mtu
+		}
+	}
+	if len(p.devices) == 0 {
+		return p, fmt.Errorf("hostgw: node %q has no endpoint: give it one in the control plane", self.Name)
+	}
+	least := packet.MinIPv4MTU
+	if slices.ContainsFunc(b.set.Network, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		least = packet.MinIPv6MTU
+	}
+	if p.mtu < least {
+		return p, fmt.Errorf("hostgw: an MTU of %d is too small, %d are needed: raise that of %s, or take IPv6 out of network.prefixes",
+			p.mtu, least, strings.Join(p.devices, ", "))
+	}
+	return p, nil
+}
+
+// want says what the kernel must hold, how each peer is reached, and who is not and why.
+func (b *Backend) want(p path) (hostnet.Want, []backend.Hop, []control.Problem) {
+	w := hostnet.Want{
+		Network: b.set.Network,
+		Sysctls: hostnet.Forwarding(b.set.Network),
+		Watch:   slices.Clone(p.devices),
+	}
+	for _, prefix := range b.state.Self.Prefixes {
+		w.Own = append(w.Own, control.HostAddr(prefix))
+	}
+	var hops []backend.Hop
+	var problems []control.Problem
+	for i := range b.state.Nodes {
+		n := &b.state.Nodes[i]
+		hop := backend.Hop{Node: n.Name, MTU: p.mtu}
+		links := map[netip.Addr]link{} // endpoints are asked for once a node
+		for _, prefix := range n.Prefixes {
+			via, dev, err := b.nextHop(prefix, n.Endpoints, links)
+			if err != nil {
+				problems = append(problems, control.Problem{Node: n.Name, Text: fmt.Sprintf("mode host-gw does not reach %s: %v", prefix, err)})
+				continue
+			}
+			r := hostnet.Route{Dst: prefix, Via: via, Dev: dev, MTU: uint32(b.set.UnderlayMTU)}
+			if own := slices.IndexFunc(w.Own, func(a netip.Addr) bool { return a.Is4() == prefix.Addr().Is4() }); own >= 0 {
+				r.Src = w.Own[own]
+			}
+			w.Routes = append(w.Routes, r)
+			if !hop.Endpoint.IsValid() {
+				hop.Endpoint = netip.AddrPortFrom(via, 0)
+			}
+			hop.Prefixes = append(hop.Prefixes, prefix)
+			if !slices.Contains(w.Watch, dev) {
+				w.Watch = append(w.Watch, dev)
+			}
+		}
+		if len(hop.Prefixes) > 0 {
+			hops = append(hops, hop)
+		}
+	}
+	return w, hops, problems
+}
+
+// link is what the kernel says of an endpoint.
+type link struct {
+	device string
+	err    error
+}
+
+// nextHop chooses the endpoint that a prefix is routed to: the most preferred on a link, of the prefix's own family where
+// there is one.
+func (b *Backend) nextHop(prefix netip.Prefix, endpoints []netip.Addr, links map[netip.Addr]link) (via netip.Addr, dev string, err error) {
+	v4 := prefix.Addr().Is4()
+	var errs []error
+	for _, same := range []bool{true, false} {
+		if !same && !v4 {
+			break
+		}
+		for _, a := range endpoints {
+			if (a.Is4() == v4) != same {
+				continue
+			}
+			l, asked := links[a]
+			if !asked {
+				l.device, l.err = b.host.OnLink(a)
+				links[a] = l
+			}
+			if l.err == nil {
+				return a, l.device, nil
+			}
+			errs = append(errs, l.err)
+		}
+	}
+	if len(errs) == 0 {
+		return via, "", errors.New("IPv6 needs an IPv6 next hop: give the node an IPv6 endpoint, or choose another mode")
+	}
+	return via, "", fmt.Errorf("%w: join the nodes to one link, or choose another mode", errors.Join(errs...))
+}
+
+// Status reports the routes and who is not reached.
+func (b *Backend) Status() backend.Status {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := backend.Status{
+		Ready: b.state != nil && b.err == nil, UnderlayMTU: b.path.mtu, InnerMTU: b.path.mtu, Repairs: b.host.Repairs(),
+		Features: map[string]string{}, KernelDrops: map[string]uint64{}, Hops: slices.Clone(b.hops), Problems: slices.Clone(b.problems),
+	}
+	switch {
+	case b.err != nil:
+		s.Reason = b.err.Error()
+	case b.state == nil:
+		s.Reason = "no state from the control plane yet"
+	}
+	return s
+}
