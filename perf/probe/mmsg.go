@@ -42,9 +42,6 @@ func (b *burst) buffer(i int) []byte { return b.arena[i*b.room : (i+1)*b.room] }
 // received is the i-th datagram of the last recv.
 func (b *burst) received(i int) []byte { return b.buffer(i)[:b.msgs[i].len] }
 
-// resize sets the length the i-th datagram is sent with.
-func (b *burst) resize(i, n int) { b.iovs[i].SetLen(n) }
-
 // send sends datagrams [from, to). The kernel stops at the first it refuses: n were taken, and err says why not even one
 // was.
 func (s socket) send(b *burst, from, to int) (n int, err syscall.Errno) {
