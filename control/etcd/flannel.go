@@ -91,7 +91,7 @@ func (flannel) decodeNetwork(value []byte) (control.Network, error) {
 	b := flannelBackend{VNI: &vni}
 	if len(v.Backend) > 0 {
 		if err := json.Unmarshal(v.Backend, &b); err != nil {
-			return control.Network{}, fmt.Errorf("Backend is not Flannel's JSON: %w", err)
+			return control.Network{}, fmt.Errorf("the Backend key is not Flannel's JSON: %w", err)
 		}
 	}
 	if b.Type != "vxlan" {
@@ -158,7 +158,7 @@ func flannelPool(network string, bits int, first, last *netip.Addr) (control.Poo
 
 func (flannel) encodeNetwork(n control.Network, old []byte) ([]byte, error) {
 	if len(n.Reservations) > 0 {
-		return nil, errors.New("Flannel's schema keeps reservations in subnet keys without a lease: write such a key with the node's PublicIP instead")
+		return nil, errors.New("the Flannel schema keeps reservations in subnet keys without a lease: write such a key with the node's PublicIP instead")
 	}
 	all := map[string]any{} // what old has beyond what is set here stays
 	if len(old) > 0 {
@@ -176,12 +176,12 @@ func (flannel) encodeNetwork(n control.Network, old []byte) ([]byte, error) {
 			all["EnableIPv6"] = true
 		}
 		if all[network] != nil {
-			return nil, errors.New("Flannel's schema has one prefix of each family: remove the others")
+			return nil, errors.New("the Flannel schema has one prefix of each family: remove the others")
 		}
 		all[network], all[bits] = p.Prefix.String(), p.NodeLength
 	}
 	if all["Network"] == nil {
-		return nil, errors.New("Flannel's schema needs an IPv4 prefix: add one")
+		return nil, errors.New("the Flannel schema needs an IPv4 prefix: add one")
 	}
 	b, _ := all["Backend"].(map[string]any)
 	if b == nil {
