@@ -4,6 +4,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/control"
+	"weft/control/etcd"
 	"weft/control/static"
 	"weft/internal/config"
 )
@@ -20,6 +21,7 @@ var Sources = []Source{
 	{"static", "a file that lists the nodes, reloaded on change", func(c *config.Config, log *zap.Logger) control.Source {
 		return static.New(c.Control.Static.File, c.Network.Prefixes, log)
 	}},
+	{"etcd", "an etcd cluster, where every node leases its prefixes; Flannel's schema too", newEtcd},
 }
 
 // SourceByKind finds a source.
@@ -42,4 +44,13 @@ func Built() config.Built {
 		b.Controls = append(b.Controls, s.Kind)
 	}
 	return b
+}
+
+func newEtcd(c *config.Config, log *zap.Logger) control.Source {
+	e := c.Control.Etcd
+	return etcd.New(etcd.Settings{
+		Endpoints: e.Endpoints, Prefix: e.Prefix, Schema: e.Schema, Lease: e.Lease,
+		CAFile: e.CAFile, CertFile: e.CertFile, KeyFile: e.KeyFile, Username: e.Username, PasswordFile: e.PasswordFile,
+		Network: c.Network.Prefixes, VNI: c.Network.VNI, Port: c.Network.Port, StateDir: c.StateDir, Log: log,
+	})
 }

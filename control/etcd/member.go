@@ -218,8 +218,7 @@ func (m *member) writeNetwork(ctx context.Context) error {
 func (m *member) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	// A member of etcd that has lost the others says so instead of staying silent.
-	watch := m.client.Watch(clientv3.WithRequireLeader(ctx), m.set.Prefix+"/", clientv3.WithPrefix(), clientv3.WithRev(m.view.rev+1))
+	watch := m.watch(ctx, m.view.rev+1)
 	m.settled = true
 
 	every := min(confirm, m.set.Lease/3)
@@ -281,6 +280,23 @@ func (m *member) follow(ctx context.Context) error {
 			ask.Reset(again)
 		}
 	}
+}
+
+// watch tells what happens below the prefix from rev on, until ctx ends or the watch does.
+func (m *member) watch(ctx context.Context, rev int64) <-chan clientv3.WatchResponse {
+	out := make(chan clientv3.WatchResponse)
+	go func() { // Watch itself waits for the server
+		defer close(out)
+		// A member of etcd that has lost the others says so instead of staying silent.
+		for w := range m.client.Watch(clientv3.WithRequireLeader(ctx), m.set.Prefix+"/", clientv3.WithPrefix(), clientv3.WithRev(rev)) {
+			select {
+			case out <- w:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
 }
 
 // connection tells, until ctx ends, when the connection to the store breaks or is back: neither should

@@ -59,9 +59,9 @@ var (
 		"backend/kernelvxlan": {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
 
 		// the roof
-		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
+		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/etcd", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}},
-		"cmd/weft": {[]string{"catalog", "perf", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/testbed",
+		"cmd/weft": {[]string{"catalog", "control", "perf", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",
 			"github.com/spf13/cobra", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"github.com/spf13/pflag"}},
 

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"time"
 
 	"weft/internal/config/strict"
 )
@@ -69,10 +70,22 @@ type Encryption struct {
 type Control struct {
 	Kind   string
 	Static Static
+	Etcd   Etcd
 }
 
 // Static is the control plane that is a file.
 type Static struct{ File string }
+
+// Etcd is the control plane that is an etcd cluster.
+type Etcd struct {
+	Endpoints []string // URLs
+	Prefix    string   // of all keys; "" = by schema
+	Schema    string   // weft or flannel
+	Lease     time.Duration
+
+	CAFile, CertFile, KeyFile string // "" = none
+	Username, PasswordFile    string
+}
 
 // CNI is how pods are attached.
 type CNI struct {

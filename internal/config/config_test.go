@@ -19,7 +19,7 @@ var (
 	full = config.Built{
 		Modes:       []string{"cached", "host-gw", "tap", "tun", "tun-gso", "udp", "vxlan", "vxlan-nocsum", "xdp", "xdp-lib"},
 		DefaultMode: "tun-gso",
-		Controls:    []string{"static"},
+		Controls:    []string{"static", "etcd"},
 		Features:    []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI, config.FeatureMetrics},
 	}
 )
@@ -31,7 +31,10 @@ network:  {prefixes: [10.244.0.0/16], vni: 1, port: 0}
 mode:     tun
 queues:   0
 encryption: {cipher: none, port: 8473, key_file: /var/lib/weft/key, psk_file: "", permit_plaintext_from: []}
-control:  {kind: static, static: {file: /etc/weft/nodes.yaml}}
+control:
+  kind: static
+  static: {file: /etc/weft/nodes.yaml}
+  etcd: {endpoints: ["http://127.0.0.1:2379"], prefix: "", schema: weft, lease: 1h, ca_file: "", cert_file: "", key_file: "", username: "", password_file: ""}
 cni:      {attach: routed, masquerade: true}
 api:      {socket: /run/weft/weft.sock, metrics: 127.0.0.1:9470}
 state_dir: /var/lib/weft
@@ -69,7 +72,9 @@ encryption:
   key_file: /k
   psk_file: /p
   permit_plaintext_from: [old.example, b]
-control:  {static: {file: /n}}
+control:
+  static: {file: /n}
+  etcd: {endpoints: ["https://[2001:db8::9]:2379", "https://etcd.example:1"], prefix: /x, schema: flannel, lease: 90s, ca_file: /ca, cert_file: /c, key_file: /kk, username: u, password_file: /pw}
 cni:      {attach: bridge, masquerade: false}
 api:      {socket: /s, metrics: ""}
 state_dir: /d
@@ -85,6 +90,9 @@ state_dir: /d
 		"node.name a", "node.interface eth1", "node.mtu 9000", "network.prefixes [10.0.0.0/8 fd00::/48]", "network.vni 16777215",
 		"network.port 8472", "mode xdp", "queues 4", "encryption.cipher auto", "encryption.port 1", "encryption.key_file /k",
 		"encryption.psk_file /p", "encryption.permit_plaintext_from [old.example b]", "control.kind static", "control.static.file /n",
+		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",
+		"control.etcd.lease 1m30s", "control.etcd.ca_file /ca", "control.etcd.cert_file /c", "control.etcd.key_file /kk", "control.etcd.username u",
+		"control.etcd.password_file /pw",
 		"cni.attach bridge", "cni.masquerade false", "api.socket /s", "api.metrics ", "state_dir /d",
 	}
 	for i, s := range c.Show() {
@@ -129,6 +137,16 @@ func TestDetection(t *testing.T) {
 	}
 	if data, err := json.Marshal(c.Show()); err != nil || !strings.Contains(string(data), `"value":["fd00:10:244::/48"]`) {
 		t.Errorf("%v %s", err, data)
+	}
+}
+
+func TestFlannelPort(t *testing.T) {
+	c, err := config.Parse("weft.yaml", []byte("network: 10.244.0.0/16\ncontrol: {kind: etcd, etcd: {schema: flannel}}"), full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Detect(config.Host{Name: func() (string, error) { return "a", nil }, CPUs: 1}); err != nil || c.Network.Port != 8472 {
+		t.Errorf("port %d, %v", c.Network.Port, err)
 	}
 }
 
@@ -208,6 +226,15 @@ func TestMistakes(t *testing.T) {
 		"metrics":          {net + "api: {metrics: \"9470\"}", full, []string{`weft.yaml:2: api.metrics: "9470" is not host:port`}},
 		"control":          {net + "control: {kind: statik}", slim, []string{`weft.yaml:2: control.kind: this weft has no control source "statik": did you mean static?`}},
 		"etcd":             {net + "control: {kind: etcd}", slim, []string{`weft.yaml:2: control.kind: this weft has no control source "etcd": write one of static`}},
+		"etcd endpoint":    {net + "control: {etcd: {endpoints: [\"127.0.0.1:2379\"]}}", full, []string{`weft.yaml:2: control.etcd.endpoints[0]: "127.0.0.1:2379" is not a server's URL: write https://HOST:PORT`}},
+		"no etcd endpoint": {net + "control: {etcd: {endpoints: []}}", full, []string{"weft.yaml:2: control.etcd.endpoints: is empty"}},
+		"mixed endpoints":  {net + "control: {etcd: {endpoints: [\"http://a:1\", \"https://b:1\"]}}", full, []string{"weft.yaml:2: control.etcd.endpoints: http://a:1 and https://b:1: write http or https"}},
+		"lease":            {net + "control: {etcd: {lease: 1s}}", full, []string{`weft.yaml:2: control.etcd.lease: "1s" is not a length of time from 3s to 8760h`}},
+		"cert alone":       {net + "control: {etcd: {cert_file: /c}}", full, []string{"weft.yaml:2: control.etcd.cert_file: a certificate and its key go together"}},
+		"password alone":   {net + "control: {etcd: {password_file: /p}}", full, []string{"weft.yaml:2: control.etcd.password_file: is nobody's password"}},
+		"schema":           {net + "control: {etcd: {schema: flanel}}", full, []string{`weft.yaml:2: control.etcd.schema: "flanel" is unknown: did you mean flannel?`}},
+		"flannel mode":     {net + "mode: udp\ncontrol: {kind: etcd, etcd: {schema: flannel}}", full, []string{"weft.yaml:3: control.etcd.schema: Flannel's nodes speak VXLAN here, mode udp does not"}},
+		"flannel v6":       {"network: \"fd00::/48\"\ncontrol: {kind: etcd, etcd: {schema: flannel}}", full, []string{"weft.yaml:2: control.etcd.schema: Flannel's networks have one IPv4 prefix"}},
 		"relative path":    {net + "control: {static: {file: nodes.yaml}}", slim, []string{`weft.yaml:2: control.static.file: "nodes.yaml" is not an absolute path`}},
 		"empty path":       {net + `state_dir: ""`, slim, []string{"weft.yaml:2: state_dir: is empty"}},
 		"long socket":      {net + "api: {socket: /" + strings.Repeat("x", 107) + "}", slim, []string{"weft.yaml:2: api.socket: the path is longer than 107 bytes"}},

@@ -185,6 +185,7 @@ func (r reader) check(doc *strict.Document) {
 	}
 	mode, _ := modeByName(c.Mode)
 	r.checkMTU(mode)
+	r.checkEtcd(mode)
 	if !mode.Tunnel && c.Network.Port != 0 {
 		r.values["network.port"].Fail("mode %s sends no UDP: remove the key", c.Mode)
 	}

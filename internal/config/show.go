@@ -52,7 +52,12 @@ func (c *Config) Detect(h Host) error {
 		c.Node.Name = name
 		c.Detected("node.name", "the host name")
 	}
-	if mode, _ := modeByName(c.Mode); c.Network.Port == 0 && mode.Port != 0 {
+	switch mode, _ := modeByName(c.Mode); {
+	case c.Network.Port != 0 || mode.Port == 0:
+	case c.flannel():
+		c.Network.Port = flannelPort
+		c.Detected("network.port", "schema "+SchemaFlannel)
+	default:
 		c.Network.Port = mode.Port
 		c.Detected("network.port", "mode "+c.Mode)
 	}

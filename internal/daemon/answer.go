@@ -52,6 +52,9 @@ func (d *Daemon) Status() api.Status {
 		s.Reason = "the control source has not spoken yet"
 		return s
 	}
+	if len(state.Self.Prefixes) == 0 {
+		s.Ready, s.Reason = false, "this node holds no prefix: see the problems"
+	}
 	s.Endpoints, s.Prefixes = full(state.Self.Endpoints), full(state.Self.Prefixes)
 	s.Control.Nodes, s.Control.AsOf = len(state.Nodes)+1, state.AsOf
 	for _, p := range slices.Concat(state.Problems, b.Problems) {

@@ -133,15 +133,26 @@ func localEndpoints(device string) ([]netip.Addr, error) {
 	return h.Endpoints(device)
 }
 
-// update takes a State from the source.
+// update takes a State from the source. One that differs in its date and its problems only is nothing
+// for the backend to do.
 func (d *Daemon) update(s control.State) {
 	d.mu.Lock()
+	same := d.state != nil && sameCluster(d.state, &s)
 	d.state = &s
 	d.mu.Unlock()
+	if same {
+		return
+	}
 	select {
 	case d.wake <- struct{}{}:
 	default: // applyAll will see this one too
 	}
+}
+
+// sameCluster says that both have the same nodes. It takes no look at each of thousands: States are
+// never edited, so the same list is the same cluster.
+func sameCluster(a, b *control.State) bool {
+	return a.Self.Equal(b.Self) && len(a.Nodes) == len(b.Nodes) && (len(a.Nodes) == 0 || &a.Nodes[0] == &b.Nodes[0])
 }
 
 // Check reads all that a daemon would read and reports every mistake, without touching the machine.
@@ -164,6 +175,9 @@ func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 // nodesFile refuses a nodes file that was asked for and is not there: a node whose file is missing
 // by accident must not take the whole network for its own.
 func nodesFile(cfg *config.Config) error {
+	if cfg.Control.Kind != "static" {
+		return nil
+	}
 	file := cfg.Control.Static.File
 	if _, err := os.Stat(file); cfg.Set("control.static.file") && errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("%w: control.static.file: %s does not exist: write it, or remove the key for a node without peers",
@@ -211,12 +225,18 @@ func DetectUnderlay(cfg *config.Config, parts Parts) error {
 		}
 		return err
 	}
-	if state == nil || len(state.Self.Endpoints) == 0 {
+	var me control.Node
+	if state != nil {
+		me = state.Self
+	} else { // what this node would tell the source about itself
+		me = self(cfg, nil, zap.NewNop())
+	}
+	if len(me.Endpoints) == 0 {
 		return errors.New("hostnet: no endpoint of this node is known: set node.interface")
 	}
-	device, mtu, err := h.Underlay(state.Self.Endpoints[0])
+	device, mtu, err := h.Underlay(me.Endpoints[0])
 	if err == nil {
-		cfg.DetectedUnderlay(device, mtu, "holds "+state.Self.Endpoints[0].String())
+		cfg.DetectedUnderlay(device, mtu, "holds "+me.Endpoints[0].String())
 	}
 	return err
 }
