@@ -2,10 +2,12 @@ package perf
 
 import (
 	"encoding/json"
+	"maps"
 	"testing"
 
 	"weft/perf/contender"
 	"weft/perf/probe"
+	"weft/perf/testbed"
 )
 
 func lane(node, name string, received, sent uint64, drops map[string]uint64) contender.Lane {
@@ -33,6 +35,27 @@ func TestLanesSince(t *testing.T) {
 	}
 }
 
+// TestMovedTwice: what both an AF_XDP socket and the veth count is one packet.
+func TestMovedTwice(t *testing.T) {
+	before := contender.Drops{Kernel: map[string]uint64{"xdp-rx-dropped": 5}, AtVeth: 7}
+	for _, c := range []struct {
+		veth, device, atVeth uint64
+		want                 map[string]uint64
+	}{
+		{10, 4, 7 + 10, map[string]uint64{"xdp-rx-dropped": 3, "device": 4}},
+		{10, 4, 7 + 12, map[string]uint64{"xdp-rx-dropped": 3, "device": 2}},
+		{10, 4, 7 + 2, map[string]uint64{"xdp-rx-dropped": 3, "veth": 8, "device": 4}},
+		{1, 0, 7 + 20, map[string]uint64{"xdp-rx-dropped": 3}},
+	} {
+		now := contender.Drops{Kernel: map[string]uint64{"xdp-rx-dropped": 8}, AtVeth: c.atVeth}
+		dropped := map[string]uint64{"veth": c.veth, "device": c.device}
+		merge(dropped, now, before)
+		if !maps.Equal(dropped, c.want) {
+			t.Errorf("%+v: dropped %v", c, dropped)
+		}
+	}
+}
+
 func TestBalances(t *testing.T) {
 	udp, err := probe.Parse("udp-rate")
 	if err != nil {
@@ -43,17 +66,20 @@ func TestBalances(t *testing.T) {
 		for range 2 {
 			list = append(list, &sample{
 				result: probe.Result{Generated: 100, Delivered: 90 - lost},
-				lanes: []contender.Lane{
-					lane("a", "out/0", 100, 97, map[string]uint64{"no-route": 3}),
-					lane("b", "in/0", 95, 95, nil),
+				moved: moved{
+					lanes: []contender.Lane{
+						lane("a", "out/0", 100, 97, map[string]uint64{"too-big": 3}),
+						lane("b", "in/0", 95, 95, nil),
+					},
+					kernel:   map[string]uint64{"socket-overflow": 2, "veth": 5},
+					segments: testbed.Segments{Sent: 10, Received: 10},
 				},
-				kernel: map[string]uint64{"socket-overflow": 2, "veth": 5},
-				sent:   103,
 			})
 		}
 		return list
 	}
-	rows := balances("x", udp, samples(0))
+	x := contender.Contender{Name: "x"}
+	rows := balances(x, udp, samples(0))
 	if len(rows) != 3 {
 		t.Fatalf("%d accounts, want two lanes and the path", len(rows))
 	}
@@ -62,28 +88,59 @@ func TestBalances(t *testing.T) {
 			t.Errorf("an account that adds up is not ok: %s", text(t, r))
 		}
 	}
-	if r := rows[0]; r.Received != 200 || r.Sent != 194 || r.Drops["no-route"] != 6 {
+	if r := rows[0]; r.Received != 200 || r.Sent != 194 || r.Drops["too-big"] != 6 {
 		t.Errorf("lane %s", text(t, r))
 	}
-	if r := rows[2]; r.Generated != 200 || r.Delivered != 180 || r.LaneDrops["no-route"] != 6 || r.KernelDrops["veth"] != 10 {
+	if r := rows[2]; r.Generated != 200 || r.Delivered != 180 || r.LaneDrops["too-big"] != 6 || r.KernelDrops["veth"] != 10 {
 		t.Errorf("path %s", text(t, r))
 	}
-	if r := balances("x", udp, samples(4))[2]; r.OK || r.Unaccounted != 8 {
+	if r := balances(x, udp, samples(4))[2]; r.OK || r.Unaccounted != 8 {
 		t.Errorf("lost packets went unnoticed: %s", text(t, r))
 	}
 
-	// Six packets of others were sent, so six drops more than losses are explained, and seven not.
-	for n, ok := range map[uint64]bool{6: true, 7: false} {
-		more := samples(0)
-		more[0].kernel["veth"] += n
-		if r := balances("x", udp, more)[2]; r.OK != ok || r.Unaccounted != -int64(n) {
-			t.Errorf("%d drops too many: %s", n, text(t, r))
+	// More drops than losses: only those that were somebody else's are explained.
+	more := samples(0)
+	more[0].moved.kernel["veth"] += 6
+	if r := balances(x, udp, more)[2]; r.OK || r.Unaccounted != -6 {
+		t.Errorf("drops of nothing went unnoticed: %s", text(t, r))
+	}
+	more[0].moved.segments.Sent += 6
+	if r := balances(x, udp, more)[2]; !r.OK || r.Unaccounted != 0 || r.OtherDrops != 6 {
+		t.Errorf("the control connection's losses are not explained: %s", text(t, r))
+	}
+	more[0].moved.lanes[0].Drops["no-route"] = 2
+	more[0].moved.multicast = 5
+	if r := balances(x, udp, more)[2]; !r.OK || r.Unaccounted != 0 || r.OtherDrops != 8 {
+		t.Errorf("what the nodes sent of themselves is not explained: %s", text(t, r))
+	}
+
+	// A loss of the control connection must not hide one of the generators.
+	hidden := samples(4)
+	hidden[0].moved.segments.Sent += 8
+	if r := balances(x, udp, hidden)[2]; r.OK || r.Unaccounted != 16 {
+		t.Errorf("lost packets hide: %s", text(t, r))
+	}
+
+	// What the kernel drops as one packet may be many: 5 + 5 died at a veth, up to 63 more in each.
+	for _, c := range []struct {
+		x    contender.Contender
+		gso  float64
+		lost uint64
+		ok   bool
+	}{{x, 0, 1, false}, {x, 1, 10 * 63 / 2, true}, {contender.Contender{Name: "x", Super: true}, 0, 10 * 63 / 2, true}, {x, 1, 10*63/2 + 1, false}} {
+		super := probe.Selection{Test: udp.Test, Params: probe.Params{"gso": c.gso}}
+		grown := samples(0)
+		for _, s := range grown {
+			s.result.Generated += c.lost
+		}
+		if r := balances(c.x, super, grown)[2]; r.OK != c.ok || r.Unaccounted != 2*int64(c.lost) {
+			t.Errorf("%+v: %s", c, text(t, r))
 		}
 	}
 
 	broken := samples(0)
-	broken[1].lanes[1].Sent--
-	if r := balances("x", udp, broken)[1]; r.OK {
+	broken[1].moved.lanes[1].Sent--
+	if r := balances(x, udp, broken)[1]; r.OK {
 		t.Errorf("a lane that lost a packet is ok: %s", text(t, r))
 	}
 
@@ -95,7 +152,7 @@ func TestBalances(t *testing.T) {
 	for _, s := range stream {
 		s.result = probe.Result{Bytes: 1}
 	}
-	if rows := balances("x", tcp, stream); len(rows) != 2 {
+	if rows := balances(x, tcp, stream); len(rows) != 2 {
 		t.Errorf("%d accounts of a TCP test, want those of the two lanes", len(rows))
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"weft/perf/testbed"
 )
 
 // busy is processor time by kind, in seconds: a reading of the whole machine, or a difference.
@@ -58,7 +60,7 @@ func (b busy) since(before busy) (cores busy, seconds float64) {
 	}, seconds
 }
 
-// above subtracts what the machine does when idle.
+// above subtracts what the machine does without the sample.
 func (b busy) above(idle busy) busy {
 	return busy{
 		user:    max(b.user-idle.user, 0),
@@ -67,9 +69,23 @@ func (b busy) above(idle busy) busy {
 	}
 }
 
+// atLeast raises the figures to what the processes were charged with: where strangers do less during a sample
+// than they did before it, too much was taken off, but the lab's own work is known. A process is charged with the
+// softirq work that interrupts it, too, as system time.
+func (b busy) atLeast(times map[string]testbed.CPUTime, seconds float64) busy {
+	var own testbed.CPUTime
+	for _, t := range times {
+		own = own.Plus(t)
+	}
+	b.user = max(b.user, own.User.Seconds()/seconds)
+	b.system = max(b.system, own.System.Seconds()/seconds-b.softIRQ)
+	return b
+}
+
 func (b busy) total() float64 { return b.user + b.system + b.softIRQ }
 
-// measureIdle watches the machine for d while the lab does nothing.
+// measureIdle watches the machine for d while the lab does nothing: what others do is the background of the samples
+// that follow.
 func measureIdle(ctx context.Context, d time.Duration) (busy, error) {
 	before, err := readBusy()
 	if err != nil {

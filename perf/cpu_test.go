@@ -4,6 +4,8 @@ import (
 	"math"
 	"testing"
 	"time"
+
+	"weft/perf/testbed"
 )
 
 func TestBusy(t *testing.T) {
@@ -25,6 +27,13 @@ func TestBusy(t *testing.T) {
 	above := got.above(busy{user: 0.1, system: 2})
 	if !near(above.user, 0.5) || above.system != 0 || !near(above.softIRQ, 0.25) {
 		t.Errorf("above idle %+v", above)
+	}
+	own := map[string]testbed.CPUTime{"a": {User: time.Second, System: time.Second}, "b": {User: time.Second}}
+	if least := above.atLeast(own, 2); !near(least.user, 1) || !near(least.system, 0.25) || !near(least.softIRQ, 0.25) {
+		t.Errorf("no less than what processes were charged with is %+v", least)
+	}
+	if more := (busy{user: 3, system: 3}).atLeast(own, 2); more.user != 3 || more.system != 3 {
+		t.Errorf("figures above what processes were charged with became %+v", more)
 	}
 	for _, text := range []string{"", "cpu0 1 2 3 4 5 6 7 8\n", "cpu 1 2\n", "cpu a b c d e f g h\n"} {
 		if _, err := parseBusy(text); err == nil {

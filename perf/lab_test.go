@@ -15,6 +15,7 @@ import (
 
 	"weft/internal/nettest"
 	"weft/perf"
+	"weft/perf/probe"
 	"weft/perf/testbed"
 )
 
@@ -183,19 +184,24 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestRun carries real traffic over every contender, and looks at what comes out.
+// TestRun carries real traffic over contenders of every kind, and looks at what comes out.
 func TestRun(t *testing.T) {
+	all := []string{"tcp-stream", "udp-rr", "udp-rate:size=100"}
+	metrics := map[string]int{"tcp-stream": 1, "udp-rr": 5, "udp-rate:size=100": 2}
 	for _, c := range []struct {
-		name string
-		args []string
-		mtu  map[string]int
+		name  string
+		args  []string
+		tests []string
+		mtu   map[string]int
 	}{
-		{"split", nil, map[string]int{"bare": 1500, "vxlan": 1450, "tun": 1450, "wireguard-go": 1420}},
-		{"three nodes, free, IPv6", []string{"--layout", "free", "--nodes", "3", "--family", "6", "--mtu", "1600"},
+		{"split", []string{"--warmup", "1"}, all, map[string]int{"bare": 1500, "vxlan": 1450, "tun": 1450, "wireguard-go": 1420}},
+		{"three nodes, free, IPv6", []string{"--layout", "free", "--nodes", "3", "--family", "6", "--mtu", "1600", "--warmup", "0"}, all,
 			map[string]int{"bare": 1600, "vxlan": 1550, "tun": 1550, "wireguard-go": 1520}},
+		{"small packets", []string{"--mtu", "1280", "--warmup", "0"}, all[1:2], map[string]int{"bare": 1280, "vxlan": 1230, "tun": 1230, "wireguard-go": 1200}},
+		{"jumbo packets", []string{"--mtu", "9000", "--warmup", "0"}, all[1:2], map[string]int{"bare": 9000, "vxlan": 8950, "tun": 8950, "wireguard-go": 8920}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l := start(t, append([]string{"--contenders", "bare,vxlan,tun,wireguard-go", "--tests", "tcp-stream,udp-rr,udp-rate:size=100",
+			l := start(t, append([]string{"--contenders", "bare,vxlan,tun,wireguard-go", "--tests", strings.Join(c.tests, ","),
 				"--duration", "300ms", "--repeat", "2", "--out", "results", "--json", "r.json"}, c.args...)...)
 			if code := l.end(); code != 0 {
 				t.Fatalf("exit code %d:\n%s\n%s", code, l.err.Bytes(), l.out.Bytes())
@@ -210,13 +216,20 @@ func TestRun(t *testing.T) {
 			if len(r.Failed)+len(r.Unsupported) > 0 {
 				t.Errorf("failed %+v, unsupported %+v", r.Failed, r.Unsupported)
 			}
-			if want := 4 * (1 + 5 + 2); len(r.Results) != want {
-				t.Errorf("%d rows, want %d", len(r.Results), want)
+			rows, paths := 0, 0
+			for _, test := range c.tests {
+				rows += len(c.mtu) * metrics[test]
+				if strings.HasPrefix(test, "udp") {
+					paths += len(c.mtu)
+				}
+			}
+			if len(r.Results) != rows {
+				t.Errorf("%d rows, want %d", len(r.Results), rows)
 			}
 			for _, row := range r.Results {
 				checkRow(t, row, c.mtu[row.Contender])
 			}
-			checkBalances(t, r.Conservation)
+			checkBalances(t, r.Conservation, paths)
 			for _, file := range []string{"result.json", "result.csv", "table.txt"} {
 				if data, err := os.ReadFile(filepath.Join(l.Dir, "results", file)); err != nil || len(data) == 0 {
 					t.Errorf("%s: %d bytes, %v", file, len(data), err)
@@ -270,9 +283,9 @@ func checkRow(t *testing.T, row perf.Row, mtu int) {
 	}
 }
 
-func checkBalances(t *testing.T, all []perf.Balance) {
+func checkBalances(t *testing.T, all []perf.Balance, wantPaths int) {
 	t.Helper()
-	lanes, paths := 0, 0
+	lanes, paths := map[string]bool{}, 0
 	for _, b := range all {
 		if b.PathBalance != nil {
 			paths++
@@ -281,13 +294,62 @@ func checkBalances(t *testing.T, all []perf.Balance) {
 			}
 			continue
 		}
-		lanes++
+		lanes[b.Node+" "+b.Lane] = true
 		if b.Contender != "tun" || !b.OK {
 			t.Errorf("%s, %s: %+v", b.Contender, b.Test, *b.LaneBalance)
 		}
 	}
-	if paths != 4*2 || lanes < 3*4 {
-		t.Errorf("%d accounts of UDP paths and %d of lanes, want 8 and at least 12", paths, lanes)
+	if paths != wantPaths || len(lanes) < 4 { // two directions on two nodes
+		t.Errorf("%d accounts of UDP paths, want %d, and of lanes %v", paths, wantPaths, lanes)
+	}
+}
+
+// TestEveryTest runs each test of the list, several flows and super-packets among them, over IPv6, and expects each of its
+// figures and an account that adds up.
+func TestEveryTest(t *testing.T) {
+	asked := []string{"tcp-stream:flows=8", "udp-rate:gso=1", "udp-overload:factor=3", "udp-stream:rate=1e7", "tcp-rr", "udp-rr", "tcp-crr", "cpu-fixed:rate=1e8"}
+	l := start(t, "--contenders", "bare,tun,xdp", "--tests", strings.Join(asked, ","), "--family", "6",
+		"--duration", "500ms", "--repeat", "1", "--warmup", "0", "--json", "r.json")
+	if code := l.end(); code != 0 {
+		t.Fatalf("exit code %d:\n%s\n%s", code, l.err.Bytes(), l.out.Bytes())
+	}
+	r := read(t, filepath.Join(l.Dir, "r.json"))
+	for i, test := range probe.Tests {
+		selected, err := probe.Parse(asked[i])
+		if err != nil || selected.Test != test.Name {
+			t.Fatalf("test %s of the list is not asked for: %s, %v", test.Name, selected, err)
+		}
+		for _, c := range []string{"bare", "tun", "xdp"} {
+			for _, kind := range test.Metrics {
+				rows := slices.DeleteFunc(slices.Clone(r.Results), func(row perf.Row) bool {
+					return row.Contender != c || row.Test != test.Name || row.Metric != kind.Name
+				})
+				if len(rows) != 1 || rows[0].Unit != kind.Unit || rows[0].Params["family"] != 6 {
+					t.Errorf("%s, %s, %s: %+v", c, test.Name, kind.Name, rows)
+					continue
+				}
+				for key, value := range selected.Params {
+					if rows[0].Params[key] != value {
+						t.Errorf("%s, %s: ran with %v, asked for %v", c, test.Name, rows[0].Params, selected.Params)
+					}
+				}
+				if kind.ByLab && rows[0].Median <= 0 {
+					t.Errorf("%s, %s: %v %s", c, test.Name, rows[0].Median, kind.Unit)
+				}
+			}
+		}
+	}
+	udp := 0
+	for _, b := range r.Conservation {
+		if b.PathBalance != nil {
+			udp++
+		}
+		if !b.OK {
+			t.Errorf("%s, %s: %+v %+v", b.Contender, b.Test, b.PathBalance, b.LaneBalance)
+		}
+	}
+	if udp != 3*4 {
+		t.Errorf("%d accounts of UDP paths, want 12", udp)
 	}
 }
 
@@ -303,6 +365,9 @@ func TestTrouble(t *testing.T) {
 		{[]string{"--layout", "loose"}, 2, "split or free"},
 		{[]string{"--repeat", "0", "--mtu", "100"}, 2, "mtu 100"},
 		{[]string{"--contenders", "bare", "--tests", "udp-rate:size=1501", "--json", "r.json"}, 2, "inner MTU"},
+		{[]string{"--contenders", "bare", "--tests", "udp-stream", "--mtu", "1300", "--json", "r.json"}, 2, "inner MTU"}, // by its default size
+		{[]string{"--family", "6", "--mtu", "1300"}, 2, "too little for IPv6"},
+		{[]string{"--mtu", "9001"}, 2, "1280 to 9000"},
 	} {
 		l := start(t, c.args...)
 		if code := l.end(); code != c.code || !strings.Contains(l.err.String(), c.says) {

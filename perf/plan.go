@@ -17,11 +17,11 @@ const MaxRepeat = 1000
 // Plan says what to compare and how.
 type Plan struct {
 	Contenders []contender.Contender
-	Tests      []probe.Selection
-	Duration   time.Duration // of one sample, a search included
-	Repeat     int           // measured rounds
-	Warmup     int           // rounds before them, dropped
-	MTU        int           // of the underlay, bytes
+	Tests      []probe.Selection // with all their parameters
+	Duration   time.Duration     // of one sample, a search included
+	Repeat     int               // measured rounds
+	Warmup     int               // rounds before them, dropped
+	MTU        int               // of the underlay, bytes
 	Nodes      int
 	Layout     testbed.Layout
 	Queues     int    // queue pairs of lane-based contenders; 0 = by cores
@@ -55,9 +55,14 @@ func (p *Plan) Check() error {
 	if p.Warmup < 0 || p.Warmup > MaxRepeat {
 		wrong("warmup %d: give 0 to %d", p.Warmup, MaxRepeat)
 	}
-	// The pods have IPv6 addresses, and IPv6 needs 1280 bytes (RFC 8200 §5) inside the overlay.
-	if p.MTU < 1380 || p.MTU > 65535 {
-		wrong("mtu %d: give 1380 to 65535", p.MTU)
+	// The underlay has IPv6 addresses, which need 1280 bytes (RFC 8200 §5).
+	if p.MTU < 1280 || p.MTU > 9000 {
+		wrong("mtu %d: give 1280 to 9000", p.MTU)
+	}
+	for _, t := range p.Tests {
+		if p.MTU < testbed.MinMTU6 && t.Params["family"] == 6 {
+			wrong("test %s: an underlay MTU of %d leaves too little for IPv6 inside: give at least %d", t, p.MTU, testbed.MinMTU6)
+		}
 	}
 	if p.Nodes < 2 || p.Nodes > 26 {
 		wrong("nodes %d: give 2 to 26", p.Nodes)

@@ -26,10 +26,11 @@ func rows(name string, t probe.Selection, mtu int, samples []*sample) ([]Row, er
 func cost(samples []*sample) CPU {
 	middle := func(f func(*sample) float64) float64 { return Median(each(samples, f)) }
 	c := CPU{
-		User:      middle(func(s *sample) float64 { return s.busy.user }),
-		System:    middle(func(s *sample) float64 { return s.busy.system }),
-		SoftIRQ:   middle(func(s *sample) float64 { return s.busy.softIRQ }),
-		Processes: map[string]float64{},
+		User:       middle(func(s *sample) float64 { return s.busy.user }),
+		System:     middle(func(s *sample) float64 { return s.busy.system }),
+		SoftIRQ:    middle(func(s *sample) float64 { return s.busy.softIRQ }),
+		Background: middle(func(s *sample) float64 { return s.background }),
+		Processes:  map[string]float64{},
 	}
 	for _, name := range sortedKeys(samples[0].processes) {
 		c.Processes[name] = middle(func(s *sample) float64 { return s.processes[name] })

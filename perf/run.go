@@ -28,15 +28,14 @@ type UsageError struct{ Err error }
 func (e *UsageError) Error() string { return e.Err.Error() }
 func (e *UsageError) Unwrap() error { return e.Err }
 
-// idleFor is how long the machine is watched while nothing runs.
-const idleFor = time.Second
+// idleMost is how long the machine is watched before each round, while nothing moves; no longer than a sample.
+const idleMost = 500 * time.Millisecond
 
 // run is a run in progress.
 type run struct {
 	plan   *Plan
 	show   func(Event)
 	result *Result
-	idle   busy
 	stands []*stand
 	done   int
 }
@@ -56,10 +55,6 @@ func Run(ctx context.Context, p *Plan, show func(Event)) (_ *Result, err error) 
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	defer func() { err = errors.Join(err, r.close()) }()
 
-	r.event("watching the idle machine")
-	if r.idle, err = measureIdle(ctx, idleFor); err != nil {
-		return nil, err
-	}
 	for _, c := range p.Contenders {
 		r.event("bringing up " + c.Name)
 		if err := r.open(ctx, c, dir); err != nil {
@@ -137,6 +132,11 @@ func (r *run) test(ctx context.Context, t probe.Selection) error {
 	samples := map[*stand][]*sample{}
 	failed := map[*stand]error{}
 	for round := -r.plan.Warmup; round < r.plan.Repeat; round++ {
+		r.event(fmt.Sprintf("%s, %s, watching the idle machine", t, roundName(round, r.plan.Repeat)))
+		idle, err := measureIdle(ctx, min(idleMost, r.plan.Duration))
+		if err != nil {
+			return err
+		}
 		for _, s := range r.stands {
 			r.event(fmt.Sprintf("%s, %s, %s", t, roundName(round, r.plan.Repeat), s.Name))
 			r.done++
@@ -146,7 +146,7 @@ func (r *run) test(ctx context.Context, t probe.Selection) error {
 			if failed[s] != nil {
 				continue
 			}
-			m, err := s.measure(ctx, t, r.idle)
+			m, err := s.measure(ctx, t, idle)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -167,7 +167,7 @@ func (r *run) test(ctx context.Context, t probe.Selection) error {
 			return err
 		}
 		r.result.Results = append(r.result.Results, rows...)
-		r.result.Conservation = append(r.result.Conservation, balances(s.Name, t, samples[s])...)
+		r.result.Conservation = append(r.result.Conservation, balances(s.Contender, t, samples[s])...)
 	}
 	return nil
 }

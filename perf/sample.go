@@ -14,47 +14,49 @@ import (
 
 // sample is one run of one test over one contender.
 type sample struct {
-	metrics   map[string]float64
-	busy      busy               // cores above idle
-	processes map[string]float64 // cores
-	seconds   float64            // of the sample
-	result    probe.Result
-	lanes     []contender.Lane  // what the lanes counted during it
-	kernel    map[string]uint64 // what the kernel dropped during it
-	sent      uint64            // packets that left the pods, the generator's and others
+	metrics    map[string]float64
+	busy       busy               // cores, what the machine did besides taken off
+	background float64            // cores, what was taken off
+	processes  map[string]float64 // cores
+	seconds    float64            // of the sample
+	result     probe.Result
+	moved      moved
 }
 
-// before is the state of all counters when a sample begins.
-type before struct {
+// moved is what the counters around the generators counted during a sample.
+type moved struct {
 	lanes     []contender.Lane
-	kernel    testbed.KernelCounts
-	processes map[string]time.Duration
-	busy      busy
+	kernel    map[string]uint64 // what the kernel dropped
+	segments  testbed.Segments  // of the generators' TCP
+	multicast uint64            // packets that the nodes sent of themselves
 }
 
-// measure takes one sample.
-func (s *stand) measure(ctx context.Context, t probe.Selection, idle busy) (*sample, error) {
-	var b before
-	var err error
-	if b.lanes, err = s.quietLanes(ctx); err != nil {
-		return nil, s.because(err)
-	}
-	if b.kernel, err = s.bed.KernelCounts(); err != nil {
-		return nil, err
-	}
-	if b.processes, err = s.processTimes(); err != nil {
-		return nil, s.because(err)
-	}
-	if b.busy, err = readBusy(); err != nil {
-		return nil, err
-	}
+// reading is the state of all packet counters at a moment when nothing moves.
+type reading struct {
+	lanes  []contender.Lane
+	kernel testbed.KernelCounts
+	drops  contender.Drops
+}
 
+// measure takes one sample; idle is what the machine does without it.
+func (s *stand) measure(ctx context.Context, t probe.Selection, idle busy) (*sample, error) {
+	before, err := s.quiet(ctx)
+	if err != nil {
+		return nil, s.because(err)
+	}
+	used, err := s.processTimes()
+	if err != nil {
+		return nil, s.because(err)
+	}
+	begin, err := readBusy()
+	if err != nil {
+		return nil, err
+	}
 	result, client, err := s.generate(ctx, t)
 	if err != nil {
 		return nil, err
 	}
-
-	now, err := readBusy()
+	end, err := readBusy()
 	if err != nil {
 		return nil, err
 	}
@@ -62,25 +64,24 @@ func (s *stand) measure(ctx context.Context, t probe.Selection, idle busy) (*sam
 	if err != nil {
 		return nil, s.because(err)
 	}
-	lanes, err := s.quietLanes(ctx)
+	after, err := s.quiet(ctx)
 	if err != nil {
 		return nil, s.because(err)
 	}
-	kernel, err := s.bed.KernelCounts()
-	if err != nil {
-		return nil, err
-	}
 
-	cores, seconds := now.since(b.busy)
+	for name := range times {
+		times[name] = times[name].Since(used[name])
+	}
+	times[benchName] = times[benchName].Plus(client)
+	cores, seconds := end.since(begin)
 	m := &sample{
-		busy: cores.above(idle), processes: map[string]float64{}, seconds: seconds,
-		result: result, kernel: kernel.Since(b.kernel), sent: kernel.SentSince(b.kernel),
+		busy: cores.above(idle).atLeast(times, seconds), background: idle.total(),
+		processes: map[string]float64{}, seconds: seconds, result: result,
 	}
 	for name, used := range times {
-		m.processes[name] = (used - b.processes[name]).Seconds() / seconds
+		m.processes[name] = used.Total().Seconds() / seconds
 	}
-	m.processes[benchName] += client.Seconds() / seconds
-	if m.lanes, err = lanesSince(lanes, b.lanes); err != nil {
+	if m.moved, err = after.since(before); err != nil {
 		return nil, err
 	}
 	m.metrics, err = metrics(t, result, m.busy)
@@ -111,41 +112,51 @@ func metrics(t probe.Selection, r probe.Result, b busy) (map[string]float64, err
 }
 
 // processTimes is the processor time used so far, by name.
-func (s *stand) processTimes() (map[string]time.Duration, error) {
-	times := map[string]time.Duration{}
+func (s *stand) processTimes() (map[string]testbed.CPUTime, error) {
+	times := map[string]testbed.CPUTime{}
 	for _, p := range append(slices.Clone(s.overlay.Processes()), s.server) {
 		used, err := p.CPU()
 		if err != nil {
 			return nil, err
 		}
-		times[p.Name] += used
+		times[p.Name] = times[p.Name].Plus(used)
 	}
 	return times, nil
 }
 
-// quietLanes reads the lanes once nothing moves in them any more: two equal readings.
-func (s *stand) quietLanes(ctx context.Context) ([]contender.Lane, error) {
+// quiet reads the counters once nothing moves any more: two equal readings.
+func (s *stand) quiet(ctx context.Context) (reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
-	last, err := s.overlay.Lanes(ctx)
-	if err != nil || last == nil {
-		return nil, err
-	}
-	for {
+	last, err := s.read(ctx)
+	for err == nil {
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("perf: packets still move %s after the generators stopped: %w", settle, ctx.Err())
+			return last, fmt.Errorf("perf: packets still move %s after the generators stopped: %w", settle, ctx.Err())
 		}
-		now, err := s.overlay.Lanes(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if slices.EqualFunc(now, last, sameLane) {
+		var now reading
+		if now, err = s.read(ctx); err == nil && now.same(last) {
 			return now, nil
 		}
 		last = now
 	}
+	return last, err
+}
+
+func (s *stand) read(ctx context.Context) (r reading, err error) {
+	if r.lanes, err = s.overlay.Lanes(ctx); err != nil {
+		return r, err
+	}
+	if r.drops, err = s.overlay.Drops(ctx); err != nil {
+		return r, err
+	}
+	r.kernel, err = s.bed.KernelCounts()
+	return r, err
+}
+
+func (r reading) same(o reading) bool {
+	return slices.EqualFunc(r.lanes, o.lanes, sameLane) && maps.Equal(r.drops.Kernel, o.drops.Kernel) && r.kernel.Same(o.kernel)
 }
 
 func sameLane(a, b contender.Lane) bool {

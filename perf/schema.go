@@ -56,10 +56,13 @@ type Row struct {
 // CPU is the processor time a test took, medians over its samples. The kinds and the processes are
 // cores busy: seconds of processor time per second of the sample.
 type CPU struct {
-	// Whole machine, above what it does when idle.
+	// Whole machine, above what it did before the round, but no less than the lab's processes were charged with.
 	User    float64 `json:"user"`
 	System  float64 `json:"system"`
 	SoftIRQ float64 `json:"softirq"`
+
+	// What it did before the round, all kinds.
+	Background float64 `json:"background,omitempty"`
 
 	// User and system time of the lab's processes, not above anything.
 	Processes map[string]float64 `json:"processes"`
@@ -88,14 +91,15 @@ type LaneBalance struct {
 	Drops    map[string]uint64 `json:"drops"`
 }
 
-// PathBalance: Generated = Delivered + Σ LaneDrops + Σ KernelDrops + Unaccounted.
+// PathBalance: Generated + OtherDrops = Delivered + Σ LaneDrops + Σ KernelDrops + Unaccounted.
 type PathBalance struct {
 	EndToEnd    bool              `json:"end_to_end"` // true
 	Generated   uint64            `json:"generated"`
 	Delivered   uint64            `json:"delivered"`
 	LaneDrops   map[string]uint64 `json:"lane_drops"`
 	KernelDrops map[string]uint64 `json:"kernel_drops"`
-	Unaccounted int64             `json:"unaccounted"` // negative: more drops than lost packets
+	OtherDrops  uint64            `json:"other_drops,omitempty"` // of these, packets that were not generated
+	Unaccounted int64             `json:"unaccounted"`           // negative: more drops than lost packets
 }
 
 // Unsupported is a contender this machine or this build cannot run.

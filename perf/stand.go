@@ -104,7 +104,7 @@ func (s *stand) because(err error) error {
 
 // generate runs one test from the near pod and returns what it found, and the processor time of
 // the generator that has ended by now.
-func (s *stand) generate(ctx context.Context, t probe.Selection) (probe.Result, time.Duration, error) {
+func (s *stand) generate(ctx context.Context, t probe.Selection) (probe.Result, testbed.CPUTime, error) {
 	near, far := s.ends()
 	target := netip.AddrPortFrom(far.PodAddr(int(t.Params["family"])), probe.DefaultPort)
 	ctx, cancel := context.WithTimeout(ctx, s.plan.Duration+slack)
@@ -113,18 +113,18 @@ func (s *stand) generate(ctx context.Context, t probe.Selection) (probe.Result, 
 	p, err := near.Pod.Start(benchName, s.log, &out, s.plan.Weft, "bench", "run", "--to", target.String(),
 		"--test", spell(t), "--duration", s.plan.Duration.String(), "--congestion", s.plan.Congestion, "-o", "json")
 	if err != nil {
-		return probe.Result{}, 0, err
+		return probe.Result{}, testbed.CPUTime{}, err
 	}
 	if err := p.Wait(ctx); err != nil {
-		return probe.Result{}, 0, s.because(err)
+		return probe.Result{}, testbed.CPUTime{}, s.because(err)
 	}
 	used, err := p.CPU()
 	if err != nil {
-		return probe.Result{}, 0, err
+		return probe.Result{}, testbed.CPUTime{}, err
 	}
 	var r probe.Result
 	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
-		return r, 0, fmt.Errorf("perf: the generator's result: %w", err)
+		return r, used, fmt.Errorf("perf: the generator's result: %w", err)
 	}
 	return r, used, nil
 }

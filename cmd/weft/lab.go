@@ -1,23 +1,16 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"weft/perf"
-	"weft/perf/contender"
-	"weft/perf/probe"
-	"weft/perf/report"
 	"weft/perf/testbed"
 )
 
@@ -112,105 +105,6 @@ func (f *labFlags) run(cmd *cobra.Command) error {
 	return nil
 }
 
-// complete turns the flags into a plan.
-func (f *labFlags) complete() (err error) {
-	p := &f.plan
-	if f.family != 4 && f.family != 6 {
-		return fmt.Errorf("family %d: give 4 or 6", f.family)
-	}
-	if p.Contenders, err = contender.Parse(f.contenders); err != nil {
-		return err
-	}
-	if p.Tests, err = probe.ParseList(completeTests(f.tests, f.family)); err != nil {
-		return err
-	}
-	if p.Layout, err = testbed.ParseLayout(f.layout); err != nil {
-		return err
-	}
-	if err := p.Check(); err != nil {
-		return err
-	}
-	if f.out == "" && f.json == "" {
-		f.out = time.Now().Format("weft-lab-20060102-150405")
-	}
-	// Now, not after ten minutes of measuring.
-	for _, path := range []string{filepath.Join(f.out, "x"), f.json} {
-		if path == "x" || path == "" {
-			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return fmt.Errorf("results: %w", err)
-		}
-	}
-	p.Congestion, p.Version = "cubic", version().String()
-	p.Weft, err = os.Executable()
-	return err
-}
-
-// allSizes are the lengths of inner IP packets that size=all stands for.
-func allSizes() []string { return []string{"64", "256", "512", "1024", "1360"} }
-
-func sizeList() string { return strings.Join(allSizes(), ", ") }
-
-// completeTests spells out size=all, and the family of tests that do not say theirs.
-func completeTests(list string, family int) string {
-	var tests []string
-	for t := range strings.SplitSeq(list, ",") {
-		if !strings.Contains(t, ":family=") {
-			t += fmt.Sprintf(":family=%d", family)
-		}
-		if !strings.Contains(t+":", ":size=all:") {
-			tests = append(tests, t)
-			continue
-		}
-		for _, size := range allSizes() {
-			tests = append(tests, strings.Replace(t, ":size=all", ":size="+size, 1))
-		}
-	}
-	return strings.Join(tests, ",")
-}
-
-// write puts the result where it was asked for.
-func (f *labFlags) write(cmd *cobra.Command, r *perf.Result) error {
-	out := cmd.OutOrStdout()
-	if *f.format == asJSON {
-		if err := writeJSON(out, r); err != nil {
-			return err
-		}
-	} else if err := report.Table(out, r); err != nil {
-		return err
-	}
-	asJSON := func(w io.Writer) error { return writeJSON(w, r) }
-	if f.json != "" {
-		if err := writeFile(f.json, asJSON); err != nil {
-			return err
-		}
-	}
-	if f.out == "" {
-		return nil
-	}
-	err := errors.Join(
-		writeFile(filepath.Join(f.out, "result.json"), asJSON),
-		writeFile(filepath.Join(f.out, "result.csv"), func(w io.Writer) error { return report.CSV(w, r) }),
-		writeFile(filepath.Join(f.out, "table.txt"), func(w io.Writer) error { return report.Table(w, r) }),
-	)
-	if err == nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "results: %s\n", f.out)
-	}
-	return err
-}
-
-func writeFile(path string, write func(io.Writer) error) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("results: %w", err)
-	}
-	if err := errors.Join(write(f), f.Close()); err != nil {
-		return fmt.Errorf("results: write %s: %w", path, err)
-	}
-	return nil
-}
-
 // interruptedError is a run that a signal ended, cleaned up.
 type interruptedError struct{ error }
 
@@ -218,10 +112,3 @@ func (e interruptedError) Unwrap() error { return e.error }
 
 // ExitCode implements what exitCode asks for.
 func (interruptedError) ExitCode() int { return exitInterrupted }
-
-func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(v)
-}

@@ -43,6 +43,25 @@ func TestCompleteTests(t *testing.T) {
 	}
 }
 
+// TestSelectTests: a test has all its parameters, however much of them was typed.
+func TestSelectTests(t *testing.T) {
+	tests, err := selectTests("udp-rate,tcp-stream:flows=8,udp-stream:gso=1:family=6,cpu-fixed:rate=5e8", 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range tests {
+		got = append(got, s.String())
+	}
+	want := []string{"udp-rate:family=4:size=64", "tcp-stream:family=4:flows=8", "udp-stream:family=6:gso=1:rate=0:size=1360", "cpu-fixed:family=4:rate=5e+08"}
+	if !slices.Equal(got, want) {
+		t.Errorf("selected %q, want %q", got, want)
+	}
+	if _, err := selectTests("udp-rate:gso=2", 4); err == nil {
+		t.Error("half a super-packet")
+	}
+}
+
 // TestWriteResult puts a result everywhere it can go.
 func TestWriteResult(t *testing.T) {
 	dir := t.TempDir()

@@ -28,3 +28,4 @@ func upBare(_ context.Context, env Env, _, _ string) (Overlay, error) {
 func (b bare) InnerMTU() int                       { return b.mtu }
 func (bare) Processes() []*testbed.Process         { return nil }
 func (bare) Lanes(context.Context) ([]Lane, error) { return nil, nil }
+func (bare) Drops(context.Context) (Drops, error)  { return Drops{}, nil }

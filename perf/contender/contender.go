@@ -16,6 +16,7 @@ type Contender struct {
 	Name   string       // as people name it, cipher included: tun-gso+aes-256-gcm
 	About  string       // what it stands for, one line
 	Cipher string       // none, or the name of one
+	Super  bool         // hands the kernel super-packets (GSO): what it drops as one may be many
 	Needs  func() error // nil, or why this machine cannot run it, in one sentence
 	Up     func(context.Context, Env) (Overlay, error)
 }
@@ -36,6 +37,15 @@ type Overlay interface {
 	// Lanes reads the packet counters of every lane of every node, since the lanes began; none
 	// where the kernel carries the packets.
 	Lanes(context.Context) ([]Lane, error)
+	// Drops reads what the kernel dropped around the lanes as far as only the contender's own sockets tell.
+	Drops(context.Context) (Drops, error)
+}
+
+// Drops are packets that the kernel dropped, and says so to a contender's sockets only.
+type Drops struct {
+	Kernel map[string]uint64 // by name
+	// AtVeth of the packets in Kernel and in the lanes' drops have died at a veth, which counts them too.
+	AtVeth uint64
 }
 
 // Lane is one lane's packets: Received = Sent + Σ Drops. Copies that a lane made to flood count as received.

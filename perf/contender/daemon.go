@@ -20,6 +20,7 @@ const exitUnsupported = 3
 
 // daemons is a mode of weft: one daemon on every node.
 type daemons struct {
+	mode  string
 	nodes []node
 	mtu   int
 }
@@ -47,7 +48,7 @@ state_dir: {{.Dir}}
 
 // upDaemon starts one daemon a node and waits until each says that it is ready.
 func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error) {
-	d := &daemons{}
+	d := &daemons{mode: mode}
 	dir := filepath.Dir(env.Bed.Nodes[0].Dir)
 	list := filepath.Join(dir, "nodes.yaml")
 	if err := os.WriteFile(list, []byte(nodesYAML(env.Bed.Nodes, mode)), 0o600); err != nil {
@@ -68,7 +69,7 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 			Network                          []netip.Prefix
 			Mode, Cipher, PSK, Nodes, Socket string
 			Queues                           int
-		}{n, testbed.Network(), mode, cipher, psk, list, socket, env.Queues}); err != nil {
+		}{n, env.Bed.Network, mode, cipher, psk, list, socket, env.Queues}); err != nil {
 			return nil, fmt.Errorf("contender: write weft.yaml: %w", err)
 		}
 		file := filepath.Join(n.Dir, "weft.yaml")
@@ -180,4 +181,30 @@ func (d *daemons) Lanes(ctx context.Context) ([]Lane, error) {
 		}
 	}
 	return all, nil
+}
+
+// Drops asks the daemons for the counters of AF_XDP sockets. The others that a daemon reports the lab reads
+// from the kernel itself.
+func (d *daemons) Drops(ctx context.Context) (Drops, error) {
+	all := Drops{Kernel: map[string]uint64{}}
+	if !strings.HasPrefix(d.mode, "xdp") {
+		return all, nil
+	}
+	for _, n := range d.nodes {
+		status, err := n.client.Status(ctx)
+		if err != nil {
+			return all, fmt.Errorf("contender: status of %s: %w", n.process.Name, err)
+		}
+		for name, count := range status.KernelDrops {
+			all.Kernel[name] += count
+			if strings.HasPrefix(name, "xdp-rx-") || name == "xdp-tx-refused" {
+				all.AtVeth += count // a redirect that fails is the veth's rx_dropped, a refused frame its tx_dropped
+			}
+		}
+	}
+	lanes, err := d.Lanes(ctx)
+	for _, l := range lanes {
+		all.AtVeth += l.Drops["refused"]
+	}
+	return all, err
 }

@@ -11,6 +11,7 @@ type Row struct {
 	Name     string
 	About    string // what it stands for
 	Sealable bool   // takes "+cipher"
+	Super    bool   // hands the kernel super-packets
 	Needs    func() error
 	Up       func(ctx context.Context, env Env, mode, cipher string) (Overlay, error)
 }
@@ -19,23 +20,23 @@ type Row struct {
 // brings its own function.
 func Rows() []Row {
 	return []Row{
-		{"bare", "the ceiling: no overlay", false, nothing, upBare},
-		{"host-gw", "Flannel host-gw, Calico without encapsulation: plain routes", false, nothing, upDaemon},
-		{"vxlan", "kernel VXLAN at its best", false, kernelLink("vxlan"), upDaemon},
-		{"vxlan-nocsum", "kernel VXLAN as Flannel and Calico ship it", false, kernelLink("vxlan"), upDaemon},
-		{"udp", "Flannel's udp: raw IP in UDP, one packet a system call", true, device("/dev/net/tun"), upDaemon},
-		{"tun", "the plain userspace overlay", true, device("/dev/net/tun"), upDaemon},
-		{"tap", "Weave sleeve's L2: frames, MACs learnt", true, device("/dev/net/tun"), upDaemon},
-		{"tun-gso", "the userspace overlay for streams", true, device("/dev/net/tun"), upDaemon},
-		{"xdp", "the userspace overlay for packets", true, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
-		{"xdp-lib", "what the library asavie/xdp gives", true, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
-		{"wireguard-go", "what a user would pick for encryption", false, device("/dev/net/tun"), upWireguardGo},
+		{"bare", "the ceiling: no overlay", false, false, nothing, upBare},
+		{"host-gw", "Flannel host-gw, Calico without encapsulation: plain routes", false, false, nothing, upDaemon},
+		{"vxlan", "kernel VXLAN at its best", false, false, kernelLink("vxlan"), upDaemon},
+		{"vxlan-nocsum", "kernel VXLAN as Flannel and Calico ship it", false, false, kernelLink("vxlan"), upDaemon},
+		{"udp", "Flannel's udp: raw IP in UDP, one packet a system call", true, false, device("/dev/net/tun"), upDaemon},
+		{"tun", "the plain userspace overlay", true, false, device("/dev/net/tun"), upDaemon},
+		{"tap", "Weave sleeve's L2: frames, MACs learnt", true, false, device("/dev/net/tun"), upDaemon},
+		{"tun-gso", "the userspace overlay for streams", true, true, device("/dev/net/tun"), upDaemon},
+		{"xdp", "the userspace overlay for packets", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
+		{"xdp-lib", "what the library asavie/xdp gives", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
+		{"wireguard-go", "what a user would pick for encryption", false, true, device("/dev/net/tun"), upWireguardGo},
 	}
 }
 
 func (r Row) contender(name, cipher string) Contender {
 	return Contender{
-		Name: name, About: r.About, Cipher: cipher, Needs: r.Needs,
+		Name: name, About: r.About, Cipher: cipher, Super: r.Super, Needs: r.Needs,
 		Up: func(ctx context.Context, env Env) (Overlay, error) { return r.Up(ctx, env, r.Name, cipher) },
 	}
 }

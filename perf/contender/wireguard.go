@@ -87,3 +87,4 @@ func wireguardSettings(nodes []*testbed.Node, keys []*ecdh.PrivateKey, self int)
 func (w *wireguardGo) InnerMTU() int                       { return w.mtu }
 func (w *wireguardGo) Processes() []*testbed.Process       { return w.processes }
 func (*wireguardGo) Lanes(context.Context) ([]Lane, error) { return nil, nil }
+func (*wireguardGo) Drops(context.Context) (Drops, error)  { return Drops{}, nil }

@@ -45,6 +45,7 @@ type Selection struct {
 var (
 	family  = Param{"family", "IP version, 4 or 6", 4, 4, 6, true}
 	size    = Param{"size", "length of the inner IP packet in bytes", 64, 41, 65535, true}
+	gso     = Param{"gso", "1 = the sender gives the kernel super-packets (UDP_SEGMENT)", 0, 0, 1, true}
 	latency = []MetricKind{
 		{Name: "rate", Unit: "1/s"},
 		{Name: "p50", Unit: "us"}, {Name: "p90", Unit: "us"}, {Name: "p99", Unit: "us"}, {Name: "p999", Unit: "us"},
@@ -60,12 +61,12 @@ var Tests = []Test{
 	},
 	{
 		"udp-rate", "the highest rate with loss of at most 0.1 %",
-		[]Param{size, family},
+		[]Param{size, gso, family},
 		[]MetricKind{{Name: "rate", Unit: "packet/s"}, {Name: "loss", Unit: "ratio"}},
 	},
 	{
 		"udp-overload", "what is delivered when more than the loss-free rate is offered",
-		[]Param{size, {"factor", "offered rate as a multiple of the loss-free rate", 2, 1, 100, false}, family},
+		[]Param{size, {"factor", "offered rate as a multiple of the loss-free rate", 2, 1, 100, false}, gso, family},
 		[]MetricKind{{Name: "rate", Unit: "packet/s"}},
 	},
 	{
@@ -73,7 +74,7 @@ var Tests = []Test{
 		[]Param{
 			{"size", "length of the inner IP packet in bytes", 1360, 41, 65535, true},
 			{"rate", "payload bit/s to offer; 0 = as fast as the sender can", 0, 0, 1e12, false},
-			family,
+			gso, family,
 		},
 		[]MetricKind{{Name: "throughput", Unit: "bit/s"}, {Name: "loss", Unit: "ratio"}},
 	},

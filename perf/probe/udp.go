@@ -57,6 +57,8 @@ type sender struct {
 	stop   *atomic.Bool
 	errors errnos
 	sent   uint64 // packets the kernel took, all trials
+
+	segments int // datagrams of a super-packet at most; 0 = each by itself
 }
 
 // errnos counts refused packets by error number, without allocating.
@@ -131,7 +133,7 @@ func (s *sender) run(rate float64, length time.Duration) offered {
 // sendAll offers the first n datagrams of the batch to the kernel and counts those it refuses.
 func (s *sender) sendAll(n int) (taken uint64) {
 	for i := 0; i < n && !s.stop.Load(); {
-		k, errno := s.conn.send(s.batch, i, n)
+		k, errno := s.give(i, n)
 		switch {
 		case errno == 0:
 			i += k

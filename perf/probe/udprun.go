@@ -37,6 +37,14 @@ func openUDP(ctx context.Context, s Spec, role string) (c *client, tx *sender, p
 		c.close()
 		return nil, nil, 0, tooLarge(s, mtu)
 	}
+	if s.param(gso.Name) == 1 {
+		err = tx.segment(payload)
+	}
+	if err != nil {
+		tx.conn.close()
+		c.close()
+		return nil, nil, 0, err
+	}
 	return c, tx, payload, nil
 }
 

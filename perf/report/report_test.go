@@ -95,6 +95,20 @@ func TestRatioWithoutBaseline(t *testing.T) {
 	}
 }
 
+func TestBusyMachine(t *testing.T) {
+	for background, want := range map[float64]bool{0.02: false, 0.7: true} {
+		r := example()
+		r.Results[1].CPU.Background = background
+		var got bytes.Buffer
+		if err := Table(&got, r); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(got.String(), "busy: before rounds the machine was doing 0.7 cores") != want {
+			t.Errorf("%v cores besides: the table is\n%s", background, got.String())
+		}
+	}
+}
+
 // TestExample shows the published example.
 func TestExample(t *testing.T) {
 	data, err := os.ReadFile("../testdata/result.json")

@@ -197,6 +197,9 @@ func notes(r *perf.Result) []string {
 		}
 		lines = append(lines, fmt.Sprintf("failed: %s: %s", what, f.Reason))
 	}
+	if most := background(r); most >= busyMachine {
+		lines = append(lines, fmt.Sprintf("busy: before rounds the machine was doing %.1f cores' worth of something else: run it again when it is idle", most))
+	}
 	for _, b := range r.Conservation {
 		if b.OK {
 			continue
@@ -209,4 +212,15 @@ func notes(r *perf.Result) []string {
 		}
 	}
 	return lines
+}
+
+// busyMachine is how many cores may be busy with something else before figures should not be trusted.
+const busyMachine = 0.1
+
+// background is the most that the machine did besides, of all tests.
+func background(r *perf.Result) (most float64) {
+	for _, row := range r.Results {
+		most = max(most, row.CPU.Background)
+	}
+	return most
 }

@@ -44,14 +44,15 @@ const (
 	wireBridge = "wire"
 )
 
-// Network is the overlay's address space, Prefixes of nodes are cut from it.
+// network is the overlay's address space; prefixes of nodes are cut from it.
 var network = [...]netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")}
 
 // gateway is where a pod sends everything: the node's end of its link, the same in every pod.
 var gateway = [...]netip.Addr{netip.MustParseAddr("169.254.1.1"), netip.MustParseAddr("fe80::1")}
 
-// Network returns the overlay's prefixes, IPv4 first.
-func Network() []netip.Prefix { return network[:] }
+// MinMTU6 is the smallest MTU of the underlay with IPv6 inside the overlay. IPv6 needs 1280 bytes (RFC 8200 §5), and the
+// most that a contender adds is a hundred; below, the overlay has IPv4 only, for all contenders alike.
+const MinMTU6 = 1280 + 100
 
 // Config says what to build.
 type Config struct {
@@ -62,10 +63,19 @@ type Config struct {
 	Dir    string // an existing directory for the nodes' files
 }
 
+// families is how many address families the overlay has.
+func (c Config) families() int {
+	if c.MTU < MinMTU6 {
+		return 1
+	}
+	return len(network)
+}
+
 // Bed is a running testbed.
 type Bed struct {
-	Nodes []*Node
-	MTU   int // of the underlay, bytes
+	Nodes   []*Node
+	MTU     int            // of the underlay, bytes
+	Network []netip.Prefix // the overlay's prefixes, IPv4 first; IPv6 from MinMTU6 on
 
 	wire  *Namespace // nil with two nodes
 	pairs [][2]end   // every veth pair
@@ -78,11 +88,11 @@ type Node struct {
 	Dir       string         // the node's own files
 	CPUs      []int          // where its processes run; empty = anywhere
 	Endpoints []netip.Addr   // underlay addresses, IPv4 first
-	Prefixes  []netip.Prefix // inner prefixes, IPv4 first
-	PodAddrs  []netip.Addr   // the pod's addresses, IPv4 first
+	Prefixes  []netip.Prefix // inner prefixes, of the families of the Network
+	PodAddrs  []netip.Addr   // the pod's addresses, likewise
 }
 
-// PodAddr is the pod's address of a family, 4 or 6.
+// PodAddr is the pod's address of a family, 4 or 6, which the Network must have.
 func (n *Node) PodAddr(family int) netip.Addr {
 	if family == 6 {
 		return n.PodAddrs[1]
@@ -99,7 +109,7 @@ func Open(c Config) (_ *Bed, err error) {
 	if err != nil {
 		return nil, err
 	}
-	bed := &Bed{MTU: c.MTU}
+	bed := &Bed{MTU: c.MTU, Network: network[:c.families()]}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, bed.Close())
@@ -121,6 +131,9 @@ func Open(c Config) (_ *Bed, err error) {
 		if err := bed.finish(n); err != nil {
 			return nil, err
 		}
+	}
+	if err := bed.introduce(); err != nil {
+		return nil, err
 	}
 	return bed, nil
 }
@@ -185,6 +198,7 @@ func openNode(c Config, i int, cpus []int) (*Node, error) {
 	if err := os.MkdirAll(n.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("testbed: %w", err)
 	}
+	n.Prefixes, n.PodAddrs = n.Prefixes[:c.families()], n.PodAddrs[:c.families()]
 	prefix := fmt.Sprintf("%s%d-%s-%s", namePrefix, os.Getpid(), c.Label, name)
 	var err error
 	if n.Host, err = newNamespace(prefix, cpus); err != nil {
@@ -259,13 +273,13 @@ func (b *Bed) finish(n *Node) error {
 			return err
 		}
 	}
-	bits := [...]int{24, 64}
-	for i := range network {
-		// Link: addresses. The routed attachment, as Calico has it: the pod's address is a
-		// host prefix and its gateway is link-local.
-		if err := n.Host.address(Underlay, n.Endpoints[i], bits[i]); err != nil {
+	for i, bits := range [...]int{24, 64} {
+		if err := n.Host.address(Underlay, n.Endpoints[i], bits); err != nil {
 			return err
 		}
+	}
+	// The routed attachment, as Calico has it: the pod's address is a host prefix and its gateway is link-local.
+	for i := range n.PodAddrs {
 		if err := n.Host.address(PodLink, gateway[i], gateway[i].BitLen()); err != nil {
 			return err
 		}
@@ -285,6 +299,50 @@ func (b *Bed) finish(n *Node) error {
 	}
 	return errors.Join(
 		n.Host.steer(Underlay, n.CPUs), n.Host.steer(PodLink, n.CPUs), n.Pod.steer(PodDevice, n.CPUs))
+}
+
+// introduce makes everybody know their neighbours for good: the lab counts packets, and under overload a lost ARP
+// request could not be told from a lost packet.
+func (b *Bed) introduce() error {
+	for _, n := range b.Nodes {
+		for i := range n.PodAddrs {
+			if err := n.Host.neighbour(PodLink, n.PodAddrs[i], n.Pod, PodDevice); err != nil {
+				return err
+			}
+			if err := n.Pod.neighbour(PodDevice, gateway[i], n.Host, PodLink); err != nil {
+				return err
+			}
+		}
+		for _, far := range b.Nodes {
+			if far == n {
+				continue
+			}
+			for _, addr := range far.Endpoints {
+				if err := n.Host.neighbour(Underlay, addr, far.Host, Underlay); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// neighbour tells device that addr is at a device of another namespace.
+func (ns *Namespace) neighbour(device string, addr netip.Addr, far *Namespace, farDevice string) error {
+	link, err := ns.Link.LinkByName(device)
+	var peer netlink.Link
+	if err == nil {
+		peer, err = far.Link.LinkByName(farDevice)
+	}
+	if err == nil {
+		err = ns.Link.NeighSet(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: peer.Attrs().HardwareAddr,
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("testbed: tell %s in %s where %s is: %w", device, ns.Name, addr, err)
+	}
+	return nil
 }
 
 func zero(a netip.Addr) netip.Addr {

@@ -3,7 +3,9 @@ package testbed
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -44,13 +46,18 @@ type end struct {
 	name string
 }
 
-// KernelCounts is a reading of every drop counter of a testbed.
+// KernelCounts is a reading of every drop counter of a testbed, and of the packets that no generator counts.
 type KernelCounts struct {
-	sums    map[string]uint64 // by the names above
-	links   [][2]linkDrops    // by veth pair
-	softnet uint64            // drops of all input queues of the machine
-	sent    uint64            // packets that the pods sent, those that died at once included
+	sums      map[string]uint64 // by the names above
+	links     [][2]linkDrops    // by veth pair
+	softnet   uint64            // drops of all input queues of the machine
+	segments  Segments
+	multicast uint64 // packets that the nodes themselves sent to groups: MLD, IGMP
 }
+
+// Segments are the TCP segments of the pods. The pods of a testbed speak with each other only, so what was sent and not
+// received was lost.
+type Segments struct{ Sent, Received uint64 }
 
 type linkDrops struct {
 	tx, rx uint64
@@ -61,19 +68,19 @@ type linkDrops struct {
 func (b *Bed) KernelCounts() (KernelCounts, error) {
 	k := KernelCounts{sums: map[string]uint64{}}
 	veths := map[end]linkDrops{}
-	pods := map[*Namespace]netlink.LinkStatistics{}
 	for _, ns := range b.namespaces() {
-		for _, file := range [...]string{"snmp", "snmp6", "netstat"} {
-			var data []byte
-			err := ns.Do(func() (err error) {
-				// Not /proc/net: that is the namespace of the process's first thread.
-				data, err = os.ReadFile("/proc/thread-self/net/" + file)
-				return err
-			})
-			if err != nil {
-				return k, fmt.Errorf("testbed: read the counters of %s: %w", ns.Name, err)
-			}
-			countSockets(data, k.sums)
+		counters, err := ns.counters()
+		if err != nil {
+			return k, fmt.Errorf("testbed: read the counters of %s: %w", ns.Name, err)
+		}
+		for name, place := range socketCounters {
+			k.sums[place] += counters[name]
+		}
+		if b.isPod(ns) {
+			k.segments.Sent += counters["Tcp:OutSegs"] + counters["Tcp:RetransSegs"] // RFC 4022: the first has no retransmissions
+			k.segments.Received += counters["Tcp:InSegs"]
+		} else {
+			k.multicast += counters["IpExt:OutMcastPkts"] + counters["Ip6OutMcastPkts"]
 		}
 		links, err := ns.Link.LinkList()
 		if err != nil {
@@ -81,9 +88,6 @@ func (b *Bed) KernelCounts() (KernelCounts, error) {
 		}
 		for _, l := range links {
 			a := l.Attrs()
-			if a.Name == PodDevice && a.Statistics != nil {
-				pods[ns] = *a.Statistics
-			}
 			switch {
 			case a.Statistics == nil || a.Name == "lo":
 			case b.isPairEnd(end{ns, a.Name}):
@@ -92,10 +96,6 @@ func (b *Bed) KernelCounts() (KernelCounts, error) {
 				countDevice(l, k.sums)
 			}
 		}
-	}
-	for _, n := range b.Nodes {
-		s := pods[n.Pod]
-		k.sent += s.TxPackets + s.TxDropped
 	}
 	for _, p := range b.pairs {
 		k.links = append(k.links, [2]linkDrops{veths[p[0]], veths[p[1]]})
@@ -106,6 +106,10 @@ func (b *Bed) KernelCounts() (KernelCounts, error) {
 	}
 	k.softnet, err = softnetDrops(data)
 	return k, err
+}
+
+func (b *Bed) isPod(ns *Namespace) bool {
+	return slices.ContainsFunc(b.Nodes, func(n *Node) bool { return n.Pod == ns })
 }
 
 func (b *Bed) isPairEnd(e end) bool {
@@ -150,9 +154,20 @@ func (k KernelCounts) Since(before KernelCounts) map[string]uint64 {
 	return d
 }
 
-// SentSince returns how many packets the pods have sent since an earlier reading, a super-packet
-// counted as one.
-func (k KernelCounts) SentSince(before KernelCounts) uint64 { return k.sent - before.sent }
+// SegmentsSince returns what the pods' TCP did since an earlier reading.
+func (k KernelCounts) SegmentsSince(before KernelCounts) Segments {
+	return Segments{k.segments.Sent - before.segments.Sent, k.segments.Received - before.segments.Received}
+}
+
+// MulticastSince returns how many packets the nodes have sent to groups since an earlier reading.
+func (k KernelCounts) MulticastSince(before KernelCounts) uint64 {
+	return k.multicast - before.multicast
+}
+
+// Same says that nothing moved in the testbed between two readings, as far as it is counted here.
+func (k KernelCounts) Same(other KernelCounts) bool {
+	return maps.Equal(k.sums, other.sums) && slices.Equal(k.links, other.links) && k.segments == other.segments
+}
 
 func (l linkDrops) since(before linkDrops) linkDrops {
 	return linkDrops{l.tx - before.tx, l.rx - before.rx, l.napi}
@@ -169,13 +184,30 @@ func direction(from, to linkDrops) uint64 {
 	return max(from.tx, to.rx)
 }
 
-// countSockets adds up the drop counters of /proc/net/snmp and netstat (a line of names, then one
-// of values, both behind the protocol's name) or of snmp6 (a name and a value on each line).
-func countSockets(data []byte, sums map[string]uint64) {
+// counters reads what the namespace's protocols count, by name.
+func (ns *Namespace) counters() (map[string]uint64, error) {
+	counters := map[string]uint64{}
+	for _, file := range [...]string{"snmp", "snmp6", "netstat"} {
+		err := ns.Do(func() error {
+			// Not /proc/net: that is the namespace of the process's first thread.
+			data, err := os.ReadFile("/proc/thread-self/net/" + file)
+			parseCounters(data, counters)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return counters, nil
+}
+
+// parseCounters reads /proc/net/snmp and netstat (a line of names, then one of values, both behind the
+// protocol's name: "Udp:NoPorts") or snmp6 (a name and a value on each line: "Udp6NoPorts").
+func parseCounters(data []byte, counters map[string]uint64) {
 	add := func(name, value string) {
-		if place, ok := socketCounters[name]; ok {
-			n, _ := strconv.ParseUint(value, 10, 64)
-			sums[place] += n
+		n, err := strconv.ParseUint(value, 10, 64)
+		if err == nil { // some settings among the counters are negative
+			counters[name] = n
 		}
 	}
 	var names []string

@@ -5,20 +5,24 @@ import (
 	"testing"
 )
 
-func TestCountSockets(t *testing.T) {
-	sums := map[string]uint64{}
-	countSockets([]byte(`Ip: Forwarding DefaultTTL InReceives InHdrErrors InAddrErrors OutNoRoutes
-Ip: 1 64 1000 1 2 3
-Udp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors SndbufErrors InCsumErrors IgnoredMulti MemErrors
-Udp: 900 10 500 800 20 7 30 0 40
-UdpLite: InDatagrams NoPorts
-UdpLite: 5 5
-`), sums)
-	countSockets([]byte("Udp6InDatagrams 5\nUdp6RcvbufErrors                \t100\nIp6OutNoRoutes 1000\n"), sums)
-	countSockets([]byte("TcpExt: SyncookiesSent TWRecycled\nTcpExt: 1 1\nIpExt: InNoRoutes InMcastPkts\nIpExt: 10000 9\n"), sums)
-	want := map[string]uint64{SocketOverflow: 20 + 40 + 100, SocketRefused: 10 + 30, IPLayer: 1 + 2 + 3 + 1000 + 10000}
-	if !maps.Equal(sums, want) {
-		t.Errorf("counted %v, want %v", sums, want)
+func TestParseCounters(t *testing.T) {
+	got := map[string]uint64{}
+	parseCounters([]byte(`Ip: Forwarding DefaultTTL InReceives InHdrErrors
+Ip: 1 64 1000 1
+Tcp: RtoAlgorithm MaxConn InSegs OutSegs RetransSegs
+Tcp: 1 -1 7 8 9
+Udp: InDatagrams NoPorts
+Udp: 900 10
+`), got)
+	parseCounters([]byte("Udp6InDatagrams 5\nUdp6RcvbufErrors                \t100\n"), got)
+	parseCounters([]byte("TcpExt: SyncookiesSent TWRecycled\nTcpExt: 1 2\nIpExt: InNoRoutes OutMcastPkts\nIpExt: 3 9\n"), got)
+	want := map[string]uint64{
+		"Ip:Forwarding": 1, "Ip:DefaultTTL": 64, "Ip:InReceives": 1000, "Ip:InHdrErrors": 1,
+		"Tcp:RtoAlgorithm": 1, "Tcp:InSegs": 7, "Tcp:OutSegs": 8, "Tcp:RetransSegs": 9, "Udp:InDatagrams": 900, "Udp:NoPorts": 10,
+		"Udp6InDatagrams": 5, "Udp6RcvbufErrors": 100, "TcpExt:SyncookiesSent": 1, "TcpExt:TWRecycled": 2, "IpExt:InNoRoutes": 3, "IpExt:OutMcastPkts": 9,
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("counted %v, want %v", got, want)
 	}
 }
 
@@ -30,7 +34,18 @@ func TestKernelCountsSince(t *testing.T) {
 			{{tx: 7}, {rx: 7}},                    // the same seven packets, seen from both ends
 			{{tx: 3, rx: 1}, {rx: 4, napi: true}}, // two that the ring refused, four that died behind it
 		},
-		softnet: 107,
+		softnet:   107,
+		segments:  Segments{12, 10},
+		multicast: 3,
+	}
+	if n := now.SegmentsSince(before); n != (Segments{12, 10}) {
+		t.Errorf("segments %+v", n)
+	}
+	if n := now.MulticastSince(before); n != 3 {
+		t.Errorf("%d packets to groups", n)
+	}
+	if now.Same(before) || !now.Same(now) {
+		t.Error("a testbed where packets died is quiet, or a quiet one is not")
 	}
 	got := now.Since(before)
 	want := map[string]uint64{TunQueue: 10, Backlog: 7, Veth: 6}
@@ -53,7 +68,7 @@ func TestSoftnetDrops(t *testing.T) {
 
 func TestParseStat(t *testing.T) {
 	got, err := parseStat([]byte("42 (a) b) S 1 42 42 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 5 0 100"))
-	if err != nil || got.Seconds() != 2 {
+	if err != nil || got.User.Seconds() != 1.5 || got.System.Seconds() != 0.5 || got.Total().Seconds() != 2 {
 		t.Errorf("%v, %v", got, err)
 	}
 	if _, err := parseStat([]byte("42 (a) S 1")); err == nil {

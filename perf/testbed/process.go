@@ -154,17 +154,31 @@ func (p *Process) Stop(ctx context.Context) {
 // signal is for the whole process group. ESRCH, the only error there can be, means that it has ended.
 func (p *Process) signal(s syscall.Signal) { _ = syscall.Kill(-p.cmd.Process.Pid, s) }
 
+// CPUTime is processor time by kind.
+type CPUTime struct{ User, System time.Duration }
+
+// Total is the time of both kinds.
+func (t CPUTime) Total() time.Duration { return t.User + t.System }
+
+// Plus adds two times.
+func (t CPUTime) Plus(o CPUTime) CPUTime { return CPUTime{t.User + o.User, t.System + o.System} }
+
+// Since is the time used since an earlier reading.
+func (t CPUTime) Since(before CPUTime) CPUTime {
+	return CPUTime{t.User - before.User, t.System - before.System}
+}
+
 // CPU is the processor time the process has used so far, all threads.
-func (p *Process) CPU() (time.Duration, error) {
+func (p *Process) CPU() (CPUTime, error) {
 	select {
 	case <-p.done:
-		return p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime(), nil
+		return CPUTime{p.cmd.ProcessState.UserTime(), p.cmd.ProcessState.SystemTime()}, nil
 	default:
 	}
 	path := "/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/stat"
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return 0, fmt.Errorf("testbed: processor time of %s: %w", p.Name, err)
+		return CPUTime{}, fmt.Errorf("testbed: processor time of %s: %w", p.Name, err)
 	}
 	return parseStat(data)
 }
@@ -174,18 +188,18 @@ const clockTick = time.Second / 100
 
 // parseStat reads utime and stime, fields 14 and 15 of /proc/<pid>/stat (proc_pid_stat(5)). Field 2
 // is the command in parentheses and may hold anything, so fields are counted from its end.
-func parseStat(data []byte) (time.Duration, error) {
+func parseStat(data []byte) (CPUTime, error) {
 	end := bytes.LastIndexByte(data, ')')
 	fields := strings.Fields(string(data[end+1:]))
 	if end < 0 || len(fields) < 13 {
-		return 0, errors.New("testbed: /proc/<pid>/stat: not as proc(5) describes it")
+		return CPUTime{}, errors.New("testbed: /proc/<pid>/stat: not as proc(5) describes it")
 	}
 	user, err1 := strconv.ParseUint(fields[11], 10, 64)
 	system, err2 := strconv.ParseUint(fields[12], 10, 64)
 	if err := errors.Join(err1, err2); err != nil {
-		return 0, fmt.Errorf("testbed: /proc/<pid>/stat: %w", err)
+		return CPUTime{}, fmt.Errorf("testbed: /proc/<pid>/stat: %w", err)
 	}
-	return time.Duration(user+system) * clockTick, nil
+	return CPUTime{time.Duration(user) * clockTick, time.Duration(system) * clockTick}, nil
 }
 
 // lastLine is the last line of a file that is not empty, at most 400 bytes of it.

@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// Reach waits until the pods of all pairs of nodes reach each other, over both families, with a
+// Reach waits until the pods of all pairs of nodes reach each other, over all families, with a
 // small packet and with one of mtu bytes, in both directions. It asks by UDP echo.
 func (b *Bed) Reach(ctx context.Context, mtu int) error {
 	for i, from := range b.Nodes {
 		for _, to := range b.Nodes[i+1:] {
-			for k := range network {
+			for k := range b.Network {
 				if err := echo(ctx, from, to, k, mtu); err != nil {
 					return fmt.Errorf("testbed: pod %s does not reach pod %s at %s: %w", from.Name, to.Name, to.PodAddrs[k], err)
 				}

@@ -227,7 +227,7 @@ func TestProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if used > 0 {
+		if used.Total() > 0 {
 			break
 		}
 		if time.Now().After(deadline) {

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"weft/perf/contender"
+	"weft/perf/probe"
+	"weft/perf/testbed"
+)
+
+// complete turns the flags into a plan.
+func (f *labFlags) complete() (err error) {
+	p := &f.plan
+	if f.family != 4 && f.family != 6 {
+		return fmt.Errorf("family %d: give 4 or 6", f.family)
+	}
+	if p.Contenders, err = contender.Parse(f.contenders); err != nil {
+		return err
+	}
+	if p.Tests, err = selectTests(f.tests, f.family); err != nil {
+		return err
+	}
+	if p.Layout, err = testbed.ParseLayout(f.layout); err != nil {
+		return err
+	}
+	if err := p.Check(); err != nil {
+		return err
+	}
+	if f.out == "" && f.json == "" {
+		f.out = time.Now().Format("weft-lab-20060102-150405")
+	}
+	// Now, not after ten minutes of measuring.
+	for _, path := range []string{filepath.Join(f.out, "x"), f.json} {
+		if path == "x" || path == "" {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return fmt.Errorf("results: %w", err)
+		}
+	}
+	p.Congestion, p.Version = "cubic", version().String()
+	p.Weft, err = os.Executable()
+	return err
+}
+
+// selectTests reads a list of tests and gives each all its parameters, so that results can be told apart, or joined, by
+// them. The latest one, gso, is as if it did not exist unless it is set, so that older results compare.
+func selectTests(list string, family int) ([]probe.Selection, error) {
+	tests, err := probe.ParseList(completeTests(list, family))
+	if err != nil {
+		return nil, err
+	}
+	for i, t := range tests {
+		test, err := probe.Lookup(t.Test)
+		if err != nil {
+			return nil, err
+		}
+		if tests[i].Params, err = test.Fill(t.Params); err != nil {
+			return nil, err
+		}
+		if tests[i].Params["gso"] == 0 {
+			delete(tests[i].Params, "gso")
+		}
+	}
+	return tests, nil
+}
+
+// allSizes are the lengths of inner IP packets that size=all stands for.
+func allSizes() []string { return []string{"64", "256", "512", "1024", "1360"} }
+
+func sizeList() string { return strings.Join(allSizes(), ", ") }
+
+// completeTests spells out size=all, and the family of tests that do not say theirs.
+func completeTests(list string, family int) string {
+	var tests []string
+	for t := range strings.SplitSeq(list, ",") {
+		if !strings.Contains(t, ":family=") {
+			t += fmt.Sprintf(":family=%d", family)
+		}
+		if !strings.Contains(t+":", ":size=all:") {
+			tests = append(tests, t)
+			continue
+		}
+		for _, size := range allSizes() {
+			tests = append(tests, strings.Replace(t, ":size=all", ":size="+size, 1))
+		}
+	}
+	return strings.Join(tests, ",")
+}
