@@ -14,12 +14,13 @@ import (
 type Inside struct {
 	port
 	veth   *veth
-	netns  *netlink.Handle // of the network namespace the port was opened in
+	host   *netlink.Handle // of the network namespace the port was opened in
+	netns  netns           // where the port's end of the veth is
 	queues []packet.Queue
 }
 
 func openInside(c Config, open opener) (in *Inside, err error) {
-	in = &Inside{}
+	in = &Inside{netns: netns{fd: -1}}
 	if err = in.start(c.Inside); err != nil {
 		return nil, err
 	}
@@ -29,24 +30,30 @@ func openInside(c Config, open opener) (in *Inside, err error) {
 			in = nil
 		}
 	}()
-	if in.netns, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+	if in.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return in, fmt.Errorf("open netlink: %w", err)
+	}
+	if in.netns, err = newNetns(); err != nil {
+		return in, err
 	}
 	et, err := openEthtool()
 	if err != nil {
 		return in, err
 	}
 	defer et.close()
-	if in.veth, err = makeVeth(in.netns, et, c.Inside, c.InnerMTU, c.queues()); err != nil {
+	if in.veth, err = makeVeth(in.host, et, c.Inside, c.InnerMTU, c.queues(), in.netns); err != nil {
 		return in, err
 	}
 	if in.program, err = insideProgram(c.queues()); err != nil {
 		return in, err
 	}
-	if err = in.program.attach(in.netns, in.veth.peerIndex, in.veth.peer, c.Attach); err != nil {
-		return in, err
-	}
-	if err = in.open(c.queues(), in.veth.peerIndex, packet.EthernetHeader+c.InnerMTU, c, open); err != nil {
+	err = in.netns.do(func() error {
+		if err := in.program.attach(in.veth.peerIndex, in.veth.peer, c.Attach); err != nil {
+			return err
+		}
+		return in.open(c.queues(), in.veth.peerIndex, packet.EthernetHeader+c.InnerMTU, c, open)
+	})
+	if err != nil {
 		return in, err
 	}
 	for i := range in.rings {
@@ -67,6 +74,9 @@ func (in *Inside) Layer() packet.Layer { return packet.IP }
 // Queues returns one queue per queue of the device.
 func (in *Inside) Queues() []packet.Queue { return in.queues }
 
+// KernelDrops says what died at the rings. The device counts it too, out of sight.
+func (in *Inside) KernelDrops() map[string]uint64 { return in.drops("xdp-inside-") }
+
 // Features says how the port is attached.
 func (in *Inside) Features() map[string]string { return in.features() }
 
@@ -77,12 +87,12 @@ func (in *Inside) Close() error {
 		return nil
 	}
 	if in.veth != nil {
-		err = errors.Join(err, in.veth.remove(in.netns))
+		err = errors.Join(err, in.veth.remove(in.host))
 	}
-	if in.netns != nil {
-		in.netns.Close()
+	if in.host != nil {
+		in.host.Close()
 	}
-	return err
+	return errors.Join(err, in.netns.close())
 }
 
 type insideQueue struct {

@@ -139,9 +139,13 @@ func TestKilledUnderLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait()
+		until(t, "the dead process's interface to go", func() bool {
+			_, err := u.a.Netlink().LinkByName("weft0")
+			return err != nil
+		})
 		until(t, "other traffic", func() bool { return answered.Load() > talked+100 })
 	}
-	// In this process, over what the last one left: an interface, perhaps a queue not yet free.
+	// In this process, over what the last one left: perhaps a queue not yet free.
 	inside, outside := openBoth(t, u, testConfig())
 	close(stop)
 	<-done
@@ -190,14 +194,18 @@ func TestForeignProgramRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			u := newUnderlay(t)
 			foreign(t, u.a, "eth0", flags)
-			before := u.a.MustRun(t, "ip", "-d", "link", "show", "eth0")
+			attached := func() string {
+				_, program, _ := strings.Cut(u.a.MustRun(t, "ip", "-d", "link", "show", "eth0"), "prog/")
+				return program
+			}
+			before := attached()
 			var err error
 			u.a.Do(func() { _, _, err = OpenPair(testConfig()) })
 			if err == nil || !strings.Contains(err.Error(), `"stranger"`) || !strings.Contains(err.Error(), "ip link set dev eth0 xdp off") {
 				t.Errorf("error %v, want one that names the program and the remedy", err)
 			}
-			if after := u.a.MustRun(t, "ip", "-d", "link", "show", "eth0"); after != before {
-				t.Errorf("the device was changed:\n%s%s", before, after)
+			if after := attached(); before == "" || after != before {
+				t.Errorf("the program was %q and is %q", before, after)
 			}
 			if out, err := u.a.Run("ip", "link", "show", "weft0"); err == nil {
 				t.Errorf("an interface was left: %s", out)
@@ -215,6 +223,17 @@ func TestSecondPortRefused(t *testing.T) {
 	var err error
 	u.a.Do(func() { _, err = OpenOutside(c) })
 	if err == nil || !strings.Contains(err.Error(), "in use by another weft") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// TestInsideTaken: an interface of the name that does not go is somebody's.
+func TestInsideTaken(t *testing.T) {
+	u := newUnderlay(t)
+	openIn(t, u.a, OpenInside, testConfig())
+	var err error
+	u.a.Do(func() { _, err = OpenInside(testConfig()) })
+	if !errors.Is(err, unix.EEXIST) || !strings.Contains(err.Error(), "ip link del weft0") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"weft/packet"
 )
@@ -96,11 +95,6 @@ func openOutside(c Config, dev device, open opener) (out *Outside, err error) {
 			out = nil
 		}
 	}()
-	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return out, fmt.Errorf("open netlink: %w", err)
-	}
-	defer handle.Close()
 	if out.program, err = underlayProgram(queues, c); err != nil {
 		return out, err
 	}
@@ -119,7 +113,7 @@ func openOutside(c Config, dev device, open opener) (out *Outside, err error) {
 			return out, err
 		}
 	}
-	if err = out.program.attach(handle, dev.index, dev.name, c.Attach); err != nil {
+	if err = out.program.attach(dev.index, dev.name, c.Attach); err != nil {
 		return out, err
 	}
 	if err = out.open(queues, dev.index, packet.EthernetHeader+dev.mtu, c, open, wake...); err != nil {
@@ -165,9 +159,10 @@ func (o *Outside) Features() map[string]string {
 	return f
 }
 
-// KernelDrops adds what the kernel held for neighbours that never answered.
+// KernelDrops says what died around the port: in the rings, and held by the kernel for neighbours that never answered.
+// The device counts what died at its rings too.
 func (o *Outside) KernelDrops() map[string]uint64 {
-	drops := o.port.KernelDrops()
+	drops := o.drops("xdp-")
 	if n := o.resolver.lost.Load(); n > 0 {
 		drops["neighbour-unresolved"] = n
 	}

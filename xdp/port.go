@@ -103,29 +103,35 @@ func (p *port) sum() (total unix.XDPStatistics) {
 	return total
 }
 
-// KernelDrops says what the kernel dropped before a lane could receive it, and what it refused to send too late to be
-// told of a packet.
-func (p *port) KernelDrops() map[string]uint64 {
+// drops says what the kernel dropped before a lane could receive it, and what it refused to send too late to be told of
+// a packet. The names begin with prefix.
+func (p *port) drops(prefix string) map[string]uint64 {
 	st := p.Statistics()
-	drops := map[string]uint64{
-		"xdp-rx-dropped":      st.Rx_dropped, // the fill ring was empty: the lane was too slow
-		"xdp-rx-ring-full":    st.Rx_ring_full,
-		"xdp-tx-invalid-desc": st.Tx_invalid_descs,
+	counts := map[string]uint64{
+		"rx-dropped":      st.Rx_dropped, // the fill ring was empty: the lane was too slow
+		"rx-ring-full":    st.Rx_ring_full,
+		"tx-invalid-desc": st.Tx_invalid_descs,
 	}
 	for _, r := range p.rings {
-		drops["xdp-tx-refused"] += r.Refused()
+		counts["tx-refused"] += r.Refused()
 	}
-	for name, n := range drops {
-		if n == 0 {
-			delete(drops, name)
+	named := map[string]uint64{}
+	for name, n := range counts {
+		if n > 0 {
+			named[prefix+name] = n
 		}
 	}
-	return drops
+	return named
 }
 
 // features says how the port is attached.
 func (p *port) features() map[string]string {
-	f := map[string]string{"xdp-native": "on", "xdp-zero-copy": "not asked for"}
+	f := map[string]string{"xdp-native": "on", "xdp-zero-copy": "on"}
+	for _, r := range p.rings {
+		if !r.ZeroCopy() {
+			f["xdp-zero-copy"] = "the driver of " + p.device + " has none"
+		}
+	}
 	if p.program.mode != "native" {
 		f["xdp-native"] = p.program.why
 	}

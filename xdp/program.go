@@ -86,9 +86,9 @@ func load(objects any, queues int) error {
 	return nil
 }
 
-// attach puts the program on a device that has none.
-func (p *program) attach(h *netlink.Handle, ifindex int, device string, how Attach) error {
-	if err := refuseForeign(h, ifindex, device); err != nil {
+// attach puts the program on a device that has none, in the calling thread's network namespace.
+func (p *program) attach(ifindex int, device string, how Attach) error {
+	if err := refuseForeign(ifindex, device); err != nil {
 		return err
 	}
 	if how != Generic {
@@ -120,9 +120,9 @@ func occupied(err error) bool { return errors.Is(err, unix.EBUSY) || errors.Is(e
 
 // refuseForeign returns an error if the device has an XDP program. One of ours is a predecessor's who was killed: it
 // goes as soon as the kernel has cleaned up behind the process.
-func refuseForeign(h *netlink.Handle, ifindex int, device string) error {
+func refuseForeign(ifindex int, device string) error {
 	for deadline := time.Now().Add(bindPatience); ; time.Sleep(10 * time.Millisecond) {
-		l, err := h.LinkByIndex(ifindex)
+		l, err := netlink.LinkByIndex(ifindex)
 		if err != nil {
 			return fmt.Errorf("find %s: %w", device, err)
 		}

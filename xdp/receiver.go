@@ -57,7 +57,7 @@ func openReceiver(u *umem, q Request) (r *receiver, err error) {
 		return r, err
 	}
 	if first {
-		u.fd = r.socket.fd
+		u.fd, u.zeroCopy = r.socket.fd, r.socket.zeroCopy()
 	}
 	r.wait = q.Stop.Waiter(wait.Readable, append([]int{r.socket.fd}, q.Watch...)...)
 	return r, nil

@@ -33,6 +33,9 @@ type Rings interface {
 	// Flush sends what was staged of b, and sets Drop on what the device refused.
 	Flush(b *packet.Batch) error
 
+	// ZeroCopy says whether the driver reads and writes the rings' memory itself.
+	ZeroCopy() bool
+
 	// Refused is how many frames the device refused so late that no packet could be told.
 	Refused() uint64
 
@@ -87,6 +90,8 @@ func (p *pair) Receive(b *packet.Batch) error { return p.rx.receive(b) }
 func (p *pair) Stage(k *packet.Packet, header int) []byte { return p.tx.stage(k, header) }
 
 func (p *pair) Flush(b *packet.Batch) error { return p.tx.flush(b) }
+
+func (p *pair) ZeroCopy() bool { return p.umem.zeroCopy }
 
 func (p *pair) Refused() uint64 { return p.tx.refused.Load() }
 

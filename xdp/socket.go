@@ -61,14 +61,14 @@ func (s *socket) size(n uint32, rings ...int) error {
 }
 
 // bind ties the socket to a device's queue. share is the descriptor of a bound socket whose UMEM it shares, -1 for
-// none; if that one is bound to the same queue its fill and completion rings are shared too. Sharing sockets inherit
-// the other flags.
+// none: then the driver's zero-copy is used where it has it. If that socket is bound to the same queue its fill and
+// completion rings are shared too. Sharing sockets inherit the other flags.
 func (s *socket) bind(ifindex, queue, share int) error {
 	sa := &unix.SockaddrXDP{Ifindex: uint32(ifindex), QueueID: uint32(queue)}
 	if share >= 0 {
 		sa.Flags, sa.SharedUmemFD = unix.XDP_SHARED_UMEM, uint32(share)
 	} else {
-		sa.Flags = unix.XDP_COPY | unix.XDP_USE_NEED_WAKEUP
+		sa.Flags = unix.XDP_USE_NEED_WAKEUP
 	}
 	deadline := time.Now().Add(bindPatience)
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
@@ -86,6 +86,12 @@ func (s *socket) bind(ifindex, queue, share int) error {
 			return fmt.Errorf("bind to queue %d: %w", queue, err)
 		}
 	}
+}
+
+// zeroCopy says whether the driver receives into the UMEM itself.
+func (s *socket) zeroCopy() bool {
+	options, err := unix.GetsockoptInt(s.fd, unix.SOL_XDP, unix.XDP_OPTIONS) // struct xdp_options is one number
+	return err == nil && options&unix.XDP_OPTIONS_ZEROCOPY != 0
 }
 
 // statistics asks for XDP_STATISTICS.

@@ -28,6 +28,9 @@ type umem struct {
 	frames int
 	fd     int // the first socket bound to it, which others share it through; -1 = none yet
 
+	// A driver receives into the memory without a copy: then no device without zero-copy can share it.
+	zeroCopy bool
+
 	mu      sync.Mutex
 	reserve []uint64 // frames for batches yet to be made
 	users   int      // ports that are open

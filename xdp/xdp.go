@@ -3,9 +3,11 @@
 //
 // Opened as a pair they share memory: a packet that arrives on one side leaves on the other without being copied in
 // user space; only its frame changes hands. Opened alone each works with any other port, at the cost of one copy a
-// packet in one direction.
+// packet in one direction; so does a pair whose underlay driver does zero-copy, which a veth cannot share.
 //
 //	pod … kernel ─ weft0 ═veth═ weft0-x ─XDP→ inside port   lanes   outside port ─XDP→ eth0
+//
+// weft0-x lives in a network namespace of the process's own.
 //
 // Received frames are at most one chunk of 4096 bytes; multi-buffer frames are not supported.
 package xdp
@@ -82,7 +84,8 @@ const reserved = 4 * packet.BatchSize
 type opener func(Request) (Rings, error)
 
 // own opens rings of our own. Queue i of every port it is given to has the same memory, made for so many sides and
-// Ethernet frames of length bytes.
+// Ethernet frames of length bytes; but a driver's zero-copy keeps its memory to itself: then the other side has its own,
+// and packets are copied from one to the other.
 func (c Config) own(sides, length int) (opener, error) {
 	size, err := frameSize(length)
 	if err != nil {
@@ -90,7 +93,7 @@ func (c Config) own(sides, length int) (opener, error) {
 	}
 	mem := map[int]*umem{}
 	return func(r Request) (Rings, error) {
-		if mem[r.Queue] == nil {
+		if mem[r.Queue] == nil || mem[r.Queue].zeroCopy {
 			if mem[r.Queue], err = newUMEM(sides*2*r.Size+reserved, size); err != nil {
 				return nil, err
 			}

@@ -242,6 +242,12 @@ func (l *rings) again() {
 	l.refused.Add(uint64(refused))
 }
 
+// ZeroCopy asks the kernel, which uses a driver's zero-copy where it can.
+func (l *rings) ZeroCopy() bool {
+	options, err := unix.GetsockoptInt(l.fd, unix.SOL_XDP, unix.XDP_OPTIONS)
+	return err == nil && options&unix.XDP_OPTIONS_ZEROCOPY != 0
+}
+
 // Refused is how many frames were refused after their Send.
 func (l *rings) Refused() uint64 { return l.refused.Load() }
 
