@@ -198,13 +198,17 @@ func (d *daemons) Drops(ctx context.Context) (Drops, error) {
 		for name, count := range status.KernelDrops {
 			all.Kernel[name] += count
 			if strings.HasPrefix(name, "xdp-rx-") || name == "xdp-tx-refused" {
-				all.AtVeth += count // a redirect that fails is the veth's rx_dropped, a refused frame its tx_dropped
+				// A redirect that fails is the underlay's rx_dropped, a refused frame its tx_dropped. The inside's
+				// counters have other names: its device is out of sight.
+				all.AtVeth += count
 			}
 		}
 	}
 	lanes, err := d.Lanes(ctx)
 	for _, l := range lanes {
-		all.AtVeth += l.Drops["refused"]
+		if strings.HasPrefix(l.Name, "out") {
+			all.AtVeth += l.Drops["refused"]
+		}
 	}
 	return all, err
 }
