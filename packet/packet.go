@@ -71,7 +71,8 @@ const (
 	// ChecksumPartial: the field holds the folded pseudo-header sum; the sum over [start, end)
 	// is still to be added at start+offset (Linux CHECKSUM_PARTIAL, virtio NEEDS_CSUM).
 	ChecksumPartial
-	// ChecksumVerified: somebody trustworthy (kernel, AEAD) has verified the packet.
+	// ChecksumVerified: the kernel has verified the transport checksum. A seal proves who sent a
+	// packet, not that its sum was right, and does not count.
 	ChecksumVerified
 )
 
