@@ -17,6 +17,7 @@ import (
 	"weft/catalog"
 	"weft/internal/api"
 	"weft/internal/config"
+	"weft/internal/metrics"
 	"weft/packet"
 )
 
@@ -179,6 +180,19 @@ func TestReferenceModes(t *testing.T) {
 		fmt.Fprintf(&b, "| `%s` | %s | %d |\n", m.Name, m.About, m.Port)
 	}
 	holdMade(t, "### Modes", b.String())
+}
+
+func TestReferenceMetrics(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| metric | kind | labels | meaning |\n|---|---|---|---|\n")
+	for _, m := range metrics.Metrics() {
+		labels := ""
+		if len(m.Labels) > 0 {
+			labels = "`" + strings.Join(m.Labels, "`, `") + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Kind, labels, m.Help)
+	}
+	holdMade(t, "## Metrics", b.String())
 }
 
 func TestReferenceCommands(t *testing.T) { holdMade(t, "## Commands", commandReference()) }

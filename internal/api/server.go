@@ -79,10 +79,13 @@ func RemoveStale(path string) error {
 	return nil
 }
 
-// Serve answers on l until ctx ends, then closes l and lets requests under way finish.
-func Serve(ctx context.Context, l net.Listener, d Daemon) error {
+// Serve answers what is asked of d on l until ctx ends.
+func Serve(ctx context.Context, l net.Listener, d Daemon) error { return ServeHTTP(ctx, l, Handler(d)) }
+
+// ServeHTTP answers on l until ctx ends, then closes l and lets requests under way finish.
+func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 	s := &http.Server{
-		Handler:           Handler(d),
+		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      10 * time.Second,

@@ -63,7 +63,7 @@ var (
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}},
 		"cmd/weft": {[]string{"catalog", "control", "perf", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",
-			"github.com/spf13/cobra", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"github.com/spf13/pflag"}},
+			"github.com/spf13/cobra", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"internal/metrics", "github.com/spf13/pflag"}},
 
 		// the lab runs contenders as processes: it sees no part
 		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
@@ -78,11 +78,12 @@ var (
 		"internal/archtest":      {},
 		"internal/config":        {code: []string{"control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet",
+		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet", "internal/metrics",
 			"golang.org/x/sync/errgroup", unix, zap}, []string{"packet"}},
 		"internal/doctor":  {code: []string{"internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
 		"internal/e2e":     {tests: []string{"catalog", "golang.org/x/crypto/blake2s", "control"}},
 		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
+		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"internal/nettest": {code: []string{nl, netns, unix}},
 		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
 		"internal/wait":    {code: []string{unix}},

@@ -112,7 +112,6 @@ const (
 	FeatureEncryption = "encryption"
 	FeatureQueues     = "several queue pairs"
 	FeatureCNI        = "a CNI plugin"
-	FeatureMetrics    = "a metrics endpoint"
 )
 
 // CipherNone is the cipher of traffic that is not sealed.

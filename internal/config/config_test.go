@@ -20,7 +20,7 @@ var (
 		Modes:       []string{"cached", "host-gw", "tap", "tun", "tun-gso", "udp", "vxlan", "vxlan-nocsum", "xdp", "xdp-lib"},
 		DefaultMode: "tun-gso",
 		Controls:    []string{"static", "etcd"},
-		Features:    []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI, config.FeatureMetrics},
+		Features:    []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI},
 	}
 )
 
@@ -171,7 +171,7 @@ func TestUnbuiltIsSaid(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range c.Show() {
-		unbuilt := s.Key == "queues" || s.Key == "api.metrics" || strings.HasPrefix(s.Key, "encryption.") || strings.HasPrefix(s.Key, "cni.")
+		unbuilt := s.Key == "queues" || strings.HasPrefix(s.Key, "encryption.") || strings.HasPrefix(s.Key, "cni.")
 		if unbuilt != (s.From == config.FromNowhere) {
 			t.Errorf("%s is from %q", s.Key, s.From)
 		}
@@ -222,7 +222,6 @@ func TestMistakes(t *testing.T) {
 		"cni unbuilt":      {net + "cni: {attach: bridge}", slim, []string{"weft.yaml:2: cni.attach: this weft is built without a CNI plugin"}},
 		"attach unknown":   {net + "cni: {attach: routd}", full, []string{`weft.yaml:2: cni.attach: "routd" is unknown: did you mean routed?`}},
 		"masquerade":       {net + "cni: {masquerade: 1}", full, []string{"weft.yaml:2: cni.masquerade: is the number 1, wants true or false"}},
-		"metrics unbuilt":  {net + "api: {metrics: \"0.0.0.0:9470\"}", slim, []string{"weft.yaml:2: api.metrics: this weft is built without a metrics endpoint"}},
 		"metrics":          {net + "api: {metrics: \"9470\"}", full, []string{`weft.yaml:2: api.metrics: "9470" is not host:port`}},
 		"control":          {net + "control: {kind: statik}", slim, []string{`weft.yaml:2: control.kind: this weft has no control source "statik": did you mean static?`}},
 		"etcd":             {net + "control: {kind: etcd}", slim, []string{`weft.yaml:2: control.kind: this weft has no control source "etcd": write one of static`}},

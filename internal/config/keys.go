@@ -113,7 +113,7 @@ func keys() []key {
 		{name: "api.socket", initial: DefaultSocket,
 			read: func(c *Config, v strict.Value) { text(v, &c.API.Socket, absolute, notEmpty, socketLength) },
 			get:  func(c *Config) any { return c.API.Socket }},
-		{name: "api.metrics", initial: "127.0.0.1:9470", feature: FeatureMetrics,
+		{name: "api.metrics", initial: "127.0.0.1:9470",
 			read: func(c *Config, v strict.Value) { text(v, &c.API.Metrics, hostPort) },
 			get:  func(c *Config) any { return c.API.Metrics }},
 		{name: "state_dir", initial: DefaultStateDir,

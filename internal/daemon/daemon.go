@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"weft/internal/api"
 	"weft/internal/config"
 	"weft/internal/hostnet"
+	"weft/internal/metrics"
 )
 
 // ErrConfiguration marks errors that a person has to mend in a file.
@@ -62,6 +64,13 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		return err
 	}
 	defer socket.Close()
+	watched, err := listenMetrics(cfg)
+	if err != nil {
+		return err
+	}
+	if watched != nil {
+		defer watched.Close()
+	}
 	b, err := parts.Backend(settings(cfg, log))
 	if err != nil {
 		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode, err)
@@ -72,6 +81,9 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return api.Serve(ctx, socket, d) })
+	if watched != nil {
+		group.Go(func() error { return metrics.Serve(ctx, watched, d) })
+	}
 	group.Go(func() error { return b.Run(ctx) })
 	group.Go(func() error { return d.follow(ctx, parts.Source(cfg, log), me) })
 	group.Go(func() error { d.applyAll(ctx); return nil })
@@ -80,6 +92,14 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		log.Info("stopped", zap.String("node", cfg.Node.Name))
 	}
 	return err
+}
+
+// listenMetrics binds api.metrics; nil where there is to be none.
+func listenMetrics(cfg *config.Config) (net.Listener, error) {
+	if cfg.API.Metrics == "" {
+		return nil, nil
+	}
+	return metrics.Listen(cfg.API.Metrics)
 }
 
 func settings(cfg *config.Config, log *zap.Logger) backend.Settings {

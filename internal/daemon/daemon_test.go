@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -337,5 +340,78 @@ func TestNodesFileAskedForMustBeThere(t *testing.T) {
 		if !errors.Is(err, daemon.ErrConfiguration) || !strings.Contains(err.Error(), missing) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// get asks the metrics endpoint, in the daemon's namespace.
+func (r *rig) get(path string) (code int, body string) {
+	r.t.Helper()
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(_ context.Context, _, address string) (c net.Conn, err error) {
+		r.ns.Do(func() { c, err = net.Dial("tcp", address) })
+		return c, err
+	}}}
+	resp, err := client.Get("http://" + r.cfg.API.Metrics + path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
+}
+
+func TestMetrics(t *testing.T) {
+	r := newRig(t)
+	stop := r.run()
+	r.until("up", func(api.Status) bool { return true })
+	if code, body := r.get("/healthz"); code != 200 {
+		t.Errorf("/healthz: %d %s", code, body)
+	}
+	if code, body := r.get("/readyz"); code != 503 || body != "not ready: the control source has not spoken yet\n" {
+		t.Errorf("/readyz before the first State: %d %s", code, body)
+	}
+	r.source.states <- state("b")
+	r.until("ready", func(s api.Status) bool { return s.Ready })
+	if code, body := r.get("/readyz"); code != 200 {
+		t.Errorf("/readyz: %d %s", code, body)
+	}
+	code, body := r.get("/metrics")
+	for _, want := range []string{`weft_info{cipher="none",control="static",mode="vxlan",node="a",version="test"} 1`, "weft_ready 1", "weft_nodes 2",
+		`weft_peer_packets_total{direction="out",peer="b"} 5`, `weft_drops_total{lane="out/0",reason="no-route",stage="route"} 2`} {
+		if code != 200 || !strings.Contains(body, "\n"+want+"\n") {
+			t.Errorf("%d, no %q in\n%s", code, want, body)
+		}
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A metrics port that is taken ends the daemon before it touches anything, with the remedy.
+func TestMetricsPortInUse(t *testing.T) {
+	r := newRig(t)
+	var taken net.Listener
+	var err error
+	r.ns.Do(func() { taken, err = net.Listen("tcp", r.cfg.API.Metrics) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	r.parts.Backend = func(backend.Settings) (backend.Backend, error) {
+		t.Error("a backend was made")
+		return r.b, nil
+	}
+	err = r.run()()
+	if err == nil || !strings.Contains(err.Error(), `api.metrics: listen tcp 127.0.0.1:9470: bind: address already in use: give it`) {
+		t.Errorf("got %v", err)
+	}
+	r.cfg.API.Metrics = ""
+	r.parts.Backend = func(backend.Settings) (backend.Backend, error) { return r.b, nil }
+	stop := r.run()
+	r.until("up without metrics", func(api.Status) bool { return true })
+	if err := stop(); err != nil {
+		t.Error(err)
 	}
 }
