@@ -1,11 +1,12 @@
 package etcd
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -27,7 +28,8 @@ const (
 	pageSize       = 2000
 )
 
-// dial makes a client. It does not wait for a connection: an error is one of the settings.
+// dial makes a client. Where there is no user it does not wait for a connection. An error of the
+// settings is an errConfiguration.
 func dial(s Settings) (client *clientv3.Client, hangUp func(), err error) {
 	config := clientv3.Config{
 		Endpoints: s.Endpoints, DialTimeout: dialTimeout, DialKeepAliveTime: keepaliveTime, DialKeepAliveTimeout: keepaliveTimeout,
@@ -36,7 +38,7 @@ func dial(s Settings) (client *clientv3.Client, hangUp func(), err error) {
 	secure := strings.HasPrefix(s.Endpoints[0], "https://")
 	for _, e := range s.Endpoints {
 		if strings.HasPrefix(e, "https://") != secure {
-			return nil, nil, errors.New("etcd: control.etcd.endpoints mixes http and https: write all of them with https")
+			return nil, nil, fmt.Errorf("%w: control.etcd.endpoints mixes http and https: write all of them with https", errConfiguration)
 		}
 	}
 	if secure {
@@ -49,13 +51,13 @@ func dial(s Settings) (client *clientv3.Client, hangUp func(), err error) {
 	if s.PasswordFile != "" {
 		password, err := os.ReadFile(s.PasswordFile)
 		if err != nil {
-			return nil, nil, fmt.Errorf("etcd: control.etcd.password_file: %w", err)
+			return nil, nil, fmt.Errorf("%w: control.etcd.password_file: %w", errConfiguration, err)
 		}
 		config.Password = strings.TrimRight(string(password), "\r\n")
 	}
-	c, err := clientv3.New(config)
+	c, err := clientv3.New(config) // with a user it asks the server for a token
 	if err != nil {
-		return nil, nil, fmt.Errorf("etcd: %w", err)
+		return nil, nil, err
 	}
 	return c, func() { c.Close() }, nil
 }
@@ -65,18 +67,18 @@ func tlsConfig(s Settings) (*tls.Config, error) {
 	if s.CAFile != "" {
 		pem, err := os.ReadFile(s.CAFile)
 		if err != nil {
-			return nil, fmt.Errorf("etcd: control.etcd.ca_file: %w", err)
+			return nil, fmt.Errorf("%w: control.etcd.ca_file: %w", errConfiguration, err)
 		}
 		t.RootCAs = x509.NewCertPool()
 		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("etcd: control.etcd.ca_file: %s holds no certificate in PEM", s.CAFile)
+			return nil, fmt.Errorf("%w: control.etcd.ca_file: %s holds no certificate in PEM", errConfiguration, s.CAFile)
 		}
 	}
 	if s.CertFile == "" {
 		return t, nil
 	}
 	if _, err := tls.LoadX509KeyPair(s.CertFile, s.KeyFile); err != nil {
-		return nil, fmt.Errorf("etcd: control.etcd.cert_file, key_file: %w", err)
+		return nil, fmt.Errorf("%w: control.etcd.cert_file, key_file: %w", errConfiguration, err)
 	}
 	// Read at every handshake, so that a renewed certificate needs no restart.
 	t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -103,8 +105,38 @@ func (s Settings) told(err error) string {
 	case errors.Is(err, errConfiguration), errors.Is(err, errStore):
 		return err.Error()
 	}
-	text := strings.TrimPrefix(err.Error(), context.DeadlineExceeded.Error()+": ")
+	text := err.Error()
+	if why := s.unreachable(); why != nil {
+		text = why.Error()
+	}
 	return fmt.Sprintf("etcd at %s does not answer: %s: start it, or correct control.etcd", at, text)
+}
+
+// unreachable says why no connection can be had, which the client keeps to itself; nil where one can.
+func (s Settings) unreachable() error {
+	var errs []error
+	for _, e := range s.Endpoints {
+		u, err := url.Parse(e)
+		if err != nil {
+			return err
+		}
+		dialer := &net.Dialer{Timeout: time.Second}
+		var conn net.Conn
+		if u.Scheme == "https" {
+			var t *tls.Config
+			if t, err = tlsConfig(s); err == nil {
+				conn, err = tls.DialWithDialer(dialer, "tcp", u.Host, t)
+			}
+		} else {
+			conn, err = dialer.Dial("tcp", u.Host)
+		}
+		if err == nil {
+			conn.Close()
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errs[0]
 }
 
 var (

@@ -101,15 +101,11 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 	if err != nil {
 		return err
 	}
-	client, hangUp, err := s.dial(s.set)
-	if err != nil {
-		return err
-	}
-	defer hangUp()
-	m := &member{Source: s, client: client, self: self, memory: mem, update: update, fresh: true}
+	m := &member{Source: s, self: self, memory: mem, update: update, fresh: true}
 	if _, err := s.schema.values(with(self, s.set.Network), mem.Owner); err != nil {
 		return fmt.Errorf("etcd: %w", err)
 	}
+	defer m.hangUp()
 	for pause := pauseFirst; ; pause = min(2*pause, pauseMost) {
 		err := m.session(ctx)
 		switch {
@@ -121,6 +117,7 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 			return errors.New(s.set.told(err))
 		default:
 			m.trouble(err)
+			m.hangUp()
 		}
 		if m.settled {
 			pause, m.settled = pauseFirst, false

@@ -21,8 +21,9 @@ import (
 // member is one run of a source: this node in its cluster. One goroutine owns it.
 type member struct {
 	*Source
-	client *clientv3.Client
-	self   control.Node // as the daemon knows it; without prefixes
+	client *clientv3.Client // nil = not made yet
+	close  func()           // of client
+	self   control.Node     // as the daemon knows it; without prefixes
 	memory *memory
 	update func(control.State)
 
@@ -43,6 +44,7 @@ type member struct {
 	settled   bool // the session got as far as following the store
 	last      control.State
 	asOf      time.Time
+	failed    int    // questions in a row that had no answer
 	outage    string // what keeps the store from being heard, "" when nothing does
 }
 
@@ -63,6 +65,13 @@ var errAgain = errors.New("etcd: read the store again")
 // session reads the store, makes sure that this node holds its prefixes, and follows the store until
 // something is wrong.
 func (m *member) session(ctx context.Context) error {
+	if m.client == nil {
+		client, hangUp, err := m.dial(m.set)
+		if err != nil {
+			return err
+		}
+		m.client, m.close = client, hangUp
+	}
 	if err := m.list(ctx); err != nil {
 		return err
 	}
@@ -77,6 +86,14 @@ func (m *member) session(ctx context.Context) error {
 	m.outage = ""
 	m.publish()
 	return m.follow(ctx)
+}
+
+// hangUp closes the client; the next session makes another.
+func (m *member) hangUp() {
+	if m.client != nil {
+		m.close()
+		m.client = nil
+	}
 }
 
 // list reads everything below the prefix, as of one revision.
@@ -265,12 +282,12 @@ func (m *member) follow(ctx context.Context) error {
 			}
 		case <-ask.C:
 			asking = true
-			go func(g grant) {
+			go func(client *clientv3.Client, g grant) {
 				select {
-				case answers <- m.ask(ctx, g):
+				case answers <- m.set.ask(ctx, client, g):
 				case <-ctx.Done():
 				}
-			}(m.grant)
+			}(m.client, m.grant)
 		case a := <-answers:
 			asking = false
 			again, err := m.answered(ctx, a, every)
@@ -284,11 +301,11 @@ func (m *member) follow(ctx context.Context) error {
 
 // watch tells what happens below the prefix from rev on, until ctx ends or the watch does.
 func (m *member) watch(ctx context.Context, rev int64) <-chan clientv3.WatchResponse {
-	out := make(chan clientv3.WatchResponse)
+	out, client := make(chan clientv3.WatchResponse), m.client
 	go func() { // Watch itself waits for the server
 		defer close(out)
 		// A member of etcd that has lost the others says so instead of staying silent.
-		for w := range m.client.Watch(clientv3.WithRequireLeader(ctx), m.set.Prefix+"/", clientv3.WithPrefix(), clientv3.WithRev(rev)) {
+		for w := range client.Watch(clientv3.WithRequireLeader(ctx), m.set.Prefix+"/", clientv3.WithPrefix(), clientv3.WithRev(rev)) {
 			select {
 			case out <- w:
 			case <-ctx.Done():
@@ -386,12 +403,12 @@ type answer struct {
 
 // ask renews the lease where that is due, and reads this node's key. It runs beside the member's own
 // goroutine and edits nothing.
-func (m *member) ask(ctx context.Context, g grant) answer {
+func (s Settings) ask(ctx context.Context, client *clientv3.Client, g grant) answer {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	a := answer{began: time.Now(), renewed: g.renewed}
-	if g.lease != 0 && time.Since(g.renewed) >= m.set.Lease/3-time.Millisecond {
-		_, err := m.client.KeepAliveOnce(ctx, g.lease)
+	if g.lease != 0 && time.Since(g.renewed) >= s.Lease/3-time.Millisecond {
+		_, err := client.KeepAliveOnce(ctx, g.lease)
 		if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			a.err = err
 			return a
@@ -400,11 +417,11 @@ func (m *member) ask(ctx context.Context, g grant) answer {
 			a.renewed = a.began
 		}
 	}
-	key := m.schema.networkKey()
+	key := s.Prefix + "/"
 	if g.held() {
 		key = g.keys[0]
 	}
-	resp, err := m.client.Get(ctx, key, clientv3.WithKeysOnly())
+	resp, err := client.Get(ctx, key, clientv3.WithKeysOnly())
 	if err != nil {
 		a.err = err
 		return a
@@ -423,8 +440,14 @@ func (m *member) answered(ctx context.Context, a answer, every time.Duration) (t
 			return 0, a.err
 		}
 		m.trouble(a.err)
+		if m.failed++; m.failed > 1 && m.set.unreachable() == nil {
+			// The server is there and this client does not get through: after a restart of the server it can
+			// hold on to a token that the server forgot.
+			return 0, a.err
+		}
 		return min(every, time.Second), nil
 	}
+	m.failed = 0
 	if a.rev < m.rev && a.began.Before(m.asOf) {
 		a.rev = m.rev // the watch was faster than the answer
 	}

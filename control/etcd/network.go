@@ -17,7 +17,7 @@ var _ control.NetworkStore = (*Source)(nil)
 func (s *Source) Network(ctx context.Context) (n control.Network, ok bool, err error) {
 	client, hangUp, err := s.dial(s.set)
 	if err != nil {
-		return n, false, err
+		return n, false, errors.New(s.set.told(err))
 	}
 	defer hangUp()
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
@@ -43,7 +43,7 @@ func (s *Source) SetNetwork(ctx context.Context, n control.Network) error {
 	}
 	client, hangUp, err := s.dial(s.set)
 	if err != nil {
-		return err
+		return errors.New(s.set.told(err))
 	}
 	defer hangUp()
 	for {
