@@ -57,7 +57,7 @@ Results go to the folder --out: result.json, result.csv and table.txt. Without -
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.contenders, "contenders", "bare,vxlan,tun", "what to compare")
+	flags.StringVar(&f.contenders, "contenders", "bare,vxlan,tun,tun-gso,xdp", "what to compare")
 	flags.StringVar(&f.tests, "tests", "tcp-stream,tcp-rr,udp-rate:size=64", "what to measure")
 	flags.DurationVar(&f.plan.Duration, "duration", 3*time.Second, "of one sample, a search for the highest rate included")
 	flags.IntVar(&f.plan.Repeat, "repeat", 5, "measured rounds")
