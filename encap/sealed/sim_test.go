@@ -3,6 +3,7 @@ package sealed
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 type world struct {
 	t     testing.TB
 	now   time.Time
+	rand  *rand.ChaCha8 // one stream for all nodes: worlds repeat, restarts do not
 	nodes []*node
 	wire  []datagram
 	// pass decides on each handshake message on its way; nil = all pass.
@@ -43,7 +45,7 @@ type node struct {
 func secret(name string) [32]byte { return derive([]byte("test"), name) }
 
 func newWorld(t testing.TB) *world {
-	return &world{t: t, now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	return &world{t: t, rand: rand.NewChaCha8([32]byte{42}), now: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 }
 
 // add makes a node that does not know anybody yet.
@@ -60,7 +62,7 @@ func (w *world) add(name string, cipher Cipher, lanes int) *node {
 // start gives a node a fresh manager, as a restart does.
 func (n *node) start(cipher Cipher, lanes int) {
 	n.w.t.Helper()
-	m, err := New(Config{Cipher: cipher, Lanes: lanes, Now: func() time.Time { return n.w.now }})
+	m, err := New(Config{Cipher: cipher, Lanes: lanes, Rand: n.w.rand, Now: func() time.Time { return n.w.now }})
 	if err != nil {
 		n.w.t.Fatal(err)
 	}
