@@ -83,6 +83,9 @@ func printLanes(w io.Writer, lanes []api.Lane) error {
 		seconds := time.Duration(l.Age).Seconds()
 		fmt.Fprintf(w, "lane %s   %.1f s   %s packet/s   busy %.0f %%   %.1f packets/batch\n",
 			l.Name, seconds, short(ratio(float64(l.Received), seconds)), 100*l.Busy(), ratio(float64(l.Received), float64(l.Turns)))
+		if l.Copied > 0 {
+			fmt.Fprintf(w, "%s copies made to flood frames to all peers\n", short(float64(l.Copied)))
+		}
 		t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 		row(t, "stage", "calls", "packets", "packets/call", "ns/packet", "drops")
 		for _, s := range l.Stages {

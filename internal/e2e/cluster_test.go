@@ -58,6 +58,7 @@ type cluster struct {
 	// encryption is the section of a node's weft.yaml, "" = none; publicKey what nodes.yaml says.
 	encryption func(n *nettest.ClusterNode) string
 	publicKey  map[string]string
+	extra      string // more lines of every weft.yaml
 }
 
 // up builds a cluster, starts a daemon per node and waits until all pods reach each other.
@@ -176,7 +177,8 @@ control: {kind: static, static: {file: %s}}
 api: {socket: %s}
 state_dir: %s
 %s
-`, n.Name, network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state"), encryption))
+%s
+`, n.Name, network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state"), encryption, c.extra))
 	c.daemons[n.Name] = n.NS.MustStart(c.t, weft, "daemon", "--config", c.path(n, "weft.yaml"))
 }
 
@@ -243,6 +245,43 @@ func (c *cluster) eventually(what string, cond func() error) {
 		}
 		time.Sleep(20 * time.Millisecond) // between looks at a condition
 	}
+}
+
+// lane is a lane's account.
+type lane struct {
+	Name     string `json:"name"`
+	Received uint64 `json:"received"`
+	Copied   uint64 `json:"copied"`
+	Sent     uint64 `json:"sent"`
+	Stages   []struct {
+		Drops map[string]uint64 `json:"drops"`
+	} `json:"stages"`
+}
+
+// drops are the lane's dead by name.
+func (l lane) drops() map[string]uint64 {
+	sum := map[string]uint64{}
+	for _, s := range l.Stages {
+		for name, n := range s.Drops {
+			sum[name] += n
+		}
+	}
+	return sum
+}
+
+func (l lane) dead() (n uint64) {
+	for _, d := range l.drops() {
+		n += d
+	}
+	return n
+}
+
+func (c *cluster) lanes(n *nettest.ClusterNode) (lanes []lane) {
+	c.t.Helper()
+	if err := c.ask(n, &lanes, "stages"); err != nil {
+		c.t.Fatal(err)
+	}
+	return lanes
 }
 
 // ping sends one echo request from a namespace.

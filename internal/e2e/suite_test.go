@@ -278,34 +278,14 @@ func TestConservation(t *testing.T) {
 		a, b := c.Nodes[0], c.Nodes[1]
 		const n = 5000
 		got := flood(t, a.Pod, b.Pod, b.PodAddrs[0], n)
-		type lane struct {
-			Name     string `json:"name"`
-			Received uint64 `json:"received"`
-			Copied   uint64 `json:"copied"`
-			Sent     uint64 `json:"sent"`
-			Stages   []struct {
-				Drops map[string]uint64 `json:"drops"`
-			} `json:"stages"`
-		}
 		for _, node := range []*nettest.ClusterNode{a, b} {
-			var lanes []lane
-			if err := c.ask(node, &lanes, "stages"); err != nil {
-				t.Fatal(err)
-			}
+			lanes := c.lanes(node)
 			if kernelForwards(mode) != (len(lanes) == 0) {
 				t.Errorf("%s: %d lanes in mode %s", node.Name, len(lanes), mode)
 			}
 			for _, l := range lanes {
-				var dead uint64
-				drops := map[string]uint64{}
-				for _, st := range l.Stages {
-					for name, d := range st.Drops {
-						drops[name] += d
-						dead += d
-					}
-				}
-				account := fmt.Sprintf("%s %s: received %d, copied %d, sent %d, drops %v", node.Name, l.Name, l.Received, l.Copied, l.Sent, drops)
-				if l.Received+l.Copied != l.Sent+dead {
+				account := fmt.Sprintf("%s %s: received %d, copied %d, sent %d, drops %v", node.Name, l.Name, l.Received, l.Copied, l.Sent, l.drops())
+				if l.Received+l.Copied != l.Sent+l.dead() {
 					t.Error(account)
 				}
 				t.Log(account)

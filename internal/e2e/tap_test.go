@@ -48,14 +48,7 @@ func (c *cluster) send(s station, dst, src net.HardwareAddr) {
 // frames counts what a node's lane out has got from weft0, and how many copies it made to flood.
 func (c *cluster) frames(n *nettest.ClusterNode) (received, copied uint64) {
 	c.t.Helper()
-	var lanes []struct {
-		Name             string
-		Received, Copied uint64
-	}
-	if err := c.ask(n, &lanes, "stages"); err != nil {
-		c.t.Fatal(err)
-	}
-	for _, l := range lanes {
+	for _, l := range c.lanes(n) {
 		received, copied = received+l.Received, copied+l.Copied
 	}
 	return received, copied
