@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"runtime"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -22,7 +24,9 @@ func newDaemonCommand() *cobra.Command {
 		Use:   "daemon",
 		Short: "Run the node's daemon",
 		Long: `Run the node's daemon in the foreground until SIGTERM or SIGINT. It logs to standard error: text
-on a terminal, JSON lines elsewhere. When it ends, what the kernel forwards by itself stays, and so
+on a terminal, JSON lines elsewhere. Without a terminal SIGHUP makes it look at the configuration
+again, whose changes it names and which need a restart, and put the cluster's state in force again.
+Under systemd it says when it is ready, and how it is (NOTIFY_SOCKET, WATCHDOG_USEC). When it ends, what the kernel forwards by itself stays, and so
 does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' removes them.`,
 		Example: "  weft daemon --config /etc/weft/weft.yaml\n  weft daemon --check",
 		Args:    cobra.NoArgs,
@@ -41,6 +45,13 @@ does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' 
 			_, err := fmt.Fprintf(c.OutOrStdout(), "%s is good\n", *file)
 			return err
 		}
+		if !term.IsTerminal(int(os.Stdin.Fd())) { // there it says that the terminal has gone
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
+			parts.Reload = reload
+		}
+		parts.Reread = func() (*config.Config, error) { fresh, _, err := load(*file); return fresh, err }
 		log := newLog(c.ErrOrStderr())
 		defer func() { _ = log.Sync() }() // standard error cannot be synced everywhere
 		return daemon.Run(c.Context(), cfg, parts, log)

@@ -78,7 +78,7 @@ var (
 		"internal/archtest":      {},
 		"internal/config":        {code: []string{"control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet", "internal/metrics",
+		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet", "internal/metrics", "internal/systemd",
 			"golang.org/x/sync/errgroup", unix, zap}, []string{"packet"}},
 		"internal/doctor":  {code: []string{"internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
 		"internal/e2e":     {tests: []string{"catalog", "golang.org/x/crypto/blake2s", "control"}},
@@ -86,6 +86,7 @@ var (
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"internal/nettest": {code: []string{nl, netns, unix}},
 		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
+		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 		"internal/wait":    {code: []string{unix}},
 	}
 )

@@ -14,19 +14,32 @@ const (
 )
 
 // applyAll puts the newest State in force, again and again until it is, until ctx ends.
-func (d *Daemon) applyAll(ctx context.Context) {
+func (d *Daemon) applyAll(ctx context.Context, parts Parts) {
 	pause, told := retryFirst, false
 	var retry <-chan time.Time
 	for {
+		reloading := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.wake:
 			pause = retryFirst // a new State deserves a fresh try
+		case <-parts.Reload:
+			d.log.Info("reloading")
+			d.reread(parts.Reread)
+			if !told { // that State, when it comes, is applied anyway
+				continue
+			}
+			pause, reloading = retryFirst, true
+			d.told(d.manager.Reloading())
 		case <-retry:
 		}
 		retry = nil
-		if err := d.applyOnce(pause); err != nil {
+		err := d.applyOnce(pause)
+		if reloading {
+			d.told(d.manager.Ready(d.summary()))
+		}
+		if err != nil {
 			d.log.Error("the cluster's state is not in force, trying again", zap.Error(err), zap.Duration("in", pause))
 			retry = time.After(pause)
 			pause = min(2*pause, retryMost)
@@ -35,6 +48,7 @@ func (d *Daemon) applyAll(ctx context.Context) {
 		pause = retryFirst
 		if !told {
 			d.tell()
+			d.told(d.manager.Ready(d.summary()))
 			told = true
 		}
 	}

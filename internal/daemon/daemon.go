@@ -21,6 +21,7 @@ import (
 	"weft/internal/config"
 	"weft/internal/hostnet"
 	"weft/internal/metrics"
+	"weft/internal/systemd"
 )
 
 // ErrConfiguration marks errors that a person has to mend in a file.
@@ -31,6 +32,11 @@ type Parts struct {
 	Backend func(backend.Settings) (backend.Backend, error)
 	Source  func(*config.Config, *zap.Logger) control.Source
 	Version string
+
+	// Reload asks, whenever a signal arrives, to look at the configuration again (Reread) and to put the newest state in
+	// force again, whether it is or not; nil = never.
+	Reload <-chan os.Signal
+	Reread func() (*config.Config, error)
 }
 
 // Daemon is one running daemon.
@@ -40,7 +46,9 @@ type Daemon struct {
 	log     *zap.Logger
 	backend backend.Backend
 	started time.Time
-	wake    chan struct{} // holds a token while there is a State that Apply has not seen
+	manager systemd.Manager
+	shown   []config.Shown // the configuration at the start
+	wake    chan struct{}  // holds a token while there is a State that Apply has not seen
 
 	mu    sync.Mutex
 	state *control.State // the newest; nil before the first
@@ -52,6 +60,10 @@ type Daemon struct {
 // have been through Detect.
 func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) error {
 	if err := nodesFile(cfg); err != nil {
+		return err
+	}
+	manager, err := systemd.New()
+	if err != nil {
 		return err
 	}
 	lock, err := Acquire(cfg.StateDir)
@@ -75,7 +87,8 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	if err != nil {
 		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode, err)
 	}
-	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, started: time.Now(), wake: make(chan struct{}, 1)}
+	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, started: time.Now(),
+		manager: manager, shown: cfg.Show(), wake: make(chan struct{}, 1)}
 
 	me := self(cfg, b, log)
 
@@ -86,7 +99,8 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	}
 	group.Go(func() error { return b.Run(ctx) })
 	group.Go(func() error { return d.follow(ctx, parts.Source(cfg, log), me) })
-	group.Go(func() error { d.applyAll(ctx); return nil })
+	group.Go(func() error { d.applyAll(ctx, parts); return nil })
+	group.Go(func() error { d.report(ctx); return nil })
 	err = errors.Join(group.Wait(), b.Close())
 	if err == nil {
 		log.Info("stopped", zap.String("node", cfg.Node.Name))

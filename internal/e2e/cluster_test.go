@@ -52,6 +52,9 @@ type cluster struct {
 	dir     string
 	daemons map[string]*nettest.Process
 
+	// prefix is a command and its arguments that start a node's daemon; nil = none.
+	prefix func(n *nettest.ClusterNode) []string
+
 	features string          // that nodes.yaml says all nodes announce
 	absent   map[string]bool // nodes that nodes.yaml leaves out
 
@@ -179,7 +182,11 @@ state_dir: %s
 %s
 %s
 `, n.Name, network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state"), encryption, c.extra))
-	c.daemons[n.Name] = n.NS.MustStart(c.t, weft, "daemon", "--config", c.path(n, "weft.yaml"))
+	cmd := []string{weft, "daemon", "--config", c.path(n, "weft.yaml")}
+	if c.prefix != nil {
+		cmd = append(c.prefix(n), cmd...)
+	}
+	c.daemons[n.Name] = n.NS.MustStart(c.t, cmd[0], cmd[1:]...)
 }
 
 // stop ends a node's daemon by a signal and waits for its end.

@@ -115,11 +115,12 @@ func New(log *zap.Logger) (*Host, error) {
 // answerTimeout keeps a lost answer from hanging the daemon; RTNL may be held for seconds on a busy machine.
 const answerTimeout = 30 * time.Second
 
+// open opens sockets in the namespace the thread is in: to name it would take CAP_SYS_ADMIN.
 func (h *Host) open() (err error) {
-	if h.rt, err = netlink.NewHandleAt(h.ns, unix.NETLINK_ROUTE); err != nil {
+	if h.rt, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
-	if h.strict, err = netlink.NewHandleAt(h.ns, unix.NETLINK_ROUTE); err != nil {
+	if h.strict, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
 	// The kernel cannot before Linux 4.20; the library picks as well.
@@ -127,7 +128,7 @@ func (h *Host) open() (err error) {
 	if err = errors.Join(h.rt.SetSocketTimeout(answerTimeout), h.strict.SetSocketTimeout(answerTimeout)); err != nil {
 		return err
 	}
-	h.raw, err = openRaw(h.ns)
+	h.raw, err = openRaw()
 	return err
 }
 

@@ -14,8 +14,9 @@ import (
 // raw sends the two requests that netlink.Handle has no words for, put together with the library's own parts.
 type raw map[int]*nl.SocketHandle
 
-func openRaw(ns netns.NsHandle) (raw, error) {
-	s, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
+// openRaw opens a socket in the namespace of the calling thread.
+func openRaw() (raw, error) {
+	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"syscall"
 	"time"
@@ -146,7 +147,13 @@ func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func
 // listen opens a socket for notifications. The library's Subscribe functions would be a socket for each kind,
 // which ends when the kernel drops a notification.
 func (h *Host) listen() (*nl.NetlinkSocket, error) {
-	listener, err := nl.SubscribeAt(h.ns, netns.None(), unix.NETLINK_ROUTE,
+	runtime.LockOSThread() // the namespace is the thread's
+	defer runtime.UnlockOSThread()
+	ns, err := h.elsewhere()
+	if err != nil {
+		return nil, err
+	}
+	listener, err := nl.SubscribeAt(ns, netns.None(), unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
 	if err != nil {
@@ -155,6 +162,20 @@ func (h *Host) listen() (*nl.NetlinkSocket, error) {
 	// Room for a burst; what does not fit is noticed (ENOBUFS) and costs one Apply.
 	_ = listener.SetReceiveBufferSize(1<<20, false)
 	return listener, nil
+}
+
+// elsewhere returns the Host's namespace where the calling thread is in another one, and else none: to enter a namespace takes
+// CAP_SYS_ADMIN, even the one where one is, and a daemon that has but one namespace does without.
+func (h *Host) elsewhere() (netns.NsHandle, error) {
+	here, err := netns.Get()
+	if err != nil {
+		return netns.None(), fmt.Errorf("hostnet: open the network namespace: %w", err)
+	}
+	defer here.Close()
+	if here.Equal(h.ns) {
+		return netns.None(), nil
+	}
+	return h.ns, nil
 }
 
 // concerns says whether a notification may be about something of ours.
