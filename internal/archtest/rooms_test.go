@@ -63,7 +63,7 @@ var (
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}},
 		"cmd/weft": {[]string{"catalog", "control", "perf", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",
-			"github.com/spf13/cobra", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"internal/metrics", "github.com/spf13/pflag"}},
+			"github.com/spf13/cobra/...", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"internal/metrics", "github.com/spf13/pflag"}},
 
 		// the lab runs contenders as processes: it sees no part
 		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
