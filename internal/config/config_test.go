@@ -117,7 +117,7 @@ func TestDetection(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.DetectedUnderlay("eth0", 1500, "holds 192.0.2.1")
-	if c.Node.Name != "worker-1" || c.Mode != "tun-gso" || c.Network.Port != 4789 || c.Queues != 8 || c.Network.VNI != 1 || !c.CNI.Masquerade {
+	if c.Node.Name != "worker-1" || c.Mode != "tun-gso" || c.Network.Port != 4789 || c.Queues != 4 || c.Network.VNI != 1 || !c.CNI.Masquerade {
 		t.Errorf("effective configuration: %+v", c)
 	}
 	if c.Network.Prefixes[0] != netip.MustParsePrefix("fd00:10:244::/48") {
@@ -129,7 +129,7 @@ func TestDetection(t *testing.T) {
 	}
 	for key, want := range map[string]string{
 		"node.name": "detected the host name", "node.interface": "detected holds 192.0.2.1", "node.mtu": "detected MTU of eth0",
-		"network.port": "detected mode tun-gso", "queues": "detected 8 cores", "network.prefixes": "file weft.yaml:1", "mode": "default ",
+		"network.port": "detected mode tun-gso", "queues": "detected half of 8 cores", "network.prefixes": "file weft.yaml:1", "mode": "default ",
 	} {
 		if from[key] != want {
 			t.Errorf("%s: %q, want %q", key, from[key], want)

@@ -64,8 +64,9 @@ func (c *Config) Detect(h Host) error {
 	if c.Queues == 0 {
 		c.Queues = 1
 		if slices.Contains(c.built.Features, FeatureQueues) {
-			c.Queues = max(1, h.CPUs)
-			c.Detected("queues", fmt.Sprintf("%d cores", h.CPUs))
+			// A pair is two lanes, and the kernel's own receive work and the pods want cores too.
+			c.Queues = max(1, h.CPUs/2)
+			c.Detected("queues", fmt.Sprintf("half of %d cores", h.CPUs))
 		}
 	}
 	return nil
