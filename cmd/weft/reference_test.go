@@ -19,6 +19,7 @@ import (
 	"weft/internal/config"
 	"weft/internal/metrics"
 	"weft/packet"
+	"weft/perf/probe"
 )
 
 const reference = "../../docs/reference.md"
@@ -103,6 +104,32 @@ func TestReferenceDrops(t *testing.T) {
 	if got := column(table(t, "## Drops"), 0); !slices.Equal(got, want) {
 		t.Errorf("the table has %q, want %q", got, want)
 	}
+}
+
+// Every port that a default names is in the table.
+func TestReferencePorts(t *testing.T) {
+	rows := table(t, "## Ports and firewall")
+	holds := func(port, word string) {
+		t.Helper()
+		if !slices.ContainsFunc(rows, func(r []string) bool {
+			return slices.Contains(strings.FieldsFunc(r[0], func(c rune) bool { return c == ' ' || c == ',' }), port) && strings.Contains(strings.Join(r, " ")+"`", word) // table trims the last one
+		}) {
+			t.Errorf("no row for port %s of %s", port, word)
+		}
+	}
+	for _, m := range catalog.Modes {
+		port := fmt.Sprint(m.Port)
+		if m.Port == 0 {
+			port = "none"
+		}
+		holds(port, "`"+m.Name+"`")
+	}
+	for _, k := range config.Keys() {
+		if port := regexp.MustCompile(`^(?:.*:)?(\d{4,5})\W*$`).FindStringSubmatch(k.Default); port != nil && k.Name != "network.vni" {
+			holds(port[1], k.Name)
+		}
+	}
+	holds(fmt.Sprint(probe.DefaultPort), "weft bench run")
 }
 
 func TestReferenceExitCodes(t *testing.T) {
