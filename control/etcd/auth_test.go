@@ -17,6 +17,7 @@ func withLease(id clientv3.LeaseID) clientv3.OpOption { return clientv3.WithLeas
 // Users and roles of etcd: what is granted works, through a restart of the server as well, which
 // forgets all tokens; what is not is said.
 func TestAuth(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	ctx := t.Context()
 	do := func(_ any, err error) { t.Helper(); must(t, err) }
@@ -60,6 +61,7 @@ func user(t *testing.T, name, password string) func(*etcd.Settings) {
 
 // TLS that does not fit is said with its reason.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	other := t.TempDir()
 	certificates(t, other)

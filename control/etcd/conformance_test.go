@@ -25,6 +25,7 @@ type cluster struct {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	for _, schema := range []string{etcd.SchemaWeft} {
 		t.Run(schema, func(t *testing.T) {
 			controltest.Run(t, controltest.Registered, func(t *testing.T) controltest.Cluster {

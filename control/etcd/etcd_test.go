@@ -147,6 +147,7 @@ func TestClone(t *testing.T) {
 // Whose keys are deleted claims them again, and nothing moves; whose prefix is another's by then
 // stops, says so, and takes another one.
 func TestLoss(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	a := run(t, s.of("a", small), node("a", "192.0.2.1"))
 	b := run(t, s.of("b", small), node("b", "192.0.2.2"))
@@ -182,6 +183,7 @@ func TestLoss(t *testing.T) {
 
 // A lease that ended while the node was cut off, and a prefix that went to another one meanwhile.
 func TestLeaseEnds(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	short := func(set *etcd.Settings) { small(set); set.Lease = 3 * time.Second }
 	a := run(t, s.of("a", short), node("a", "192.0.2.1"))
@@ -196,9 +198,9 @@ func TestLeaseEnds(t *testing.T) {
 		}
 		return nil
 	})
-	// For three leases' time the node keeps its keys alive.
+	// For two leases' time the node keeps its keys alive.
 	before := s.keys("/weft/")
-	end := time.Now().Add(9 * time.Second)
+	end := time.Now().Add(6 * time.Second)
 	nettest.Eventually(t, 30*time.Second, func() error {
 		if now := s.keys("/weft/"); len(now) != len(before) {
 			t.Fatalf("keys %v, before %v", now, before)
@@ -223,6 +225,7 @@ func TestLeaseEnds(t *testing.T) {
 
 // etcd gone and back: nothing moves meanwhile, status says it, and nothing moves when it is back.
 func TestOutage(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	short := func(set *etcd.Settings) { set.Lease = 6 * time.Second }
 	a := run(t, s.of("a", short), node("a", "192.0.2.1"))
@@ -258,13 +261,14 @@ func TestOutage(t *testing.T) {
 // Everything deleted, by a fresh data directory or by etcdctl: a clear alarm, forwarding goes on,
 // everybody keeps the prefix, and the alarm ends when all are back.
 func TestWiped(t *testing.T) {
+	t.Parallel()
 	for name, wipe := range map[string]func(*server){
 		"data directory": func(s *server) { s.kill(); s.wipe(); s.start(); s.await() },
 		"etcdctl del":    func(s *server) { s.delete("/weft", clientv3.WithPrefix()) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startServer(t)
-			short := func(set *etcd.Settings) { set.Lease = 6 * time.Second }
+			short := func(set *etcd.Settings) { set.Lease = 4 * time.Second }
 			quiet := run(t, s.of("quiet", short), node("quiet", "192.0.2.9"))
 			nodes := []*daemon{run(t, s.of("a", short), node("a", "192.0.2.1")), run(t, s.of("b", short), node("b", "192.0.2.2"))}
 			var before []control.State
@@ -295,6 +299,7 @@ func TestWiped(t *testing.T) {
 
 // A watch that falls behind a compaction reads everything again.
 func TestCompaction(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	a := run(t, s.of("a", nil), node("a", "192.0.2.1"))
 	a.await("joined", joined(0))
@@ -364,7 +369,7 @@ func TestRace(t *testing.T) {
 		network.Reservations[name] = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i >> 2), byte(i << 6)}), 26)}
 	}
 	set := s.settings
-	set.Network = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}
+	set.Network, set.Lease = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, time.Hour
 	must(t, etcd.New(set).SetNetwork(t.Context(), network))
 
 	var mu sync.Mutex

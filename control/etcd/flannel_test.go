@@ -25,6 +25,7 @@ func flannelSettings(set *etcd.Settings) {
 
 // A weft node in a network of flanneld nodes: it sees them with their MAC, and they see it.
 func TestFlannel(t *testing.T) {
+	t.Parallel()
 	s := startServer(t)
 	s.put("/coreos.com/network/config", flannelConfig)
 	s.put("/coreos.com/network/subnets/10.244.7.0-24", flanneldLease)

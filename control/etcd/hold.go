@@ -35,14 +35,7 @@ func (m *member) hold(ctx context.Context) error {
 			m.refused = refused
 			return nil
 		}
-		done, err := m.claim(ctx, chosen, mine)
-		if done || err != nil {
-			return err
-		}
-		if err := m.list(ctx); err != nil { // somebody was faster
-			return err
-		}
-		if err := m.readNetwork(ctx); err != nil {
+		if done, err := m.claim(ctx, chosen, mine); done || err != nil {
 			return err
 		}
 	}
@@ -223,7 +216,8 @@ func (m *member) one(family []control.Pool, t, free *taken, before []netip.Prefi
 		strings.Join(words, " and "))
 }
 
-// claim writes this node's keys by one transaction; false where the store is not as it was read.
+// claim writes this node's keys by one transaction; false where somebody was faster, and the view then
+// knows what is taken.
 func (m *member) claim(ctx context.Context, chosen []netip.Prefix, mine []*entry) (bool, error) {
 	node := with(m.self, chosen)
 	keys := m.schema.keys(node)
@@ -264,7 +258,11 @@ func (m *member) claim(ctx context.Context, chosen []netip.Prefix, mine []*entry
 	conditions, changes := m.transaction(keys, values, lease, had)
 	var resp *clientv3.TxnResponse
 	err = m.request(ctx, func(ctx context.Context) (err error) {
-		resp, err = m.client.Txn(ctx).If(conditions...).Then(changes...).Commit()
+		resp, err = m.client.Txn(ctx).If(conditions...).Then(changes...).Else(
+			clientv3.OpGet(m.schema.networkKey(), clientv3.WithKeysOnly()),
+			clientv3.OpGet(keys[0], clientv3.WithKeysOnly()),
+			clientv3.OpGet(m.schema.claims(), clientv3.WithPrefix(), clientv3.WithKeysOnly()),
+		).Commit()
 		return err
 	})
 	if err != nil {
@@ -272,7 +270,7 @@ func (m *member) claim(ctx context.Context, chosen []netip.Prefix, mine []*entry
 	}
 	if !resp.Succeeded {
 		m.revoke(ctx, lease)
-		return false, nil
+		return false, m.beaten(resp, keys[0])
 	}
 	for _, e := range mine {
 		m.revoke(ctx, clientv3.LeaseID(e.lease))
@@ -284,6 +282,33 @@ func (m *member) claim(ctx context.Context, chosen []netip.Prefix, mine []*entry
 	m.log.Info("holding prefixes", zap.String("node", m.self.Name), zap.Stringers("prefixes", chosen), zap.Bool("again", again || len(had) > 0),
 		zap.Uint64("epoch", m.memory.Owner.Epoch), zap.Duration("lease", m.set.Lease), zap.Bool("reservation", forever))
 	return true, m.memory.save()
+}
+
+// beaten takes in which prefixes are taken by now. Keys alone tell that; what they hold comes by the
+// watch. Everything else that can have changed is read anew.
+func (m *member) beaten(resp *clientv3.TxnResponse, nodeKey string) error {
+	if !m.schema.exclusive(m.network.Pools) {
+		return errAgain
+	}
+	network, node, claims := resp.Responses[0].GetResponseRange(), resp.Responses[1].GetResponseRange(), resp.Responses[2].GetResponseRange()
+	if len(network.Kvs) == 0 || network.Kvs[0].ModRevision != m.view.network.ModRevision {
+		return errAgain
+	}
+	e := m.view.entries[nodeKey]
+	if (len(node.Kvs) > 0) != (e != nil) && !strings.HasPrefix(nodeKey, m.schema.claims()) || e != nil && len(node.Kvs) > 0 && node.Kvs[0].ModRevision != e.mod {
+		return errAgain
+	}
+	learned := false
+	for _, kv := range claims.Kvs {
+		if m.view.entries[string(kv.Key)] == nil {
+			m.view.put(kv)
+			learned = true
+		}
+	}
+	if !learned {
+		return errAgain
+	}
+	return nil
 }
 
 // transaction succeeds only where the store is as it was read: the network's configuration, the keys

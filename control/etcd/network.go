@@ -20,6 +20,9 @@ func (s *Source) Network(ctx context.Context) (n control.Network, ok bool, err e
 		return n, false, errors.New(s.set.told(err))
 	}
 	defer hangUp()
+	if why := s.set.unreachable(); why != nil { // a person waits: no patience
+		return n, false, errors.New(s.set.told(why))
+	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	resp, err := client.Get(ctx, s.schema.networkKey())
@@ -46,6 +49,9 @@ func (s *Source) SetNetwork(ctx context.Context, n control.Network) error {
 		return errors.New(s.set.told(err))
 	}
 	defer hangUp()
+	if why := s.set.unreachable(); why != nil {
+		return errors.New(s.set.told(why))
+	}
 	for {
 		m := &member{Source: s, client: client}
 		if err := m.list(ctx); err != nil {
