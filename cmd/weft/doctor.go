@@ -23,14 +23,17 @@ func newDoctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "What this machine can do for the overlay, and what is wrong, with remedies",
 		Long: `Look at this machine and, where it runs, at the daemon: what the kernel can do, what the network's
-settings will do to the overlay, who has the tunnel's port. It changes nothing and works with and
-without a configuration and a daemon. Exit code 1 when something is wrong, 3 when the machine lacks
+settings will do to the overlay, who has the tunnel's port. Where the daemon runs, every peer is asked
+for echo replies through the tunnel, small ones and ones of the full inner MTU; one that gives none is
+asked outside of it, and on its UDP port. It changes nothing and works with and without a
+configuration and a daemon. Exit code 1 when something is wrong, 3 when the machine lacks
 what the configured mode needs.`,
 		Args: cobra.NoArgs,
 	}
 	socket, file, form := socketFlag(c), configFlag(c), formatFlag(c)
+	visit := c.Flags().Bool("peers", true, "send echo requests to the peers")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		patient := doctor.Patient{Modes: catalog.Built().Modes, Client: api.NewClient(*socket)}
+		patient := doctor.Patient{Modes: catalog.Built().Modes, Client: api.NewClient(*socket), Visit: *visit}
 		defer patient.Client.Close()
 		cfg, findings := examineConfig(*file, c.Flags().Changed("config"))
 		patient.Config = cfg

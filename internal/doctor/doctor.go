@@ -1,5 +1,5 @@
 // Package doctor looks at a machine with weft's eyes: what the kernel can do, what the network's
-// settings will do to the overlay, what a running daemon says of itself. It changes nothing. Each
+// settings will do to the overlay, what a running daemon says of itself, whether its peers answer. It changes nothing. Each
 // finding that is not good comes with its remedy.
 package doctor
 
@@ -39,6 +39,7 @@ type Patient struct {
 	Config *config.Config // nil = there is none that can be read
 	Modes  []string       // of this build
 	Client *api.Client    // of the daemon that may be running
+	Visit  bool           // ask its peers, too
 }
 
 // Examine asks every question.
@@ -51,9 +52,15 @@ func Examine(ctx context.Context, p Patient) []Finding {
 	list = append(list, forwarding()...)
 	list = append(list, ipv6(p), socketBuffers())
 	list = append(list, daemon(status, err)...)
-	if err == nil && status.Cipher != config.CipherNone {
-		peers, err := p.Client.Peers(ctx)
-		list = append(list, sealing(status, peers, err)...)
+	if err != nil {
+		return list
+	}
+	known, err := p.Client.Peers(ctx)
+	if status.Cipher != config.CipherNone {
+		list = append(list, sealing(status, known, err)...)
+	}
+	if p.Visit && status.Ready {
+		list = append(list, peers(ctx, status, known, err)...)
 	}
 	return list
 }

@@ -61,7 +61,8 @@ type cluster struct {
 	// encryption is the section of a node's weft.yaml, "" = none; publicKey what nodes.yaml says.
 	encryption func(n *nettest.ClusterNode) string
 	publicKey  map[string]string
-	extra      string // more lines of every weft.yaml
+	nodeMTU    map[string]int // node.mtu, by node
+	extra      string         // more lines of every weft.yaml
 }
 
 // up builds a cluster, starts a daemon per node and waits until all pods reach each other.
@@ -173,7 +174,7 @@ func (c *cluster) start(n *nettest.ClusterNode) {
 	if c.encryption != nil {
 		encryption = c.encryption(n)
 	}
-	c.writeFile(c.path(n, "weft.yaml"), fmt.Sprintf(`node: {name: %s}
+	c.writeFile(c.path(n, "weft.yaml"), fmt.Sprintf(`node: {name: %s, mtu: %d}
 network: {prefixes: [%q, %q]}
 mode: %s
 control: {kind: static, static: {file: %s}}
@@ -181,7 +182,7 @@ api: {socket: %s}
 state_dir: %s
 %s
 %s
-`, n.Name, network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state"), encryption, c.extra))
+`, n.Name, c.nodeMTU[n.Name], network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state"), encryption, c.extra))
 	cmd := []string{weft, "daemon", "--config", c.path(n, "weft.yaml")}
 	if c.prefix != nil {
 		cmd = append(c.prefix(n), cmd...)
