@@ -48,7 +48,7 @@ func TestReachability(t *testing.T) {
 			c.eventually("node a itself reaches a pod of b", func() error { return ping(a.NS, to) })
 		}
 		// An address of the overlay that no node owns is refused, not swallowed.
-		out, err := a.Pod.Run("ping", "-n", "-c", "1", "-W", "2", "10.244.77.1")
+		out, err := a.Pod.Run("ping", "-n", "-c", "1", "-W", "3", "10.244.77.1")
 		if err == nil || !strings.Contains(out, "nreachable") {
 			t.Errorf("an unowned overlay address: %v\n%s", err, out)
 		}
@@ -241,7 +241,7 @@ func TestNodeRemoved(t *testing.T) {
 		c.absent[gone.Name] = true
 		c.writeNodes()
 		c.eventually("the removed node's pod is refused", func() error {
-			out, err := a.Pod.Run("ping", "-n", "-c", "1", "-W", "1", gone.PodAddrs[0].String())
+			out, err := a.Pod.Run("ping", "-n", "-c", "1", "-W", "3", gone.PodAddrs[0].String())
 			if err == nil || !strings.Contains(out, "nreachable") {
 				return fmt.Errorf("ping: %v\n%s", err, out)
 			}
