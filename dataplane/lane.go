@@ -69,7 +69,8 @@ type Lane struct {
 
 	mu    sync.Mutex // held from Recv's return to Send's return: what Stats sees always adds up
 	stats LaneStats
-	peers []PeerStats // by Hop.Peer
+	peers []PeerStats   // by Hop.Peer
+	since time.Duration // when the last turn ended: from then on the lane is in Recv
 	began time.Time
 }
 
@@ -80,7 +81,7 @@ type step struct {
 
 // NewLane builds a lane and its batch.
 func NewLane(cfg LaneConfig) *Lane {
-	l := &Lane{cfg: cfg, began: time.Now()}
+	l := &Lane{cfg: cfg, began: time.Now(), since: now()}
 	names := []string{"recv " + cfg.FromName}
 	if cfg.Direction == Out {
 		for i, s := range cfg.Stages {
@@ -139,6 +140,7 @@ func (l *Lane) Turn() error {
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	defer func() { l.since = now() }()
 	n := b.Len()
 	l.last = n
 	timed := sampled || n >= timedBatch

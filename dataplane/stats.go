@@ -67,6 +67,7 @@ func (l *Lane) Stats() LaneStats {
 	defer l.mu.Unlock()
 	s := l.stats
 	s.Name, s.Direction, s.Age = l.cfg.Name, l.cfg.Direction, time.Since(l.began)
+	s.Waited += now() - l.since // whoever holds the lock finds the lane in Recv, which tells of its wait only when it ends
 	s.Stages = append([]StageStats(nil), l.stats.Stages...)
 	return s
 }

