@@ -24,7 +24,7 @@ import (
 // A node that self shares no address family with stays, and is a Problem: others reach it. The error
 // says that self is not among the nodes that are left, and why.
 func Check(self string, network []netip.Prefix, nodes []Node) (State, error) {
-	c := checker{network: network}
+	c := checker{network: network, nodes: make([]Node, 0, len(nodes))}
 	for i := range nodes {
 		c.add(nodes[i])
 	}
@@ -69,21 +69,37 @@ func (c *checker) add(n Node) {
 		return
 	}
 	n.Endpoints = c.keep(n.Endpoints, wrongEndpoint, n.Name)
-	n.Prefixes = slices.Clone(n.Prefixes)
-	slices.SortFunc(n.Prefixes, comparePrefix)
-	n.Prefixes = slices.Compact(n.Prefixes)
-	n.Prefixes = slices.DeleteFunc(n.Prefixes, func(p netip.Prefix) bool {
-		wrong := c.wrongPrefix(p)
-		if wrong != "" {
-			c.problem(n.Name, "%s", wrong)
-		}
-		return wrong != ""
-	})
+	if !c.tidy(n.Prefixes) {
+		n.Prefixes = slices.Clone(n.Prefixes)
+		slices.SortFunc(n.Prefixes, comparePrefix)
+		n.Prefixes = slices.Compact(n.Prefixes)
+		n.Prefixes = slices.DeleteFunc(n.Prefixes, func(p netip.Prefix) bool {
+			wrong := c.wrongPrefix(p)
+			if wrong != "" {
+				c.problem(n.Name, "%s", wrong)
+			}
+			return wrong != ""
+		})
+	}
 	c.nodes = append(c.nodes, n)
+}
+
+// tidy says that the prefixes are sorted, each there once, and nothing is wrong with them: the list
+// can stay as it is. In a large cluster that is all that a change of one node costs the others.
+func (c *checker) tidy(prefixes []netip.Prefix) bool {
+	for i, p := range prefixes {
+		if i > 0 && comparePrefix(prefixes[i-1], p) >= 0 || c.wrongPrefix(p) != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // keep returns the endpoints, each once and in their order, that nothing is wrong with.
 func (c *checker) keep(endpoints []netip.Addr, wrong func(netip.Addr) string, node string) []netip.Addr {
+	if len(endpoints) == 1 && endpoints[0] == endpoints[0].Unmap() && wrong(endpoints[0]) == "" {
+		return endpoints
+	}
 	var kept []netip.Addr
 	for _, a := range endpoints {
 		a = a.Unmap()
@@ -128,15 +144,11 @@ func (c *checker) wrongPrefix(p netip.Prefix) string {
 
 // oneOfEachName sorts the nodes by name and keeps one of each.
 func (c *checker) oneOfEachName() {
-	slices.SortFunc(c.nodes, func(a, b Node) int {
-		if a.Name != b.Name {
-			return cmp.Compare(a.Name, b.Name)
-		}
-		return cmp.Or(slices.CompareFunc(a.Prefixes, b.Prefixes, comparePrefix),
-			slices.CompareFunc(a.Endpoints, b.Endpoints, netip.Addr.Compare), cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
-	})
+	if !slices.IsSortedFunc(c.nodes, compareNode) {
+		slices.SortFunc(c.nodes, compareNode)
+	}
 	sorted := c.nodes
-	c.nodes = nil
+	c.nodes = c.nodes[:0]
 	for _, n := range sorted {
 		if last := len(c.nodes) - 1; last >= 0 && c.nodes[last].Name == n.Name {
 			c.problem(n.Name, "the name is used by two nodes; the one with %v is left out, the one with %v kept: rename one",
@@ -147,9 +159,18 @@ func (c *checker) oneOfEachName() {
 	}
 }
 
+// compareNode orders by name, and nodes of one name by all that they say.
+func compareNode(a, b Node) int {
+	if a.Name != b.Name {
+		return cmp.Compare(a.Name, b.Name)
+	}
+	return cmp.Or(slices.CompareFunc(a.Prefixes, b.Prefixes, comparePrefix),
+		slices.CompareFunc(a.Endpoints, b.Endpoints, netip.Addr.Compare), cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
+}
+
 // endpoints gives each endpoint to one node, and leaves out nodes that have none.
 func (c *checker) endpoints() {
-	owner := map[netip.Addr]string{}
+	owner := make(map[netip.Addr]string, len(c.nodes))
 	c.nodes = slices.DeleteFunc(c.nodes, func(n Node) bool { return c.bare(n) })
 	for i := range c.nodes {
 		n := &c.nodes[i]
@@ -179,16 +200,18 @@ func (c *checker) bare(n Node) bool {
 
 // prefixes gives each range of addresses to one node, and leaves out nodes that have none.
 func (c *checker) prefixes() {
+	if c.disjoint() {
+		return
+	}
 	type claim struct {
 		prefix netip.Prefix
 		node   int // index in nodes, which are sorted by name
 	}
-	var claims []claim
+	claims := make([]claim, 0, 2*len(c.nodes))
 	for i, n := range c.nodes {
 		for _, p := range n.Prefixes {
 			claims = append(claims, claim{p, i})
 		}
-		c.nodes[i].Prefixes = nil
 	}
 	// Prefixes either nest or are disjoint, so in this order whatever lies inside a prefix follows
 	// it at once, after its equals.
@@ -205,17 +228,45 @@ func (c *checker) prefixes() {
 			winner = claims[next]
 		}
 		for _, cl := range claims[first:next] {
-			n := &c.nodes[cl.node]
 			if cl == winner {
-				n.Prefixes = append(n.Prefixes, cl.prefix)
 				continue
 			}
+			n := &c.nodes[cl.node]
+			n.Prefixes = slices.DeleteFunc(slices.Clone(n.Prefixes), func(p netip.Prefix) bool { return p == cl.prefix })
 			c.problem(n.Name, "prefix %v is left out, it overlaps %v of node %s: give each its own",
 				cl.prefix, winner.prefix, c.nodes[winner.node].Name)
 		}
 		first = next
 	}
 	c.nodes = slices.DeleteFunc(c.nodes, func(n Node) bool { return c.bare(n) })
+}
+
+// disjoint says that no two prefixes overlap, which is all there is to know of a cluster in order. It
+// takes no sorting: prefixes overlap where one of them, cut to the length of the other, is the other.
+func (c *checker) disjoint() bool {
+	seen := make(map[netip.Prefix]struct{}, 2*len(c.nodes))
+	var lengths [2][129]bool // by family
+	for _, n := range c.nodes {
+		for _, p := range n.Prefixes {
+			seen[p] = struct{}{}
+			lengths[p.Addr().BitLen()/128][p.Bits()] = true
+		}
+	}
+	count := 0
+	for _, n := range c.nodes {
+		count += len(n.Prefixes)
+		for _, p := range n.Prefixes {
+			for bits, used := range lengths[p.Addr().BitLen()/128][:p.Bits()] {
+				if !used {
+					continue
+				}
+				if _, wider := seen[netip.PrefixFrom(p.Addr(), bits).Masked()]; wider {
+					return false
+				}
+			}
+		}
+	}
+	return count == len(seen)
 }
 
 // strangers reports the nodes that self shares no address family with.
@@ -235,7 +286,7 @@ func (c *checker) state(self string) (State, error) {
 	slices.SortFunc(c.problems, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.Text, b.Text))
 	})
-	s := State{Problems: slices.Compact(c.problems)}
+	s := State{Problems: slices.Compact(c.problems), Nodes: make([]Node, 0, len(c.nodes))}
 	for _, n := range c.nodes {
 		if n.Name == self {
 			s.Self = n

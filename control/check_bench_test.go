@@ -14,7 +14,7 @@ func BenchmarkCheck(b *testing.B) {
 	var nodes []control.Node
 	for i := range 5000 {
 		nodes = append(nodes, control.Node{
-			Name:      fmt.Sprintf("node-%d", i),
+			Name:      fmt.Sprintf("node-%04d", i),
 			Endpoints: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)})},
 			Prefixes: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i)}), 24),
 				netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 6: byte(i >> 8), 7: byte(i)}), 64)},
@@ -22,7 +22,7 @@ func BenchmarkCheck(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if s, err := control.Check("node-7", network, nodes); err != nil || len(s.Nodes) != 4999 || len(s.Problems) != 0 {
+		if s, err := control.Check("node-0007", network, nodes); err != nil || len(s.Nodes) != 4999 || len(s.Problems) != 0 {
 			b.Fatal(err, len(s.Nodes), s.Problems)
 		}
 	}

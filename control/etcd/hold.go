@@ -51,7 +51,7 @@ func (m *member) stop(why string) {
 	m.notice = fmt.Sprintf("this node lost %s to %s at %s: what still uses their addresses is cut off, restart it", had, by, time.Now().Format(time.RFC3339))
 	m.log.Error("this node lost its prefixes and stops forwarding", zap.String("node", m.self.Name),
 		zap.Stringers("prefixes", m.grant.node.Prefixes), zap.String("to", by), zap.String("problem", why))
-	m.grant, m.refused = grant{}, m.notice
+	m.grant, m.refused, m.index = grant{}, m.notice, nil
 	m.publish()
 }
 
@@ -278,7 +278,7 @@ func (m *member) claim(ctx context.Context, chosen []netip.Prefix, mine []*entry
 	again := slices.Equal(chosen, m.grant.node.Prefixes)
 	m.heard(resp.Header.ClusterId, max(m.rev, resp.Header.Revision))
 	m.grant = grant{node: node, keys: keys, mod: resp.Header.Revision, lease: lease, renewed: began}
-	m.fresh, m.refused, m.memory.Prefixes = false, "", chosen
+	m.fresh, m.refused, m.memory.Prefixes, m.index = false, "", chosen, nil
 	m.log.Info("holding prefixes", zap.String("node", m.self.Name), zap.Stringers("prefixes", chosen), zap.Bool("again", again || len(had) > 0),
 		zap.Uint64("epoch", m.memory.Owner.Epoch), zap.Duration("lease", m.set.Lease), zap.Bool("reservation", forever))
 	return true, m.memory.save()

@@ -66,9 +66,6 @@ func (m *member) publish() {
 	}
 	s := m.state()
 	s.AsOf = m.asOf
-	if slices.EqualFunc(s.Nodes, m.last.Nodes, control.Node.Equal) {
-		s.Nodes = m.last.Nodes // the same slice: nothing to do for those who act on it
-	}
 	for _, p := range s.Problems {
 		if !slices.Contains(m.last.Problems, p) {
 			m.log.Warn("the cluster's data has a problem", zap.String("node", p.Node), zap.String("problem", p.Text))
@@ -78,29 +75,45 @@ func (m *member) publish() {
 	m.update(s)
 }
 
+// state makes the State of what is known. Where the nodes are those of the last one it has the same
+// slice of them: nothing to do for those who act on it.
 func (m *member) state() control.State {
-	told, problems := m.view.cluster()
+	if nodes, ok := m.patched(); ok {
+		clear(m.view.dirty)
+		return control.State{Self: m.last.Self, Nodes: nodes, Problems: m.problems()}
+	}
+	m.index = nil
+	clear(m.view.dirty)
+	m.view.whole = false
+	told, garbage := m.view.cluster()
 	nodes := slices.DeleteFunc(m.haunt(told), func(n control.Node) bool { return n.Name == m.self.Name })
-	problems = append(problems, m.problems(len(nodes))...)
+	problems := append(m.problems(), garbage...)
 	if !m.grant.held() {
 		// Without a prefix of its own this node has no business in the network: nothing goes out under
 		// addresses that are another's.
 		return control.State{Self: m.self, Problems: problems}
 	}
-	s, err := control.Check(m.self.Name, m.set.Network, append(nodes, m.grant.node))
-	s.Problems = append(problems, s.Problems...)
-	if err != nil {
+	at, _ := slices.BinarySearchFunc(nodes, m.self.Name, byName)
+	s, err := control.Check(m.self.Name, m.set.Network, slices.Insert(nodes, at, m.grant.node))
+	switch {
+	case err != nil:
 		s.Self, s.Nodes = m.last.Self, m.last.Nodes
 		if s.Self.Name == "" {
 			s.Self = m.self
 		}
-		s.Problems = append(s.Problems, control.Problem{Text: err.Error()})
+		problems = append(problems, control.Problem{Text: err.Error()})
+	case len(garbage) == 0 && len(s.Problems) == 0 && m.selfTold():
+		m.index = newIndex(append(slices.Clone(s.Nodes), s.Self))
 	}
+	if slices.EqualFunc(s.Nodes, m.last.Nodes, control.Node.Equal) {
+		s.Nodes = m.last.Nodes
+	}
+	s.Problems = append(problems, s.Problems...)
 	return s
 }
 
 // problems are those of this node and of the store.
-func (m *member) problems(nodes int) []control.Problem {
+func (m *member) problems() []control.Problem {
 	var list []control.Problem
 	say := func(node, format string, args ...any) {
 		list = append(list, control.Problem{Node: node, Text: fmt.Sprintf(format, args...)})

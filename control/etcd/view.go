@@ -15,8 +15,13 @@ import (
 type view struct {
 	schema  schema
 	entries map[string]*entry // by key
+	told    []*entry          // those of them that describe a node, sorted by name, then by age
 	network *mvccpb.KeyValue  // nil = there is none
 	rev     int64             // all that happened up to here is in
+
+	// What changed since the last State, so that one change among thousands of nodes costs little.
+	dirty map[string]bool // names of nodes
+	whole bool            // something that is no node's, or nobody's
 }
 
 // entry is one key.
@@ -28,7 +33,9 @@ type entry struct {
 	lease  int64 // 0 = the key never expires
 }
 
-func newView(s schema) *view { return &view{schema: s, entries: map[string]*entry{}} }
+func newView(s schema) *view {
+	return &view{schema: s, entries: map[string]*entry{}, dirty: map[string]bool{}, whole: true}
+}
 
 func (v *view) put(kv *mvccpb.KeyValue) {
 	key := string(kv.Key)
@@ -40,13 +47,46 @@ func (v *view) put(kv *mvccpb.KeyValue) {
 	if !ok {
 		return
 	}
-	v.entries[key] = &entry{record: r, key: key, create: kv.CreateRevision, mod: kv.ModRevision, lease: kv.Lease}
+	v.touch(v.entries[key])
+	v.forget(v.entries[key])
+	e := &entry{record: r, key: key, create: kv.CreateRevision, mod: kv.ModRevision, lease: kv.Lease}
+	v.entries[key] = e
+	v.touch(e)
+	if e.node.Name != "" {
+		at, _ := slices.BinarySearchFunc(v.told, e, compareEntry)
+		v.told = slices.Insert(v.told, at, e)
+	}
+}
+
+// touch notes that what the entry says is new, or no more.
+func (v *view) touch(e *entry) {
+	if e == nil {
+		return
+	}
+	v.whole = v.whole || e.wrong != "" || e.name == ""
+	v.dirty[e.name] = true
+}
+
+// forget takes an entry out of the sorted ones.
+func (v *view) forget(e *entry) {
+	if e == nil || e.node.Name == "" {
+		return
+	}
+	if at, ok := slices.BinarySearchFunc(v.told, e, compareEntry); ok {
+		v.told = slices.Delete(v.told, at, at+1)
+	}
+}
+
+func compareEntry(a, b *entry) int {
+	return cmp.Or(cmp.Compare(a.node.Name, b.node.Name), cmp.Compare(a.create, b.create), cmp.Compare(a.key, b.key))
 }
 
 func (v *view) remove(key string) {
 	if key == v.schema.networkKey() {
 		v.network = nil
 	}
+	v.touch(v.entries[key])
+	v.forget(v.entries[key])
 	delete(v.entries, key)
 }
 
@@ -56,15 +96,11 @@ func (v *view) remove(key string) {
 // endpoint, so that nobody who joins later can push another out. All nodes see the same revisions, so
 // all decide alike.
 func (v *view) cluster() (nodes []control.Node, problems []control.Problem) {
-	var told []*entry
 	holder := make(map[netip.Prefix]*entry, len(v.entries))
 	for _, e := range v.entries {
 		if e.wrong != "" {
 			problems = append(problems, control.Problem{Node: e.name, Text: e.wrong})
 			continue
-		}
-		if e.node.Name != "" {
-			told = append(told, e)
 		}
 		for _, p := range e.claims {
 			if other := holder[p]; other == nil || e.create < other.create {
@@ -72,38 +108,42 @@ func (v *view) cluster() (nodes []control.Node, problems []control.Problem) {
 			}
 		}
 	}
-	slices.SortFunc(told, func(a, b *entry) int { return cmp.Or(cmp.Compare(a.create, b.create), cmp.Compare(a.key, b.key)) })
-	names, at := make(map[string]bool, len(told)), make(map[netip.Addr]string, len(told))
-	nodes = make([]control.Node, 0, len(told))
-	for _, e := range told {
+	at := make(map[netip.Addr]*entry, len(v.told))
+	for i, e := range v.told {
+		if i > 0 && v.told[i-1].node.Name == e.node.Name {
+			continue // not in the cluster, see below
+		}
+		for _, a := range e.node.Endpoints {
+			if other := at[a]; other == nil || e.create < other.create {
+				at[a] = e
+			}
+		}
+	}
+	nodes = make([]control.Node, 0, len(v.told)+1)
+	for i, e := range v.told {
 		n := e.node
 		problem := func(format string, args ...any) {
 			problems = append(problems, control.Problem{Node: n.Name, Text: fmt.Sprintf(format, args...)})
 		}
-		if names[n.Name] {
+		if i > 0 && v.told[i-1].node.Name == n.Name {
 			problem("the name is used by two nodes; the one with %v is left out, it joined later: rename one", n.Endpoints)
 			continue
 		}
-		if slices.ContainsFunc(n.Endpoints, func(a netip.Addr) bool { return at[a] != "" }) {
+		if slices.ContainsFunc(n.Endpoints, func(a netip.Addr) bool { return at[a] != e }) {
 			n.Endpoints = slices.DeleteFunc(slices.Clone(n.Endpoints), func(a netip.Addr) bool {
-				if at[a] != "" {
-					problem("endpoint %v belongs to node %s, which joined earlier: correct one of the two", a, at[a])
+				if at[a] != e {
+					problem("endpoint %v belongs to node %s, which joined earlier: correct one of the two", a, at[a].name)
 				}
-				return at[a] != ""
+				return at[a] != e
 			})
 		}
 		if slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return !held(holder[p], e) }) {
 			n.Prefixes = slices.DeleteFunc(slices.Clone(n.Prefixes), func(p netip.Prefix) bool {
 				if !held(holder[p], e) {
 					problem("prefix %v is left out, the store does not say that the node holds it: restart its daemon", p)
-					return true
 				}
-				return false
+				return !held(holder[p], e)
 			})
-		}
-		names[n.Name] = true
-		for _, a := range n.Endpoints {
-			at[a] = n.Name
 		}
 		nodes = append(nodes, n)
 	}
@@ -112,5 +152,26 @@ func (v *view) cluster() (nodes []control.Node, problems []control.Problem) {
 
 // held says whether the key that claims a prefix belongs to the node of e.
 func held(claim, e *entry) bool {
-	return claim != nil && claim.name == e.name && claim.owner.ID == e.owner.ID && (len(claim.claims) > 0)
+	return claim != nil && claim.name == e.name && claim.owner.ID == e.owner.ID
+}
+
+// one returns the node of a name; ok is false where the store does not say one thing about it, and
+// the name is "" where it has none.
+func (v *view) one(name string) (n control.Node, ok bool) {
+	at, _ := slices.BinarySearchFunc(v.told, name, func(e *entry, name string) int { return cmp.Compare(e.node.Name, name) })
+	if at == len(v.told) || v.told[at].node.Name != name {
+		return n, true
+	}
+	e := v.told[at]
+	if at+1 < len(v.told) && v.told[at+1].node.Name == name {
+		return n, false
+	}
+	if len(e.claims) == 0 { // they have keys of their own
+		for _, key := range v.schema.keys(e.node)[1:] {
+			if !held(v.entries[key], e) {
+				return n, false
+			}
+		}
+	}
+	return e.node, true
 }
