@@ -97,6 +97,9 @@ const (
 // Run joins the cluster, publishes it, and keeps this node's lease until ctx ends. The lease stays
 // then: a restart finds its prefixes again.
 func (s *Source) Run(ctx context.Context, self control.Node, update func(control.State)) error {
+	if len(self.Endpoints) == 0 {
+		return errors.New("etcd: this node has no address that it could tell the others: set node.interface")
+	}
 	mem, err := remember(s.set.StateDir)
 	if err != nil {
 		return err

@@ -159,4 +159,7 @@ func TestFlannelRefuses(t *testing.T) {
 	if err := s.of("a", flannelSettings).Run(t.Context(), node("a", "2001:db8::1"), nil); err == nil || !strings.Contains(err.Error(), "no IPv4 address") {
 		t.Errorf("without IPv4: %v", err)
 	}
+	if err := s.of("a", nil).Run(t.Context(), node("a"), nil); err == nil || !strings.Contains(err.Error(), "set node.interface") {
+		t.Errorf("without an address: %v", err)
+	}
 }

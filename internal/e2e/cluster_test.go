@@ -62,6 +62,8 @@ type cluster struct {
 	encryption func(n *nettest.ClusterNode) string
 	publicKey  map[string]string
 	nodeMTU    map[string]int // node.mtu, by node
+	iface      string         // node.interface; "" = detected
+	control    string         // the section of weft.yaml; "" = nodes.yaml
 	extra      string         // more lines of every weft.yaml
 }
 
@@ -174,15 +176,19 @@ func (c *cluster) start(n *nettest.ClusterNode) {
 	if c.encryption != nil {
 		encryption = c.encryption(n)
 	}
-	c.writeFile(c.path(n, "weft.yaml"), fmt.Sprintf(`node: {name: %s, mtu: %d}
+	control := c.control
+	if control == "" {
+		control = fmt.Sprintf("{kind: static, static: {file: %s}}", c.nodesFile())
+	}
+	c.writeFile(c.path(n, "weft.yaml"), fmt.Sprintf(`node: {name: %s, mtu: %d, interface: %q}
 network: {prefixes: [%q, %q]}
 mode: %s
-control: {kind: static, static: {file: %s}}
+control: %s
 api: {socket: %s}
 state_dir: %s
 %s
 %s
-`, n.Name, c.nodeMTU[n.Name], network[0], network[1], mode, c.nodesFile(), c.path(n, "sock"), c.path(n, "state"), encryption, c.extra))
+`, n.Name, c.nodeMTU[n.Name], c.iface, network[0], network[1], mode, control, c.path(n, "sock"), c.path(n, "state"), encryption, c.extra))
 	cmd := []string{weft, "daemon", "--config", c.path(n, "weft.yaml")}
 	if c.prefix != nil {
 		cmd = append(c.prefix(n), cmd...)
