@@ -71,6 +71,8 @@ type Control struct {
 	Kind   string
 	Static Static
 	Etcd   Etcd
+	// SubnetEnv is a file to write for Flannel's CNI plugin, "" = none.
+	SubnetEnv string
 }
 
 // Static is the control plane that is a file.

@@ -35,6 +35,7 @@ control:
   kind: static
   static: {file: /etc/weft/nodes.yaml}
   etcd: {endpoints: ["http://127.0.0.1:2379"], prefix: "", schema: weft, lease: 1h, ca_file: "", cert_file: "", key_file: "", username: "", password_file: ""}
+  subnet_env: ""
 cni:      {attach: routed, masquerade: true}
 api:      {socket: /run/weft/weft.sock, metrics: 127.0.0.1:9470}
 state_dir: /var/lib/weft
@@ -75,6 +76,7 @@ encryption:
 control:
   static: {file: /n}
   etcd: {endpoints: ["https://[2001:db8::9]:2379", "https://etcd.example:1"], prefix: /x, schema: flannel, lease: 90s, ca_file: /ca, cert_file: /c, key_file: /kk, username: u, password_file: /pw}
+  subnet_env: /run/flannel/subnet.env
 cni:      {attach: bridge, masquerade: false}
 api:      {socket: /s, metrics: ""}
 state_dir: /d
@@ -92,7 +94,7 @@ state_dir: /d
 		"encryption.psk_file /p", "encryption.permit_plaintext_from [old.example b]", "control.kind static", "control.static.file /n",
 		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",
 		"control.etcd.lease 1m30s", "control.etcd.ca_file /ca", "control.etcd.cert_file /c", "control.etcd.key_file /kk", "control.etcd.username u",
-		"control.etcd.password_file /pw",
+		"control.etcd.password_file /pw", "control.subnet_env /run/flannel/subnet.env",
 		"cni.attach bridge", "cni.masquerade false", "api.socket /s", "api.metrics ", "state_dir /d",
 	}
 	for i, s := range c.Show() {

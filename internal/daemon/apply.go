@@ -46,6 +46,14 @@ func (d *Daemon) applyAll(ctx context.Context, parts Parts) {
 			continue
 		}
 		pause = retryFirst
+		if file := d.cfg.Control.SubnetEnv; file != "" {
+			d.mu.Lock()
+			self := d.state.Self
+			d.mu.Unlock()
+			if err := writeSubnetEnv(file, subnetEnv(d.cfg.Network.Prefixes, self, d.backend.Status().InnerMTU)); err != nil {
+				d.log.Error("the hand-over to Flannel's CNI plugin is not written", zap.Error(err))
+			}
+		}
 		if !told {
 			d.tell()
 			d.told(d.manager.Ready(d.summary()))

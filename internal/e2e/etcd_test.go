@@ -176,35 +176,38 @@ func TestEtcdJoin(t *testing.T) {
 	}
 }
 
-// register puts a node into etcd by one transaction, through etcd's JSON gateway.
+// register puts a node into etcd by one transaction, as its daemon would.
 func (c *etcdNodes) register(i int) (netip.Prefix, error) {
 	name, by := fmt.Sprintf("extra-%d", i), `"owner":{"id":"extra","epoch":1}`
 	p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(20 + i), 0}), 24)
-	put := func(key, value string) any {
-		return map[string]any{"requestPut": map[string][]byte{"key": []byte(key), "value": []byte(value)}}
+	return p, c.put("/weft/nodes/"+name, fmt.Sprintf(`{"endpoints":["192.0.2.%d"],"prefixes":[%q],%s}`, 20+i, p, by),
+		fmt.Sprintf("/weft/prefixes/%v-24", p.Addr()), fmt.Sprintf(`{"node":%q,%s}`, name, by))
+}
+
+// put writes keys and their values into etcd by one transaction, through its JSON gateway.
+func (c *etcdNodes) put(pairs ...string) error {
+	var puts []any
+	for i := 0; i < len(pairs); i += 2 {
+		puts = append(puts, map[string]any{"requestPut": map[string][]byte{"key": []byte(pairs[i]), "value": []byte(pairs[i+1])}})
 	}
-	body, err := json.Marshal(map[string]any{"success": []any{
-		put("/weft/nodes/"+name, fmt.Sprintf(`{"endpoints":["192.0.2.%d"],"prefixes":[%q],%s}`, 20+i, p, by)),
-		put(fmt.Sprintf("/weft/prefixes/%v-24", p.Addr()), fmt.Sprintf(`{"node":%q,%s}`, name, by)),
-	}})
+	body, err := json.Marshal(map[string]any{"success": puts})
 	if err != nil {
-		return p, err
+		return err
 	}
-	n := c.Nodes[0].NS
 	var conn net.Conn
-	n.Do(func() { conn, err = net.Dial("tcp", strings.TrimPrefix(c.url, "http://")) })
+	c.Nodes[0].NS.Do(func() { conn, err = net.Dial("tcp", strings.TrimPrefix(c.url, "http://")) })
 	if err != nil {
-		return p, err
+		return err
 	}
 	defer conn.Close()
 	client := http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return conn, nil }}}
 	resp, err := client.Post(c.url+"/v3/kv/txn", "application/json", bytes.NewReader(body))
 	if err != nil {
-		return p, err
+		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return p, fmt.Errorf("etcd: %s", resp.Status)
+		return fmt.Errorf("etcd: %s", resp.Status)
 	}
-	return p, nil
+	return nil
 }
