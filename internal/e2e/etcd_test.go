@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -200,7 +201,7 @@ func (c *etcdNodes) put(pairs ...string) error {
 		return err
 	}
 	defer conn.Close()
-	client := http.Client{Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return conn, nil }}}
+	client := http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}}
 	resp, err := client.Post(c.url+"/v3/kv/txn", "application/json", bytes.NewReader(body))
 	if err != nil {
 		return err
