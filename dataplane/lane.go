@@ -72,6 +72,9 @@ type Lane struct {
 	peers []PeerStats   // by Hop.Peer
 	since time.Duration // when the last turn ended: from then on the lane is in Recv
 	began time.Time
+
+	observers          []Observer // guarded by mu
+	points, copyPoints []Point    // by step
 }
 
 type step struct {
@@ -105,6 +108,7 @@ func NewLane(cfg LaneConfig) *Lane {
 	for i, n := range names {
 		l.stats.Stages[i].Name = n
 	}
+	l.makePoints(names)
 	if q, ok := cfg.From.(packet.Batcher); ok {
 		l.batch = q.NewBatch(packet.BatchSize)
 	} else {
@@ -201,6 +205,9 @@ func (l *Lane) account(b *packet.Batch, i, n int) {
 	s := &l.stats.Stages[i]
 	s.Calls++
 	s.Packets += uint64(n)
+	if len(l.observers) > 0 {
+		l.observe(b, i)
+	}
 	b.Compact(&s.Drops)
 	if b.Len() == n || l.cfg.TooBig == nil {
 		return

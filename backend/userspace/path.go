@@ -147,6 +147,19 @@ func start(kind Kind, path Path, route forwarder, seal Sealer, tooBig func([]byt
 	return e, nil
 }
 
+// attach and detach show all lanes to an observer.
+func (e *engine) attach(o dataplane.Observer) {
+	for _, l := range e.lanes {
+		l.Attach(o)
+	}
+}
+
+func (e *engine) detach(o dataplane.Observer) {
+	for _, l := range e.lanes {
+		l.Detach(o)
+	}
+}
+
 // stop closes the ports and waits for the lanes.
 func (e *engine) stop() error {
 	err := errors.Join(e.inside.Close(), e.outside.Close())

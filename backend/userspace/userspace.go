@@ -51,6 +51,8 @@ type Backend struct {
 	hops   []backend.Hop // sorted by node; traffic is filled in by Status
 	err    error         // why the last state is not in force
 	path   Path
+
+	observers []dataplane.Observer // of all lanes, also of those to come
 }
 
 type failure struct {
@@ -184,6 +186,9 @@ func (b *Backend) sync() error {
 			return err
 		}
 		b.engine = e
+		for _, o := range b.observers {
+			e.attach(o)
+		}
 		b.log.Info("path open", zap.String("device", path.Device), zap.Stringers("local", path.Local),
 			zap.Uint16("port", path.Port), zap.Uint32("vni", path.VNI), zap.Int("mtu", path.InnerMTU),
 			zap.Int("queues", path.Queues), zap.Any("features", features(e)))
@@ -385,6 +390,25 @@ func (b *Backend) Lanes() []dataplane.LaneStats {
 	lanes, _, _, _ := b.past.total(b.engine)
 	slices.SortFunc(lanes, func(a, c dataplane.LaneStats) int { return strings.Compare(a.Name, c.Name) })
 	return lanes
+}
+
+// Observe lets o see what passes every lane, also the lanes of a path that is reopened, until stop is called. When stop returns,
+// o is not called any more. Lanes call it at the same time: o tells them apart by Point.Lane.
+func (b *Backend) Observe(o dataplane.Observer) (stop func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.observers = append(b.observers, o)
+	if b.engine != nil {
+		b.engine.attach(o)
+	}
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.observers = slices.DeleteFunc(b.observers, func(x dataplane.Observer) bool { return x == o })
+		if b.engine != nil {
+			b.engine.detach(o)
+		}
+	}
 }
 
 // Close closes the ports. The unreachable routes stay, on purpose.
