@@ -82,6 +82,7 @@ var (
 			"golang.org/x/sync/errgroup", unix, zap}, []string{"packet"}},
 		"internal/doctor":  {code: []string{"control", "internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
 		"internal/e2e":     {tests: []string{"catalog", "golang.org/x/crypto/blake2s", "control"}},
+		"internal/filter":  {code: []string{"packet"}},
 		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"internal/nettest": {code: []string{nl, netns, unix}},
