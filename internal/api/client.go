@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,7 +30,7 @@ func NewClient(socket string) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", socket)
 	}
-	return &Client{socket: socket, http: http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: dial}}}
+	return &Client{socket: socket, http: http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: dial}}}
 }
 
 // Status asks how the daemon is.
@@ -56,8 +57,48 @@ func (c *Client) Lanes(ctx context.Context) (l []Lane, err error) {
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
+// Attach attaches a pod. Asking again for what is attached returns the same result.
+func (c *Client) Attach(ctx context.Context, r AttachRequest) (a AttachResult, err error) {
+	return a, c.post(ctx, "pods/attach", r, &a)
+}
+
+// Detach takes a pod's interface and gives its addresses back.
+func (c *Client) Detach(ctx context.Context, r DetachRequest) error {
+	return c.post(ctx, "pods/detach", r, &struct{}{})
+}
+
+// Check fails with CodeNotFound or CodeMismatch where an attachment is not as expected.
+func (c *Client) Check(ctx context.Context, r CheckRequest) error {
+	return c.post(ctx, "pods/check", r, &struct{}{})
+}
+
+// GC takes away the attachments of a network that are not named as valid.
+func (c *Client) GC(ctx context.Context, r GCRequest) error {
+	return c.post(ctx, "pods/gc", r, &struct{}{})
+}
+
+// Pods asks what is attached.
+func (c *Client) Pods(ctx context.Context) (p []Pod, err error) { return p, c.get(ctx, "pods", &p) }
+
+// PodStatus asks whether pods can be attached.
+func (c *Client) PodStatus(ctx context.Context) (s PodStatus, err error) {
+	return s, c.get(ctx, "pods/status", &s)
+}
+
 func (c *Client) get(ctx context.Context, what string, to any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weft/v1/"+what, nil)
+	return c.ask(ctx, http.MethodGet, what, nil, to)
+}
+
+func (c *Client) post(ctx context.Context, what string, body, to any) error {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return fmt.Errorf("api: %s: %w", what, err)
+	}
+	return c.ask(ctx, http.MethodPost, what, bytes.NewReader(data), to)
+}
+
+func (c *Client) ask(ctx context.Context, method, what string, question io.Reader, to any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://weft/v1/"+what, question)
 	if err != nil {
 		return err
 	}
@@ -81,6 +122,9 @@ func (c *Client) get(ctx context.Context, what string, to any) error {
 		var f failure
 		if json.Unmarshal(body, &f) != nil || f.Error == "" {
 			f.Error = resp.Status
+		}
+		if f.Code != "" {
+			return &Error{Code: f.Code, Text: f.Error}
 		}
 		return fmt.Errorf("daemon: %s", f.Error)
 	}

@@ -120,7 +120,7 @@ func Handler(d Daemon) http.Handler {
 	mux.HandleFunc("GET /v1/routes", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Routes())) })
 	mux.HandleFunc("GET /v1/stages", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Lanes())) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		send(w, http.StatusNotFound, failure{fmt.Sprintf("no %s %s in this version", r.Method, r.URL.Path)})
+		send(w, http.StatusNotFound, failure{Error: fmt.Sprintf("no %s %s in this version", r.Method, r.URL.Path)})
 	})
 	return mux
 }
@@ -128,6 +128,7 @@ func Handler(d Daemon) http.Handler {
 // failure is the body of every answer that is not a success.
 type failure struct {
 	Error string `json:"error"`
+	Code  string `json:"code,omitempty"`
 }
 
 func list[T any](l []T) []T {

@@ -8,7 +8,15 @@
 //	GET /v1/routes   []Route
 //	GET /v1/stages   []Lane
 //
-// Lists are never null. An error is a status code other than 200 and {"error": "…"}.
+//	POST /v1/pods/attach  AttachRequest → AttachResult
+//	POST /v1/pods/detach  DetachRequest → {}
+//	POST /v1/pods/check   CheckRequest → {}
+//	POST /v1/pods/gc      GCRequest → {}
+//	GET  /v1/pods         []Pod
+//	GET  /v1/pods/status  PodStatus
+//
+// Lists are never null. An error is a status code other than 200 and {"error": "…"}, about pods with
+// a stable "code" beside it.
 package api
 
 import (
