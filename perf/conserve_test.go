@@ -114,6 +114,11 @@ func TestBalances(t *testing.T) {
 		t.Errorf("what the nodes sent of themselves is not explained: %s", text(t, r))
 	}
 
+	more[0].moved.kernel["device"] += 2
+	if r := balances(x, udp, more)[2]; !r.OK || r.Unaccounted != 0 || r.OtherDrops != 10 {
+		t.Errorf("what a Linux vxlan device dropped of it is not explained: %s", text(t, r))
+	}
+
 	// A loss of the control connection must not hide one of the generators.
 	hidden := samples(4)
 	hidden[0].moved.segments.Sent += 8

@@ -183,8 +183,8 @@ func (p *pass) routes() (list []Route, err error) {
 // table, before is what the last Apply left in it, now is set to what this one does.
 //
 // A dump of a table that others change meanwhile may miss an entry (the kernel marks only some of these), so
-// what looks missing is added under the condition that nothing has its place. What has, if anything, a second
-// dump tells: the object itself after all, or a usurper.
+// what looks missing is added under the condition that nothing has its place. What has, if anything, further
+// dumps tell: the object itself after all, or a usurper.
 func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, error), before map[T]bool, now *map[T]bool) ([]T, error) {
 	have, err := dump()
 	if err != nil {
@@ -261,7 +261,7 @@ type change[T any] struct {
 
 // carryOut makes changes and returns them with their outcome.
 func carryOut[T object[K], K comparable](p *pass, todo []change[T], dump func() ([]T, error)) []change[T] {
-	taken := 0
+	var taken []*change[T] // something has their place
 	for i := range todo {
 		c := &todo[i]
 		index := p.index[c.to.device()]
@@ -272,31 +272,42 @@ func carryOut[T object[K], K comparable](p *pass, todo []change[T], dump func() 
 			c.err = errors.Join(c.to.evict(p.h.rt, index), c.to.add(p.h.rt, index, false))
 		}
 		if errors.Is(c.err, unix.EEXIST) {
-			taken++
+			taken = append(taken, c)
 		}
 	}
-	if taken == 0 {
-		return todo
+	// An object that is there after all shows in one of the dumps; so does what of ours has its place.
+	var usurped []*change[T]
+	for tries := 0; tries < maxDumps && len(taken) > 0; tries++ {
+		have, err := dump()
+		there, keys := make(map[T]bool, len(have)), make(map[K]bool, len(have))
+		for _, o := range have {
+			there[o], keys[o.key()] = true, true
+		}
+		var unseen []*change[T]
+		for _, c := range taken {
+			switch {
+			case err != nil:
+				c.err = err
+			case there[c.to]:
+				c.there, c.err = true, nil
+			case keys[c.to.key()]:
+				usurped = append(usurped, c)
+			default: // missed again, or a stranger that no dump of ours shows
+				unseen = append(unseen, c)
+			}
+		}
+		taken = unseen
 	}
-	have, err := dump()
-	there := make(map[T]bool, len(have))
-	for _, o := range have {
-		there[o] = true
-	}
-	for i := range todo {
-		c := &todo[i]
-		switch {
-		case !errors.Is(c.err, unix.EEXIST):
-		case err != nil:
-			c.err = err
-		case there[c.to]:
-			c.there, c.err = true, nil
-		case c.ours:
+	for _, c := range append(usurped, taken...) {
+		if c.ours {
 			c.err = c.to.add(p.h.rt, p.index[c.to.device()], true)
 		}
 	}
 	return todo
 }
+
+// maxDumps bounds how often a table is read to learn what has an object's place: each reading may miss it anew.
+const maxDumps = 5
 
 // explain gives an object's error its name and remedy.
 func explain(o fmt.Stringer, err error) error {
