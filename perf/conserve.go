@@ -65,6 +65,14 @@ func lanesSince(now, before []contender.Lane) ([]contender.Lane, error) {
 				d.Drops[reason] = count - b.Drops[reason]
 			}
 		}
+		for k, s := range n.Stages {
+			if k < len(b.Stages) && b.Stages[k].Name == s.Name { // the stages of a lane are the same all its life
+				s.Packets -= b.Stages[k].Packets
+				s.Timed -= b.Stages[k].Timed
+				s.Nanos -= b.Stages[k].Nanos
+			}
+			d.Stages = append(d.Stages, s)
+		}
 		diff = append(diff, d)
 	}
 	return diff, nil

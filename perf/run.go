@@ -168,6 +168,9 @@ func (r *run) test(ctx context.Context, t probe.Selection) error {
 		}
 		r.result.Results = append(r.result.Results, rows...)
 		r.result.Conservation = append(r.result.Conservation, balances(s.Contender, t, samples[s])...)
+		if d, any := detail(s.Name, t, samples[s]); any {
+			r.result.Details = append(r.result.Details, d)
+		}
 	}
 	return nil
 }

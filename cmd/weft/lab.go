@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"weft/perf"
 	"weft/perf/testbed"
@@ -93,6 +94,7 @@ func (f *labFlags) run(cmd *cobra.Command) error {
 	case err != nil:
 		return err
 	}
+	result.Command = reproduce(cmd.Flags())
 	if err := f.write(cmd, result); err != nil {
 		return err
 	}
@@ -103,6 +105,17 @@ func (f *labFlags) run(cmd *cobra.Command) error {
 		return unsupportedError{errors.New("lab: not every contender can run here: see the result")}
 	}
 	return nil
+}
+
+// reproduce is the command that runs the same comparison: every flag that was set, but not those that say where results go.
+func reproduce(flags *pflag.FlagSet) []string {
+	command := []string{"weft", "lab", "run"}
+	flags.Visit(func(f *pflag.Flag) {
+		if f.Name != "json" && f.Name != "out" && f.Name != "output" {
+			command = append(command, "--"+f.Name, f.Value.String())
+		}
+	})
+	return command
 }
 
 // interruptedError is a run that a signal ended, cleaned up.

@@ -53,6 +53,13 @@ type Lane struct {
 	Node, Name     string
 	Received, Sent uint64
 	Drops          map[string]uint64 // by reason
+	Stages         []Stage           // in the order of a packet's way
+}
+
+// Stage is one step of a lane. Nanos is the time its Timed packets took, waiting excluded.
+type Stage struct {
+	Name                  string
+	Packets, Timed, Nanos uint64
 }
 
 // UnsupportedError is a contender this machine, or this build of weft, cannot run.

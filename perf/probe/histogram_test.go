@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -59,5 +60,24 @@ func TestHistogramAllocatesNothing(t *testing.T) {
 	h := new(histogram)
 	if n := testing.AllocsPerRun(1000, func() { h.record(12345) }); n != 0 {
 		t.Errorf("record allocates %v times", n)
+	}
+}
+
+// TestDistribution: a curve rises, ends at the largest value, and has no tail that too few values make.
+func TestDistribution(t *testing.T) {
+	h := new(histogram)
+	for i := range 1000 {
+		h.record(time.Duration(i+1) * time.Microsecond)
+	}
+	points := h.distribution()
+	if !slices.IsSortedFunc(points, func(a, b Quantile) int { return cmp.Compare(a.Us, b.Us) }) {
+		t.Errorf("the curve falls: %v", points)
+	}
+	last, before := points[len(points)-1], points[len(points)-2]
+	if last.Quantile != 1 || math.Abs(last.Us-1000) > 1000./128 {
+		t.Errorf("the curve ends at %v", last)
+	}
+	if before.Quantile > .99 {
+		t.Errorf("of 1000 values the curve has the quantile %v", before.Quantile)
 	}
 }

@@ -52,6 +52,7 @@ type Result struct {
 	KernelDrops  map[string]uint64 `json:"kernel_drops,omitempty"` // by name; both ends
 	SendErrors   map[string]uint64 `json:"send_errors,omitempty"`  // packets the kernel refused, by error name
 
+	Latency   []Quantile `json:"latency,omitempty"` // of transactions, ascending
 	Intervals []Interval `json:"intervals,omitempty"`
 	Trials    []Trial    `json:"trials,omitempty"` // of a search, in order
 	Notes     []string   `json:"notes,omitempty"`  // what a reader should know about the figures
@@ -62,6 +63,12 @@ type Metric struct {
 	Name  string  `json:"name"`
 	Unit  string  `json:"unit"`
 	Value float64 `json:"value"`
+}
+
+// Quantile is a point of a distribution: a share Quantile of all transactions took at most Us microseconds.
+type Quantile struct {
+	Quantile float64 `json:"quantile"`
+	Us       float64 `json:"us"`
 }
 
 // Interval is what the receiver counted in one slice of the test.

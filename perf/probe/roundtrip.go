@@ -22,6 +22,26 @@ func (h *histogram) metrics(elapsed time.Duration) map[string]float64 {
 	}
 }
 
+// quantilePoints are where a distribution is written down: a curve's worth, denser towards its tail.
+var quantilePoints = []float64{
+	0, .001, .01, .02, .05, .1, .15, .2, .25, .3, .35, .4, .45, .5, .55, .6, .65, .7, .75, .8, .85, .9, .925, .95, .97, .98, .99,
+	.993, .995, .997, .998, .999, .9995, .9999, .99999, 1,
+}
+
+// distribution is the curve of what was recorded. A point of the tail is in it only where ten values lie beyond it: the
+// rest would be noise; the largest value is always there.
+func (h *histogram) distribution() []Quantile {
+	const beyond = 10
+	var list []Quantile
+	for _, q := range quantilePoints {
+		if q > .5 && q < 1 && float64(h.total)*(1-q) < beyond {
+			continue
+		}
+		list = append(list, Quantile{q, float64(h.quantile(q).Nanoseconds()) / 1e3})
+	}
+	return list
+}
+
 // repeat times exchange until the duration is over, on the caller's goroutine. An exchange that says
 // it did not complete is not counted.
 func repeat(c *client, duration time.Duration, h *histogram, exchange func() (completed bool, err error)) (elapsed time.Duration, err error) {
@@ -84,6 +104,7 @@ func runTCPRoundTrips(ctx context.Context, s Spec, r *Result) error {
 		r.Retransmits = uint64(info.Total_retrans)
 	}
 	r.Seconds, r.Transactions, r.Bytes = elapsed.Seconds(), h.total, h.total*uint64(payload)
+	r.Latency = h.distribution()
 	r.report(h.metrics(elapsed))
 	_, err = c.finish()
 	return err
@@ -157,6 +178,7 @@ func runTCPConnects(ctx context.Context, s Spec, r *Result) error {
 	}
 	r.Congestion = s.Congestion
 	r.Seconds, r.Transactions, r.Bytes = elapsed.Seconds(), h.total, h.total
+	r.Latency = h.distribution()
 	r.report(h.metrics(elapsed))
 	_, err = c.finish()
 	return err

@@ -245,6 +245,7 @@ func runUDPRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	r.Bytes = all.Bytes
 	r.KernelDrops = map[string]uint64{socketOverflow: all.Overflow + uint64(tx.conn.overflow())}
 	r.SendErrors = tx.errors.byName()
+	r.Latency = h.distribution()
 	r.report(h.metrics(elapsed))
 	if missing := b.seq - b.replies; missing > 0 {
 		r.Notes = append(r.Notes, fmt.Sprintf("%d of %d requests had no reply; they are in no latency", missing, b.seq))
