@@ -24,7 +24,7 @@ func newLabCommand() *cobra.Command {
 work, and says what each costs: throughput, latency, packet rates, processor time, lost packets.
 It needs root. It touches only namespaces it made and leaves nothing behind.`,
 	}
-	cmd.AddCommand(newLabRunCommand(), newLabContendersCommand(), newLabTestsCommand(), newLabCleanCommand(),
+	cmd.AddCommand(newLabRunCommand(), newLabCompareCommand(), newLabContendersCommand(), newLabTestsCommand(), newLabCleanCommand(),
 		newLabWireguardGoCommand())
 	return cmd
 }

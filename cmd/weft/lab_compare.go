@@ -1,0 +1,137 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"weft/perf"
+	"weft/perf/compare"
+)
+
+// newLabCompareCommand is `weft lab compare`: what changed between two results.
+func newLabCompareCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "compare A.json B.json",
+		Short: "Say what changed between two results beyond their noise",
+		Long: `Compare the rows of result B with those of result A, which came before: medians, their ratio with
+its 95 % interval, and how probable a difference at least as clear would be by chance (Mann-Whitney U).
+
+A row is called different where that is less than --alpha, by itself and relative to the contender
+--control in the same rounds: what the whole machine gave may have changed in between. Results
+whose settings differ are not compared. A difference is no failure unless --fail-if-worse is given.`,
+		Example: `  weft lab compare before/result.json after/result.json
+  weft lab compare --all --control none a.json b.json`,
+		Args: cobra.ExactArgs(2),
+	}
+	flags := cmd.Flags()
+	alpha := flags.Float64("alpha", compare.Alpha, "call a row different where chance explains it with less than this probability")
+	control := flags.String("control", "bare", "contender that no change touches; none = judge every row by itself")
+	all := flags.Bool("all", false, "print the rows without a difference, too")
+	fail := flags.Bool("fail-if-worse", false, "exit with 1 where a row is worse")
+	form := formatFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if !(*alpha > 0 && *alpha < 0.5) {
+			return usageError{fmt.Errorf("alpha %v: give a probability above 0 and below 0.5", *alpha)}
+		}
+		o := compare.Options{Alpha: *alpha, Control: *control}
+		if o.Control == "none" {
+			o.Control = ""
+		}
+		c, err := compareFiles(args[0], args[1], o)
+		if err != nil {
+			return err
+		}
+		if err := show(cmd.OutOrStdout(), *form, c, func(w io.Writer) { printComparison(w, c, *all) }); err != nil {
+			return err
+		}
+		if n := c.Count(compare.Worse); *fail && n > 0 {
+			return fmt.Errorf("lab: %d worse: see above", n)
+		}
+		return nil
+	}
+	return cmd
+}
+
+func compareFiles(fileA, fileB string, o compare.Options) (*compare.Comparison, error) {
+	a, err := perf.Read(fileA)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	b, err := perf.Read(fileB)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	c, err := compare.Results(a, b, o)
+	var incomparable *compare.IncomparableError
+	switch {
+	case errors.As(err, &incomparable):
+		return nil, usageError{fmt.Errorf("%s, %s: %w", fileA, fileB, err)}
+	case err != nil:
+		return nil, usageError{fmt.Errorf("with %s as a and %s as b: %w", fileA, fileB, err)}
+	}
+	c.A.File, c.B.File = fileA, fileB
+	return c, nil
+}
+
+func printComparison(w io.Writer, c *compare.Comparison, all bool) {
+	fmt.Fprintf(w, "A: %s, weft %s\nB: %s, weft %s\n", c.A.File, c.A.Weft, c.B.File, c.B.Weft)
+	for _, d := range c.Fingerprint {
+		fmt.Fprintf(w, "%s differs: %s, %s\n", d.Name, d.A, d.B)
+	}
+	fmt.Fprintf(w, "%s; different: p ≤ %v\n\n", c.Method, c.Alpha)
+	shown := 0
+	for _, r := range c.Rows {
+		if r.Verdict == compare.Same && !all {
+			continue
+		}
+		if shown == 0 {
+			row(w, "row", "A", "B", "unit", "B/A", "95 %", "p", "p by control", "")
+		}
+		shown++
+		row(w, r.Name(), figure(r.A.Median), figure(r.B.Median), r.Unit, optional("%.3f", r.Ratio), interval(r.Low, r.High),
+			fmt.Sprintf("%.2g", r.P), optional("%.2g", r.PControl), r.Verdict)
+	}
+	if shown > 0 {
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintf(w, "%d rows: %d better, %d worse, %d changed, %d no difference", len(c.Rows),
+		c.Count(compare.Better), c.Count(compare.Worse), c.Count(compare.Changed), c.Count(compare.Same))
+	if n := c.Count(compare.TooFew); n > 0 {
+		fmt.Fprintf(w, ", %d with too few rounds to tell: run with a larger --repeat", n)
+	}
+	fmt.Fprintln(w)
+	for _, only := range []struct {
+		file string
+		rows []string
+	}{{"A", c.OnlyA}, {"B", c.OnlyB}} {
+		if len(only.rows) > 0 {
+			fmt.Fprintf(w, "only in %s: %s\n", only.file, strings.Join(only.rows, "; "))
+		}
+	}
+}
+
+// figure prints a median in three digits or four.
+func figure(v float64) string {
+	if v >= 1e4 {
+		return short(v)
+	}
+	return fmt.Sprintf("%.4g", v)
+}
+
+func optional(form string, v *float64) string {
+	if v == nil {
+		return "-"
+	}
+	return fmt.Sprintf(form, *v)
+}
+
+func interval(low, high *float64) string {
+	if low == nil || high == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.3f–%.3f", *low, *high)
+}

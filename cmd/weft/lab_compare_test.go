@@ -1,0 +1,76 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"weft/perf"
+	"weft/perf/compare"
+)
+
+// writeResult writes a result with one row for `weft lab compare`.
+func writeResult(t *testing.T, layout string, samples ...float64) string {
+	t.Helper()
+	r := perf.Result{Schema: perf.Schema, Settings: perf.Settings{Layout: layout}, Results: []perf.Row{
+		{Contender: "tun", Test: "tcp-stream", Metric: "throughput", Unit: "bit/s", Samples: samples},
+	}}
+	data, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "result.json")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// runRoot runs a command line as main does.
+func runRoot(t *testing.T, args ...string) (out, errs string, code int) {
+	t.Helper()
+	root := newRoot()
+	var stdout, stderr bytes.Buffer
+	root.SetOut(&stdout)
+	root.SetErr(&stderr)
+	root.SetArgs(args)
+	err := execute(t.Context(), root, &stderr)
+	return stdout.String(), stderr.String(), exitCode(err, false)
+}
+
+func TestLabCompare(t *testing.T) {
+	fast, slow := writeResult(t, "split", 1e9, 1.01e9, 1.02e9, 1.03e9, 1.04e9), writeResult(t, "split", 5e8, 5.1e8, 5.2e8, 5.3e8, 5.4e8)
+	free := writeResult(t, "free", 1e9)
+	text := filepath.Join(t.TempDir(), "text")
+	if err := os.WriteFile(text, []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{fast, slow}, exitDone, "1 worse"},
+		{[]string{fast, slow, "--fail-if-worse"}, exitFailed, "1 worse"},
+		{[]string{slow, fast, "--fail-if-worse"}, exitDone, "1 better"},
+		{[]string{fast, fast, "--all"}, exitDone, "no difference"},
+		{[]string{fast, free}, exitUsage, "layout split and free"},
+		{[]string{fast, text}, exitUsage, "schema"},
+		{[]string{fast, filepath.Join(text, "missing")}, exitUsage, "read a result"},
+		{[]string{fast}, exitUsage, "2 arg"},
+		{[]string{fast, slow, "--alpha", "2"}, exitUsage, "alpha"},
+	} {
+		out, errs, code := runRoot(t, append([]string{"lab", "compare"}, c.args...)...)
+		if code != c.code || !strings.Contains(out+errs, c.says) {
+			t.Errorf("%v: exit code %d, want %d; printed %q and %q, want %q", c.args, code, c.code, out, errs, c.says)
+		}
+	}
+	out, _, _ := runRoot(t, "lab", "compare", fast, slow, "-o", "json")
+	var got compare.Comparison
+	if err := json.Unmarshal([]byte(out), &got); err != nil || len(got.Rows) != 1 || got.Rows[0].Verdict != compare.Worse || got.A.File != fast {
+		t.Errorf("%v: %s", err, out)
+	}
+}

@@ -1,0 +1,306 @@
+// Package compare says what changed between two results of the lab beyond their noise.
+//
+// Two samples of a row are compared as benchstat does (golang.org/x/perf/benchmath, no assumption about their
+// distribution): by the Mann-Whitney U test. Runs are minutes or weeks apart, and what a machine gives drifts; where
+// both results have a control, a contender that no change of weft touches, a row has to differ by itself and relative to the
+// control's sample of the same round.
+package compare
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+
+	"golang.org/x/perf/benchmath"
+
+	"weft/perf"
+	"weft/perf/probe"
+)
+
+// Alpha is how probable a difference by chance may be in one row: of a hundred rows of the same scenario run twice, one is
+// expected to be called different, so 95 % of "no difference" hold with room. Five rounds against five can reach it (2/252), four cannot.
+const Alpha = 0.01
+
+// Options are what a person can choose.
+type Options struct {
+	Alpha   float64 // 0 = Alpha
+	Control string  // contender that no change touches; "" = compare each row by itself
+}
+
+// Comparison is what two results say about each other.
+type Comparison struct {
+	A           Run          `json:"a"`
+	B           Run          `json:"b"`
+	Alpha       float64      `json:"alpha"`
+	Method      string       `json:"method"`
+	Fingerprint []Difference `json:"fingerprint"` // what of host and rounds differs
+	Rows        []Row        `json:"rows"`
+	OnlyA       []string     `json:"only_a"` // rows that the other result lacks
+	OnlyB       []string     `json:"only_b"`
+}
+
+// Run is one of the two results.
+type Run struct {
+	File string `json:"file"`
+	Weft string `json:"weft"`
+}
+
+// Difference is one property that the two runs do not share.
+type Difference struct {
+	Name string `json:"name"`
+	A    string `json:"a"`
+	B    string `json:"b"`
+}
+
+// Verdict is what a row says.
+type Verdict string
+
+// The verdicts. A figure that is neither better nor worse for being larger is Changed.
+const (
+	Same    Verdict = "no difference"
+	Better  Verdict = "better"
+	Worse   Verdict = "worse"
+	Changed Verdict = "changed"
+	TooFew  Verdict = "too few rounds" // no outcome could have been a difference
+)
+
+// Row compares one figure.
+type Row struct {
+	Contender string       `json:"contender"`
+	Test      string       `json:"test"`
+	Params    probe.Params `json:"params"`
+	Metric    string       `json:"metric"`
+	Unit      string       `json:"unit"`
+	A         Side         `json:"a"`
+	B         Side         `json:"b"`
+	Ratio     *float64     `json:"ratio,omitempty"` // of the medians, B/A; absent where A's is 0
+	Low       *float64     `json:"low,omitempty"`   // of the 95 % interval of B/A, absent where a sample is not positive
+	High      *float64     `json:"high,omitempty"`
+	P         float64      `json:"p"`                   // of a difference at least as clear by chance
+	PControl  *float64     `json:"p_control,omitempty"` // the same, relative to the control; absent without one
+	Verdict   Verdict      `json:"verdict"`
+}
+
+// Side is a figure in one of the runs.
+type Side struct {
+	Median float64 `json:"median"`
+	N      int     `json:"n"`
+}
+
+// Count is how many rows have a verdict.
+func (c *Comparison) Count(v Verdict) (n int) {
+	for _, r := range c.Rows {
+		if r.Verdict == v {
+			n++
+		}
+	}
+	return n
+}
+
+// Name is the row as a person names it.
+func (r Row) Name() string { return key(r.Contender, r.Test, r.Params, r.Metric) }
+
+func key(contender, test string, params probe.Params, metric string) string {
+	return contender + " " + probe.Selection{Test: test, Params: params}.String() + " " + metric
+}
+
+// IncomparableError is two results whose rows answer different questions.
+type IncomparableError struct{ Differences []Difference }
+
+func (e *IncomparableError) Error() string {
+	words := make([]string, len(e.Differences))
+	for i, d := range e.Differences {
+		words[i] = fmt.Sprintf("%s %s and %s", d.Name, d.A, d.B)
+	}
+	return "the results cannot be compared, their runs have different settings: " + strings.Join(words, ", ") + ": run both alike"
+}
+
+// Results compares b with a, which came before. The error is an *IncomparableError, or says what is wrong with a result.
+func Results(a, b *perf.Result, o Options) (*Comparison, error) {
+	if o.Alpha == 0 {
+		o.Alpha = Alpha
+	}
+	if different := settings(a, b); len(different) > 0 {
+		return nil, &IncomparableError{different}
+	}
+	c := &Comparison{
+		A: Run{Weft: a.Host.Weft}, B: Run{Weft: b.Host.Weft}, Alpha: o.Alpha, Fingerprint: fingerprint(a, b),
+		Method: "Mann-Whitney U", Rows: []Row{}, OnlyA: []string{}, OnlyB: []string{},
+	}
+	in, err := index(a)
+	if err != nil {
+		return nil, fmt.Errorf("a: %w", err)
+	}
+	next, err := index(b)
+	if err != nil {
+		return nil, fmt.Errorf("b: %w", err)
+	}
+	controlled := false
+	for _, after := range b.Results {
+		name := rowKey(after)
+		before, ok := in[name]
+		if !ok {
+			c.OnlyB = append(c.OnlyB, name)
+			continue
+		}
+		r := row(before, after)
+		r.judge(o.Alpha, before.Samples, after.Samples)
+		if control := key(o.Control, after.Test, after.Params, after.Metric); o.Control != "" && control != name {
+			controlled = r.judgeRelative(o.Alpha, before.Samples, in[control].Samples, after.Samples, next[control].Samples) || controlled
+		}
+		c.Rows = append(c.Rows, r)
+	}
+	for _, before := range a.Results {
+		if _, ok := next[rowKey(before)]; !ok {
+			c.OnlyA = append(c.OnlyA, rowKey(before))
+		}
+	}
+	if controlled {
+		c.Method += ", by itself and relative to " + o.Control + " in the same round"
+	}
+	return c, nil
+}
+
+func rowKey(r perf.Row) string { return key(r.Contender, r.Test, r.Params, r.Metric) }
+
+// index finds rows by name.
+func index(r *perf.Result) (map[string]perf.Row, error) {
+	rows := map[string]perf.Row{}
+	for _, row := range r.Results {
+		name := rowKey(row)
+		if _, twice := rows[name]; twice {
+			return nil, fmt.Errorf("the row %s is there twice", name)
+		}
+		if len(row.Samples) == 0 {
+			return nil, fmt.Errorf("the row %s has no samples", name)
+		}
+		rows[name] = row
+	}
+	return rows, nil
+}
+
+// settings lists what makes rows answer different questions.
+func settings(a, b *perf.Result) []Difference {
+	var d differences
+	d.add("layout", a.Settings.Layout, b.Settings.Layout)
+	d.add("duration_s", a.Settings.Duration, b.Settings.Duration)
+	d.add("mtu", a.Settings.MTU, b.Settings.MTU)
+	d.add("nodes", a.Settings.Nodes, b.Settings.Nodes)
+	d.add("queues", a.Settings.Queues, b.Settings.Queues)
+	d.add("tcp_congestion", a.Host.TCPCongestion, b.Host.TCPCongestion)
+	return d
+}
+
+// fingerprint lists what else may be why rows differ.
+func fingerprint(a, b *perf.Result) []Difference {
+	d := differences{}
+	d.add("kernel", a.Host.Kernel, b.Host.Kernel)
+	d.add("cpu", a.Host.CPU, b.Host.CPU)
+	d.add("cores", a.Host.Cores, b.Host.Cores)
+	d.add("mitigations", a.Host.Mitigations, b.Host.Mitigations)
+	d.add("go", a.Host.Go, b.Host.Go)
+	d.add("weft", a.Host.Weft, b.Host.Weft)
+	d.add("repeat", a.Settings.Repeat, b.Settings.Repeat)
+	d.add("warmup", a.Settings.Warmup, b.Settings.Warmup)
+	return d
+}
+
+type differences []Difference
+
+func (d *differences) add(name string, a, b any) {
+	if a != b {
+		*d = append(*d, Difference{name, fmt.Sprint(a), fmt.Sprint(b)})
+	}
+}
+
+func row(before, after perf.Row) Row {
+	r := Row{
+		Contender: after.Contender, Test: after.Test, Params: maps.Clone(after.Params), Metric: after.Metric, Unit: after.Unit,
+		A: Side{perf.Median(before.Samples), len(before.Samples)}, B: Side{perf.Median(after.Samples), len(after.Samples)},
+	}
+	if r.A.Median != 0 {
+		ratio := r.B.Median / r.A.Median
+		r.Ratio = &ratio
+	}
+	if low, high, ok := ratioInterval(before.Samples, after.Samples); ok {
+		r.Low, r.High = &low, &high
+	}
+	return r
+}
+
+// judge sets the verdict by the row's own samples.
+func (r *Row) judge(alpha float64, a, b []float64) {
+	r.P = mannWhitney(a, b)
+	switch {
+	case leastP(len(a), len(b)) > alpha:
+		r.Verdict = TooFew
+	case r.P > alpha || r.A.Median == r.B.Median:
+		r.Verdict = Same
+	default:
+		r.Verdict = direction(r.Unit, r.B.Median > r.A.Median)
+	}
+}
+
+// judgeRelative takes a difference back that the control has, too. It reports whether there is a control to ask.
+func (r *Row) judgeRelative(alpha float64, a, controlA, b, controlB []float64) bool {
+	relA, okA := relative(a, controlA)
+	relB, okB := relative(b, controlB)
+	if !okA || !okB {
+		return false
+	}
+	p := mannWhitney(relA, relB)
+	r.PControl = &p
+	up, relUp := r.B.Median > r.A.Median, perf.Median(relB) > perf.Median(relA)
+	if r.Verdict != TooFew && (p > alpha || up != relUp) {
+		r.Verdict = Same
+	}
+	return true
+}
+
+// relative divides samples by the control's of the same rounds; false where that is not possible.
+func relative(samples, control []float64) ([]float64, bool) {
+	if len(samples) != len(control) || slices.ContainsFunc(control, func(v float64) bool { return v <= 0 }) {
+		return nil, false
+	}
+	ratios := make([]float64, len(samples))
+	for i := range samples {
+		ratios[i] = samples[i] / control[i]
+	}
+	return ratios, true
+}
+
+// direction says what a change of a figure means, by its unit.
+func direction(unit string, up bool) Verdict {
+	larger, smaller := Changed, Changed
+	switch unit {
+	case "bit/s", "packet/s", "1/s":
+		larger, smaller = Better, Worse
+	case "us", "ns", "core", "ratio":
+		larger, smaller = Worse, Better
+	}
+	if up {
+		return larger
+	}
+	return smaller
+}
+
+// mannWhitney is the two-sided p of samples being drawn from one distribution: exact for 50 samples at most, 25 with ties.
+func mannWhitney(a, b []float64) float64 {
+	thresholds := &benchmath.Thresholds{CompareAlpha: Alpha}
+	p := benchmath.AssumeNothing.Compare(benchmath.NewSample(slices.Clone(a), thresholds), benchmath.NewSample(slices.Clone(b), thresholds)).P
+	if math.IsNaN(p) {
+		return 1
+	}
+	return p
+}
+
+// leastP is the p of two samples that do not overlap at all: 2 / C(n+m, n).
+func leastP(n, m int) float64 {
+	p := 2.0
+	for i := 1; i <= n; i++ {
+		p *= float64(i) / float64(m+i)
+	}
+	return min(p, 1)
+}
