@@ -52,6 +52,9 @@ func (l *Lane) flood(b *packet.Batch) {
 func (l *Lane) sendCopies(n int) {
 	l.stats.Copied += uint64(n)
 	l.copies.SetLen(n)
+	if len(l.observers) > 0 {
+		l.observe(l.copies, floodStep+1)
+	}
 	if err := l.carry(l.copies, floodStep+1, false); err != nil {
 		l.failed = err // carry has accounted for them; the lane ends with this turn
 	}

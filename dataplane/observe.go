@@ -13,8 +13,8 @@ type Point struct {
 	Step      int    // index into LaneStats.Stages: 0 is Recv
 	Steps     int    // how many there are: the last is Send
 	Name      string // of the step: "recv tun", "route", …
-	Inner     int    // where the packets' inner IP header is, bytes from their front; -1 while an encapsulation is around it
-	Copies    bool   // the batch holds copies that the lane makes to flood frames; they come in during the step "flood"
+	Inner     int    // where the packets' inner IP header is, bytes from their front; -1 while an encapsulation is around it, as it may still be around what died while it was taken off
+	Copies    bool   // the batch holds copies that the lane makes to flood frames: seen first behind "flood", while that step still runs
 }
 
 // Wire says whether the batch holds what comes from or goes to the outside port.

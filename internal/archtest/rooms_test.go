@@ -89,6 +89,7 @@ var (
 		"internal/nettest": {code: []string{nl, netns, unix}},
 		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
+		"internal/trace":   {code: []string{"dataplane", "packet", "internal/filter"}},
 		"internal/wait":    {code: []string{unix}},
 	}
 )
