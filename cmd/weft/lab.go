@@ -24,7 +24,7 @@ func newLabCommand() *cobra.Command {
 work, and says what each costs: throughput, latency, packet rates, processor time, lost packets.
 It needs root. It touches only namespaces it made and leaves nothing behind.`,
 	}
-	cmd.AddCommand(newLabRunCommand(), newLabCompareCommand(), newLabContendersCommand(), newLabTestsCommand(), newLabCleanCommand(),
+	cmd.AddCommand(newLabRunCommand(), newLabCompareCommand(), newLabScenariosCommand(), newLabContendersCommand(), newLabTestsCommand(), newLabCleanCommand(),
 		newLabWireguardGoCommand())
 	return cmd
 }
@@ -32,6 +32,7 @@ It needs root. It touches only namespaces it made and leaves nothing behind.`,
 // labFlags is what `weft lab run` can be told.
 type labFlags struct {
 	contenders, tests string
+	scenario          string
 	layout            string
 	family            int
 	json, out         string
@@ -39,8 +40,10 @@ type labFlags struct {
 	plan              perf.Plan
 }
 
-func newLabRunCommand() *cobra.Command {
-	var f labFlags
+func newLabRunCommand() *cobra.Command { return newLabRunCommandFor(new(labFlags)) }
+
+// newLabRunCommandFor is the command whose flags are f.
+func newLabRunCommandFor(f *labFlags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run a comparison",
@@ -53,11 +56,13 @@ for the sizes ` + sizeList() + `.
 Results go to the folder --out: result.json, result.csv and table.txt. Without --out and without
 --json that is a new folder weft-lab-<date>-<time> here.`,
 		Example: `  weft lab run
+  weft lab run --scenario encryption --repeat 10
   weft lab run --contenders bare,vxlan,tun --tests tcp-stream,udp-rate:size=64 --duration 2s --repeat 3 --json result.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	flags := cmd.Flags()
+	flags.StringVar(&f.scenario, "scenario", "", "what to measure: a name of 'weft lab scenarios', or a YAML file; flags given beside it win")
 	flags.StringVar(&f.contenders, "contenders", "bare,vxlan,tun,tun-gso,xdp", "what to compare")
 	flags.StringVar(&f.tests, "tests", "tcp-stream,tcp-rr,udp-rate:size=64", "what to measure")
 	flags.DurationVar(&f.plan.Duration, "duration", 3*time.Second, "of one sample, a search for the highest rate included")
@@ -75,6 +80,18 @@ Results go to the folder --out: result.json, result.csv and table.txt. Without -
 }
 
 func (f *labFlags) run(cmd *cobra.Command) error {
+	mtus, err := f.adopt(cmd.Flags())
+	if err != nil {
+		return usageError{err}
+	}
+	if len(mtus) > 1 {
+		return f.sweep(cmd, mtus)
+	}
+	return f.runOne(cmd)
+}
+
+// runOne runs one plan.
+func (f *labFlags) runOne(cmd *cobra.Command) error {
 	if err := f.complete(); err != nil {
 		return usageError{err}
 	}

@@ -165,6 +165,9 @@ func (v Value) IsMapping() bool {
 	return t == ast.MappingType || t == ast.MappingValueType
 }
 
+// IsList says whether the value is a list.
+func (v Value) IsList() bool { return v.node != nil && v.node.Type() == ast.SequenceType }
+
 // Fields returns the values of a mapping by key. Keys that are not among known are mistakes, and so
 // are keys written twice.
 func (v Value) Fields(known ...string) map[string]Value {
