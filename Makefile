@@ -4,8 +4,9 @@
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-build: ## build bin/weft
+build: ## build bin/weft and bin/weft-cni
 	go build -trimpath -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/weft-cni ./cnibin
 
 test: ## everything that CI runs
 	scripts/test

@@ -65,6 +65,9 @@ var (
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"internal/metrics"}},
 
+		// the CNI plugin is a process of its own: it asks the daemon
+		"cnibin": {code: []string{"internal/api", "github.com/containernetworking/cni/pkg/..."}},
+
 		// the lab runs contenders as processes: it sees no part
 		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
 		"perf/compare":               {code: []string{"perf", "perf/probe", "golang.org/x/perf/benchmath", "github.com/aclements/go-moremath/stats"}},
