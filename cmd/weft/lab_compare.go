@@ -104,6 +104,7 @@ func printComparison(w io.Writer, c *compare.Comparison, all bool) {
 		fmt.Fprintf(w, ", %d with too few rounds to tell: run with a larger --repeat", n)
 	}
 	fmt.Fprintln(w)
+	printStages(w, c, all)
 	for _, only := range []struct {
 		file string
 		rows []string
@@ -111,6 +112,25 @@ func printComparison(w io.Writer, c *compare.Comparison, all bool) {
 		if len(only.rows) > 0 {
 			fmt.Fprintf(w, "only in %s: %s\n", only.file, strings.Join(only.rows, "; "))
 		}
+	}
+}
+
+// printStages prints where a packet's nanoseconds moved.
+func printStages(w io.Writer, c *compare.Comparison, all bool) {
+	shown := 0
+	for _, s := range c.Stages {
+		if !all && (s.Verdict == compare.Same || s.Verdict == compare.TooFew) {
+			continue
+		}
+		if shown == 0 {
+			fmt.Fprintln(w)
+			row(w, "stage", "A", "B", "unit", "p", "")
+		}
+		shown++
+		row(w, s.Name(), figure(s.A.Median), figure(s.B.Median), "ns", optional("%.2g", s.P), s.Verdict)
+	}
+	if len(c.Stages) > 0 && shown == 0 {
+		fmt.Fprintf(w, "%d stages of lanes: no difference\n", len(c.Stages))
 	}
 }
 

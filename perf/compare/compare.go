@@ -37,6 +37,7 @@ type Comparison struct {
 	Method      string       `json:"method"`
 	Fingerprint []Difference `json:"fingerprint"` // what of host and rounds differs
 	Rows        []Row        `json:"rows"`
+	Stages      []Stage      `json:"stages"` // of userspace contenders, where both results have their times
 	OnlyA       []string     `json:"only_a"` // rows that the other result lacks
 	OnlyB       []string     `json:"only_b"`
 }
@@ -157,6 +158,7 @@ func Results(a, b *perf.Result, o Options) (*Comparison, error) {
 			c.OnlyA = append(c.OnlyA, rowKey(before))
 		}
 	}
+	c.Stages = stages(a, b, o.Alpha)
 	if controlled {
 		c.Method += ", by itself and relative to " + o.Control + " in the same round"
 	}
