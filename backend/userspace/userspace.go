@@ -19,6 +19,7 @@ import (
 	"weft/control"
 	"weft/dataplane"
 	"weft/internal/hostnet"
+	"weft/internal/wait"
 	"weft/packet"
 )
 
@@ -63,6 +64,9 @@ type failure struct {
 // New returns the constructor of a mode of this kind.
 func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 	return func(s backend.Settings) (backend.Backend, error) {
+		if err := wait.SlackTimers(); err != nil {
+			s.Log.Info("round trips take longer than they need to", zap.Error(err))
+		}
 		host, err := hostnet.New(s.Log)
 		if err != nil {
 			return nil, err

@@ -54,7 +54,7 @@ var (
 		// the engine names no part
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest"}},
 
-		"backend/userspace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/hostnet", unix, zap}},
+		"backend/userspace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/hostnet", "internal/wait", unix, zap}},
 		"backend/hostgw":      {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
 		"backend/kernelvxlan": {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
 
