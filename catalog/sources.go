@@ -36,7 +36,7 @@ func SourceByKind(kind string) (Source, bool) {
 
 // Built says what this build can do, for the configuration to hold files against.
 func Built() config.Built {
-	b := config.Built{DefaultMode: DefaultMode, Features: []string{config.FeatureEncryption, config.FeatureQueues}}
+	b := config.Built{DefaultMode: DefaultMode, Features: []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI}}
 	for _, m := range Modes {
 		b.Modes = append(b.Modes, m.Name)
 	}

@@ -130,7 +130,7 @@ func TestTexts(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, l, oracle{}) }()
+	go func() { done <- api.Serve(ctx, l, oracle{}, silent{}) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"net/http"
@@ -143,23 +144,25 @@ func TestReferenceExitCodes(t *testing.T) {
 }
 
 func TestReferenceAPI(t *testing.T) {
-	handler := api.Handler(silent{})
+	handler := api.Handler(silent{}, silent{})
 	rows := table(t, "## API")
 	for _, r := range rows {
 		method, path, _ := strings.Cut(r[0], " ")
 		w := httptest.NewRecorder()
-		handler.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+		handler.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader("{}")))
 		if w.Code != http.StatusOK {
 			t.Errorf("%s: %d", r[0], w.Code)
 		}
 	}
-	source, err := os.ReadFile("../../internal/api/server.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, m := range regexp.MustCompile(`"(GET /v1/[a-z]+)"`).FindAllStringSubmatch(string(source), -1) {
-		if !slices.Contains(column(rows, 0), m[1]) {
-			t.Errorf("%s is not in the table", m[1])
+	for _, file := range []string{"server.go", "podserver.go"} {
+		source, err := os.ReadFile("../../internal/api/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`"((GET|POST) /v1/[a-z/]+)"`).FindAllStringSubmatch(string(source), -1) {
+			if !slices.Contains(column(rows, 0), m[1]) {
+				t.Errorf("%s is not in the table", m[1])
+			}
 		}
 	}
 }
@@ -172,6 +175,14 @@ func (silent) Nodes() []api.Node   { return nil }
 func (silent) Peers() []api.Peer   { return nil }
 func (silent) Routes() []api.Route { return nil }
 func (silent) Lanes() []api.Lane   { return nil }
+func (silent) Attach(context.Context, api.AttachRequest) (api.AttachResult, error) {
+	return api.AttachResult{}, nil
+}
+func (silent) Detach(context.Context, api.DetachRequest) error { return nil }
+func (silent) Check(context.Context, api.CheckRequest) error   { return nil }
+func (silent) GC(context.Context, api.GCRequest) error         { return nil }
+func (silent) Pods() ([]api.Pod, error)                        { return nil, nil }
+func (silent) PodStatus() api.PodStatus                        { return api.PodStatus{} }
 
 // made marks what -update writes: all from here to the section's end.
 const made = "<!-- made by: go test ./cmd/weft -run Reference -update -->\n"

@@ -45,7 +45,7 @@ func serve(t *testing.T, path string) (stop func() error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, l, daemon{}) }()
+	go func() { done <- api.Serve(ctx, l, daemon{}, podless{}) }()
 	stop = func() error { cancel(); err := <-done; done <- err; return err }
 	t.Cleanup(func() { stop() })
 	return stop

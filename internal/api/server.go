@@ -79,8 +79,10 @@ func RemoveStale(path string) error {
 	return nil
 }
 
-// Serve answers what is asked of d on l until ctx ends.
-func Serve(ctx context.Context, l net.Listener, d Daemon) error { return ServeHTTP(ctx, l, Handler(d)) }
+// Serve answers what is asked of d and p on l until ctx ends.
+func Serve(ctx context.Context, l net.Listener, d Daemon, p Pods) error {
+	return ServeHTTP(ctx, l, Handler(d, p))
+}
 
 // ServeHTTP answers on l until ctx ends, then closes l and lets requests under way finish.
 func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
@@ -88,7 +90,7 @@ func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      10 * time.Second,
+		WriteTimeout:      time.Minute,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    16 << 10,
 	}
@@ -112,13 +114,14 @@ func ServeHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 }
 
 // Handler answers the requests listed in the package comment.
-func Handler(d Daemon) http.Handler {
+func Handler(d Daemon, p Pods) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, d.Status()) })
 	mux.HandleFunc("GET /v1/nodes", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Nodes())) })
 	mux.HandleFunc("GET /v1/peers", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Peers())) })
 	mux.HandleFunc("GET /v1/routes", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Routes())) })
 	mux.HandleFunc("GET /v1/stages", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Lanes())) })
+	handlePods(mux, p)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		send(w, http.StatusNotFound, failure{Error: fmt.Sprintf("no %s %s in this version", r.Method, r.URL.Path)})
 	})

@@ -83,7 +83,7 @@ var (
 		"internal/archtest":      {},
 		"internal/config":        {code: []string{"control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet", "internal/metrics", "internal/systemd",
+		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
 			"golang.org/x/sync/errgroup", unix, zap}, []string{"packet"}},
 		"internal/doctor":  {code: []string{"control", "internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
 		"internal/e2e":     {tests: []string{"catalog", "golang.org/x/crypto/blake2s", "control"}},
@@ -91,6 +91,7 @@ var (
 		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"internal/nettest": {code: []string{nl, netns, unix}},
+		"internal/pods":    {code: []string{"control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt"}},
 		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 		"internal/trace":   {code: []string{"dataplane", "packet", "internal/filter"}},

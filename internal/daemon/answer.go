@@ -11,6 +11,7 @@ import (
 	"weft/control"
 	"weft/dataplane"
 	"weft/internal/api"
+	"weft/internal/pods"
 )
 
 // What the API asks. Each answer is made of one look at the State and one at the backend.
@@ -61,6 +62,12 @@ func (d *Daemon) Status() api.Status {
 		s.Problems = append(s.Problems, api.Problem{Node: p.Node, Text: p.Text})
 	}
 	return s
+}
+
+// forPods is what attaching pods needs to know.
+func (d *Daemon) forPods() pods.Node {
+	s := d.Status()
+	return pods.Node{Prefixes: s.Prefixes, Network: s.Network, MTU: s.InnerMTU, Ready: s.Ready, Reason: s.Reason}
 }
 
 // Nodes lists the cluster, sorted by name.

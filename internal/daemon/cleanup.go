@@ -10,6 +10,7 @@ import (
 
 	"weft/internal/api"
 	"weft/internal/hostnet"
+	"weft/internal/pods"
 )
 
 // Cleanup removes what daemons left in this network namespace, in the state directory and of the
@@ -38,6 +39,11 @@ func Cleanup(stateDir, socket string, log *zap.Logger) (removed []string, err er
 		}
 	}
 	if err := os.Remove(filepath.Join(stateDir, LockFile)); err != nil {
+		errs = append(errs, fmt.Errorf("daemon: state_dir: %w", err))
+	}
+	if err := os.Remove(filepath.Join(stateDir, pods.File)); err == nil {
+		removed = append(removed, "file "+filepath.Join(stateDir, pods.File))
+	} else if !errors.Is(err, os.ErrNotExist) {
 		errs = append(errs, fmt.Errorf("daemon: state_dir: %w", err))
 	}
 	// Only where it is empty: keys are a person's.

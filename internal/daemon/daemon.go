@@ -21,6 +21,7 @@ import (
 	"weft/internal/config"
 	"weft/internal/hostnet"
 	"weft/internal/metrics"
+	"weft/internal/pods"
 	"weft/internal/systemd"
 )
 
@@ -92,8 +93,15 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 
 	me := self(cfg, b, log)
 
+	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, Node: d.forPods, Log: log})
+	if err != nil {
+		return errors.Join(err, b.Close())
+	}
+	defer attached.Close()
+
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return api.Serve(ctx, socket, d) })
+	group.Go(func() error { return api.Serve(ctx, socket, d, attached) })
+	group.Go(func() error { return attached.Run(ctx) })
 	if watched != nil {
 		group.Go(func() error { return metrics.Serve(ctx, watched, d) })
 	}

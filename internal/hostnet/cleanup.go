@@ -12,14 +12,15 @@ import (
 )
 
 // Cleanup removes everything that any weft left in this namespace: nftables tables and links whose names start
-// with LinkPrefix, the routes of Protocol in every table, the guards of the overlay's prefixes last, and the loopback
+// with LinkPrefix, its rules in others' forward chains, the routes of Protocol in every table, the guards of the overlay's prefixes last, and the loopback
 // device's addresses of Protocol. It returns what it removed, in words. On an error the rest is removed.
 func (h *Host) Cleanup() ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.prev = nil
 	removed, err := removeTables(h.ns)
-	errs := []error{err}
+	rules, rulesErr := removeRules(h.ns)
+	removed, errs := append(removed, rules...), []error{err, rulesErr}
 
 	links, err := dumpLinks(h.rt)
 	if err != nil {

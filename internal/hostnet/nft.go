@@ -38,3 +38,61 @@ func removeTables(ns netns.NsHandle) ([]string, error) {
 	}
 	return removed, errors.Join(errs...)
 }
+
+// ruleMark starts the comment of rules that weft puts into chains of others.
+const ruleMark = "weft "
+
+// RuleMark is the userdata of a rule of ours in a chain of others: a comment, as `nft list ruleset` shows it
+// (NFTNL_UDATA_RULE_COMMENT of libnftnl: type 0, length, text with its zero byte). OurRule knows it.
+func RuleMark(text string) []byte {
+	comment := append([]byte(ruleMark+text), 0)
+	return append([]byte{0, byte(len(comment))}, comment...)
+}
+
+// OurRule says whether a rule's userdata is a RuleMark.
+func OurRule(userdata []byte) bool {
+	return len(userdata) > 2 && userdata[0] == 0 && strings.HasPrefix(string(userdata[2:]), ruleMark)
+}
+
+// removeRules removes rules of ours from the forward chains of others, and returns them in words.
+func removeRules(ns netns.NsHandle) ([]string, error) {
+	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: open nftables: %w", err)
+	}
+	chains, err := conn.ListChains()
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: list nftables chains: %w%s", err, hint(err))
+	}
+	var removed []string
+	var errs []error
+	for _, c := range chains {
+		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward {
+			continue
+		}
+		rules, err := conn.GetRules(c.Table, c)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("hostnet: list rules of %s %s: %w", c.Table.Name, c.Name, err))
+			continue
+		}
+		n := 0
+		for _, r := range rules {
+			if OurRule(r.UserData) {
+				errs = append(errs, conn.DelRule(r))
+				n++
+			}
+		}
+		if n == 0 {
+			continue
+		}
+		if err := conn.Flush(); err != nil {
+			errs = append(errs, fmt.Errorf("hostnet: remove rules of %s %s: %w%s", c.Table.Name, c.Name, err, hint(err)))
+			continue
+		}
+		removed = append(removed, fmt.Sprintf("%d nftables rules in %s %s", n, c.Table.Name, c.Name))
+	}
+	return removed, errors.Join(errs...)
+}

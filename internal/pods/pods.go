@@ -1,0 +1,462 @@
+// Package pods attaches pods to the node: it gives out addresses, makes links, and keeps both over restarts, crashes
+// and what others do to the kernel.
+//
+//	routed   veth pair; the pod has host prefixes (/32, /128) and a link-local gateway (169.254.1.1, fe80::1) that it
+//	         need not ask for by ARP; the node has a route of protocol 87 per address
+//	bridge   the node's ends of the veth pairs are ports of the bridge "weftbr0", which holds the node's own address of
+//	         each prefix; the pod has the prefix's length and that address as its gateway
+//
+// Order keeps it whole: an attachment is written to the store before the kernel is touched, and forgotten after the
+// kernel has let go. So whatever the kernel holds is in the store, and one that was cut off is undone at the next
+// start, detach, GC or attach of the same name. All of an attachment in the kernel hangs on its link and goes with it.
+package pods
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"weft/internal/api"
+)
+
+// Styles of attachment.
+const (
+	Routed = "routed"
+	Bridge = "bridge"
+)
+
+// every is how often the kernel is compared with the store.
+const every = 5 * time.Second
+
+// Node is what attaching needs to know of the node. Slices are not changed.
+type Node struct {
+	Prefixes []netip.Prefix // the node's own
+	Network  []netip.Prefix // the overlay's
+	MTU      int            // of pods, bytes
+	Ready    bool
+	Reason   string // why it is not ready
+}
+
+// Options say how to attach.
+type Options struct {
+	StateDir   string
+	Attach     string // Routed or Bridge
+	Masquerade bool
+	Node       func() Node // cheap, from any goroutine
+	Log        *zap.Logger
+}
+
+// Manager attaches pods to one network namespace, that of the thread which called New. Safe for concurrent use.
+type Manager struct {
+	o     Options
+	store *store
+	ns    netns.NsHandle
+	rt    *netlink.Handle
+	inode uint64 // of the node's own namespace
+
+	mu    sync.Mutex
+	locks map[string]*lock // by attachment
+	shape sync.Mutex       // held while the bridge or the firewall is made
+}
+
+var _ api.Pods = (*Manager)(nil)
+
+// New opens the store and undoes what an earlier daemon was in the middle of.
+func New(o Options) (*Manager, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{o: o, locks: map[string]*lock{}}
+	if m.ns, err = netns.Get(); err != nil {
+		return nil, fmt.Errorf("pods: open the network namespace: %w", err)
+	}
+	if m.inode, err = inode(fmt.Sprintf("/proc/self/fd/%d", int(m.ns))); err != nil {
+		return nil, errors.Join(err, m.ns.Close())
+	}
+	if m.rt, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, errors.Join(fmt.Errorf("pods: open netlink: %w", err), m.ns.Close())
+	}
+	if m.store, err = openStore(filepath.Join(o.StateDir, File), boot); err != nil {
+		m.rt.Close()
+		return nil, errors.Join(err, m.ns.Close())
+	}
+	if err := m.recover(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// Close lets go of the store; pods stay attached.
+func (m *Manager) Close() error {
+	m.rt.Close()
+	return errors.Join(m.store.close(), m.ns.Close())
+}
+
+// Run keeps the kernel as the store says until ctx ends: rules, bridge, routes that somebody removed, and pods whose
+// namespace is gone.
+func (m *Manager) Run(ctx context.Context) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	said := ""
+	for {
+		if err := m.tend(); err != nil && err.Error() != said {
+			said = err.Error()
+			m.o.Log.Error("pods are not kept as they should be, trying again", zap.Error(err), zap.Duration("in", every))
+		} else if err == nil {
+			said = ""
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (m *Manager) tend() error {
+	errs := []error{m.sweep()}
+	if n := m.o.Node(); n.Ready {
+		errs = append(errs, m.prepare(n), m.repair())
+	}
+	return errors.Join(errs...)
+}
+
+// prepare makes what all pods share.
+func (m *Manager) prepare(n Node) error {
+	m.shape.Lock()
+	defer m.shape.Unlock()
+	var err error
+	if m.o.Attach == Bridge {
+		_, err = m.bridge(n)
+	}
+	return errors.Join(err, m.firewall(n))
+}
+
+// lock is held by who works on one attachment.
+type lock struct {
+	sync.Mutex
+	wanted int
+}
+
+func (m *Manager) lock(key string) (unlock func()) {
+	m.mu.Lock()
+	l := m.locks[key]
+	if l == nil {
+		l = &lock{}
+		m.locks[key] = l
+	}
+	l.wanted++
+	m.mu.Unlock()
+	l.Lock()
+	return func() {
+		l.Unlock()
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if l.wanted--; l.wanted == 0 {
+			delete(m.locks, key)
+		}
+	}
+}
+
+// hostName is the name of the node's end of an attachment's link: "weft" and 11 hexadecimal digits.
+func hostName(key string) string {
+	sum := sha256.Sum256([]byte(key))
+	return "weft" + hex.EncodeToString(sum[:])[:11]
+}
+
+// podLink says whether a link has such a name.
+func podLink(name string) bool {
+	digits, ok := strings.CutPrefix(name, "weft")
+	return ok && len(digits) == 11 && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+func wrongName(network, container, ifname string) error {
+	for what, s := range map[string]string{"network": network, "container_id": container, "ifname": ifname} {
+		if s == "" || strings.ContainsRune(s, 0) {
+			return coded(api.CodeInvalid, "%s %q is not a name", what, s)
+		}
+	}
+	if len(ifname) > 15 || ifname == "." || ifname == ".." || strings.ContainsAny(ifname, "/: \t\n\v\f\r") {
+		return coded(api.CodeInvalid, "ifname %q is not an interface name: at most 15 bytes without '/', ':' and spaces", ifname)
+	}
+	return nil
+}
+
+// Attach attaches a pod. On an error nothing of it is left.
+func (m *Manager) Attach(_ context.Context, q api.AttachRequest) (api.AttachResult, error) {
+	var none api.AttachResult
+	n := m.o.Node()
+	asked, mac, err := m.understand(q, n)
+	if err != nil {
+		return none, err
+	}
+	ns, number, err := openNetns(q.Netns)
+	if err != nil {
+		return none, err
+	}
+	defer ns.Close()
+	if number == m.inode {
+		return none, coded(api.CodeInvalid, "%s is the node's own network namespace: a pod needs one of its own", q.Netns)
+	}
+	k := key(q.Network, q.ContainerID, q.IfName)
+	defer m.lock(k)()
+	old, err := m.store.get(k)
+	if err != nil {
+		return none, err
+	}
+	if old != nil && old.Result != nil && old.Inode == number {
+		if err := m.intact(old, q, asked); err != nil {
+			return none, err
+		}
+		return *old.Result, nil
+	}
+	if old != nil { // cut off, or of a namespace that is gone
+		if err := m.undo(old); err != nil {
+			return none, err
+		}
+	}
+	if err := m.prepare(n); err != nil {
+		return none, err
+	}
+	r := &record{Network: q.Network, ContainerID: q.ContainerID, IfName: q.IfName, Netns: q.Netns, Inode: number,
+		PodNamespace: q.PodNamespace, PodName: q.PodName, MAC: mac.String(), Bridged: m.o.Attach == Bridge, Since: time.Now().UTC()}
+	if len(q.Delegated) > 0 {
+		r.Delegated = true
+		for _, d := range q.Delegated {
+			r.Addrs = append(r.Addrs, d.Address.Addr())
+		}
+		err = m.store.finish(r)
+	} else {
+		err = m.store.reserve(r, asked, n.Prefixes)
+	}
+	if err != nil {
+		return none, err
+	}
+	result, err := m.connect(r, q, n, ns, mac)
+	if err == nil {
+		r.Result = &result
+		err = m.store.finish(r)
+	}
+	if err != nil {
+		return none, errors.Join(err, m.undo(r))
+	}
+	return result, nil
+}
+
+// intact says whether an attachment is what is asked for once more.
+func (m *Manager) intact(r *record, q api.AttachRequest, asked []netip.Addr) error {
+	for _, a := range asked {
+		if !slices.Contains(r.Addrs, a) {
+			return coded(api.CodeExists, "the interface is attached already, with %v and not %s: detach it first", r.Addrs, a)
+		}
+	}
+	if q.MAC != "" && !strings.EqualFold(q.MAC, r.MAC) {
+		return coded(api.CodeExists, "the interface is attached already, with MAC %s: detach it first", r.MAC)
+	}
+	if err := m.verify(r); err != nil {
+		return coded(api.CodeExists, "the interface is attached already, but not as it was: %v: detach it first", err)
+	}
+	return nil
+}
+
+// Detach takes an attachment away and gives its addresses back. One that is not there is no error.
+func (m *Manager) Detach(_ context.Context, q api.DetachRequest) error {
+	if err := wrongName(q.Network, q.ContainerID, q.IfName); err != nil {
+		return err
+	}
+	k := key(q.Network, q.ContainerID, q.IfName)
+	defer m.lock(k)()
+	r, err := m.store.get(k)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return m.removeLink(hostName(k)) // the store may have been lost
+	}
+	return m.undo(r)
+}
+
+// undo takes an attachment out of the kernel and then out of the store. The caller holds its lock.
+func (m *Manager) undo(r *record) error {
+	if err := m.removeLink(hostName(r.key())); err != nil {
+		return err
+	}
+	return m.store.free(r)
+}
+
+// Check compares an attachment with the kernel and with what is expected.
+func (m *Manager) Check(_ context.Context, q api.CheckRequest) error {
+	if err := wrongName(q.Network, q.ContainerID, q.IfName); err != nil {
+		return err
+	}
+	k := key(q.Network, q.ContainerID, q.IfName)
+	defer m.lock(k)()
+	r, err := m.store.get(k)
+	switch {
+	case err != nil:
+		return err
+	case r == nil || r.Result == nil:
+		return coded(api.CodeNotFound, "container %s has no interface %s of network %s", q.ContainerID, q.IfName, q.Network)
+	}
+	if q.Netns != "" {
+		ns, number, err := openNetns(q.Netns)
+		if err != nil {
+			return err
+		}
+		ns.Close()
+		if number != r.Inode {
+			return coded(api.CodeMismatch, "the interface was attached to another namespace than %s", q.Netns)
+		}
+	}
+	for _, ip := range q.Expect.IPs {
+		if !slices.Contains(r.Result.IPs, ip) {
+			return coded(api.CodeMismatch, "address %s is expected; the pod has %v", ip.Address, r.Addrs)
+		}
+	}
+	if e := q.Expect.PodInterface; e.MAC != "" && !strings.EqualFold(e.MAC, r.MAC) {
+		return coded(api.CodeMismatch, "MAC %s is expected; the pod has %s", e.MAC, r.MAC)
+	}
+	if e := q.Expect.MTU; e != 0 && e != r.Result.MTU {
+		return coded(api.CodeMismatch, "MTU %d is expected; the pod has %d", e, r.Result.MTU)
+	}
+	return m.verify(r)
+}
+
+// GC takes away the attachments of a network that are not named as valid, and links that no attachment has.
+func (m *Manager) GC(_ context.Context, q api.GCRequest) error {
+	valid := map[api.Attachment]bool{}
+	for _, a := range q.Valid {
+		valid[a] = true
+	}
+	all, err := m.store.all()
+	errs := []error{err}
+	for _, r := range all {
+		if r.Network == q.Network && !valid[api.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}] {
+			errs = append(errs, m.undoIf(r, func(*record) bool { return true }))
+		}
+	}
+	return errors.Join(append(errs, m.strays())...)
+}
+
+// undoIf undoes an attachment if it is still there and still to go.
+func (m *Manager) undoIf(r *record, still func(*record) bool) error {
+	defer m.lock(r.key())()
+	now, err := m.store.get(r.key())
+	if err != nil || now == nil || !still(now) {
+		return err
+	}
+	return m.undo(now)
+}
+
+// recover undoes what was cut off. Nobody is served yet.
+func (m *Manager) recover() error {
+	all, err := m.store.all()
+	errs := []error{err}
+	for _, r := range all {
+		if r.Result == nil {
+			m.o.Log.Warn("undoing an attach that was cut off", zap.String("container", r.ContainerID))
+			errs = append(errs, m.undo(r))
+		}
+	}
+	return errors.Join(append(errs, m.strays())...)
+}
+
+// strays removes pods' links that are not in the store. A link is made with its attachment's lock held and the record
+// written, so that one that is looked up under the same order is a stray for sure.
+func (m *Manager) strays() error {
+	links, err := m.podLinks()
+	if err != nil {
+		return err
+	}
+	all, err := m.store.all() // after the links: a link seen has its record by now, or had it
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, r := range all {
+		known[hostName(r.key())] = true
+	}
+	var errs []error
+	for _, name := range links {
+		if !known[name] {
+			m.o.Log.Warn("removing a pod's link that belongs to no pod", zap.String("device", name))
+			errs = append(errs, m.removeLink(name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sweep gives back what pods had whose namespace is gone: its path leads nowhere or to another one, and the link has
+// gone with it. A path alone does not tell: a namespace lives on in the processes inside.
+func (m *Manager) sweep() error {
+	all, err := m.store.all()
+	errs := []error{err}
+	for _, r := range all {
+		if r.Result != nil && m.dead(r) {
+			m.o.Log.Info("a pod's namespace is gone, giving its addresses back", zap.String("container", r.ContainerID),
+				zap.Stringers("addresses", r.Addrs))
+			errs = append(errs, m.undoIf(r, func(now *record) bool { return now.Result != nil && m.dead(now) }))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) dead(r *record) bool {
+	number, err := inode(r.Netns)
+	if err == nil && number == r.Inode || err != nil && !errors.Is(err, os.ErrNotExist) {
+		return false
+	}
+	_, err = m.rt.LinkByName(hostName(r.key()))
+	return errors.As(err, &netlink.LinkNotFoundError{})
+}
+
+// Pods lists what is attached.
+func (m *Manager) Pods() ([]api.Pod, error) {
+	all, err := m.store.all()
+	var list []api.Pod
+	for _, r := range all {
+		list = append(list, api.Pod{Network: r.Network, ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns,
+			PodNamespace: r.PodNamespace, PodName: r.PodName, HostInterface: hostName(r.key()), IPs: slices.Concat([]netip.Addr{}, r.Addrs),
+			MAC: r.MAC, Attached: r.Result != nil, Since: r.Since})
+	}
+	return list, err
+}
+
+// PodStatus says whether pods can be attached.
+func (m *Manager) PodStatus() api.PodStatus {
+	n := m.o.Node()
+	err := ready(n)
+	if err == nil {
+		err = m.store.exhausted(n.Prefixes)
+	}
+	var e *api.Error
+	switch {
+	case err == nil:
+		return api.PodStatus{Ready: true}
+	case errors.As(err, &e):
+		return api.PodStatus{Code: e.Code, Reason: e.Text}
+	}
+	return api.PodStatus{Code: api.CodeFailed, Reason: err.Error()}
+}
+
+func ready(n Node) error {
+	if !n.Ready || len(n.Prefixes) == 0 {
+		return coded(api.CodeUnavailable, "the node is not ready for pods: %s: try again", n.Reason)
+	}
+	return nil
+}
