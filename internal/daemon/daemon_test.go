@@ -315,7 +315,7 @@ func TestOneDaemonAtATime(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if removed, err := clean(); err != nil || len(removed) != 1 || removed[0] != "directory "+r.cfg.StateDir {
+	if removed, err := clean(); err != nil || len(removed) != 2 || removed[1] != "directory "+r.cfg.StateDir {
 		t.Errorf("cleanup: %q, %v", removed, err)
 	}
 	if removed, err := clean(); err != nil || len(removed) != 0 {

@@ -130,7 +130,10 @@ func (m *Manager) Run(ctx context.Context) error {
 
 func (m *Manager) tend() error {
 	errs := []error{m.sweep()}
-	if n := m.o.Node(); n.Ready {
+	all, err := m.store.all()
+	errs = append(errs, err)
+	// A node without pods needs none of it: connection tracking, which masquerading brings, costs.
+	if n := m.o.Node(); n.Ready && len(all) > 0 {
 		errs = append(errs, m.prepare(n), m.repair())
 	}
 	return errors.Join(errs...)

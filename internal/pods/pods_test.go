@@ -136,7 +136,7 @@ func TestAttach(t *testing.T) {
 				reach(t, x, to)                                                // pod to pod
 				reach(t, y, from)                                              //
 				reach(t, r.host, to)                                           // node to its own pod
-				reach(t, x, outside(to.Is6()))                        // outside, which knows no way back but to the node
+				reach(t, x, outside(to.Is6()))                                 // outside, which knows no way back but to the node
 				reach(t, x, a.IPs[i].Gateway.WithZone(zone(a.IPs[i].Gateway))) // the gateway answers
 			}
 			r.restart() // pods stay
