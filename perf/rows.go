@@ -36,9 +36,11 @@ func cost(samples []*sample) CPU {
 		c.Processes[name] = middle(func(s *sample) float64 { return s.processes[name] })
 	}
 	if carriesStream(samples[0].result) {
-		c.SecondsPerGigabyte = middle(func(s *sample) float64 { return per(s, float64(s.result.Bytes)/1e9) })
+		c.CostSamples = each(samples, func(s *sample) float64 { return per(s, float64(s.result.Bytes)/1e9) })
+		c.SecondsPerGigabyte = Median(c.CostSamples)
 	} else {
-		c.NanosecondsPerPacket = middle(func(s *sample) float64 { return per(s, packets(s.result)) * 1e9 })
+		c.CostSamples = each(samples, func(s *sample) float64 { return per(s, packets(s.result)) * 1e9 })
+		c.NanosecondsPerPacket = Median(c.CostSamples)
 	}
 	return c
 }

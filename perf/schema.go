@@ -72,6 +72,8 @@ type CPU struct {
 	// Whole machine, all kinds, by what was carried. A test has the one that suits it.
 	SecondsPerGigabyte   float64 `json:"seconds_per_gigabyte,omitempty"`   // of payload, 10^9 bytes
 	NanosecondsPerPacket float64 `json:"nanoseconds_per_packet,omitempty"` // delivered
+
+	CostSamples []float64 `json:"cost_samples,omitempty"` // whichever of the two it has, by sample, in the order of the rounds
 }
 
 // Balance is one account of packets: of a lane, or of everything between two generators.

@@ -24,7 +24,7 @@ func newLabCommand() *cobra.Command {
 work, and says what each costs: throughput, latency, packet rates, processor time, lost packets.
 It needs root. It touches only namespaces it made and leaves nothing behind.`,
 	}
-	cmd.AddCommand(newLabRunCommand(), newLabCompareCommand(), newLabScenariosCommand(), newLabContendersCommand(), newLabTestsCommand(), newLabCleanCommand(),
+	cmd.AddCommand(newLabRunCommand(), newLabReportCommand(), newLabCompareCommand(), newLabScenariosCommand(), newLabContendersCommand(), newLabTestsCommand(), newLabCleanCommand(),
 		newLabWireguardGoCommand())
 	return cmd
 }
@@ -53,7 +53,7 @@ A contender is a name of 'weft lab contenders', or a name + "+" + cipher. A test
 'weft lab tests' with its parameters behind colons: udp-rate:size=1024:family=6. size=all stands
 for the sizes ` + sizeList() + `.
 
-Results go to the folder --out: result.json, result.csv and table.txt. Without --out and without
+Results go to the folder --out: report.html (to look at), result.json, result.csv and table.txt. Without --out and without
 --json that is a new folder weft-lab-<date>-<time> here.`,
 		Example: `  weft lab run
   weft lab run --scenario encryption --repeat 10
@@ -74,7 +74,7 @@ Results go to the folder --out: result.json, result.csv and table.txt. Without -
 	flags.IntVar(&f.family, "family", 4, "IP version of tests that do not say their own, 4 or 6")
 	flags.IntVar(&f.plan.Queues, "queues", 0, "queue pairs of userspace contenders; 0 = by cores")
 	flags.StringVar(&f.json, "json", "", "write the result to this file")
-	flags.StringVar(&f.out, "out", "", "write result.json, result.csv and table.txt to this folder")
+	flags.StringVar(&f.out, "out", "", "write report.html, result.json, result.csv and table.txt to this folder")
 	f.format = formatFlag(cmd)
 	return cmd
 }

@@ -79,7 +79,7 @@ func TestWriteResult(t *testing.T) {
 	if !strings.Contains(out.String(), "it fell over") || !strings.Contains(notes.String(), dir) {
 		t.Errorf("printed %q and noted %q", out.String(), notes.String())
 	}
-	for _, name := range []string{"r.json", "result.json", "result.csv", "table.txt"} {
+	for _, name := range []string{"r.json", "result.json", "result.csv", "table.txt", "report.html"} {
 		if data, err := os.ReadFile(filepath.Join(dir, name)); err != nil || len(data) == 0 {
 			t.Errorf("%s: %d bytes, %v", name, len(data), err)
 		}
@@ -104,5 +104,55 @@ func TestProgressInAPipe(t *testing.T) {
 	p.end()
 	if s := b.String(); !slices.Equal(strings.Split(s, "\r\x1b[K"), []string{"", "[1/2] warm-up, about 0s left", ""}) {
 		t.Errorf("on a terminal wrote %q", s)
+	}
+}
+
+// TestLabReport makes the page of the published example, and refuses what is no result.
+func TestLabReport(t *testing.T) {
+	dir := t.TempDir()
+	page := filepath.Join(dir, "page.html")
+	report := func(args ...string) (string, error) {
+		cmd := newLabReportCommand()
+		var out bytes.Buffer
+		cmd.SetOut(&out)
+		cmd.SetErr(&out)
+		cmd.SetArgs(args)
+		err := cmd.Execute()
+		return out.String(), err
+	}
+	const example = "../../perf/testdata/result.json"
+	if out, err := report(example, "-o", page); err != nil || !strings.Contains(out, page) {
+		t.Fatalf("%q, %v", out, err)
+	}
+	written, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := report(example, "-o", "-"); err != nil || out != string(written) || !strings.Contains(out, "<svg") {
+		t.Errorf("printed %d bytes and wrote %d: %v", len(out), len(written), err)
+	}
+	if out, err := report(example, "-o", "json"); err != nil || !strings.Contains(out, `"weft.lab/1"`) {
+		t.Errorf("as JSON %q, %v", out, err)
+	}
+	for name, text := range map[string]string{"no.json": "{", "old.json": `{"schema": "weft.lab/0"}`} {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var usage usageError
+		if _, err := report(file, "-o", page); !errors.As(err, &usage) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+// TestReproduce: the command is what was typed, without where results go.
+func TestReproduce(t *testing.T) {
+	cmd := newLabRunCommand()
+	if err := cmd.ParseFlags([]string{"--json", "x", "--out", "y", "-o", "json", "--repeat=7", "--contenders", "bare,tun"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := reproduce(cmd.Flags()); !slices.Equal(got, []string{"weft", "lab", "run", "--contenders", "bare,tun", "--repeat", "7"}) {
+		t.Errorf("reproduce with %q", got)
 	}
 }

@@ -37,9 +37,10 @@ func (f *labFlags) write(cmd *cobra.Command, r *perf.Result) error {
 		writeFile(filepath.Join(f.out, "result.json"), asJSON),
 		writeFile(filepath.Join(f.out, "result.csv"), func(w io.Writer) error { return report.CSV(w, r) }),
 		writeFile(filepath.Join(f.out, "table.txt"), func(w io.Writer) error { return report.Table(w, r) }),
+		writeFile(filepath.Join(f.out, "report.html"), func(w io.Writer) error { return report.HTML(w, r) }),
 	)
 	if err == nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "results: %s\n", f.out)
+		fmt.Fprintf(cmd.ErrOrStderr(), "results: %s\nreport:  %s\n", f.out, filepath.Join(f.out, "report.html"))
 	}
 	return err
 }

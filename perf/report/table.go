@@ -1,5 +1,9 @@
-// Package report shows results of the lab: tables for people, CSV for programs. JSON is the Result
+// Package report shows results of the lab: a page to look at, tables for people, CSV for programs. JSON is the Result
 // itself.
+//
+// The page's drawings are small SVG made here and not by a plotting library: gonum/plot's vgsvg writes colours, fonts and
+// sizes into every element, so a style sheet cannot turn them for the dark, for print or for a narrow screen, and it has
+// no title, description or role for a screen reader.
 package report
 
 import (
@@ -40,6 +44,7 @@ func Table(w io.Writer, r *perf.Result) error {
 
 // group is the rows of one test with the same parameters.
 type group struct {
+	test       string
 	title      string
 	metrics    []string // in their order; the first is the main one
 	contenders []string
@@ -53,7 +58,7 @@ func groups(rows []perf.Row) []*group {
 		i := slices.IndexFunc(list, func(g *group) bool { return g.title == title })
 		if i < 0 {
 			i = len(list)
-			list = append(list, &group{title: title, rows: map[[2]string]perf.Row{}})
+			list = append(list, &group{test: r.Test, title: title, rows: map[[2]string]perf.Row{}})
 		}
 		g := list[i]
 		if !slices.Contains(g.metrics, r.Metric) {
@@ -156,22 +161,13 @@ func (g *group) scale(metric string) scale {
 	return scaleOf(unit, largest)
 }
 
-// ratio compares a row with the baseline round by round: the samples of one round were taken next
-// to each other, so what drifted on the machine is in both.
+// ratio is the two cells that compare a row with the baseline.
 func (g *group) ratio(r perf.Row) []any {
-	base := g.main(baseline)
-	if len(base.Samples) != len(r.Samples) {
+	ratio, ok := ratioOf(r.Samples, g.main(baseline).Samples)
+	if !ok {
 		return []any{"", ""}
 	}
-	ratios := make([]float64, len(r.Samples))
-	for i := range ratios {
-		if base.Samples[i] == 0 {
-			return []any{"", ""}
-		}
-		ratios[i] = r.Samples[i] / base.Samples[i]
-	}
-	low, high := perf.Interval(ratios)
-	return []any{digits(perf.Median(ratios)), between(low, high)}
+	return []any{digits(ratio.median), between(ratio.low, ratio.high)}
 }
 
 // between names the columns of intervals.
