@@ -59,7 +59,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not supported on this 
 	}
 	root.AddCommand(
 		newDaemonCommand(), newConfigCommand(), newStatusCommand(), newNodesCommand(), newPeersCommand(), newRoutesCommand(),
-		newStagesCommand(), newNetworkCommand(), newKeysCommand(), newDoctorCommand(), newCleanupCommand(), newVersionCommand(), newLabCommand(), newBenchCommand(), newManCommand(),
+		newStagesCommand(), newNetworkCommand(), newKeysCommand(), newDoctorCommand(), newCleanupCommand(), newCNICommand(), newVersionCommand(), newLabCommand(), newBenchCommand(), newManCommand(),
 	)
 	addCompletions(root)
 	return root

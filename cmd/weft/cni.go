@@ -1,0 +1,283 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"debug/buildinfo"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weft/internal/api"
+	"weft/internal/config"
+)
+
+// The plugin's binary and configuration, as container runtimes look for them.
+const (
+	pluginName   = "weft-cni"
+	pluginModule = "weft/cnibin" // as the binary itself says
+	conflistName = "10-weft.conflist"
+	binDirectory = "/opt/cni/bin"
+	confDir      = "/etc/cni/net.d"
+)
+
+// newCNICommand is `weft cni`.
+func newCNICommand() *cobra.Command {
+	c := &cobra.Command{Use: "cni", Short: "The CNI plugin, through which container runtimes attach pods"}
+	c.AddCommand(newCNIInstallCommand(), newCNIUninstallCommand())
+	return c
+}
+
+// cniReport is what install and uninstall print.
+type cniReport struct {
+	Written []string `json:"written"`
+	Removed []string `json:"removed"`
+	Notes   []string `json:"notes"` // what an operator should know
+}
+
+func (r cniReport) print(c *cobra.Command, form format) error {
+	for _, list := range []*[]string{&r.Written, &r.Removed, &r.Notes} {
+		if *list == nil {
+			*list = []string{}
+		}
+	}
+	return show(c.OutOrStdout(), form, r, func(w io.Writer) {
+		for _, f := range r.Written {
+			fmt.Fprintln(w, "wrote", f)
+		}
+		for _, f := range r.Removed {
+			fmt.Fprintln(w, "removed", f)
+		}
+		for _, n := range r.Notes {
+			fmt.Fprintln(w, "note:", n)
+		}
+		if len(r.Written)+len(r.Removed) == 0 {
+			fmt.Fprintln(w, "nothing to do")
+		}
+	})
+}
+
+func newCNIInstallCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "install",
+		Short: "Set up the CNI plugin for the container runtimes of this node",
+		Long: `Copy weft-cni into the runtimes' directory of plugins, by rename, so that it may be in use; then,
+once the daemon can attach pods, write ` + conflistName + ` with the plugins of --chain behind it. Runtimes take a
+node for ready for pods as soon as that file is there. It is harmless to repeat.`,
+		Example: "  weft cni install --wait 5m\n  weft cni install --bin-dir /usr/lib/cni --chain portmap",
+		Args:    cobra.NoArgs,
+	}
+	bin, conf := cniFlags(c)
+	plugin := c.Flags().String("plugin", "", `the weft-cni to copy ("" = beside this command)`)
+	chain := c.Flags().StringSlice("chain", []string{"portmap", "bandwidth"}, `plugins to run after it ("" = none): portmap, bandwidth`)
+	wait := c.Flags().Duration("wait", 0, "how long to wait for the daemon to be ready for pods")
+	socket, form := socketFlag(c), formatFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		list, err := conflist(*socket, *chain)
+		if err != nil {
+			return usageError{err}
+		}
+		for _, p := range *chain {
+			if _, err := os.Stat(filepath.Join(*bin, p)); err != nil {
+				return fmt.Errorf("plugin %s of --chain: %w: install the reference plugins (Debian: containernetworking-plugins, in /usr/lib/cni), or leave it out of --chain", p, err)
+			}
+		}
+		from := *plugin
+		if from == "" {
+			self, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find this command's directory: %w: say where weft-cni is by --plugin", err)
+			}
+			from = filepath.Join(filepath.Dir(self), pluginName)
+		}
+		if !isPlugin(from) {
+			return fmt.Errorf("%s is not the plugin weft-cni: build it by `make build`, or say where it is by --plugin", from)
+		}
+		data, err := os.ReadFile(from)
+		if err != nil {
+			return fmt.Errorf("read the plugin: %w", err)
+		}
+		var r cniReport
+		if err := r.write(filepath.Join(*bin, pluginName), data, 0o755); err != nil {
+			return err
+		}
+		if err := waitForPods(c.Context(), *socket, *wait); err != nil {
+			return errors.Join(r.print(c, *form), err)
+		}
+		if err := r.write(filepath.Join(*conf, conflistName), list, 0o644); err != nil {
+			return err
+		}
+		r.noteEarlier(*conf)
+		return r.print(c, *form)
+	}
+	return c
+}
+
+func newCNIUninstallCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "uninstall",
+		Short: "Take the CNI plugin away from this node",
+		Long: `Remove ` + conflistName + ` where it names weft-cni, then the plugin where it is weft's: files of others of
+the same names stay. Pods that are attached stay so, but their runtime can only detach them while the
+plugin is there: drain the node first.`,
+		Args: cobra.NoArgs,
+	}
+	bin, conf := cniFlags(c)
+	form := formatFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		var r cniReport
+		err := errors.Join(r.remove(filepath.Join(*conf, conflistName), isConflist), r.remove(filepath.Join(*bin, pluginName), isPlugin))
+		return errors.Join(r.print(c, *form), err)
+	}
+	return c
+}
+
+func cniFlags(c *cobra.Command) (bin, conf *string) {
+	bin = c.Flags().String("bin-dir", binDirectory, "where the runtimes have their plugins")
+	conf = c.Flags().String("conf-dir", confDir, "where the runtimes have their network configurations")
+	return bin, conf
+}
+
+// conflist is the configuration for the runtimes. Those whose library knows cniVersions take the
+// newest, older ones cniVersion.
+func conflist(socket string, chain []string) ([]byte, error) {
+	own := map[string]any{"type": pluginName, "capabilities": map[string]bool{"ips": true, "mac": true}}
+	if socket != config.DefaultSocket {
+		own["socket"] = socket
+	}
+	plugins := []any{own}
+	for _, p := range chain {
+		switch p {
+		case "portmap":
+			plugins = append(plugins, map[string]any{"type": p, "snat": true, "capabilities": map[string]bool{"portMappings": true}})
+		case "bandwidth":
+			plugins = append(plugins, map[string]any{"type": p, "capabilities": map[string]bool{"bandwidth": true}})
+		default:
+			return nil, fmt.Errorf("--chain %s: write portmap, bandwidth or both; for others edit the file", p)
+		}
+	}
+	text, err := json.MarshalIndent(struct {
+		CNIVersion  string   `json:"cniVersion"`
+		CNIVersions []string `json:"cniVersions"`
+		Name        string   `json:"name"`
+		Plugins     []any    `json:"plugins"`
+	}{"1.0.0", []string{"1.0.0", "1.1.0"}, "weft", plugins}, "", "  ")
+	return append(text, '\n'), err
+}
+
+// waitForPods returns once the daemon can attach pods. It asks at least once.
+func waitForPods(ctx context.Context, socket string, patience time.Duration) error {
+	deadline := time.Now().Add(patience)
+	for {
+		s, err := ask(ctx, socket, (*api.Client).PodStatus)
+		if err == nil && s.Ready {
+			return nil
+		}
+		if err == nil {
+			err = fmt.Errorf("the daemon cannot attach pods: %s", s.Reason)
+		}
+		if !time.Now().Before(deadline) {
+			return fmt.Errorf("%s is not written: %w; --wait waits for it", conflistName, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// write puts a file in place by rename, where it is not there as it should be.
+func (r *cniReport) write(file string, data []byte, mode fs.FileMode) (err error) {
+	if had, err := os.ReadFile(file); err == nil && bytes.Equal(had, data) {
+		if info, err := os.Stat(file); err == nil && info.Mode().Perm() == mode {
+			return nil
+		}
+	}
+	dir := filepath.Dir(file)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make the directory: %w", err)
+	}
+	// Runtimes read every *.conflist and *.conf of the directory: a half written one must not look so.
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(file)+".*.tmp")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(tmp.Name())
+			err = fmt.Errorf("write %s: %w", file, err)
+		}
+	}()
+	_, err = tmp.Write(data)
+	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), file); err != nil {
+		return err
+	}
+	r.Written = append(r.Written, file)
+	return nil
+}
+
+// remove removes a file that is ours.
+func (r *cniReport) remove(file string, ours func(string) bool) error {
+	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if !ours(file) {
+		r.Notes = append(r.Notes, file+" is not weft's, and stays")
+		return nil
+	}
+	if err := os.Remove(file); err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	r.Removed = append(r.Removed, file)
+	return nil
+}
+
+// noteEarlier tells of configurations that runtimes take instead of ours: the first by name.
+func (r *cniReport) noteEarlier(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		r.Notes = append(r.Notes, err.Error())
+	}
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); slices.Contains([]string{".conf", ".conflist", ".json"}, ext) && e.Name() < conflistName {
+			r.Notes = append(r.Notes, fmt.Sprintf("%s comes before %s: runtimes take it instead", filepath.Join(dir, e.Name()), conflistName))
+		}
+	}
+}
+
+// isPlugin says whether a file is a weft-cni, by what the Go toolchain has written into it.
+func isPlugin(file string) bool {
+	info, err := buildinfo.ReadFile(file)
+	return err == nil && info.Path == pluginModule
+}
+
+// isConflist says whether a network configuration names weft-cni.
+func isConflist(file string) bool {
+	data, err := os.ReadFile(file)
+	var list struct {
+		Plugins []struct {
+			Type string `json:"type"`
+		} `json:"plugins"`
+	}
+	if err != nil || json.Unmarshal(data, &list) != nil {
+		return false
+	}
+	return slices.ContainsFunc(list.Plugins, func(p struct {
+		Type string `json:"type"`
+	}) bool {
+		return p.Type == pluginName
+	})
+}
