@@ -58,7 +58,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not supported on this 
 		SilenceErrors: true,
 	}
 	root.AddCommand(
-		newDaemonCommand(), newConfigCommand(), newStatusCommand(), newNodesCommand(), newPeersCommand(), newRoutesCommand(),
+		newDaemonCommand(), newConfigCommand(), newStatusCommand(), newNodesCommand(), newPeersCommand(), newRoutesCommand(), newPodsCommand(),
 		newStagesCommand(), newNetworkCommand(), newKeysCommand(), newDoctorCommand(), newCleanupCommand(), newCNICommand(), newVersionCommand(), newLabCommand(), newBenchCommand(), newManCommand(),
 	)
 	addCompletions(root)

@@ -85,6 +85,22 @@ func newRoutesCommand() *cobra.Command {
 		})
 }
 
+// newPodsCommand is `weft pods`.
+func newPodsCommand() *cobra.Command {
+	return newListCommand("pods", "What is attached to this node", (*api.Client).Pods,
+		[]any{"NETWORK", "CONTAINER", "POD", "INTERFACE", "ADDRESSES", "MAC", "LINK", "ATTACHED"},
+		func(p api.Pod) []any {
+			name, attached := "-", "no"
+			if p.PodName != "" {
+				name = p.PodNamespace + "/" + p.PodName
+			}
+			if p.Attached {
+				attached = age(p.Since, time.Now())
+			}
+			return []any{p.Network, p.ContainerID, name, p.IfName, commas(p.IPs), p.MAC, p.HostInterface, attached}
+		})
+}
+
 // star marks this node.
 func star(self bool) string {
 	if self {
