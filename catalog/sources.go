@@ -5,6 +5,7 @@ import (
 
 	"weft/control"
 	"weft/control/etcd"
+	"weft/control/kubernetes"
 	"weft/control/static"
 	"weft/internal/config"
 )
@@ -22,6 +23,10 @@ var Sources = []Source{
 		return static.New(c.Control.Static.File, c.Network.Prefixes, log)
 	}},
 	{"etcd", "an etcd cluster, where every node leases its prefixes; Flannel's schema too", newEtcd},
+	{"kubernetes", "a Kubernetes API server: podCIDRs and annotations of its nodes; Flannel's too", func(c *config.Config, log *zap.Logger) control.Source {
+		k := c.Control.Kubernetes
+		return kubernetes.New(kubernetes.Settings{Kubeconfig: k.Kubeconfig, Schema: k.Schema, Network: c.Network.Prefixes, VNI: c.Network.VNI, Log: log})
+	}},
 }
 
 // SourceByKind finds a source.

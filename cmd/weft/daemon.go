@@ -69,7 +69,7 @@ func load(file string) (*config.Config, daemon.Parts, error) {
 	if err != nil {
 		return nil, daemon.Parts{}, configError{err}
 	}
-	if err := cfg.Detect(config.Host{Name: os.Hostname, CPUs: runtime.NumCPU()}); err != nil {
+	if err := cfg.Detect(config.Host{Name: os.Hostname, NodeName: os.Getenv("NODE_NAME"), CPUs: runtime.NumCPU()}); err != nil {
 		return nil, daemon.Parts{}, configError{err}
 	}
 	mode, ok := catalog.ModeByName(cfg.Mode)

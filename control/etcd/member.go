@@ -43,7 +43,7 @@ type member struct {
 	published bool
 	settled   bool // the session got as far as following the store
 	last      control.State
-	index     *index // of last, where that is a cluster in order; else nil
+	index     *control.Index // of last, where that is a cluster in order; else nil
 	asOf      time.Time
 	failed    int    // questions in a row that had no answer
 	outage    string // what keeps the store from being heard, "" when nothing does

@@ -1,72 +1,14 @@
 package etcd
 
 import (
-	"net/netip"
 	"slices"
 	"strings"
 
 	"weft/control"
 )
 
-// index is what is needed to know that a node fits into a cluster that is in order, one where nothing
-// was left out. With it a change costs what the changed node costs, and not what thousands of others
-// do. Where a node does not fit, control.Check decides as ever.
-type index struct {
-	endpoints map[netip.Addr]bool
-	prefixes  map[netip.Prefix]bool
-	lengths   [2][129]int // how many prefixes there are, by family and length
-}
-
 // patchMost is from how many changed nodes on it is no less work to begin anew.
 const patchMost = 64
-
-func family(p netip.Prefix) int { return p.Addr().BitLen() / 128 }
-
-// newIndex is the index of nodes that Check left as they are.
-func newIndex(nodes []control.Node) *index {
-	x := &index{endpoints: make(map[netip.Addr]bool, len(nodes)), prefixes: make(map[netip.Prefix]bool, 2*len(nodes))}
-	for _, n := range nodes {
-		x.insert(n)
-	}
-	return x
-}
-
-func (x *index) insert(n control.Node) {
-	for _, a := range n.Endpoints {
-		x.endpoints[a] = true
-	}
-	for _, p := range n.Prefixes {
-		x.prefixes[p] = true
-		x.lengths[family(p)][p.Bits()]++
-	}
-}
-
-func (x *index) remove(n control.Node) {
-	for _, a := range n.Endpoints {
-		delete(x.endpoints, a)
-	}
-	for _, p := range n.Prefixes {
-		delete(x.prefixes, p)
-		x.lengths[family(p)][p.Bits()]--
-	}
-}
-
-// fits says that n claims nothing of another's. It says no where it would take looking at all of them.
-func (x *index) fits(n control.Node) bool {
-	for _, a := range n.Endpoints {
-		if x.endpoints[a] {
-			return false
-		}
-	}
-	for _, p := range n.Prefixes {
-		for bits, count := range x.lengths[family(p)] {
-			if count > 0 && (bits > p.Bits() || x.prefixes[netip.PrefixFrom(p.Addr(), bits).Masked()]) {
-				return false
-			}
-		}
-	}
-	return true
-}
 
 func byName(n control.Node, name string) int { return strings.Compare(n.Name, name) }
 
@@ -82,7 +24,7 @@ func (m *member) patched() ([]control.Node, bool) {
 	for name := range v.dirty { // first all of them out: two nodes may have swapped something
 		at, ok := slices.BinarySearchFunc(m.last.Nodes, name, byName)
 		if ok {
-			m.index.remove(m.last.Nodes[at])
+			m.index.Remove(m.last.Nodes[at])
 			old = append(old, m.last.Nodes[at])
 		}
 	}
@@ -99,7 +41,7 @@ func (m *member) patched() ([]control.Node, bool) {
 		}
 		i := slices.IndexFunc(old, func(o control.Node) bool { return o.Name == name })
 		if n.Name != "" {
-			m.index.insert(n)
+			m.index.Insert(n)
 		}
 		if i >= 0 && old[i].Equal(n) || i < 0 && n.Name == "" {
 			continue
@@ -128,7 +70,7 @@ func (m *member) selfTold() bool {
 
 // fits says that Check would take n as it is, beside this node and all others.
 func (m *member) fits(n control.Node) bool {
-	if !m.index.fits(n) {
+	if !m.index.Fits(n) {
 		return false
 	}
 	s, err := control.Check(m.self.Name, m.set.Network, []control.Node{m.grant.node, n})

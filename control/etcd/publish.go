@@ -103,7 +103,7 @@ func (m *member) state() control.State {
 		}
 		problems = append(problems, control.Problem{Text: err.Error()})
 	case len(garbage) == 0 && len(s.Problems) == 0 && m.selfTold():
-		m.index = newIndex(append(slices.Clone(s.Nodes), s.Self))
+		m.index = control.NewIndex(append(slices.Clone(s.Nodes), s.Self))
 	}
 	if slices.EqualFunc(s.Nodes, m.last.Nodes, control.Node.Equal) {
 		s.Nodes = m.last.Nodes

@@ -51,6 +51,10 @@ var (
 		"control/etcd": {[]string{"control", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
 			[]string{"control/controltest"}},
 
+		// client-go is nowhere else
+		"control/kubernetes": {[]string{"control", zap, "k8s.io/api/core/v1", "k8s.io/apimachinery/pkg/...", "k8s.io/client-go/rest", "k8s.io/client-go/tools/cache",
+			"k8s.io/client-go/tools/clientcmd", "k8s.io/klog/v2"}, []string{"control/controltest"}},
+
 		// the engine names no part
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest"}},
 
@@ -59,7 +63,7 @@ var (
 		"backend/kernelvxlan": {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
 
 		// the roof
-		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/etcd", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
+		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}},
 		"cmd/weft": {[]string{"catalog", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",

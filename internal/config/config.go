@@ -68,9 +68,10 @@ type Encryption struct {
 
 // Control is where the list of nodes comes from.
 type Control struct {
-	Kind   string
-	Static Static
-	Etcd   Etcd
+	Kind       string
+	Static     Static
+	Etcd       Etcd
+	Kubernetes Kubernetes
 	// SubnetEnv is a file to write for Flannel's CNI plugin, "" = none.
 	SubnetEnv string
 }
@@ -87,6 +88,12 @@ type Etcd struct {
 
 	CAFile, CertFile, KeyFile string // "" = none
 	Username, PasswordFile    string
+}
+
+// Kubernetes is the control plane that is a Kubernetes API server.
+type Kubernetes struct {
+	Kubeconfig string // "" = the pod's service account
+	Schema     string // weft or flannel
 }
 
 // CNI is how pods are attached.

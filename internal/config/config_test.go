@@ -19,7 +19,7 @@ var (
 	full = config.Built{
 		Modes:       []string{"cached", "host-gw", "tap", "tun", "tun-gso", "udp", "vxlan", "vxlan-nocsum", "xdp", "xdp-lib"},
 		DefaultMode: "tun-gso",
-		Controls:    []string{"static", "etcd"},
+		Controls:    []string{"static", "etcd", "kubernetes"},
 		Features:    []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI},
 	}
 )
@@ -76,6 +76,7 @@ encryption:
 control:
   static: {file: /n}
   etcd: {endpoints: ["https://[2001:db8::9]:2379", "https://etcd.example:1"], prefix: /x, schema: flannel, lease: 90s, ca_file: /ca, cert_file: /c, key_file: /kk, username: u, password_file: /pw}
+  kubernetes: {kubeconfig: /kc, schema: flannel}
   subnet_env: /run/flannel/subnet.env
 cni:      {attach: bridge, masquerade: false}
 api:      {socket: /s, metrics: ""}
@@ -94,7 +95,7 @@ state_dir: /d
 		"encryption.psk_file /p", "encryption.permit_plaintext_from [old.example b]", "control.kind static", "control.static.file /n",
 		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",
 		"control.etcd.lease 1m30s", "control.etcd.ca_file /ca", "control.etcd.cert_file /c", "control.etcd.key_file /kk", "control.etcd.username u",
-		"control.etcd.password_file /pw", "control.subnet_env /run/flannel/subnet.env",
+		"control.etcd.password_file /pw", "control.kubernetes.kubeconfig /kc", "control.kubernetes.schema flannel", "control.subnet_env /run/flannel/subnet.env",
 		"cni.attach bridge", "cni.masquerade false", "api.socket /s", "api.metrics ", "state_dir /d",
 	}
 	for i, s := range c.Show() {
@@ -149,6 +150,20 @@ func TestFlannelPort(t *testing.T) {
 	}
 	if err := c.Detect(config.Host{Name: func() (string, error) { return "a", nil }, CPUs: 1}); err != nil || c.Network.Port != 8472 {
 		t.Errorf("port %d, %v", c.Network.Port, err)
+	}
+}
+
+// A pod is told the name of its node; nobody else listens to that.
+func TestNodeNameInAPod(t *testing.T) {
+	for kind, want := range map[string]string{"kubernetes": "node-1", "etcd": "host"} {
+		c, err := config.Parse("weft.yaml", []byte("network: 10.244.0.0/16\ncontrol: {kind: "+kind+", kubernetes: {schema: flannel}}"), full)
+		if err != nil {
+			t.Fatal(err)
+		}
+		host := config.Host{Name: func() (string, error) { return "host", nil }, NodeName: "node-1", CPUs: 1}
+		if err := c.Detect(host); err != nil || c.Node.Name != want || (c.Network.Port == 8472) != (kind == "kubernetes") {
+			t.Errorf("%s: node %q, port %d, %v", kind, c.Node.Name, c.Network.Port, err)
+		}
 	}
 }
 
@@ -234,6 +249,8 @@ func TestMistakes(t *testing.T) {
 		"cert alone":       {net + "control: {etcd: {cert_file: /c}}", full, []string{"weft.yaml:2: control.etcd.cert_file: a certificate and its key go together"}},
 		"password alone":   {net + "control: {etcd: {password_file: /p}}", full, []string{"weft.yaml:2: control.etcd.password_file: is nobody's password"}},
 		"schema":           {net + "control: {etcd: {schema: flanel}}", full, []string{`weft.yaml:2: control.etcd.schema: "flanel" is unknown: did you mean flannel?`}},
+		"kubernetes mode":  {net + "mode: udp\ncontrol: {kind: kubernetes, kubernetes: {schema: flannel}}", full, []string{"weft.yaml:3: control.kubernetes.schema: Flannel's nodes speak VXLAN here, mode udp does not"}},
+		"kubeconfig":       {net + "control: {kubernetes: {kubeconfig: here, node_name: x}}", full, []string{"weft.yaml:2: control.kubernetes.node_name: unknown key", `weft.yaml:2: control.kubernetes.kubeconfig: "here" is not an absolute path`}},
 		"flannel mode":     {net + "mode: udp\ncontrol: {kind: etcd, etcd: {schema: flannel}}", full, []string{"weft.yaml:3: control.etcd.schema: Flannel's nodes speak VXLAN here, mode udp does not"}},
 		"flannel v6":       {"network: \"fd00::/48\"\ncontrol: {kind: etcd, etcd: {schema: flannel}}", full, []string{"weft.yaml:2: control.etcd.schema: Flannel's networks have one IPv4 prefix"}},
 		"relative path":    {net + "control: {static: {file: nodes.yaml}}", slim, []string{`weft.yaml:2: control.static.file: "nodes.yaml" is not an absolute path`}},

@@ -9,13 +9,15 @@ import (
 	"weft/internal/config/strict"
 )
 
-// Schemas of control.etcd.schema.
+// Schemas of control.etcd.schema and control.kubernetes.schema.
 const (
 	SchemaWeft    = "weft"
 	SchemaFlannel = "flannel"
 	// flannelPort is the UDP port of Flannel's VXLAN: Linux's own default.
 	flannelPort = 8472
 )
+
+const kindKubernetes = "kubernetes"
 
 // A lease shorter than leastLease ends with every hiccup of the network; etcd itself gives no less
 // than 2 s.
@@ -26,7 +28,8 @@ const (
 
 // flannel says that the cluster is one that flanneld nodes share.
 func (c *Config) flannel() bool {
-	return c.Control.Kind == "etcd" && c.Control.Etcd.Schema == SchemaFlannel
+	return c.Control.Kind == "etcd" && c.Control.Etcd.Schema == SchemaFlannel ||
+		c.Control.Kind == kindKubernetes && c.Control.Kubernetes.Schema == SchemaFlannel
 }
 
 func readEndpoints(c *Config, v strict.Value) {
@@ -95,10 +98,15 @@ func (r reader) checkEtcd(mode Mode) {
 			break
 		}
 	}
+	r.checkFlannel(mode)
+}
+
+// checkFlannel holds a network that flanneld nodes share against the mode.
+func (r reader) checkFlannel(mode Mode) {
 	if !r.config.flannel() {
 		return
 	}
-	schema := r.values["control.etcd.schema"]
+	schema := r.values["control."+r.config.Control.Kind+".schema"]
 	if mode.Overhead != vxlanOverhead {
 		schema.Fail("Flannel's nodes speak VXLAN here, mode %s does not: write `mode: vxlan` or another VXLAN mode", r.config.Mode)
 	}

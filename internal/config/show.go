@@ -34,13 +34,18 @@ func (c *Config) Show() []Shown {
 
 // Host is what detection asks of the machine.
 type Host struct {
-	Name func() (string, error)
-	CPUs int
+	Name     func() (string, error)
+	NodeName string // what Kubernetes calls the node that a pod runs on, "" = unknown
+	CPUs     int
 }
 
 // Detect fills in what the file leaves to the machine and to the mode: the node's name, the port,
 // the number of queue pairs.
 func (c *Config) Detect(h Host) error {
+	if c.Node.Name == "" && c.Control.Kind == kindKubernetes && control.WrongName(h.NodeName) == "" {
+		c.Node.Name = h.NodeName
+		c.Detected("node.name", "NODE_NAME")
+	}
 	if c.Node.Name == "" {
 		name, err := h.Name()
 		if err != nil {

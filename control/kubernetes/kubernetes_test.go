@@ -1,0 +1,302 @@
+package kubernetes_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/control"
+	"weft/control/kubernetes"
+)
+
+const patience = 30 * time.Second
+
+// daemon is a running source.
+type daemon struct {
+	t      testing.TB
+	states chan control.State
+	done   chan error
+	stop   context.CancelFunc
+	last   control.State
+}
+
+func run(t testing.TB, s kubernetes.Settings, self control.Node) *daemon {
+	ctx, cancel := context.WithCancel(context.Background())
+	d := &daemon{t: t, states: make(chan control.State, 1000), done: make(chan error, 1), stop: cancel}
+	go func() { d.done <- kubernetes.New(s).Run(ctx, self, func(s control.State) { d.states <- s }) }()
+	t.Cleanup(cancel)
+	return d
+}
+
+func (d *daemon) await(what string, ok func(control.State) bool) control.State {
+	d.t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case d.last = <-d.states:
+			if ok(d.last) {
+				return d.last
+			}
+		case err := <-d.done:
+			d.t.Fatalf("%s: Run returned %v", what, err)
+		case <-deadline:
+			d.t.Fatalf("%s: the last State has self %+v, %d nodes, problems %+v", what, d.last.Self, len(d.last.Nodes), d.last.Problems)
+		}
+	}
+}
+
+func (d *daemon) tells(node, text string) control.State {
+	d.t.Helper()
+	return d.await(text, func(s control.State) bool {
+		return slices.ContainsFunc(s.Problems, func(p control.Problem) bool { return p.Node == node && strings.Contains(p.Text, text) })
+	})
+}
+
+func node(name string, rest ...string) control.Node {
+	n := control.Node{Name: name, MAC: control.VTEPMAC(name)}
+	for _, r := range rest {
+		if a, err := netip.ParseAddr(r); err == nil {
+			n.Endpoints = append(n.Endpoints, a)
+		} else {
+			n.Prefixes = append(n.Prefixes, netip.MustParsePrefix(r))
+		}
+	}
+	return n
+}
+
+func content(nodes int) func(control.State) bool {
+	return func(s control.State) bool {
+		return len(s.Self.Prefixes) > 0 && len(s.Nodes) == nodes && len(s.Problems) == 0
+	}
+}
+
+// annotations waits until a node's annotations are these.
+func (f *fake) annotations(name string, want map[string]string) {
+	f.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		f.mu.Lock()
+		var got map[string]string
+		if n := f.nodes[name]; n != nil {
+			got = maps.Clone(n.Annotations)
+		}
+		f.mu.Unlock()
+		if maps.Equal(got, want) {
+			return
+		}
+		if time.Now().After(deadline) {
+			f.t.Fatalf("annotations of %s are %v, want %v", name, got, want)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+const key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+func TestRegistration(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	self := node("a", "192.0.2.1", "2001:db8::1")
+	self.PublicKey, self.Features = key, []string{"rco", "x"}
+	f.put("a", object(node("a", "192.0.2.1")))
+	d := run(t, f.settings, self)
+	s := d.tells("a", "waits for its podCIDR")
+	if len(s.Self.Prefixes) > 0 || len(s.Nodes) > 0 {
+		t.Errorf("a node without a podCIDR takes part: %+v", s)
+	}
+	want := map[string]string{"weft.network/vtep-mac": control.VTEPMAC("a").String(), "weft.network/vni": "1",
+		"weft.network/public-key": key, "weft.network/features": "rco,x"}
+	f.annotations("a", want)
+	// The podCIDR comes, and nothing of ours is lost.
+	o := object(node("a", "192.0.2.1", "10.244.1.0/24", "fd00:10:244:1::/64"))
+	o.Annotations = maps.Clone(want)
+	f.put("a", o)
+	s = d.await("the podCIDR", content(0))
+	if fmt.Sprint(s.Self.Endpoints, s.Self.Prefixes) != "[192.0.2.1] [10.244.1.0/24 fd00:10:244:1::/64]" || s.Self.PublicKey != key {
+		t.Errorf("self is %+v", s.Self)
+	}
+	// Somebody edits what is ours: it is put right, by force.
+	o = o.DeepCopy()
+	o.Annotations["weft.network/vtep-mac"] = "02:00:00:00:00:99"
+	f.mu.Lock()
+	f.owner["a"]["weft.network/vtep-mac"] = "kubectl-edit"
+	f.putLocked("a", o)
+	f.mu.Unlock()
+	f.annotations("a", want)
+	// Kubernetes knows the node by an address that this node does not have: ours is written down.
+	o = o.DeepCopy()
+	o.Annotations, o.Status.Addresses[0].Address = maps.Clone(want), "198.51.100.1"
+	f.put("a", o)
+	want["weft.network/endpoints"] = "192.0.2.1,2001:db8::1"
+	f.annotations("a", want)
+	// And where it knows better again, the annotation goes.
+	o = o.DeepCopy()
+	o.Annotations, o.Status.Addresses[0].Address = maps.Clone(want), "2001:db8::1"
+	f.put("a", o)
+	delete(want, "weft.network/endpoints")
+	f.annotations("a", want)
+}
+
+func TestOtherNodes(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	f.put("a", object(node("a", "192.0.2.1", "10.244.1.0/24")))
+	b := registered(node("b", "192.0.2.2", "10.244.2.0/24"), kubernetes.SchemaWeft)
+	b.Annotations["weft.network/public-key"], b.Annotations["weft.network/features"] = key, "rco"
+	b.Annotations["weft.network/endpoints"] = "198.51.100.2,2001:db8::2"
+	f.put("b", b)
+	f.put("new", object(node("new", "192.0.2.7", "10.244.7.0/24")))
+	garbage := map[string]func(a map[string]string){
+		"mac":      func(a map[string]string) { a["weft.network/vtep-mac"] = "01:00:5e:00:00:01" },
+		"vni":      func(a map[string]string) { a["weft.network/vni"] = "2" },
+		"key":      func(a map[string]string) { a["weft.network/public-key"] = "%%%" },
+		"endpoint": func(a map[string]string) { a["weft.network/endpoints"] = "192.0.2.5,nonsense" },
+	}
+	i := 20
+	for name, spoil := range garbage {
+		i++
+		o := registered(node(name, fmt.Sprintf("192.0.2.%d", i), fmt.Sprintf("10.244.%d.0/24", i)), kubernetes.SchemaWeft)
+		spoil(o.Annotations)
+		f.put(name, o)
+	}
+	d := run(t, f.settings, node("a", "192.0.2.1"))
+	s := d.tells("new", "no weft daemon")
+	if len(s.Nodes) != 1 || fmt.Sprint(s.Nodes[0].Endpoints) != "[198.51.100.2 2001:db8::2]" || s.Nodes[0].PublicKey != key || s.Nodes[0].MAC != control.VTEPMAC("b") ||
+		!slices.Equal(s.Nodes[0].Features, []string{"rco"}) {
+		t.Errorf("nodes %+v", s.Nodes)
+	}
+	for name := range garbage {
+		if !slices.ContainsFunc(s.Problems, func(p control.Problem) bool { return p.Node == name }) {
+			t.Errorf("%s is not named in %+v", name, s.Problems)
+		}
+	}
+	// A deleted node is gone at once, and a Node that lost its own object goes on.
+	f.put("b", nil)
+	d.await("b is gone", func(s control.State) bool { return len(s.Nodes) == 0 })
+	f.put("b", b)
+	d.await("b is back", func(s control.State) bool { return len(s.Nodes) == 1 })
+	f.put("a", nil)
+	s = d.tells("", `no Node "a" any more`)
+	if len(s.Self.Prefixes) != 1 || len(s.Nodes) != 1 {
+		t.Errorf("losing its own object stopped the node: %+v", s)
+	}
+	// Its prefix is given to another: now it has to stop.
+	f.put("c", registered(node("c", "192.0.2.3", "10.244.1.0/24"), kubernetes.SchemaWeft))
+	s = d.tells("a", `no Node "a"`)
+	if len(s.Self.Prefixes) != 0 || len(s.Nodes) != 0 {
+		t.Errorf("two nodes hold a prefix: %+v", s)
+	}
+}
+
+func TestOutageAndRelist(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	f.put("a", object(node("a", "192.0.2.1", "10.244.1.0/24")))
+	for i := range 3 {
+		name := fmt.Sprintf("n%d", i)
+		f.put(name, registered(node(name, fmt.Sprintf("192.0.2.%d", 10+i), fmt.Sprintf("10.244.%d.0/24", 10+i)), kubernetes.SchemaWeft))
+	}
+	d := run(t, f.settings, node("a", "192.0.2.1"))
+	d.await("all", content(3))
+	asOf := d.last.AsOf
+	f.kill()
+	if s := d.tells("", "does not answer"); len(s.Nodes) != 3 || s.AsOf.Before(asOf) || time.Since(s.AsOf) < 0 {
+		t.Errorf("an outage changed the cluster: %+v", s)
+	}
+	// While nobody listens nodes leave and join; the server comes back without a history.
+	f.put("n1", nil)
+	f.put("n9", registered(node("n9", "192.0.2.99", "10.244.99.0/24"), kubernetes.SchemaWeft))
+	f.forget()
+	s := d.await("the change", content(3))
+	for !slices.ContainsFunc(s.Nodes, func(n control.Node) bool { return n.Name == "n9" }) {
+		s = d.await("the change", content(3))
+	}
+	if slices.ContainsFunc(s.Nodes, func(n control.Node) bool { return n.Name == "n1" }) {
+		t.Errorf("a node that was deleted during the outage is still there: %+v", s.Nodes)
+	}
+	// Rights are taken away and come back.
+	f.mu.Lock()
+	f.deny = http.StatusForbidden
+	f.mu.Unlock()
+	f.kill()
+	f.start()
+	if s := d.tells("", "deploy/kubernetes/weft.yaml"); len(s.Nodes) != 3 {
+		t.Errorf("a refusal changed the cluster: %+v", s)
+	}
+	f.mu.Lock()
+	f.deny = 0
+	f.mu.Unlock()
+	d.await("content", content(3))
+	// A store that was wiped says nothing about the nodes.
+	f.kill()
+	f.mu.Lock()
+	clear(f.nodes)
+	f.mu.Unlock()
+	f.forget()
+	if s := d.tells("", "knows no node at all"); len(s.Nodes) != 3 || len(s.Self.Prefixes) != 1 {
+		t.Errorf("a wiped store changed the cluster: %+v", s)
+	}
+	d.stop()
+	if err := <-d.done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A server that refuses a node that starts ends it, with the remedy.
+func TestRefusedFromTheStart(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	f.deny = http.StatusForbidden
+	d := run(t, f.settings, node("a", "192.0.2.1"))
+	select {
+	case err := <-d.done:
+		if err == nil || !strings.Contains(err.Error(), "grant get, list, watch of nodes") {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("it goes on")
+	}
+}
+
+func TestFlannelSchema(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	f.settings.Schema = kubernetes.SchemaFlannel
+	a := object(node("a", "192.0.2.1", "10.244.1.0/24"))
+	a.Annotations["flannel.alpha.coreos.com/public-ip-overwrite"] = "203.0.113.1"
+	f.put("a", a)
+	b := registered(node("b", "192.0.2.2", "2001:db8::2", "10.244.2.0/24"), kubernetes.SchemaFlannel)
+	f.put("b", b)
+	other := registered(node("c", "192.0.2.3", "10.244.3.0/24"), kubernetes.SchemaFlannel)
+	other.Annotations["flannel.alpha.coreos.com/backend-type"] = "host-gw"
+	f.put("c", other)
+	other = registered(node("d", "192.0.2.4", "10.244.4.0/24"), kubernetes.SchemaFlannel)
+	other.Annotations["flannel.alpha.coreos.com/backend-data"] = `{"VNI":7,"VtepMAC":"02:00:00:00:00:01"}`
+	f.put("d", other)
+	other = registered(node("e", "192.0.2.5", "10.244.5.0/24"), kubernetes.SchemaFlannel)
+	other.Annotations["flannel.alpha.coreos.com/kube-subnet-manager"] = "false"
+	f.put("e", other)
+	d := run(t, f.settings, node("a", "192.0.2.1", "2001:db8::1"))
+	s := d.tells("c", "host-gw")
+	d.tells("d", "VNI is 7")
+	d.tells("e", "neither flanneld nor weft")
+	if len(s.Nodes) != 1 || s.Nodes[0].MAC != control.VTEPMAC("b") || fmt.Sprint(s.Nodes[0].Endpoints) != "[192.0.2.2 2001:db8::2]" {
+		t.Errorf("nodes %+v", s.Nodes)
+	}
+	f.annotations("a", map[string]string{
+		"flannel.alpha.coreos.com/public-ip-overwrite": "203.0.113.1", "flannel.alpha.coreos.com/public-ip": "203.0.113.1",
+		"flannel.alpha.coreos.com/backend-type": "vxlan", "flannel.alpha.coreos.com/kube-subnet-manager": "true",
+		"flannel.alpha.coreos.com/backend-data": fmt.Sprintf(`{"VNI":1,"VtepMAC":"%v"}`, control.VTEPMAC("a")),
+	})
+	// flanneld came back with another MAC.
+	b = b.DeepCopy()
+	b.Annotations["flannel.alpha.coreos.com/backend-data"] = `{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}`
+	f.put("b", b)
+	d.await("the new MAC", func(s control.State) bool { return len(s.Nodes) == 1 && s.Nodes[0].MAC.String() == "02:00:00:00:00:77" })
+}

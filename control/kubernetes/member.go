@@ -1,0 +1,382 @@
+package kubernetes
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/cache"
+
+	"weft/control"
+)
+
+// member is this node's part in the cluster during one Run. To the reflector it is the store that it
+// fills.
+type member struct {
+	*Source
+	client *client
+	self   control.Node // as the daemon knows it; without prefixes
+	update func(control.State)
+	poke   chan struct{}          // holds a token while there is something to publish
+	say    chan map[string]string // the annotations that this node is to carry; the newest only
+
+	mu       sync.Mutex
+	records  map[string]*record // by name
+	listed   bool               // the server has told all of them at least once
+	dirty    map[string]bool    // names whose record changed since the last State
+	asOf     time.Time          // when the server was last heard
+	outage   string             // why it is not, "" when it is
+	refusing time.Time          // since when it refuses this node, zero when it does not
+	unsaid   string             // why the annotations are not written, "" when they are
+
+	// Of the publishing goroutine alone.
+	last      control.State
+	published bool
+	index     *control.Index           // of last, nil where it is not in order
+	told      map[control.Problem]bool // those of last
+}
+
+func (m *member) wake() {
+	select {
+	case m.poke <- struct{}{}:
+	default:
+	}
+}
+
+// heard notes how the server answered.
+func (m *member) heard(ctx context.Context, err error) {
+	if err != nil && ctx.Err() != nil {
+		return // we hung up
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case err == nil:
+		m.asOf, m.refusing = time.Now(), time.Time{}
+		if m.outage != "" {
+			m.outage = ""
+			m.log.Info("the API server answers again", zap.String("server", m.client.server))
+			m.wake()
+		}
+		return
+	case apierrors.IsResourceExpired(err), apierrors.IsGone(err), apierrors.IsTooManyRequests(err): // it answers, and is asked again
+		return
+	case !refused(err):
+		m.refusing = time.Time{}
+	case m.refusing.IsZero():
+		m.refusing = time.Now()
+	}
+	if m.outage == "" {
+		m.log.Warn("the API server is lost: forwarding goes on with what is known", zap.Error(err))
+	}
+	m.outage = m.client.told(err)
+	m.wake()
+}
+
+// Add is one of the methods of a cache.ReflectorStore.
+func (m *member) Add(obj any) error { return m.Update(obj) }
+
+// Update takes a node that is new, or another one than before.
+func (m *member) Update(obj any) error {
+	n, ok := obj.(*corev1.Node)
+	if !ok {
+		return fmt.Errorf("a %T is not a Node", obj)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.put(read(m.schema, n))
+	return nil
+}
+
+func (m *member) put(r *record) {
+	if old := m.records[r.node.Name]; old != nil && old.equal(r) {
+		return // a kubelet's sign of life
+	}
+	m.records[r.node.Name] = r
+	m.dirty[r.node.Name] = true
+	m.wake()
+}
+
+// Delete takes a node out.
+func (m *member) Delete(obj any) error {
+	key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.records, key)
+	m.dirty[key] = true
+	m.wake()
+	return nil
+}
+
+// Replace takes the whole list.
+func (m *member) Replace(list []any, _ string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	present := make(map[string]bool, len(list))
+	for _, obj := range list {
+		n, ok := obj.(*corev1.Node)
+		if !ok {
+			return fmt.Errorf("a %T is not a Node", obj)
+		}
+		present[n.Name] = true
+		m.put(read(m.schema, n))
+	}
+	for name := range m.records {
+		if !present[name] {
+			delete(m.records, name)
+			m.dirty[name] = true
+		}
+	}
+	m.listed = true
+	m.wake()
+	return nil
+}
+
+// Resync has nothing to do: records are States' only source.
+func (m *member) Resync() error { return nil }
+
+// Transformer makes the reflector keep of a list that it streams only what is needed.
+func (m *member) Transformer() cache.TransformFunc { return strip }
+
+// register keeps this node's annotations as they are to be.
+func (m *member) register(ctx context.Context) {
+	const least, most = 200 * time.Millisecond, 30 * time.Second
+	pause, last := least, time.Time{}
+	var want map[string]string
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case want = <-m.say:
+		}
+		// Where somebody else keeps changing them, this must not become a race.
+		if time.Since(last) > most {
+			pause = least
+		}
+		for {
+			err := m.apply(ctx, want)
+			if ctx.Err() != nil {
+				return
+			}
+			last = time.Now()
+			m.mu.Lock()
+			m.unsaid = ""
+			if err != nil {
+				m.unsaid = fmt.Sprintf("the others do not learn of this node's state, its annotations cannot be written: %v: grant patch of nodes/status (deploy/kubernetes/weft.yaml)", err)
+			}
+			m.mu.Unlock()
+			m.wake()
+			if !sleep(ctx, pause) {
+				return
+			}
+			pause = min(2*pause, most)
+			if err == nil {
+				break
+			}
+			select {
+			case want = <-m.say:
+			default:
+			}
+		}
+	}
+}
+
+// apply writes annotations. What somebody else has written becomes ours, and is told.
+func (m *member) apply(ctx context.Context, want map[string]string) error {
+	err := m.client.apply(ctx, m.self.Name, want, false)
+	if apierrors.IsConflict(err) {
+		m.log.Warn("annotations of this node belong to somebody else, and are taken over", zap.Error(err))
+		err = m.client.apply(ctx, m.self.Name, want, true)
+	}
+	if err == nil {
+		m.log.Info("annotations written", zap.String("node", m.self.Name), zap.Int("annotations", len(want)))
+	}
+	return err
+}
+
+// publish hands on States until ctx ends, or until it is clear that the server never will have us.
+func (m *member) publish(ctx context.Context) error {
+	tick := time.NewTicker(refresh)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.poke:
+		case <-tick.C:
+			m.mu.Lock()
+			silent := time.Since(m.asOf) > confirm && m.listed
+			m.mu.Unlock()
+			if silent {
+				m.heard(ctx, m.client.ask(ctx, m.self.Name))
+			}
+		}
+		if err := m.once(); err != nil {
+			return err
+		}
+		if !sleep(ctx, gather) {
+			return nil
+		}
+	}
+}
+
+// once hands on the State as it is now.
+func (m *member) once() error {
+	m.mu.Lock()
+	if !m.listed {
+		hopeless := !m.refusing.IsZero() && time.Since(m.refusing) > grace
+		why := m.outage
+		m.mu.Unlock()
+		if hopeless {
+			return fmt.Errorf("kubernetes: %s", why)
+		}
+		return nil
+	}
+	s := m.state()
+	s.AsOf = m.asOf
+	m.mu.Unlock()
+	told := make(map[control.Problem]bool, len(s.Problems))
+	for _, p := range s.Problems {
+		if !m.told[p] {
+			m.log.Warn("the cluster's data has a problem", zap.String("node", p.Node), zap.String("problem", p.Text))
+		}
+		told[p] = true
+	}
+	m.last, m.published, m.told = s, true, told
+	m.update(s)
+	return nil
+}
+
+// state makes the State of what is known, and has the annotations written that go with it. Where the
+// nodes are those of the last State it has the same slice of them: nothing to do for those who act on
+// it. The lock is held.
+func (m *member) state() control.State {
+	problems, self := m.problems(), m.last.Self
+	r := m.records[m.self.Name]
+	switch {
+	case r == nil && len(m.records) == 0 && m.published && len(self.Prefixes) > 0:
+		problems = append(problems, control.Problem{Text: "the API server knows no node at all: forwarding goes on with those it knew. Look at whether its store was wiped"})
+		return control.State{Self: self, Nodes: m.last.Nodes, Problems: problems}
+	case r == nil && len(self.Prefixes) > 0 && !m.taken(self):
+		problems = append(problems, control.Problem{Text: fmt.Sprintf("the API server has no Node %q any more: forwarding goes on, but the other nodes send nothing to this one: start the kubelet again", m.self.Name)})
+	case r == nil:
+		problems = append(problems, control.Problem{Node: m.self.Name, Text: fmt.Sprintf("the API server has no Node %q: start the kubelet, or set node.name to the Node's name", m.self.Name)})
+		return m.alone(problems)
+	case r.waits != "":
+		problems = append(problems, control.Problem{Node: m.self.Name, Text: r.waits})
+		m.announce(r)
+		return m.alone(problems)
+	default:
+		self = m.announce(r)
+	}
+	if nodes, ok := m.patched(self); ok {
+		clear(m.dirty)
+		return control.State{Self: self, Nodes: nodes, Problems: problems}
+	}
+	return m.whole(self, problems)
+}
+
+// alone is the State of a node that has no prefix: it has no business in the network.
+func (m *member) alone(problems []control.Problem) control.State {
+	m.index = nil
+	return control.State{Self: m.self, Problems: problems}
+}
+
+// taken says that another node has been given what this one still holds.
+func (m *member) taken(self control.Node) bool {
+	for _, r := range m.records {
+		for _, p := range r.node.Prefixes {
+			if slices.ContainsFunc(self.Prefixes, p.Overlaps) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// announce is this node as its Node object makes it, and has its annotations written where they are
+// others.
+func (m *member) announce(r *record) control.Node {
+	n := m.self
+	n.Prefixes = slices.Clone(r.node.Prefixes)
+	slices.SortFunc(n.Prefixes, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	n.Endpoints = m.schema.endpoints(m.self.Endpoints, r.internal, r.annotations)
+	want, err := m.schema.annotations(n)
+	if err != nil {
+		m.unsaid = err.Error()
+		return n
+	}
+	m.schema.tell(want, n, r.internal)
+	same := true
+	for key, value := range want {
+		same = same && r.annotations[key] == value
+	}
+	for key := range r.annotations {
+		_, wanted := want[key]
+		same = same && (wanted || !strings.HasPrefix(key, prefixWeft))
+	}
+	select { // the newest only
+	case <-m.say:
+	default:
+	}
+	if !same {
+		m.say <- want
+	}
+	return n
+}
+
+// whole makes a State with a look at every node.
+func (m *member) whole(self control.Node, problems []control.Problem) control.State {
+	clear(m.dirty)
+	m.index = nil
+	nodes := make([]control.Node, 0, len(m.records)+1)
+	for name, r := range m.records {
+		if r.wrong == "" && name != m.self.Name {
+			nodes = append(nodes, r.node)
+		}
+	}
+	s, err := control.Check(m.self.Name, m.set.Network, append(nodes, self))
+	switch {
+	case err != nil && m.published && len(m.last.Self.Prefixes) > 0:
+		s.Self, s.Nodes = m.last.Self, m.last.Nodes
+		problems = append(problems, control.Problem{Text: err.Error()})
+	case err != nil:
+		return m.alone(append(problems, control.Problem{Node: m.self.Name, Text: err.Error()}))
+	case len(s.Problems) == 0:
+		m.index = control.NewIndex(append(slices.Clone(s.Nodes), s.Self))
+	}
+	if slices.EqualFunc(s.Nodes, m.last.Nodes, control.Node.Equal) {
+		s.Nodes = m.last.Nodes
+	}
+	s.Problems = append(problems, s.Problems...)
+	return s
+}
+
+// problems are those of this node, of the server and of the Node objects by themselves.
+func (m *member) problems() []control.Problem {
+	var list []control.Problem
+	if m.outage != "" {
+		list = append(list, control.Problem{Text: fmt.Sprintf("%s. Forwarding goes on with what was known at %s", strings.TrimSuffix(m.outage, "."), m.asOf.Format(time.RFC3339))})
+	}
+	if m.unsaid != "" {
+		list = append(list, control.Problem{Node: m.self.Name, Text: m.unsaid})
+	}
+	first := len(list)
+	for name, r := range m.records {
+		if r.wrong != "" && name != m.self.Name {
+			list = append(list, control.Problem{Node: name, Text: r.wrong})
+		}
+	}
+	slices.SortFunc(list[first:], func(a, b control.Problem) int { return strings.Compare(a.Node, b.Node) })
+	return list
+}
