@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -82,7 +83,13 @@ func (s *stand) serve(ctx context.Context) (err error) {
 	return err
 }
 
-func (s *stand) close() error { return s.bed.Close() }
+func (s *stand) close() error {
+	var err error
+	if d, ok := s.overlay.(contender.Downer); ok {
+		err = d.Down()
+	}
+	return errors.Join(err, s.bed.Close())
+}
 
 // ends are the nodes whose pods the generators are in: traffic is sent from the first.
 func (s *stand) ends() (near, far *testbed.Node) { return s.bed.Nodes[0], s.bed.Nodes[1] }

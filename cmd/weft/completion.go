@@ -54,6 +54,9 @@ func contenderNames() (names []string) {
 	for _, r := range contender.Rows() {
 		names = append(names, r.Name)
 	}
+	for _, p := range contender.Presets() {
+		names = append(names, p.Name)
+	}
 	return names
 }
 

@@ -19,6 +19,7 @@ type labContender struct {
 	Ciphers   bool   `json:"ciphers"` // "+cipher" may follow the name
 	Supported bool   `json:"supported"`
 	Reason    string `json:"reason,omitempty"` // why it is not
+	Preset    string `json:"preset,omitempty"` // the contender that a preset stands for
 }
 
 func newLabContendersCommand() *cobra.Command {
@@ -37,6 +38,13 @@ func newLabContendersCommand() *cobra.Command {
 			}
 			list = append(list, c)
 		}
+		for _, p := range contender.Presets() {
+			c, err := preset(p)
+			if err != nil {
+				return err
+			}
+			list = append(list, c)
+		}
 		return show(cmd.OutOrStdout(), *form, list, func(w io.Writer) {
 			row(w, "contender", "stands for", "here")
 			for _, c := range list {
@@ -44,11 +52,29 @@ func newLabContendersCommand() *cobra.Command {
 				if !c.Supported {
 					here = "no: " + c.Reason
 				}
-				row(w, c.Name, c.About, here)
+				about := c.About
+				if c.Preset != "" {
+					about += " = " + c.Preset
+				}
+				row(w, c.Name, about, here)
 			}
+			row(w, "exec:FILE", "a program of your own, see docs/reference.md", "-")
 		})
 	}
 	return cmd
+}
+
+// preset describes a whole system.
+func preset(p contender.Preset) (labContender, error) {
+	c := labContender{Name: p.Name, About: p.About, Preset: p.Contender, Supported: true}
+	parsed, err := contender.Parse(p.Name)
+	if err != nil {
+		return c, err
+	}
+	if err := parsed[0].Needs(); err != nil {
+		c.Supported, c.Reason = false, err.Error()
+	}
+	return c, nil
 }
 
 func newLabTestsCommand() *cobra.Command {

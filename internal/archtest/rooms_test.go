@@ -75,7 +75,7 @@ var (
 		// the lab runs contenders as processes: it sees no part
 		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
 		"perf/compare":               {code: []string{"perf", "perf/probe", "golang.org/x/perf/benchmath", "github.com/aclements/go-moremath/stats"}},
-		"perf/contender":             {code: []string{"perf/testbed", "internal/api", nl, netns, unix}},
+		"perf/contender":             {code: []string{"perf/testbed", "internal/api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
 		"perf/contender/wireguardgo": {code: []string{"golang.zx2c4.com/wireguard/..."}}, // the library is nowhere else
 		"perf/probe":                 {code: []string{unix}},
 		"perf/report":                {code: []string{"perf", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},

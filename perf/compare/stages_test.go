@@ -24,7 +24,9 @@ func ledger(r *rand.Rand, stages ...perf.Stage) *perf.Result {
 // TestStages: a stage that takes 100 ns more is named, and so is one that was not there before; the others are not.
 func TestStages(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
-	stage := func(name string, nanos float64) perf.Stage { return perf.Stage{Stage: name, NanosecondsPerPacket: nanos} }
+	stage := func(name string, nanos float64) perf.Stage {
+		return perf.Stage{Stage: name, NanosecondsPerPacket: nanos}
+	}
 	a := ledger(r, stage("receive", 900), stage("route", 60), stage("vxlan", 40), stage("old", 10))
 	b := ledger(r, stage("receive", 900), stage("route", 160), stage("vxlan", 40), stage("fault", 100))
 	c, err := compare.Results(a, b, compare.Options{})

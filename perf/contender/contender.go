@@ -41,6 +41,12 @@ type Overlay interface {
 	Drops(context.Context) (Drops, error)
 }
 
+// Downer is an Overlay that leaves more than the testbed takes away.
+type Downer interface {
+	// Down undoes what Up did. It is called once, before the testbed closes.
+	Down() error
+}
+
 // Drops are packets that the kernel dropped, and says so to a contender's sockets only.
 type Drops struct {
 	Kernel map[string]uint64 // by name
@@ -87,6 +93,15 @@ func Parse(list string) ([]Contender, error) {
 }
 
 func parse(name string) (Contender, error) {
+	if strings.HasPrefix(name, execPrefix) {
+		return execContender(name)
+	}
+	presets := Presets()
+	if i := slices.IndexFunc(presets, func(p Preset) bool { return p.Name == name }); i >= 0 {
+		c, err := parse(presets[i].Contender)
+		c.Name, c.About = name, presets[i].About
+		return c, err
+	}
 	mode, cipher, sealed := strings.Cut(name, "+")
 	rows := Rows()
 	i := slices.IndexFunc(rows, func(r Row) bool { return r.Name == mode })
@@ -95,7 +110,10 @@ func parse(name string) (Contender, error) {
 		for i, r := range rows {
 			names[i] = r.Name
 		}
-		return Contender{}, fmt.Errorf("unknown contender %q: there are %s", mode, strings.Join(names, ", "))
+		for _, p := range presets {
+			names = append(names, p.Name)
+		}
+		return Contender{}, fmt.Errorf("unknown contender %q: there are %s, and exec:FILE", mode, strings.Join(names, ", "))
 	}
 	if sealed && !rows[i].Sealable {
 		return Contender{}, fmt.Errorf("contender %q: %s takes no cipher", name, mode)

@@ -31,6 +31,9 @@ func Rows() []Row {
 		{"xdp", "the userspace overlay for packets", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
 		{"xdp-lib", "what the library asavie/xdp gives", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
 		{"wireguard-go", "what a user would pick for encryption", false, true, device("/dev/net/tun"), upWireguardGo},
+		{"wireguard", "the kernel's WireGuard: Flannel's and Calico's encryption", false, true, kernelLink("wireguard"), upWireguard},
+		{"ipip", "IP in IP by the kernel: Calico's default", false, true, both(kernelLink("ipip"), kernelLink("sit")), upIPIP},
+		{"geneve", "Geneve by the kernel: OVN, Antrea, Cilium", false, true, kernelLink("geneve"), upGeneve},
 	}
 }
 

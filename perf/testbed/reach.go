@@ -10,6 +10,9 @@ import (
 	"time"
 )
 
+// OnlyIPv4 is for a contender that does not carry IPv6: nobody then waits for it.
+func (b *Bed) OnlyIPv4() { b.Network = b.Network[:1] }
+
 // Reach waits until the pods of all pairs of nodes reach each other, over all families, with a
 // small packet and with one of mtu bytes, in both directions. It asks by UDP echo.
 func (b *Bed) Reach(ctx context.Context, mtu int) error {
