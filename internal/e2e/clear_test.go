@@ -18,7 +18,8 @@ func watchClear(t *testing.T, on, other *nettest.ClusterNode) func() []netip.Add
 	var fd int
 	var err error
 	on.NS.Do(func() {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+		// Of no protocol until it is bound: it would hear all interfaces.
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	})
 	if err != nil {
 		t.Fatal(err)

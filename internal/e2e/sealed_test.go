@@ -171,7 +171,7 @@ func bulkNeedle() []byte {
 // frames held inner bytes.
 func watchPattern(t *testing.T, c *cluster) func() int {
 	t.Helper()
-	frames := capture(t, c.Fabric, "port1")
+	frames := capture(t, c.Fabric, "port1", 400) // headers and a piece of the data
 	return func() (n int) {
 		total := 0
 		for _, f := range frames() {
@@ -191,13 +191,12 @@ func watchPattern(t *testing.T, c *cluster) func() int {
 
 // capture keeps the first bytes of all frames of an interface until the returned function is called.
 // On the nodes' own interfaces it would not see what AF_XDP sockets send and receive.
-func capture(t *testing.T, on *nettest.NS, device string) func() [][]byte {
+func capture(t *testing.T, on *nettest.NS, device string, keep int) func() [][]byte {
 	t.Helper()
-	const keep = 400 // of each frame: headers and a piece of the data
 	var fd int
 	var err error
 	on.Do(func() {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // hears nothing until it is bound
 	})
 	if err != nil {
 		t.Fatal(err)
