@@ -415,6 +415,31 @@ func (b *Backend) Observe(o dataplane.Observer) (stop func()) {
 	}
 }
 
+// Decide asks the stage that knows where packets go what it does with a bare IP packet now: on the way out, or as it came in from a
+// peer at an outer address. The hop is the peer found, nil if none was. False where packets are frames, or there is no path.
+func (b *Backend) Decide(d dataplane.Direction, ip []byte, peer string, from netip.AddrPort) (hop *packet.Hop, drop packet.Drop, ok bool) {
+	b.mu.Lock()
+	id, known := b.ids[peer]
+	running, sealed := b.engine != nil, b.path.Sealed
+	b.mu.Unlock()
+	if !running || b.kind.Inner == packet.Ethernet {
+		return nil, packet.Alive, false
+	}
+	batch := packet.NewBatch(1, len(ip))
+	batch.SetLen(1)
+	p := &batch.Packets()[0]
+	p.Resize(copy(p.Reset(), ip))
+	if d == dataplane.Out {
+		b.route.Out(batch)
+		return p.Hop, p.Drop, true
+	}
+	if p.From = from; sealed && known {
+		p.Hop = &packet.Hop{Peer: id} // as the seal would prove
+	}
+	b.route.In(batch)
+	return p.Hop, p.Drop, true
+}
+
 // Close closes the ports. The unreachable routes stay, on purpose.
 func (b *Backend) Close() error {
 	b.mu.Lock()

@@ -104,14 +104,7 @@ func (c *Client) ask(ctx context.Context, method, what string, question io.Reade
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		var op *net.OpError
-		if errors.As(err, &op) { // says the path and the reason, without the URL nobody typed
-			err = op
-		}
-		return fmt.Errorf("%w: %w: is `weft daemon` running, and is this its socket?", ErrUnreachable, err)
+		return silence(ctx, err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
@@ -119,17 +112,34 @@ func (c *Client) ask(ctx context.Context, method, what string, question io.Reade
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		var f failure
-		if json.Unmarshal(body, &f) != nil || f.Error == "" {
-			f.Error = resp.Status
-		}
-		if f.Code != "" {
-			return &Error{Code: f.Code, Text: f.Error}
-		}
-		return fmt.Errorf("daemon: %s", f.Error)
+		return refusal(resp, body)
 	}
 	if err := json.Unmarshal(body, to); err != nil {
 		return fmt.Errorf("daemon: %s: %w: do the daemon and this command have the same version?", what, err)
 	}
 	return nil
+}
+
+// silence is the error of a request that nobody answered.
+func silence(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var op *net.OpError
+	if errors.As(err, &op) { // says the path and the reason, without the URL nobody typed
+		err = op
+	}
+	return fmt.Errorf("%w: %w: is `weft daemon` running, and is this its socket?", ErrUnreachable, err)
+}
+
+// refusal is the error that an answer is.
+func refusal(resp *http.Response, body []byte) error {
+	var f failure
+	if json.Unmarshal(body, &f) != nil || f.Error == "" {
+		f.Error = resp.Status
+	}
+	if f.Code != "" {
+		return &Error{Code: f.Code, Text: f.Error}
+	}
+	return fmt.Errorf("daemon: %s", f.Error)
 }

@@ -122,6 +122,9 @@ func Handler(d Daemon, p Pods) http.Handler {
 	mux.HandleFunc("GET /v1/routes", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Routes())) })
 	mux.HandleFunc("GET /v1/stages", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Lanes())) })
 	handlePods(mux, p)
+	if t, ok := d.(Tracer); ok {
+		handleTrace(mux, t)
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		send(w, http.StatusNotFound, failure{Error: fmt.Sprintf("no %s %s in this version", r.Method, r.URL.Path)})
 	})

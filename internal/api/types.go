@@ -7,6 +7,9 @@
 //	GET /v1/peers    []Peer
 //	GET /v1/routes   []Route
 //	GET /v1/stages   []Lane
+//	GET /v1/trace    Traced, one a line, while they come
+//	GET /v1/path     Path
+//	POST /v1/probe   what was sent
 //
 //	POST /v1/pods/attach  AttachRequest → AttachResult
 //	POST /v1/pods/detach  DetachRequest → {}

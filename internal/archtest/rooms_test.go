@@ -88,7 +88,7 @@ var (
 		"internal/config":        {code: []string{"control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
 		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
-			"golang.org/x/sync/errgroup", unix, zap}, []string{"packet"}},
+			"internal/filter", "internal/trace", "packet", "golang.org/x/sync/errgroup", unix, zap}, nil},
 		"internal/doctor":  {code: []string{"control", "internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
 		"internal/e2e":     {tests: []string{"catalog", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/..."}},
 		"internal/filter":  {code: []string{"packet"}},
@@ -98,7 +98,7 @@ var (
 		"internal/pods":    {code: []string{"control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
 		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
-		"internal/trace":   {code: []string{"dataplane", "packet", "internal/filter"}},
+		"internal/trace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}},
 		"internal/wait":    {code: []string{unix}},
 	}
 )
