@@ -32,11 +32,11 @@ func bars(id string, g *group, order []string) template.HTML {
 	for i, c := range g.contenders {
 		r := g.main(c)
 		y := row*float64(i) + 4
-		d.text("name", "start", left, y+13, c)
 		value := digits(r.Median/s.by) + " " + s.name + "  [" + between(r.Low/s.by, r.High/s.by) + "]"
 		if _, _, is := Bimodal(r.Samples); is {
 			value = "bimodal  " + value
 		}
+		d.text("name", "start", left, y+13, fit(c, value))
 		d.text("value", "end", right, y+13, value)
 		d.rect(fmt.Sprintf("bar s%d", slices.Index(order, c)%series), left, y+19, x.at(r.Median/s.by)-left, 16)
 		d.line("whisker", x.at(r.Low/s.by), y+27, x.at(r.High/s.by), y+27)
@@ -49,6 +49,17 @@ func bars(id string, g *group, order []string) template.HTML {
 	}
 	d.desc = "Bars from zero, best read in the table below. " + strings.Join(said, "; ") + "."
 	return d.html()
+}
+
+// fit cuts a name that would run into the figure at the other end of its line. The table has it whole.
+func fit(name, value string) string {
+	const nameWidth, valueWidth = 6.7, 5.7 // of a letter, on average
+	letters := []rune(name)
+	room := int((drawingWidth - 12 - valueWidth*float64(len([]rune(value)))) / nameWidth)
+	if len(letters) <= room {
+		return name
+	}
+	return string(letters[:max(room-1, 1)]) + "…"
 }
 
 // anchorAt keeps the labels of an axis's ends inside the drawing.
@@ -95,7 +106,7 @@ func stacks(id, title string, names []string, list []stack) template.HTML {
 	}
 	for i, s := range list {
 		y := row*float64(i) + 4
-		d.text("name", "start", left, y+12, s.name)
+		d.text("name", "start", left, y+12, fit(s.name, s.total))
 		d.text("value", "end", right, y+12, s.total)
 		sum := 0.0
 		words := s.name + " " + s.total + ":"

@@ -254,7 +254,7 @@ const carries = .01
 
 func stageSection(i int, details []perf.Detail) section {
 	s := section{ID: fmt.Sprintf("stages-%d", i), Title: title(details[0].Test, details[0].Params)}
-	s.Heads = []string{"contender", "node", "lane", "stage", "packets", "ns a packet", "by sample"}
+	s.Heads = []string{"contender", "node", "lane", "stage", "packets", "ns a packet", "interval"}
 	var list []stack
 	for _, d := range details {
 		var most uint64
@@ -276,8 +276,11 @@ func stageSection(i int, details []perf.Detail) section {
 				lanes[name], list = at, append(list, stack{name: name})
 			}
 			list[at].parts = append(list[at].parts, part{g.Stage, g.NanosecondsPerPacket})
-			low, high := perf.Interval(g.Samples)
-			s.Rows = append(s.Rows, []string{d.Contender, g.Node, g.Lane, g.Stage, fmt.Sprint(g.Packets), digits(g.NanosecondsPerPacket), between(low, high)})
+			spread := "–"
+			if len(g.Samples) > 0 {
+				spread = between(perf.Interval(g.Samples))
+			}
+			s.Rows = append(s.Rows, []string{d.Contender, g.Node, g.Lane, g.Stage, fmt.Sprint(g.Packets), digits(g.NanosecondsPerPacket), spread})
 		}
 	}
 	if len(list) == 0 {

@@ -219,7 +219,7 @@ func TestPage(t *testing.T) {
 func TestVerdict(t *testing.T) {
 	_, doc := render(t, rich())
 	cards := all(doc, "article")
-	want := "tunA TCP round trip is 46 % longer (43 to 48 %).The inner MTU is 1450 bytes: no difference."
+	want := "tunA TCP round trip is 46 % longer (43 to 48 %).The inner MTU is 1450 bytes: no difference."
 	if len(cards) != 1 || textOf(cards[0]) != want {
 		t.Errorf("%d cards, %q, want %q", len(cards), textOf(cards[0]), want)
 	}
@@ -310,5 +310,39 @@ func TestBimodal(t *testing.T) {
 	r.Results[0] = row("bare", "rate", "1/s", 10e3, 10.1e3, 20e3, 20.2e3, 20.1e3)
 	if text, _ := render(t, r); !strings.Contains(text, "bare is bimodal") {
 		t.Error("a bimodal row is not called so")
+	}
+}
+
+// exampleResult is a real run, the one whose page is in the documentation.
+func exampleResult(t *testing.T) *perf.Result {
+	t.Helper()
+	data, err := os.ReadFile("../../docs/example-report/result.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r perf.Result
+	if err := json.Unmarshal(data, &r); err != nil {
+		t.Fatal(err)
+	}
+	return &r
+}
+
+// TestExampleReport: the page in the documentation is what this version makes of its result.
+func TestExampleReport(t *testing.T) {
+	text, _ := render(t, exampleResult(t))
+	published, err := os.ReadFile("../../docs/example-report/report.html")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text != string(published) {
+		t.Error("docs/example-report/report.html is of another version: go run ./cmd/weft lab report docs/example-report/result.json -o docs/example-report/report.html, and look at it")
+	}
+}
+
+func TestFit(t *testing.T) {
+	for name, want := range map[string]string{"tun-gso+chacha20-poly1305": "tun-gso+chacha20-poly1305", strings.Repeat("é", 80): strings.Repeat("é", 33) + "…"} {
+		if got := fit(name, "bimodal  4.68 Gbit/s"); got != want {
+			t.Errorf("%s became %s, want %s", name, got, want)
+		}
 	}
 }

@@ -42,5 +42,3 @@ func ratioOf(samples, base []float64) (ratio, bool) {
 
 // same says that the interval does not tell the two apart.
 func (r ratio) same() bool { return r.low <= 1 && r.high >= 1 }
-
-func (r ratio) String() string { return digits(r.median) + " × (" + between(r.low, r.high) + ")" }

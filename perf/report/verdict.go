@@ -10,9 +10,10 @@ import (
 
 // cell is one comparison with the baseline, in the table of the verdict.
 type cell struct {
-	Text  string // "0.50 × (0.40–0.60)", or why there is none
-	Word  string // "no difference", "49 % less"; empty where there is nothing to compare
-	Worse bool   // it costs something
+	Text     string // "0.50 ×", or why there is none
+	Interval string // "(0.40–0.60)"
+	Word     string // "no difference", "49 % less"; empty where there is nothing to compare
+	Worse    bool   // it costs something
 }
 
 // standing is what one contender costs.
@@ -144,19 +145,19 @@ func (q question) answer(r ratio, ok bool) (cell, string) {
 		return cell{Text: "not measured"}, ""
 	}
 	if r.same() {
-		return cell{Text: r.String(), Word: "no difference"}, q.subject + " is no different (" + between(r.low, r.high) + " ×)"
+		return cell{Text: digits(r.median) + " ×", Interval: "(" + between(r.low, r.high) + ")", Word: "no difference"}, q.subject + " is no different (" + between(r.low, r.high) + " ×)"
 	}
 	by, low, high, word := 1-r.median, 1-r.high, 1-r.low, q.less
 	if r.median > 1 {
 		by, low, high, word = -by, r.low-1, r.high-1, q.more
 	}
 	amount := fmt.Sprintf("%.0f %% %s", by*100, word)
-	clause := fmt.Sprintf("%s is %s (%.0f to %.0f %%)", q.subject, amount, low*100, high*100)
+	clause := fmt.Sprintf("%s is %s (%.0f to %.0f %%)", q.subject, amount, low*100, high*100)
 	if r.median >= 3 {
-		amount = digits(r.median) + " times as much"
+		amount = digits(r.median) + " times"
 		clause = fmt.Sprintf("%s is %s times that of %s (%s)", q.subject, digits(r.median), baseline, between(r.low, r.high))
 	}
-	return cell{Text: r.String(), Word: amount, Worse: (r.median > 1) == q.higherIsWorse}, clause
+	return cell{Text: digits(r.median) + " ×", Interval: "(" + between(r.low, r.high) + ")", Word: amount, Worse: (r.median > 1) == q.higherIsWorse}, clause
 }
 
 // find returns the first group of a test; the rest are in the sections below the verdict.
