@@ -91,3 +91,13 @@ type Session struct {
 	Sealed      uint64            `json:"sealed"`                // packets sealed in this session
 	Rejected    map[string]uint64 `json:"rejected"`              // by reason
 }
+
+// Tunnel is what outer headers are made of, and between which ports packets go.
+type Tunnel struct {
+	Local     []netip.Addr // our endpoints, at most one per address family
+	Port      uint16       // UDP port that we receive on
+	PlainPort uint16       // the same for plaintext of peers that may still send it; 0 = none
+	Ethernet  bool         // the inside port has frames, not IP packets
+	Inside    string       // names of the ports
+	Outside   string
+}

@@ -14,6 +14,7 @@ type Point struct {
 	Steps     int    // how many there are: the last is Send
 	Name      string // of the step: "recv tun", "route", …
 	Inner     int    // where the packets' inner IP header is, bytes from their front; -1 while an encapsulation is around it, as it may still be around what died while it was taken off
+	Dead      int    // the same for those that died in this step, which leaves alone what it lets die; of Send: what the living were
 	Copies    bool   // the batch holds copies that the lane makes to flood frames: seen first behind "flood", while that step still runs
 }
 
@@ -72,9 +73,20 @@ func (l *Lane) makePoints(names []string) {
 		bare = func(step int) bool { return step >= len(l.cfg.Stages)-1 }
 	}
 	for i, name := range names {
-		p := Point{Lane: l.cfg.Name, Direction: l.cfg.Direction, Step: i, Steps: len(names), Name: name, Inner: -1}
+		p := Point{Lane: l.cfg.Name, Direction: l.cfg.Direction, Step: i, Steps: len(names), Name: name, Inner: -1, Dead: -1}
 		if bare(i) {
 			p.Inner = l.cfg.Link
+		}
+		switch {
+		case i == 0 || i == len(names)-1:
+			p.Dead = p.Inner
+		case bare(i - 1):
+			p.Dead = l.cfg.Link
+		case l.cfg.Direction == Out: // behind what the stages before this one have put in front
+			p.Dead = l.cfg.Link
+			for s := 0; s < i-1; s++ {
+				p.Dead += l.steps[s].overhead
+			}
 		}
 		l.points = append(l.points, p)
 		p.Copies = true

@@ -440,6 +440,18 @@ func (b *Backend) Decide(d dataplane.Direction, ip []byte, peer string, from net
 	return p.Hop, p.Drop, true
 }
 
+// Tunnel says where packets enter and leave. Without a path the addresses are the last one's.
+func (b *Backend) Tunnel() backend.Tunnel {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	t := backend.Tunnel{Local: b.path.Local, Port: b.path.Port, PlainPort: b.path.PlainPort, Ethernet: b.kind.Inner == packet.Ethernet,
+		Inside: device, Outside: "underlay"}
+	if b.engine != nil {
+		t.Inside, t.Outside = b.engine.inside.Name(), b.engine.outside.Name()
+	}
+	return t
+}
+
 // Close closes the ports. The unreachable routes stay, on purpose.
 func (b *Backend) Close() error {
 	b.mu.Lock()

@@ -66,6 +66,8 @@ func TestExitCodes(t *testing.T) {
 		"peers --socket " + none:                 {4, "daemon not reachable"},
 		"routes --socket " + none:                {4, "daemon not reachable"},
 		"stages --socket " + none:                {4, "daemon not reachable"},
+		"capture --socket " + none:               {4, "daemon not reachable"},
+		"capture --filter ether":                 {2, `"ether" is no condition`},
 	} {
 		t.Run(line, func(t *testing.T) {
 			stdout, stderr, code := weftMain(t.Context(), strings.Fields(line)...)

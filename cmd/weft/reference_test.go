@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -183,6 +184,9 @@ func (silent) Check(context.Context, api.CheckRequest) error   { return nil }
 func (silent) GC(context.Context, api.GCRequest) error         { return nil }
 func (silent) Pods() ([]api.Pod, error)                        { return nil, nil }
 func (silent) PodStatus() api.PodStatus                        { return api.PodStatus{} }
+func (silent) Capture(context.Context, api.CaptureRequest, io.Writer, func() error) (s api.CaptureSummary, err error) {
+	return s, nil
+}
 
 // made marks what -update writes: all from here to the section's end.
 const made = "<!-- made by: go test ./cmd/weft -run Reference -update -->\n"

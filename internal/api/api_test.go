@@ -1,8 +1,11 @@
 package api_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -34,6 +37,66 @@ func (daemon) Routes() []api.Route {
 }
 func (daemon) Lanes() []api.Lane {
 	return []api.Lane{{Name: "out/0", Stages: []api.Stage{{Name: "route", Drops: map[string]uint64{"no-route": 3}}}}}
+}
+
+// Capture writes two blocks, of which the second comes in pieces, and the rest when it is told to end.
+func (daemon) Capture(ctx context.Context, r api.CaptureRequest, w io.Writer, flush func() error) (api.CaptureSummary, error) {
+	if r.Filter == "bad" {
+		return api.CaptureSummary{}, &api.Error{Code: api.CodeInvalid, Text: "no such filter"}
+	}
+	w.Write(block("one"))
+	w.Write(block("second")[:9])
+	flush()
+	<-ctx.Done()
+	if r.Filter == "broken" {
+		panic(http.ErrAbortHandler)
+	}
+	w.Write(block("second")[9:])
+	return api.CaptureSummary{Frames: r.Count, Lost: 3}, nil
+}
+
+// block is a pcapng block of no known type.
+func block(text string) []byte {
+	n := 12 + (len(text)+3)&^3
+	b := make([]byte, n)
+	copy(b[8:], text)
+	binary.LittleEndian.PutUint32(b[4:], uint32(n))
+	binary.LittleEndian.PutUint32(b[n-4:], uint32(n))
+	return b
+}
+
+// TestCapture: the end of the client's context ends the file, not the connection; what breaks off leaves whole blocks.
+func TestCapture(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	serve(t, path)
+	c := api.NewClient(path)
+	defer c.Close()
+	for filter, want := range map[string]struct {
+		file []byte
+		err  string
+	}{
+		"":       {append(block("one"), block("second")...), ""},
+		"broken": {block("one"), "ended early"},
+		"bad":    {nil, "no such filter"},
+	} {
+		var file bytes.Buffer
+		ctx, cancel := context.WithCancel(t.Context())
+		s, err := c.Capture(ctx, api.CaptureRequest{Filter: filter, Count: 1 << 60, For: time.Hour, SnapLen: 9, Drops: true}, &file, cancel)
+		cancel()
+		if !bytes.Equal(file.Bytes(), want.file) {
+			t.Errorf("%q: the file is %q, want %q", filter, file.Bytes(), want.file)
+		}
+		if want.err == "" && (err != nil || s != api.CaptureSummary{Frames: 1 << 60, Lost: 3}) || want.err != "" && (err == nil || !strings.Contains(err.Error(), want.err)) {
+			t.Errorf("%q: %+v, %v", filter, s, err)
+		}
+	}
+	// Without a client's doing the time that was asked for ends it.
+	if s, err := c.Capture(t.Context(), api.CaptureRequest{Count: 7, For: time.Millisecond}, io.Discard, func() {}); err != nil || s.Frames != 7 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if _, err := api.NewClient(filepath.Join(t.TempDir(), "none")).Capture(t.Context(), api.CaptureRequest{}, io.Discard, func() {}); !errors.Is(err, api.ErrUnreachable) {
+		t.Errorf("nobody there: %v", err)
+	}
 }
 
 // serve starts a server; stop ends it and returns what Serve returned.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -21,6 +22,10 @@ type Daemon interface {
 	Peers() []Peer
 	Routes() []Route
 	Lanes() []Lane
+
+	// Capture writes a pcapng file to w until ctx ends or the request's count is reached, and calls flush after each group of blocks. An
+	// error before the first Write is one of the request.
+	Capture(ctx context.Context, r CaptureRequest, w io.Writer, flush func() error) (CaptureSummary, error)
 }
 
 // ErrInUse says that another process answers on the socket.
@@ -125,6 +130,9 @@ func Handler(d Daemon, p Pods) http.Handler {
 	if t, ok := d.(Tracer); ok {
 		handleTrace(mux, t)
 	}
+	c := &captures{cancels: map[uint64]context.CancelFunc{}}
+	mux.HandleFunc("GET /v1/capture", c.start(d))
+	mux.HandleFunc("DELETE /v1/capture/{id}", c.stop)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		send(w, http.StatusNotFound, failure{Error: fmt.Sprintf("no %s %s in this version", r.Method, r.URL.Path)})
 	})

@@ -10,6 +10,7 @@
 //	GET /v1/trace    Traced, one a line, while they come
 //	GET /v1/path     Path
 //	POST /v1/probe   what was sent
+//	GET /v1/capture  a pcapng file, until it is full, DELETE /v1/capture/{id} ends it, or the client leaves
 //
 //	POST /v1/pods/attach  AttachRequest → AttachResult
 //	POST /v1/pods/detach  DetachRequest → {}

@@ -23,7 +23,7 @@ var (
 	// Any test may use these.
 	anyTest = []string{"internal/nettest", "golang.org/x/sys/unix", "go.uber.org/zap/..."}
 
-	gopacket = "github.com/gopacket/gopacket/..." // an oracle: tests only
+	gopacket = "github.com/gopacket/gopacket/..." // an oracle of tests, and the writer of captures
 	unix     = "golang.org/x/sys/unix"
 	zap      = "go.uber.org/zap"
 	nl       = "github.com/vishvananda/netlink/..."
@@ -66,7 +66,7 @@ var (
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}},
 		"cmd/weft": {[]string{"catalog", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
-			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/hostnet", "packet",
+			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/filter", "internal/hostnet", "packet",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"internal/metrics"}},
 
 		// the CNI plugin is a process of its own: it asks the daemon
@@ -85,9 +85,10 @@ var (
 		// the ground
 		"internal/api":           {},
 		"internal/archtest":      {},
+		"internal/capture":       {[]string{"backend", "dataplane", "packet", "internal/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
 		"internal/config":        {code: []string{"control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/config", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
+		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/capture", "internal/config", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
 			"internal/filter", "internal/trace", "packet", "golang.org/x/sync/errgroup", unix, zap}, nil},
 		"internal/doctor":  {code: []string{"control", "internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
 		"internal/e2e":     {tests: []string{"catalog", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/..."}},

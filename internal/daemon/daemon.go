@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -50,6 +51,9 @@ type Daemon struct {
 	manager systemd.Manager
 	shown   []config.Shown // the configuration at the start
 	wake    chan struct{}  // holds a token while there is a State that Apply has not seen
+
+	life     context.Context // ends with the daemon
+	captures atomic.Int32    // under way
 
 	mu    sync.Mutex
 	state *control.State // the newest; nil before the first
@@ -100,6 +104,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	defer attached.Close()
 
 	group, ctx := errgroup.WithContext(ctx)
+	d.life = ctx
 	group.Go(func() error { return api.Serve(ctx, socket, d, attached) })
 	group.Go(func() error { return attached.Run(ctx) })
 	if watched != nil {

@@ -36,7 +36,7 @@ func (f *Filter) String() string {
 	return f.text
 }
 
-// Match says whether the filter wants the packet. It does not allocate.
+// Match says whether the filter wants the packet. It does not allocate, but v must live on the heap already, or the call puts it there.
 func (f *Filter) Match(v *View) bool { return f == nil || f.root.match(v) }
 
 // maxLayers is an outer and an inner IP packet.
