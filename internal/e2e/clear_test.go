@@ -40,15 +40,15 @@ func watchClear(t *testing.T, on, other *nettest.ClusterNode) func() []netip.Add
 		buf := make([]byte, 70000)
 		for {
 			n, err := unix.Read(fd, buf)
+			select { // under traffic no read ever finds nothing
+			case <-stop:
+				unix.Close(fd)
+				done <- seen
+				return
+			default:
+			}
 			if err != nil {
-				select {
-				case <-stop:
-					unix.Close(fd)
-					done <- seen
-					return
-				default:
-					continue
-				}
+				continue
 			}
 			for _, a := range addrsOf(buf[:n]) {
 				for _, p := range append(on.Prefixes, other.Prefixes...) {
