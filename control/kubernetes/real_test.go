@@ -1,0 +1,247 @@
+package kubernetes_test
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+	corev1 "k8s.io/api/core/v1"
+
+	"weft/control"
+	"weft/control/controltest"
+	"weft/control/kubernetes"
+	"weft/internal/nettest"
+)
+
+// server is a real kube-apiserver with a real etcd, on loopback ports. Nothing of it outlives the test.
+type server struct {
+	t           testing.TB
+	dir, binary string
+	port, etcd  string
+	client      *http.Client
+	process     *exec.Cmd
+}
+
+func freePort(t testing.TB) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	must(t, err)
+	return port
+}
+
+func startServer(t testing.TB, binary string) *server {
+	nettest.RequireTool(t, "etcd")
+	s := &server{t: t, dir: t.TempDir(), binary: binary, port: freePort(t), etcd: "http://127.0.0.1:" + freePort(t),
+		client: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 10 * time.Second}}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	must(t, os.WriteFile(s.file("sa.key"), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}), 0o600))
+	must(t, os.WriteFile(s.file("tokens.csv"), []byte("admin,admin,1,system:masters\n"), 0o600))
+	peer := "http://127.0.0.1:" + freePort(t)
+	store := s.spawn("etcd", "--name=t", "--data-dir="+s.file("etcd"), "--listen-client-urls="+s.etcd, "--advertise-client-urls="+s.etcd,
+		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=t="+peer, "--unsafe-no-fsync")
+	t.Cleanup(func() { end(store) })
+	s.start()
+	t.Cleanup(func() { end(s.process) })
+	return s
+}
+
+func (s *server) file(name string) string { return filepath.Join(s.dir, name) }
+
+func (s *server) spawn(name string, args ...string) *exec.Cmd {
+	log, err := os.OpenFile(s.file(filepath.Base(name)+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	must(s.t, err)
+	defer log.Close()
+	c := exec.Command(name, args...)
+	c.Stdout, c.Stderr, c.SysProcAttr = log, log, &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(s.t, c.Start())
+	return c
+}
+
+// end kills a process without a word, as a power cut does.
+func end(c *exec.Cmd) {
+	c.Process.Kill()
+	c.Wait()
+}
+
+// start starts the API server and waits until it is ready.
+func (s *server) start() {
+	s.t.Helper()
+	s.process = s.spawn(s.binary, "--etcd-servers="+s.etcd, "--secure-port="+s.port, "--bind-address=127.0.0.1", "--cert-dir="+s.file("certs"),
+		"--service-account-issuer=https://kubernetes.test", "--service-account-key-file="+s.file("sa.key"), "--service-account-signing-key-file="+s.file("sa.key"),
+		"--authorization-mode=RBAC", "--token-auth-file="+s.file("tokens.csv"), "--service-cluster-ip-range=10.0.0.0/24", "--endpoint-reconciler-type=none", "--allow-privileged")
+	nettest.Eventually(s.t, 2*time.Minute, func() error {
+		code, body := s.try("admin", http.MethodGet, "/readyz", "", nil)
+		if code != http.StatusOK {
+			log, _ := os.ReadFile(s.file(filepath.Base(s.binary) + ".log"))
+			return fmt.Errorf("%d %s\n%s", code, body, log[max(0, len(log)-1500):])
+		}
+		return nil
+	})
+}
+
+// try makes a request and returns how it was answered, 0 for not at all.
+func (s *server) try(token, method, path, kind string, body []byte) (int, []byte) {
+	r, err := http.NewRequest(method, "https://127.0.0.1:"+s.port+path, bytes.NewReader(body))
+	must(s.t, err)
+	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", kind)
+	resp, err := s.client.Do(r)
+	if err != nil {
+		return 0, []byte(err.Error())
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, []byte(err.Error())
+	}
+	return resp.StatusCode, data
+}
+
+// do makes a request of the administrator's that has to work.
+func (s *server) do(method, path, kind string, body []byte) []byte {
+	s.t.Helper()
+	code, data := s.try("admin", method, path, kind, body)
+	if code < 200 || code > 299 {
+		s.t.Fatalf("%s %s: %d %s", method, path, code, data)
+	}
+	return data
+}
+
+const (
+	jsonBody  = "application/json"
+	mergeBody = "application/merge-patch+json"
+	nodesPath = "/api/v1/nodes"
+)
+
+// put makes a Node as kubelet and controller manager do.
+func (s *server) put(n *corev1.Node) {
+	s.t.Helper()
+	data, err := json.Marshal(n)
+	must(s.t, err)
+	s.do(http.MethodPost, nodesPath, jsonBody, data)
+	data, err = json.Marshal(map[string]any{"status": map[string]any{"addresses": n.Status.Addresses}})
+	must(s.t, err)
+	s.do(http.MethodPatch, nodesPath+"/"+n.Name+"/status", mergeBody, data)
+}
+
+// deploy applies what deploy/kubernetes/weft.yaml says about rights, and returns a token of its account.
+func (s *server) deploy() string {
+	s.t.Helper()
+	text, err := os.ReadFile("../../deploy/kubernetes/weft.yaml")
+	must(s.t, err)
+	const rbac = "/apis/rbac.authorization.k8s.io/v1/"
+	where := map[string]string{"Namespace": "/api/v1/namespaces", "ServiceAccount": "/api/v1/namespaces/weft/serviceaccounts",
+		"ClusterRole": rbac + "clusterroles", "ClusterRoleBinding": rbac + "clusterrolebindings", "ConfigMap": "/api/v1/namespaces/weft/configmaps",
+		"DaemonSet": "/apis/apps/v1/namespaces/weft/daemonsets"}
+	for doc := range strings.SplitSeq(string(text), "\n---\n") {
+		_, rest, _ := strings.Cut(doc, "\nkind: ")
+		kind, _, _ := strings.Cut(rest, "\n")
+		s.do(http.MethodPost, where[kind]+"?fieldValidation=Strict", "application/yaml", []byte(doc))
+		delete(where, kind)
+	}
+	if len(where) > 0 {
+		s.t.Fatalf("the manifest lacks %v", where)
+	}
+	var token struct{ Status struct{ Token string } }
+	must(s.t, json.Unmarshal(s.do(http.MethodPost, "/api/v1/namespaces/weft/serviceaccounts/weft/token", jsonBody,
+		[]byte(`{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","spec":{}}`)), &token))
+	return token.Status.Token
+}
+
+func (s *server) annotation(node, key string) string {
+	var n corev1.Node
+	must(s.t, json.Unmarshal(s.do(http.MethodGet, nodesPath+"/"+node, "", nil), &n))
+	return n.Annotations[key]
+}
+
+// TestRealServer runs two nodes against a real kube-apiserver with the rights of the manifest and no
+// others. scripts/test-long builds the server and says where it is.
+func TestRealServer(t *testing.T) {
+	binary := os.Getenv("WEFT_KUBE_APISERVER")
+	if binary == "" {
+		return // Debian has no package of it: scripts/test-long runs this
+	}
+	s := startServer(t, binary)
+	token := s.deploy()
+	settings := kubernetes.Settings{Kubeconfig: s.file("kubeconfig"), Schema: kubernetes.SchemaWeft, Network: controltest.Network(), VNI: 1,
+		Log: zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel))}
+	must(t, os.WriteFile(settings.Kubeconfig, fmt.Appendf(nil, `{apiVersion: v1, kind: Config, current-context: x,
+clusters: [{name: x, cluster: {server: "https://127.0.0.1:%s", insecure-skip-tls-verify: true}}], contexts: [{name: x, context: {cluster: x, user: x}}],
+users: [{name: x, user: {token: %q}}]}`, s.port, token), 0o600))
+
+	// It may do this, and nothing else.
+	for _, r := range []struct{ method, path, kind, body string }{
+		{http.MethodDelete, nodesPath + "/a", jsonBody, ""}, {http.MethodPost, nodesPath, jsonBody, `{"metadata":{"name":"x"}}`},
+		{http.MethodPatch, nodesPath + "/a", mergeBody, `{"metadata":{"labels":{"x":"y"}}}`}, {http.MethodGet, "/api/v1/secrets", "", ""}, {http.MethodGet, "/api/v1/pods", "", ""},
+	} {
+		if code, body := s.try(token, r.method, r.path, r.kind, []byte(r.body)); code != http.StatusForbidden {
+			t.Errorf("%s %s: %d %s", r.method, r.path, code, body)
+		}
+	}
+
+	// A node that waits for its podCIDR, and gets it.
+	s.put(object(node("a", "192.0.2.1")))
+	a := run(t, settings, node("a", "192.0.2.1"))
+	a.tells("a", "waits for its podCIDR")
+	s.do(http.MethodPatch, nodesPath+"/a", mergeBody, []byte(`{"spec":{"podCIDR":"10.244.1.0/24","podCIDRs":["10.244.1.0/24","fd00:10:244:1::/64"]}}`))
+	a.await("the podCIDR", content(0))
+	s.put(object(node("b", "192.0.2.2", "10.244.2.0/24")))
+	a.tells("b", "no weft daemon")
+	self := node("b", "192.0.2.2")
+	self.PublicKey = key
+	b := run(t, settings, self)
+	b.await("a", content(1))
+	if st := a.await("b", content(1)); st.Nodes[0].PublicKey != key || st.Nodes[0].MAC != control.VTEPMAC("b") {
+		t.Errorf("a sees %+v", st.Nodes)
+	}
+
+	// Somebody takes an annotation over, by apply of a manager of its own: b takes it back.
+	s.do(http.MethodPatch, nodesPath+"/b?fieldManager=somebody&force=true", "application/apply-patch+yaml",
+		[]byte(`{"apiVersion":"v1","kind":"Node","metadata":{"name":"b","annotations":{"weft.network/vtep-mac":"02:00:00:00:00:99"}}}`))
+	nettest.Eventually(t, patience, func() error {
+		if mac := s.annotation("b", "weft.network/vtep-mac"); mac != control.VTEPMAC("b").String() {
+			return fmt.Errorf("vtep-mac is %s", mac)
+		}
+		return nil
+	})
+
+	// The server dies, and comes back: nothing moves, and what happens afterwards is heard.
+	end(s.process)
+	if st := a.tells("", "does not answer"); len(st.Nodes) != 1 || len(st.Self.Prefixes) != 2 {
+		t.Errorf("an outage changed the cluster: %+v", st)
+	}
+	s.start()
+	a.await("content again", content(1))
+	b.await("content again", content(1))
+	s.put(registered(node("c", "192.0.2.3", "10.244.3.0/24"), kubernetes.SchemaWeft))
+	a.await("c", content(2))
+	s.do(http.MethodDelete, nodesPath+"/b", jsonBody, nil)
+	if st := a.await("b is gone", content(1)); st.Nodes[0].Name != "c" {
+		t.Errorf("a sees %+v", st.Nodes)
+	}
+	st := b.tells("", `no Node "b" any more`)
+	if len(st.Self.Prefixes) != 1 || !slices.ContainsFunc(st.Nodes, func(n control.Node) bool { return n.Name == "c" }) {
+		t.Errorf("b sees %+v", st)
+	}
+}
