@@ -24,7 +24,7 @@ func newLabCommand() *cobra.Command {
 work, and says what each costs: throughput, latency, packet rates, processor time, lost packets.
 It needs root. It touches only namespaces it made and leaves nothing behind.`,
 	}
-	cmd.AddCommand(newLabRunCommand(), newLabReportCommand(), newLabCompareCommand(), newLabScenariosCommand(), newLabContendersCommand(), newLabTestsCommand(), newLabCleanCommand(),
+	cmd.AddCommand(newLabRunCommand(), newLabReportCommand(), newLabCompareCommand(), newLabPredictCommand(), newLabScenariosCommand(), newLabContendersCommand(), newLabTestsCommand(), newLabCleanCommand(),
 		newLabWireguardGoCommand())
 	return cmd
 }

@@ -65,7 +65,7 @@ var (
 		// the roof
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}},
-		"cmd/weft": {[]string{"catalog", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
+		"cmd/weft": {[]string{"catalog", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/filter", "internal/hostnet", "packet",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"internal/metrics"}},
 
@@ -79,6 +79,7 @@ var (
 		"perf/contender/wireguardgo": {code: []string{"golang.zx2c4.com/wireguard/..."}}, // the library is nowhere else
 		"perf/probe":                 {code: []string{unix}},
 		"perf/report":                {code: []string{"perf", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
+		"perf/model":                 {code: []string{"perf", "internal/config/strict", "gonum.org/v1/gonum/stat/..."}, tests: []string{"perf/probe"}},
 		"perf/scenario":              {code: []string{"perf/contender", "perf/probe", "perf/testbed", "internal/config/strict"}},
 		"perf/testbed":               {code: []string{nl, netns, unix}},
 
