@@ -230,7 +230,15 @@ func TestRun(t *testing.T) {
 				checkRow(t, row, c.mtu[row.Contender])
 			}
 			checkBalances(t, r.Conservation, paths)
-			for _, file := range []string{"result.json", "result.csv", "table.txt"} {
+			for _, d := range r.Details {
+				if (len(d.Latency) > 0) != (d.Test == "udp-rr") || (len(d.Trials) > 0) != (d.Test == "udp-rate") || (len(d.Stages) > 0) != (d.Contender == "tun") {
+					t.Errorf("%s, %s: %d quantiles, %d trials, %d stages", d.Contender, d.Test, len(d.Latency), len(d.Trials), len(d.Stages))
+				}
+			}
+			if !strings.HasPrefix(strings.Join(r.Command, " "), "weft lab run --contenders bare,vxlan,tun,wireguard-go --duration 300ms") || len(r.Details) < 4 {
+				t.Errorf("%d details of %q", len(r.Details), r.Command)
+			}
+			for _, file := range []string{"report.html", "result.json", "result.csv", "table.txt"} {
 				if data, err := os.ReadFile(filepath.Join(l.Dir, "results", file)); err != nil || len(data) == 0 {
 					t.Errorf("%s: %d bytes, %v", file, len(data), err)
 				}
