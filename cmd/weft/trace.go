@@ -229,8 +229,10 @@ func tracePath(ctx context.Context, o traceOptions, q api.PathQuestion, w io.Wri
 			r.Far = fmt.Sprintf("not asked: what %s does with it, run this there or give --far-socket", p.Next)
 		case p.Part == "in":
 			r.Far = "not asked: whether the sender's node sends it, run this there or give --far-socket"
-		default:
+		case p.Part == "local":
 			r.Far = "there is none"
+		default:
+			r.Far = "not asked: the packet ends before it"
 		}
 	}
 	if o.probe {

@@ -89,6 +89,11 @@ type Tracer interface {
 // ErrNoLanes says that the kernel forwards in this mode: there is nothing to see packets in.
 var ErrNoLanes = errors.New("no lanes")
 
+// noLanes is a daemon's answer that is ErrNoLanes and says so in its own words.
+type noLanes struct{ error }
+
+func (noLanes) Is(target error) bool { return target == ErrNoLanes }
+
 // handleTrace serves
 //
 //	GET  /v1/trace?filter=F      a stream of Traced, one JSON object a line, from a first empty line on until the client goes
@@ -191,7 +196,7 @@ func (c *Client) Trace(ctx context.Context, filter string, started func(), emit 
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 		err := refusal(resp, body)
 		if resp.StatusCode == http.StatusNotImplemented {
-			err = fmt.Errorf("%w: %w", ErrNoLanes, err)
+			err = noLanes{err}
 		}
 		return err
 	}

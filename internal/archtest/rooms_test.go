@@ -100,7 +100,7 @@ var (
 		"internal/pods":    {code: []string{"control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
 		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
-		"internal/trace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}},
+		"internal/trace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},
 		"internal/wait":    {code: []string{unix}},
 	}
 )
