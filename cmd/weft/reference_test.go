@@ -147,15 +147,16 @@ func TestReferenceExitCodes(t *testing.T) {
 func TestReferenceAPI(t *testing.T) {
 	handler := api.Handler(silent{}, silent{})
 	rows := table(t, "## API")
+	const question = "?src=10.0.0.1&dst=10.0.0.2&protocol=1&sport=0&dport=0&size=64" // of those that are about a packet
 	for _, r := range rows {
 		method, path, _ := strings.Cut(r[0], " ")
 		w := httptest.NewRecorder()
-		handler.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader("{}")))
+		handler.ServeHTTP(w, httptest.NewRequest(method, path+question, strings.NewReader("{}")))
 		if w.Code != http.StatusOK {
 			t.Errorf("%s: %d", r[0], w.Code)
 		}
 	}
-	for _, file := range []string{"server.go", "podserver.go"} {
+	for _, file := range []string{"server.go", "podserver.go", "trace.go"} {
 		source, err := os.ReadFile("../../internal/api/" + file)
 		if err != nil {
 			t.Fatal(err)
@@ -176,6 +177,12 @@ func (silent) Nodes() []api.Node   { return nil }
 func (silent) Peers() []api.Peer   { return nil }
 func (silent) Routes() []api.Route { return nil }
 func (silent) Lanes() []api.Lane   { return nil }
+func (silent) Trace(_ context.Context, _ string, started func(), _ func(api.Traced) error) error {
+	started()
+	return nil
+}
+func (silent) Path(api.PathQuestion) (api.Path, error) { return api.Path{}, nil }
+func (silent) Probe(api.PathQuestion) (string, error)  { return "", nil }
 func (silent) Attach(context.Context, api.AttachRequest) (api.AttachResult, error) {
 	return api.AttachResult{}, nil
 }
