@@ -116,14 +116,17 @@ func (r Route) evict(rt *netlink.Handle, _ int) error {
 	})
 }
 
-// dumpRoutes returns all routes of protocol 87 in every table.
+// dumpRoutes returns all routes of protocol 87 in every table, but those over links that names does not know: a link made
+// since is likely a pod's, whose routes are not the reconciler's; the next look knows it.
 func dumpRoutes(strict *netlink.Handle, names map[int]string) (list []Route, err error) {
 	ours := &netlink.Route{Protocol: Protocol} // and RT_TABLE_UNSPEC: any
 	table, err := dumpBoth(func(fam int) ([]netlink.Route, error) {
 		return strict.RouteListFiltered(fam, ours, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 	})
 	for _, k := range table {
-		list = append(list, routeFrom(k, names))
+		if _, known := names[k.LinkIndex]; known || k.LinkIndex == 0 {
+			list = append(list, routeFrom(k, names))
+		}
 	}
 	return list, err
 }
