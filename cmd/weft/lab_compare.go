@@ -25,7 +25,7 @@ A row is called different where that is less than --alpha, by itself and relativ
 whose settings differ are not compared. A difference is no failure unless --fail-if-worse is given.`,
 		Example: `  weft lab compare before/result.json after/result.json
   weft lab compare --all --control none a.json b.json`,
-		Args: cobra.ExactArgs(2),
+		Args: cobra.ExactArgs(2), ValidArgsFunction: resultFiles,
 	}
 	flags := cmd.Flags()
 	alpha := flags.Float64("alpha", compare.Alpha, "call a row different where chance explains it with less than this probability")
@@ -154,4 +154,9 @@ func interval(low, high *float64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.3f–%.3f", *low, *high)
+}
+
+// resultFiles completes what a command reads that takes results.
+func resultFiles(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return []string{"json"}, cobra.ShellCompDirectiveFilterFileExt
 }

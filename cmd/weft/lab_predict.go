@@ -23,7 +23,7 @@ size it was fitted without: trust no prediction where that is large.
 A mix is imix (sizes 40, 576 and 1500 as 7:4:1), one size, or a YAML file:
 packets: [{size: 64, weight: 7}, {size: 1400, weight: 1}]`,
 		Example: `  weft lab run --scenario small-packets --json r.json && weft lab predict r.json --mix imix --rate 100000`,
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.ExactArgs(1), ValidArgsFunction: resultFiles,
 	}
 	mixName := cmd.Flags().String("mix", "imix", "imix, a packet size in bytes, or a YAML file")
 	rate := cmd.Flags().Float64("rate", 0, "packets per second: also say what cores that takes; 0 = no rate in particular")

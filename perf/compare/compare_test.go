@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -146,9 +147,12 @@ func (m machine) run(level float64, rounds int, effect map[string]float64) *perf
 // TestSameTwice: the same scenario run twice says "no difference" in at least 95 % of its rows, also where the machine's level has
 // moved in between, as far as the control can tell.
 func TestSameTwice(t *testing.T) {
-	const pairs = 200
+	pairs, lengths := 40, []int{5, 8}
+	if os.Getenv("WEFT_TEST_LONG") != "" {
+		pairs, lengths = 200, []int{5, 8, 12}
+	}
 	m := machine{rand.New(rand.NewPCG(1, 2))}
-	for _, rounds := range []int{5, 8, 12} {
+	for _, rounds := range lengths {
 		different, rows, bad := 0, 0, 0
 		for range pairs {
 			c, err := compare.Results(m.run(1, rounds, nil), m.run(1, rounds, nil), compare.Options{Control: "bare"})
@@ -165,13 +169,13 @@ func TestSameTwice(t *testing.T) {
 		if rate := float64(different) / float64(rows); rate > 0.01 {
 			t.Errorf("%d rounds: %.2f %% of the rows differ", rounds, 100*rate)
 		}
-		if float64(bad) > 0.05*pairs {
+		if float64(bad) > 0.05*float64(pairs) {
 			t.Errorf("%d rounds: %d of %d pairs have more than 5 %% of rows that differ", rounds, bad, pairs)
 		}
 	}
 	// A machine that gives 30 % more the second time: only the control itself may say so.
 	off := 0
-	for range 100 {
+	for range 30 {
 		c, err := compare.Results(m.run(1, 8, nil), m.run(1.3, 8, nil), compare.Options{Control: "bare"})
 		if err != nil {
 			t.Fatal(err)
@@ -182,7 +186,7 @@ func TestSameTwice(t *testing.T) {
 			}
 		}
 	}
-	if rate := float64(off) / (100 * 18); rate > 0.02 {
+	if rate := float64(off) / (30 * 18); rate > 0.02 {
 		t.Errorf("%.1f %% of the rows differ after the machine's level moved", 100*rate)
 	}
 }
@@ -191,7 +195,7 @@ func TestSameTwice(t *testing.T) {
 func TestFinds(t *testing.T) {
 	m := machine{rand.New(rand.NewPCG(3, 4))}
 	found := 0
-	const runs = 50
+	const runs = 20
 	for range runs {
 		c, err := compare.Results(m.run(1, 10, nil), m.run(1, 10, map[string]float64{"tun": 0.6}), compare.Options{Control: "bare"})
 		if err != nil {

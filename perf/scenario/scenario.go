@@ -27,7 +27,7 @@ type Scenario struct {
 	Contenders []string       `json:"contenders,omitempty"`
 	Tests      []string       `json:"tests,omitempty"`
 	MTU        []int          `json:"mtu,omitempty"` // of the underlay, bytes; one run for each
-	Duration   time.Duration  `json:"-"`
+	Duration   time.Duration  `json:"duration_ns,omitempty"`
 	Repeat     *int           `json:"repeat,omitempty"`
 	Warmup     *int           `json:"warmup,omitempty"`
 	Nodes      *int           `json:"nodes,omitempty"`
