@@ -50,6 +50,7 @@ type end struct {
 type KernelCounts struct {
 	sums      map[string]uint64 // by the names above
 	links     [][2]linkDrops    // by veth pair
+	tunnels   uint64            // what the kernel's tunnel devices could not send
 	softnet   uint64            // drops of all input queues of the machine
 	segments  Segments
 	multicast uint64 // packets that the nodes themselves sent to groups: MLD, IGMP
@@ -93,7 +94,7 @@ func (b *Bed) KernelCounts() (KernelCounts, error) {
 			case b.isPairEnd(end{ns, a.Name}):
 				veths[end{ns, a.Name}] = linkDrops{a.Statistics.TxDropped, a.Statistics.RxDropped, a.Xdp != nil && a.Xdp.Attached}
 			default:
-				countDevice(l, k.sums)
+				k.countDevice(l)
 			}
 		}
 	}
@@ -121,14 +122,17 @@ func (b *Bed) isPairEnd(e end) bool {
 	return false
 }
 
-func countDevice(l netlink.Link, sums map[string]uint64) {
+func (k *KernelCounts) countDevice(l netlink.Link) {
 	s := l.Attrs().Statistics
 	switch l.Type() {
 	case "tun", "tuntap":
-		sums[TunQueue] += s.TxDropped
-		sums[Device] += s.RxDropped
+		k.sums[TunQueue] += s.TxDropped
+		k.sums[Device] += s.RxDropped
+	case "vxlan", "geneve", "ipip", "sit":
+		k.tunnels += s.TxDropped
+		k.sums[Device] += s.RxDropped
 	default:
-		sums[Device] += s.TxDropped + s.RxDropped
+		k.sums[Device] += s.TxDropped + s.RxDropped
 	}
 }
 
@@ -143,6 +147,10 @@ func (k KernelCounts) Since(before KernelCounts) map[string]uint64 {
 		a, b := k.links[i][0].since(before.links[i][0]), k.links[i][1].since(before.links[i][1])
 		veth += direction(a, b) + direction(b, a)
 	}
+	// A tunnel counts what the device below it refused (iptunnel_xmit_stats, of veth_xmit's NET_XMIT_DROP) as well as
+	// what it drops itself.
+	tunnels := k.tunnels - before.tunnels
+	d[Device] += tunnels - min(tunnels, veth)
 	// The input queues' counter is the machine's; the veths' part of it is ours.
 	d[Backlog] = min(veth, k.softnet-before.softnet)
 	d[Veth] = veth - d[Backlog]
@@ -166,7 +174,7 @@ func (k KernelCounts) MulticastSince(before KernelCounts) uint64 {
 
 // Same says that nothing moved in the testbed between two readings, as far as it is counted here.
 func (k KernelCounts) Same(other KernelCounts) bool {
-	return maps.Equal(k.sums, other.sums) && slices.Equal(k.links, other.links) && k.segments == other.segments
+	return maps.Equal(k.sums, other.sums) && slices.Equal(k.links, other.links) && k.tunnels == other.tunnels && k.segments == other.segments
 }
 
 func (l linkDrops) since(before linkDrops) linkDrops {

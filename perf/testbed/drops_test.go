@@ -52,6 +52,12 @@ func TestKernelCountsSince(t *testing.T) {
 	if !maps.Equal(got, want) {
 		t.Errorf("dropped %v, want %v", got, want)
 	}
+	// A vxlan device counts what the veths below it refused, thirteen at most, and two of its own.
+	now.tunnels = 15
+	want[Device] = 2
+	if got := now.Since(before); !maps.Equal(got, want) {
+		t.Errorf("with a tunnel's drops %v, want %v", got, want)
+	}
 }
 
 func TestSoftnetDrops(t *testing.T) {
