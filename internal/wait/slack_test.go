@@ -6,13 +6,13 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"weft/internal/nettest"
 )
 
 // TestSlackTimers: every thread has the slack, those made afterwards too.
 func TestSlackTimers(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs CAP_SYS_NICE")
-	}
+	nettest.RequireRoot(t) // CAP_SYS_NICE
 	if err := SlackTimers(); err != nil {
 		t.Fatal(err)
 	}
