@@ -71,6 +71,13 @@ type Source interface {
 	Run(ctx context.Context, self Node, update func(State)) error
 }
 
+// Witness is a Source that tells the cluster that this node forwards.
+type Witness interface {
+	Source
+	// Forwarding says that a State which gives this node a prefix is in force. It may be called again, and at any time.
+	Forwarding()
+}
+
 // Backend makes this machine carry packets for a State.
 type Backend interface {
 	// Self returns what to publish about this node: MAC, Features.

@@ -88,6 +88,22 @@ func (c *client) apply(ctx context.Context, node string, annotations map[string]
 		Param("fieldManager", manager).Param("force", fmt.Sprint(force)).Body(body).Do(ctx).Error()
 }
 
+// setUp sets the one condition of the node that says that its network is there.
+func (c *client) setUp(ctx context.Context, node string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	now := metav1.Now()
+	body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []corev1.NodeCondition{{
+		Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse, Reason: reasonUp, Message: "weft carries this node's traffic",
+		LastHeartbeatTime: now, LastTransitionTime: now,
+	}}}})
+	if err != nil {
+		return err
+	}
+	return c.rest.Patch(types.StrategicMergePatchType).Resource("nodes").Name(node).SubResource("status").
+		Param("fieldManager", manager).Body(body).Do(ctx).Error()
+}
+
 // ask gets one node out of the server's cache, to know that the server is there.
 func (c *client) ask(ctx context.Context, node string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)

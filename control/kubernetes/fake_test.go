@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,7 +30,7 @@ func must(t testing.TB, err error) {
 }
 
 // fake speaks what of the API server's HTTP this source uses: list, watch with and without a list in
-// front, get, and apply of annotations. The real one is beside it, in real_test.go.
+// front, get, apply of annotations, and patches of conditions. The real one is beside it, in real_test.go.
 type fake struct {
 	t         testing.TB
 	addr      string
@@ -138,6 +139,8 @@ func (f *fake) handle(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case f.deny != 0:
 		status(w, f.deny, metav1.StatusReason(http.StatusText(f.deny)))
+	case r.Method == http.MethodPatch && r.Header.Get("Content-Type") == "application/strategic-merge-patch+json":
+		f.patchConditions(w, r, name)
 	case r.Method == http.MethodPatch:
 		f.patch(w, r, name, q.Get("fieldManager"), q.Get("force") == "true")
 	case r.Method != http.MethodGet:
@@ -262,6 +265,26 @@ func (f *fake) patch(w http.ResponseWriter, r *http.Request, name, manager strin
 	}
 	for key, value := range p.Annotations {
 		n.Annotations[key], owners[key] = value, manager
+	}
+	f.putLocked(name, n)
+	json.NewEncoder(w).Encode(n)
+}
+
+// patchConditions replaces conditions by their types.
+func (f *fake) patchConditions(w http.ResponseWriter, r *http.Request, name string) {
+	var p corev1.Node
+	if err := json.NewDecoder(r.Body).Decode(&p); err != nil || !strings.HasSuffix(r.URL.Path, "/status") {
+		status(w, http.StatusBadRequest, metav1.StatusReasonBadRequest)
+		return
+	}
+	old := f.nodes[name]
+	if old == nil {
+		status(w, http.StatusNotFound, metav1.StatusReasonNotFound)
+		return
+	}
+	n := old.DeepCopy()
+	for _, c := range p.Status.Conditions {
+		n.Status.Conditions = append(slices.DeleteFunc(n.Status.Conditions, func(o corev1.NodeCondition) bool { return o.Type == c.Type }), c)
 	}
 	f.putLocked(name, n)
 	json.NewEncoder(w).Encode(n)

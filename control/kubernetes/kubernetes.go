@@ -4,7 +4,7 @@
 //
 // All it needs of the server is to get, list and watch nodes, and to patch nodes/status. Annotations
 // are written by server-side apply, so that each of them has an owner and what a daemon no longer says
-// goes away.
+// goes away. A node that forwards says so by its condition NetworkUnavailable.
 //
 // Nodes come by list and watch, as an informer gets them. Losing the server is not losing the cluster:
 // without an answer everything stays in force and only grows old. A node whose object is deleted is no
@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -44,16 +45,18 @@ type Settings struct {
 	Log     *zap.Logger
 }
 
-// Source is one API server. It implements control.Source.
+// Source is one API server. It implements control.Witness.
 type Source struct {
-	set    Settings
-	schema schema
-	log    *zap.Logger
+	set        Settings
+	schema     schema
+	log        *zap.Logger
+	poke       chan struct{} // holds a token while there is something to publish
+	forwarding atomic.Bool   // this node has a prefix, and carries its traffic
 }
 
 // New makes a source. Nothing is read or connected before Run.
 func New(s Settings) *Source {
-	src := &Source{set: s, log: s.Log, schema: own{s.VNI}}
+	src := &Source{set: s, log: s.Log, schema: own{s.VNI}, poke: make(chan struct{}, 1)}
 	if s.Schema == SchemaFlannel {
 		src.schema = flannel{s.VNI}
 	}
@@ -79,7 +82,7 @@ var backoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 
 // back as errors, and those are told once.
 var quiet = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHandler)) })
 
-// Run writes this node's annotations, and publishes the cluster until ctx ends. The annotations stay
+// Run writes what this node has to say into its Node object, and publishes the cluster until ctx ends. What is written stays
 // then: a restart is no news to the others.
 func (s *Source) Run(ctx context.Context, self control.Node, update func(control.State)) error {
 	quiet()
@@ -91,7 +94,7 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 		return err
 	}
 	defer c.close()
-	m := &member{Source: s, client: c, self: self, update: update, poke: make(chan struct{}, 1), say: make(chan map[string]string, 1),
+	m := &member{Source: s, client: c, self: self, update: update, say: make(chan news, 1),
 		records: map[string]*record{}, dirty: map[string]bool{}, told: map[control.Problem]bool{}}
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -102,6 +105,21 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 	group.Go(func() { reflector.RunWithContext(ctx) })
 	group.Go(func() { m.register(ctx) })
 	return m.publish(ctx)
+}
+
+// Forwarding has the condition NetworkUnavailable of this node's Node object made False, as often as it is found
+// otherwise.
+func (s *Source) Forwarding() {
+	if s.forwarding.CompareAndSwap(false, true) {
+		s.wake()
+	}
+}
+
+func (s *Source) wake() {
+	select {
+	case s.poke <- struct{}{}:
+	default:
+	}
 }
 
 // sleep waits for d; false when ctx ended first.

@@ -11,8 +11,11 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"weft/control"
 	"weft/control/kubernetes"
+	"weft/internal/nettest"
 )
 
 const patience = 30 * time.Second
@@ -20,6 +23,7 @@ const patience = 30 * time.Second
 // daemon is a running source.
 type daemon struct {
 	t      testing.TB
+	source *kubernetes.Source
 	states chan control.State
 	done   chan error
 	stop   context.CancelFunc
@@ -28,8 +32,8 @@ type daemon struct {
 
 func run(t testing.TB, s kubernetes.Settings, self control.Node) *daemon {
 	ctx, cancel := context.WithCancel(context.Background())
-	d := &daemon{t: t, states: make(chan control.State, 1000), done: make(chan error, 1), stop: cancel}
-	go func() { d.done <- kubernetes.New(s).Run(ctx, self, func(s control.State) { d.states <- s }) }()
+	d := &daemon{t: t, source: kubernetes.New(s), states: make(chan control.State, 1000), done: make(chan error, 1), stop: cancel}
+	go func() { d.done <- d.source.Run(ctx, self, func(s control.State) { d.states <- s }) }()
 	t.Cleanup(cancel)
 	return d
 }
@@ -141,6 +145,67 @@ func TestRegistration(t *testing.T) {
 	f.put("a", o)
 	delete(want, "weft.network/endpoints")
 	f.annotations("a", want)
+}
+
+// unavailable is a Node as a cloud makes it: nothing is scheduled there before its network is up.
+func unavailable(n control.Node) *corev1.Node {
+	o := object(n)
+	o.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady"},
+		{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue, Reason: "NoRouteCreated"}}
+	return o
+}
+
+// conditions are those of a Node, by type.
+func conditions(n *corev1.Node) string {
+	all := map[corev1.NodeConditionType]string{}
+	for _, c := range n.Status.Conditions {
+		all[c.Type] = fmt.Sprintf("%s %s", c.Status, c.Reason)
+	}
+	return fmt.Sprint(all)
+}
+
+const (
+	conditionsBefore = "map[NetworkUnavailable:True NoRouteCreated Ready:True KubeletReady]"
+	conditionsUp     = "map[NetworkUnavailable:False WeftIsUp Ready:True KubeletReady]"
+)
+
+// A node's condition NetworkUnavailable goes when the node forwards, not before, and stays away.
+func TestNetworkUnavailable(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	now := func() string {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return conditions(f.nodes["a"])
+	}
+	becomes := func(want string) {
+		t.Helper()
+		nettest.Eventually(t, patience, func() error {
+			if got := now(); got != want {
+				return fmt.Errorf("conditions are %s, want %s", got, want)
+			}
+			return nil
+		})
+	}
+	written := map[string]string{"weft.network/vtep-mac": control.VTEPMAC("a").String(), "weft.network/vni": "1"}
+	f.put("a", unavailable(node("a", "192.0.2.1")))
+	d := run(t, f.settings, node("a", "192.0.2.1"))
+	d.tells("a", "waits for its podCIDR")
+	f.annotations("a", written)
+	o := unavailable(node("a", "192.0.2.1", "10.244.1.0/24"))
+	o.Annotations = maps.Clone(written)
+	f.put("a", o)
+	d.await("the podCIDR", content(0))
+	if got := now(); got != conditionsBefore {
+		t.Errorf("before it forwards its conditions are %s", got)
+	}
+	d.source.Forwarding()
+	becomes(conditionsUp)
+	d.source.Forwarding()
+	// The Node is made anew, or somebody takes the condition for his own.
+	f.put("a", unavailable(node("a", "192.0.2.1", "10.244.1.0/24")))
+	becomes(conditionsUp)
+	f.annotations("a", written)
 }
 
 func TestOtherNodes(t *testing.T) {

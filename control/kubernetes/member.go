@@ -24,8 +24,7 @@ type member struct {
 	client *client
 	self   control.Node // as the daemon knows it; without prefixes
 	update func(control.State)
-	poke   chan struct{}          // holds a token while there is something to publish
-	say    chan map[string]string // the annotations that this node is to carry; the newest only
+	say    chan news // what is to be written; the newest only
 
 	mu       sync.Mutex
 	records  map[string]*record // by name
@@ -34,7 +33,7 @@ type member struct {
 	asOf     time.Time          // when the server was last heard
 	outage   string             // why it is not, "" when it is
 	refusing time.Time          // since when it refuses this node, zero when it does not
-	unsaid   string             // why the annotations are not written, "" when they are
+	unsaid   string             // why what this node has to say is not written, "" when it is
 
 	// Of the publishing goroutine alone.
 	last      control.State
@@ -43,11 +42,10 @@ type member struct {
 	told      map[control.Problem]bool // those of last
 }
 
-func (m *member) wake() {
-	select {
-	case m.poke <- struct{}{}:
-	default:
-	}
+// news is what a Node object does not say yet about this node.
+type news struct {
+	annotations map[string]string // all of this node's; nil = it says them
+	up          bool              // that it forwards
 }
 
 // heard notes how the server answered.
@@ -148,11 +146,11 @@ func (m *member) Resync() error { return nil }
 // Transformer makes the reflector keep of a list that it streams only what is needed.
 func (m *member) Transformer() cache.TransformFunc { return strip }
 
-// register keeps this node's annotations as they are to be.
+// register keeps this node's Node object as it is to be.
 func (m *member) register(ctx context.Context) {
 	const least, most = 200 * time.Millisecond, 30 * time.Second
 	pause, last := least, time.Time{}
-	var want map[string]string
+	var want news
 	for {
 		select {
 		case <-ctx.Done():
@@ -164,7 +162,7 @@ func (m *member) register(ctx context.Context) {
 			pause = least
 		}
 		for {
-			err := m.apply(ctx, want)
+			err := m.tell(ctx, want)
 			if ctx.Err() != nil {
 				return
 			}
@@ -172,7 +170,7 @@ func (m *member) register(ctx context.Context) {
 			m.mu.Lock()
 			m.unsaid = ""
 			if err != nil {
-				m.unsaid = fmt.Sprintf("the others do not learn of this node's state, its annotations cannot be written: %v: grant patch of nodes/status (deploy/kubernetes/weft.yaml)", err)
+				m.unsaid = fmt.Sprintf("the others do not learn of this node's state, its Node object cannot be written: %v: grant patch of nodes/status (deploy/kubernetes/weft.yaml)", err)
 			}
 			m.mu.Unlock()
 			m.wake()
@@ -189,6 +187,23 @@ func (m *member) register(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// tell writes news.
+func (m *member) tell(ctx context.Context, n news) error {
+	if n.annotations != nil {
+		if err := m.apply(ctx, n.annotations); err != nil {
+			return err
+		}
+	}
+	if !n.up {
+		return nil
+	}
+	err := m.client.setUp(ctx, m.self.Name)
+	if err == nil {
+		m.log.Info("the node's network is available: condition written", zap.String("node", m.self.Name), zap.String("reason", reasonUp))
+	}
+	return err
 }
 
 // apply writes annotations. What somebody else has written becomes ours, and is told.
@@ -304,8 +319,7 @@ func (m *member) taken(self control.Node) bool {
 	return false
 }
 
-// announce is this node as its Node object makes it, and has its annotations written where they are
-// others.
+// announce is this node as its Node object makes it, and has written what that does not say yet.
 func (m *member) announce(r *record) control.Node {
 	n := m.self
 	n.Prefixes = slices.Clone(r.node.Prefixes)
@@ -325,12 +339,16 @@ func (m *member) announce(r *record) control.Node {
 		_, wanted := want[key]
 		same = same && (wanted || !strings.HasPrefix(key, prefixWeft))
 	}
+	fresh := news{up: m.forwarding.Load() && len(n.Prefixes) > 0 && !r.up}
+	if !same {
+		fresh.annotations = want
+	}
 	select { // the newest only
 	case <-m.say:
 	default:
 	}
-	if !same {
-		m.say <- want
+	if fresh.annotations != nil || fresh.up {
+		m.say <- fresh
 	}
 	return n
 }

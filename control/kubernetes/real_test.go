@@ -140,7 +140,7 @@ func (s *server) put(n *corev1.Node) {
 	data, err := json.Marshal(n)
 	must(s.t, err)
 	s.do(http.MethodPost, nodesPath, jsonBody, data)
-	data, err = json.Marshal(map[string]any{"status": map[string]any{"addresses": n.Status.Addresses}})
+	data, err = json.Marshal(map[string]any{"status": map[string]any{"addresses": n.Status.Addresses, "conditions": n.Status.Conditions}})
 	must(s.t, err)
 	s.do(http.MethodPatch, nodesPath+"/"+n.Name+"/status", mergeBody, data)
 }
@@ -169,10 +169,10 @@ func (s *server) deploy() string {
 	return token.Status.Token
 }
 
-func (s *server) annotation(node, key string) string {
+func (s *server) node(name string) *corev1.Node {
 	var n corev1.Node
-	must(s.t, json.Unmarshal(s.do(http.MethodGet, nodesPath+"/"+node, "", nil), &n))
-	return n.Annotations[key]
+	must(s.t, json.Unmarshal(s.do(http.MethodGet, nodesPath+"/"+name, "", nil), &n))
+	return &n
 }
 
 // TestRealServer runs two nodes against a real kube-apiserver with the rights of the manifest and no
@@ -206,7 +206,7 @@ users: [{name: x, user: {token: %q}}]}`, s.port, token), 0o600))
 	a.tells("a", "waits for its podCIDR")
 	s.do(http.MethodPatch, nodesPath+"/a", mergeBody, []byte(`{"spec":{"podCIDR":"10.244.1.0/24","podCIDRs":["10.244.1.0/24","fd00:10:244:1::/64"]}}`))
 	a.await("the podCIDR", content(0))
-	s.put(object(node("b", "192.0.2.2", "10.244.2.0/24")))
+	s.put(unavailable(node("b", "192.0.2.2", "10.244.2.0/24")))
 	a.tells("b", "no weft daemon")
 	self := node("b", "192.0.2.2")
 	self.PublicKey = key
@@ -216,11 +216,28 @@ users: [{name: x, user: {token: %q}}]}`, s.port, token), 0o600))
 		t.Errorf("a sees %+v", st.Nodes)
 	}
 
+	// A node that forwards is available, and stays it.
+	conditionsOfB := func(want string) {
+		t.Helper()
+		nettest.Eventually(t, patience, func() error {
+			if got := conditions(s.node("b")); got != want {
+				return fmt.Errorf("conditions are %s, want %s", got, want)
+			}
+			return nil
+		})
+	}
+	conditionsOfB(conditionsBefore)
+	b.source.Forwarding()
+	conditionsOfB(conditionsUp)
+	s.do(http.MethodPatch, nodesPath+"/b/status", "application/strategic-merge-patch+json",
+		[]byte(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":"True","reason":"NoRouteCreated"}]}}`))
+	conditionsOfB(conditionsUp)
+
 	// Somebody takes an annotation over, by apply of a manager of its own: b takes it back.
 	s.do(http.MethodPatch, nodesPath+"/b?fieldManager=somebody&force=true", "application/apply-patch+yaml",
 		[]byte(`{"apiVersion":"v1","kind":"Node","metadata":{"name":"b","annotations":{"weft.network/vtep-mac":"02:00:00:00:00:99"}}}`))
 	nettest.Eventually(t, patience, func() error {
-		if mac := s.annotation("b", "weft.network/vtep-mac"); mac != control.VTEPMAC("b").String() {
+		if mac := s.node("b").Annotations["weft.network/vtep-mac"]; mac != control.VTEPMAC("b").String() {
 			return fmt.Errorf("vtep-mac is %s", mac)
 		}
 		return nil

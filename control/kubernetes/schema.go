@@ -40,6 +40,10 @@ const (
 	flannelKubeManagedV = "true"
 )
 
+// reasonUp is why a node's condition NetworkUnavailable is False: clouds make nodes with it True, and nothing is
+// scheduled there until whoever is the network says otherwise.
+const reasonUp = "WeftIsUp"
+
 // schema is how nodes are described in annotations.
 type schema interface {
 	// decode fills in what the annotations say about a node, given its name and prefixes; the answer says
@@ -58,12 +62,13 @@ type record struct {
 	node        control.Node
 	internal    []netip.Addr      // InternalIPs that can be read
 	annotations map[string]string // ours and Flannel's
+	up          bool              // its condition NetworkUnavailable is what a weft node that forwards makes it
 	waits       string            // why it has no prefix yet, "" when it has
 	wrong       string            // why it is not in the cluster, "" when it is
 }
 
 func (r *record) equal(o *record) bool {
-	return r.node.Equal(o.node) && r.waits == o.waits && r.wrong == o.wrong && slices.Equal(r.internal, o.internal) && maps.Equal(r.annotations, o.annotations)
+	return r.node.Equal(o.node) && r.up == o.up && r.waits == o.waits && r.wrong == o.wrong && slices.Equal(r.internal, o.internal) && maps.Equal(r.annotations, o.annotations)
 }
 
 // read is what a Node object says to this schema.
@@ -78,6 +83,9 @@ func read(s schema, n *corev1.Node) *record {
 		if ip, err := netip.ParseAddr(a.Address); a.Type == corev1.NodeInternalIP && err == nil {
 			r.internal = append(r.internal, ip.Unmap())
 		}
+	}
+	for _, c := range n.Status.Conditions {
+		r.up = r.up || c.Type == corev1.NodeNetworkUnavailable && c.Status == corev1.ConditionFalse && c.Reason == reasonUp
 	}
 	cidrs := n.Spec.PodCIDRs
 	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {
@@ -124,6 +132,11 @@ func strip(obj any) (any, error) {
 	for _, a := range n.Status.Addresses {
 		if a.Type == corev1.NodeInternalIP {
 			thin.Status.Addresses = append(thin.Status.Addresses, a)
+		}
+	}
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeNetworkUnavailable {
+			thin.Status.Conditions = append(thin.Status.Conditions, c)
 		}
 	}
 	return thin, nil

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"weft/control"
 )
 
 // A State that cannot be put in force is tried again at these intervals.
@@ -13,8 +15,9 @@ const (
 	retryMost  = 10 * time.Second
 )
 
-// applyAll puts the newest State in force, again and again until it is, until ctx ends.
-func (d *Daemon) applyAll(ctx context.Context, parts Parts) {
+// applyAll puts the newest State in force, again and again until it is, until ctx ends. A source that wants to know
+// is told.
+func (d *Daemon) applyAll(ctx context.Context, parts Parts, source control.Source) {
 	pause, told := retryFirst, false
 	var retry <-chan time.Time
 	for {
@@ -35,7 +38,7 @@ func (d *Daemon) applyAll(ctx context.Context, parts Parts) {
 		case <-retry:
 		}
 		retry = nil
-		err := d.applyOnce(pause)
+		self, err := d.applyOnce(pause)
 		if reloading {
 			d.told(d.manager.Ready(d.summary()))
 		}
@@ -47,12 +50,12 @@ func (d *Daemon) applyAll(ctx context.Context, parts Parts) {
 		}
 		pause = retryFirst
 		if file := d.cfg.Control.SubnetEnv; file != "" {
-			d.mu.Lock()
-			self := d.state.Self
-			d.mu.Unlock()
 			if err := writeSubnetEnv(file, subnetEnv(d.cfg.Network.Prefixes, self, d.backend.Status().InnerMTU)); err != nil {
 				d.log.Error("the hand-over to Flannel's CNI plugin is not written", zap.Error(err))
 			}
+		}
+		if w, ok := source.(control.Witness); ok && len(self.Prefixes) > 0 {
+			w.Forwarding()
 		}
 		if !told {
 			d.tell()
@@ -62,22 +65,22 @@ func (d *Daemon) applyAll(ctx context.Context, parts Parts) {
 	}
 }
 
-// applyOnce applies the newest State and records how that went.
-func (d *Daemon) applyOnce(pause time.Duration) error {
+// applyOnce applies the newest State, records how that went, and returns what the State makes of this node.
+func (d *Daemon) applyOnce(pause time.Duration) (self control.Node, err error) {
 	d.mu.Lock()
 	state := *d.state
 	d.mu.Unlock()
-	err := d.backend.Apply(state)
+	err = d.backend.Apply(state)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.apply.Attempts++
 	if err != nil {
 		d.apply.Failures++
 		d.apply.Error, d.apply.Retry = err.Error(), time.Now().Add(pause)
-		return err
+		return state.Self, err
 	}
 	d.apply.Failures, d.apply.Error, d.apply.Retry, d.apply.Applied = 0, "", time.Time{}, time.Now()
-	return nil
+	return state.Self, nil
 }
 
 // tell logs the effective facts, once.

@@ -111,8 +111,9 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		group.Go(func() error { return metrics.Serve(ctx, watched, d) })
 	}
 	group.Go(func() error { return b.Run(ctx) })
-	group.Go(func() error { return d.follow(ctx, parts.Source(cfg, log), me) })
-	group.Go(func() error { d.applyAll(ctx, parts); return nil })
+	source := parts.Source(cfg, log)
+	group.Go(func() error { return d.follow(ctx, source, me) })
+	group.Go(func() error { d.applyAll(ctx, parts, source); return nil })
 	group.Go(func() error { d.report(ctx); return nil })
 	err = errors.Join(group.Wait(), b.Close())
 	if err == nil {

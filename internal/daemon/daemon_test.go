@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,8 +72,13 @@ func (c *carrier) Lanes() []dataplane.LaneStats {
 		Stages: []dataplane.StageStats{{Name: "route", Packets: 9, Drops: drops}}}}
 }
 
-// teller is a source that publishes what the test says.
-type teller struct{ states chan control.State }
+// teller is a source that publishes what the test says, and counts how often it is told that the node forwards.
+type teller struct {
+	states     chan control.State
+	forwarding atomic.Int32
+}
+
+func (s *teller) Forwarding() { s.forwarding.Add(1) }
 
 var errNotInCluster = errors.New("this node is not in the cluster")
 
@@ -107,7 +113,7 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	dir := t.TempDir()
-	r := &rig{t: t, ns: nettest.New(t), b: &carrier{dead: make(chan error, 1)}, source: &teller{make(chan control.State, 8)}, socket: filepath.Join(dir, "sock")}
+	r := &rig{t: t, ns: nettest.New(t), b: &carrier{dead: make(chan error, 1)}, source: &teller{states: make(chan control.State, 8)}, socket: filepath.Join(dir, "sock")}
 	core, logs := observer.New(zap.InfoLevel)
 	r.log, r.logs = zap.New(core), logs
 	text := fmt.Sprintf("node: {name: a}\nnetwork: 10.244.0.0/16\napi: {socket: %s}\nstate_dir: %s/state", r.socket, dir)
@@ -223,6 +229,39 @@ func TestFailedApplyIsTriedAgain(t *testing.T) {
 	s = r.until("ready", func(s api.Status) bool { return s.Ready })
 	if s.Apply.Failures != 0 || s.Apply.Error != "" || s.Apply.Attempts != 4 {
 		t.Errorf("after it: %+v", s.Apply)
+	}
+}
+
+// A source is told that the node forwards when a State with a prefix is in force, and not before.
+func TestSourceIsTold(t *testing.T) {
+	r := newRig(t)
+	r.run()
+	none := state("b")
+	none.Self.Prefixes = nil
+	r.source.states <- none
+	r.until("in force", func(s api.Status) bool { return !s.Apply.Applied.IsZero() })
+	failing := func(times int) {
+		r.b.mu.Lock()
+		defer r.b.mu.Unlock()
+		r.b.fail = times
+	}
+	failing(1 << 30)
+	r.source.states <- state("b")
+	r.until("refused", func(s api.Status) bool { return s.Apply.Failures > 0 })
+	if n := r.source.forwarding.Load(); n != 0 {
+		t.Errorf("told %d times before", n)
+	}
+	failing(0)
+	nettest.Eventually(t, 20*time.Second, func() error {
+		if r.source.forwarding.Load() == 0 {
+			return errors.New("not told")
+		}
+		return nil
+	})
+	r.b.mu.Lock()
+	defer r.b.mu.Unlock()
+	if n := len(r.b.applied); n != 2 || len(r.b.applied[1].Self.Prefixes) != 1 {
+		t.Errorf("applied %+v", r.b.applied)
 	}
 }
 
