@@ -22,6 +22,7 @@ type Settings struct {
 	UnderlayMTU int            // bytes; 0 = that interface's
 	Queues      int            // queue pairs, already chosen (≥ 1)
 	Seal        *Seal          // how traffic between nodes is sealed; nil = it is not
+	Fault       *Fault         // a stage slowed on purpose; nil = none. A backend without such a stage must not start
 	Log         *zap.Logger
 }
 

@@ -26,6 +26,7 @@ type Plan struct {
 	Layout     testbed.Layout
 	Queues     int    // queue pairs of lane-based contenders; 0 = by cores
 	Congestion string // TCP congestion control, set on the generators' sockets
+	Fault      string // STAGE:TIME, a stage of the contenders with lanes slowed on purpose; "" = none
 
 	Weft    string // path of the weft binary that daemons and generators are
 	Version string // of that binary, for the fingerprint
@@ -81,6 +82,6 @@ func (p *Plan) samples() int {
 func (p *Plan) settings() Settings {
 	return Settings{
 		Duration: p.Duration.Seconds(), Repeat: p.Repeat, Warmup: p.Warmup, MTU: p.MTU,
-		Nodes: p.Nodes, Layout: string(p.Layout), Queues: p.Queues,
+		Nodes: p.Nodes, Layout: string(p.Layout), Queues: p.Queues, Fault: p.Fault,
 	}
 }

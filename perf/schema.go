@@ -38,6 +38,7 @@ type Settings struct {
 	Nodes    int     `json:"nodes"`
 	Layout   string  `json:"layout"`
 	Queues   int     `json:"queues"`
+	Fault    string  `json:"fault,omitempty"` // a stage slowed on purpose
 }
 
 // Row is one figure of one contender in one test.

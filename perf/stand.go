@@ -62,7 +62,7 @@ func openStand(ctx context.Context, p *Plan, c contender.Contender, dir string) 
 	}()
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
-	s.overlay, err = c.Up(ctx, contender.Env{Bed: s.bed, Weft: p.Weft, Queues: p.Queues})
+	s.overlay, err = c.Up(ctx, contender.Env{Bed: s.bed, Weft: p.Weft, Queues: p.Queues, Fault: p.Fault})
 	if err != nil {
 		return nil, err
 	}

@@ -75,6 +75,9 @@ func New(s backend.Settings) (backend.Backend, error) {
 		return nil, errors.Join(errors.New("hostgw: mode host-gw cannot seal traffic: set encryption.cipher: none, or mode: tun-gso"),
 			host.Apply(hostnet.Want{Network: s.Network}), host.Close())
 	}
+	if s.Fault != nil {
+		return nil, errors.Join(errors.New("hostgw: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault"), host.Close())
+	}
 	return &Backend{set: s, log: s.Log, host: host}, nil
 }
 

@@ -86,6 +86,9 @@ func open(s backend.Settings, checksum bool) (*Backend, error) {
 	if s.Seal != nil { // behind the guard: nothing leaves in clear while somebody mends this
 		return nil, errors.Join(fmt.Errorf("kernelvxlan: mode %s cannot seal traffic: set encryption.cipher: none, or mode: tun-gso", s.Mode), host.Close())
 	}
+	if s.Fault != nil {
+		return nil, errors.Join(errors.New("kernelvxlan: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault"), host.Close())
+	}
 	return &Backend{set: s, checksum: checksum, log: s.Log, host: host}, nil
 }
 

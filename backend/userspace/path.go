@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"strings"
 	"sync"
 
 	"weft/backend"
@@ -82,7 +83,7 @@ type engine struct {
 
 // start opens the ports and starts one lane per queue and direction. The first lane that stops for
 // another reason than stop is reported to failed.
-func start(kind Kind, path Path, route forwarder, seal Sealer, tooBig func([]byte, int), failed chan<- failure) (*engine, error) {
+func start(kind Kind, path Path, route forwarder, seal Sealer, fault *backend.Fault, tooBig func([]byte, int), failed chan<- failure) (*engine, error) {
 	inside, outside, err := kind.Open(path)
 	if err != nil {
 		return nil, err
@@ -110,10 +111,10 @@ func start(kind Kind, path Path, route forwarder, seal Sealer, tooBig func([]byt
 			cfg := dataplane.LaneConfig{
 				Name: fmt.Sprintf("%s/%d", d, i), Direction: d, From: fq, To: tq,
 				FromName: from.Name(), ToName: to.Name(), Room: room,
-				Stages: append([]packet.Stage{route}, kind.Stages(path)...),
+				Stages: stages(kind, path, route, seal, i),
 			}
-			if seal != nil {
-				cfg.Stages = append(cfg.Stages, seal.Stage(i))
+			if fault != nil {
+				_ = slowStage(cfg.Stages, fault) // New has tried
 			}
 			if d == dataplane.Out {
 				cfg.TooBig = tooBig
@@ -145,6 +146,27 @@ func start(kind Kind, path Path, route forwarder, seal Sealer, tooBig func([]byt
 		}()
 	}
 	return e, nil
+}
+
+// stages makes lane i's stages, innermost first.
+func stages(kind Kind, path Path, route forwarder, seal Sealer, i int) []packet.Stage {
+	all := append([]packet.Stage{route}, kind.Stages(path)...)
+	if seal != nil {
+		all = append(all, seal.Stage(i))
+	}
+	return all
+}
+
+// slowStage gives one of the stages a fault.
+func slowStage(all []packet.Stage, fault *backend.Fault) error {
+	names := make([]string, len(all))
+	for i, s := range all {
+		if names[i] = s.Name(); s.Name() == fault.Stage {
+			all[i] = dataplane.Slow(s, fault.PerPacket)
+			return nil
+		}
+	}
+	return fmt.Errorf("userspace: no stage %q for a fault: there are %s", fault.Stage, strings.Join(names, ", "))
 }
 
 // attach and detach show all lanes to an observer.

@@ -83,6 +83,12 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 		if b.seal, err = newSealer(kind, s); err != nil {
 			return nil, errors.Join(err, b.Close())
 		}
+		if s.Fault != nil {
+			if err := slowStage(stages(kind, Path{}, b.route, b.seal, 0), s.Fault); err != nil {
+				return nil, errors.Join(err, b.Close())
+			}
+			s.Log.Warn("a stage is slow on purpose", zap.String("stage", s.Fault.Stage), zap.Duration("per packet", s.Fault.PerPacket))
+		}
 		return b, nil
 	}
 }
@@ -185,7 +191,7 @@ func (b *Backend) sync() error {
 	}
 	if b.engine == nil {
 		b.reply.SetSource(hostAddrs(s.Self))
-		e, err := start(b.kind, path, b.route, b.seal, b.reply.Offer, b.failed)
+		e, err := start(b.kind, path, b.route, b.seal, b.set.Fault, b.reply.Offer, b.failed)
 		if err != nil {
 			return err
 		}

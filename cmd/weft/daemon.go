@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/term"
 
+	"weft/backend"
 	"weft/catalog"
 	"weft/internal/config"
 	"weft/internal/daemon"
@@ -32,11 +33,19 @@ does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' 
 		Args:    cobra.NoArgs,
 	}
 	file := configFlag(c)
+	slow := c.Flags().String("fault", "", "to try a measurement: STAGE:TIME, a stage that takes longer for each packet, vxlan:100ns say")
 	check := c.Flags().Bool("check", false, "only read the configuration and the nodes, report every mistake, and exit")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, parts, err := load(*file)
 		if err != nil {
 			return err
+		}
+		if *slow != "" {
+			fault, err := backend.ParseFault(*slow)
+			if err != nil {
+				return usageError{err}
+			}
+			parts.Backend = faulty(parts.Backend, fault)
 		}
 		if *check {
 			if err := daemon.Check(cfg, parts, zap.NewNop()); err != nil {
@@ -78,6 +87,14 @@ func load(file string) (*config.Config, daemon.Parts, error) {
 		return nil, daemon.Parts{}, fmt.Errorf("mode %s, control %s: not in the catalog", cfg.Mode, cfg.Control.Kind)
 	}
 	return cfg, daemon.Parts{Backend: mode.New, Source: source.New, Version: version().String()}, nil
+}
+
+// faulty makes a backend with a stage slowed on purpose.
+func faulty(open func(backend.Settings) (backend.Backend, error), fault *backend.Fault) func(backend.Settings) (backend.Backend, error) {
+	return func(s backend.Settings) (backend.Backend, error) {
+		s.Fault = fault
+		return open(s)
+	}
 }
 
 // configError is an error of the configuration file, whatever its kind.

@@ -73,6 +73,7 @@ Results go to the folder --out: report.html (to look at), result.json, result.cs
 	flags.StringVar(&f.layout, "layout", string(testbed.Split), "split: each node has its own cores; free: the scheduler decides")
 	flags.IntVar(&f.family, "family", 4, "IP version of tests that do not say their own, 4 or 6")
 	flags.IntVar(&f.plan.Queues, "queues", 0, "queue pairs of userspace contenders; 0 = by cores")
+	flags.StringVar(&f.plan.Fault, "fault", "", "to see whether compare finds it: STAGE:TIME, a stage of userspace contenders that takes longer for each packet, vxlan:100ns say")
 	flags.StringVar(&f.json, "json", "", "write the result to this file")
 	flags.StringVar(&f.out, "out", "", "write report.html, result.json, result.csv and table.txt to this folder")
 	f.format = formatFlag(cmd)

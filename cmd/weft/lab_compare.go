@@ -92,7 +92,7 @@ func printComparison(w io.Writer, c *compare.Comparison, all bool) {
 			row(w, "row", "A", "B", "unit", "B/A", "95 %", "p", "p by control", "")
 		}
 		shown++
-		row(w, r.Name(), figure(r.A.Median), figure(r.B.Median), r.Unit, optional("%.3f", r.Ratio), interval(r.Low, r.High),
+		row(w, r.Name(), figure(r.A.Median), figure(r.B.Median), r.Unit, optional("%.3f", r.Ratio), interval("%.3f", r.Low, r.High),
 			fmt.Sprintf("%.2g", r.P), optional("%.2g", r.PControl), r.Verdict)
 	}
 	if shown > 0 {
@@ -124,13 +124,32 @@ func printStages(w io.Writer, c *compare.Comparison, all bool) {
 		}
 		if shown == 0 {
 			fmt.Fprintln(w)
-			row(w, "stage", "A", "B", "unit", "p", "")
+			row(w, "stage", "A", "B", "unit", "B-A", "95 %", "p", "p by control", "")
 		}
 		shown++
-		row(w, s.Name(), figure(s.A.Median), figure(s.B.Median), "ns", optional("%.2g", s.P), s.Verdict)
+		row(w, s.Name(), figure(s.A.Median), figure(s.B.Median), "ns", optional("%+.3g", s.Shift), interval("%+.3g", s.Low, s.High),
+			optional("%.2g", s.P), optional("%.2g", s.PControl), s.Verdict)
 	}
-	if len(c.Stages) > 0 && shown == 0 {
-		fmt.Fprintf(w, "%d stages of lanes: no difference\n", len(c.Stages))
+	if len(c.Stages) == 0 {
+		return
+	}
+	if shown > 0 {
+		fmt.Fprintln(w)
+	}
+	counts := map[compare.Verdict]int{}
+	for _, s := range c.Stages {
+		counts[s.Verdict]++
+	}
+	fmt.Fprintf(w, "%d stages of lanes: %d longer, %d shorter, %d new, %d gone, %d no difference", len(c.Stages),
+		counts[compare.Worse], counts[compare.Better], counts[compare.New], counts[compare.Gone], counts[compare.Same])
+	if n := counts[compare.TooFew]; n > 0 {
+		fmt.Fprintf(w, ", %d with too few rounds that timed them", n)
+	}
+	fmt.Fprintln(w)
+	for _, s := range c.StageSums {
+		if s.Longer+s.Shorter > 0 {
+			fmt.Fprintf(w, "%s %s: longer in %d, shorter in %d of %d; %+.3g ns a packet\n", s.Contender, s.Stage, s.Longer, s.Shorter, s.Lanes, s.Shift)
+		}
 	}
 }
 
@@ -149,11 +168,11 @@ func optional(form string, v *float64) string {
 	return fmt.Sprintf(form, *v)
 }
 
-func interval(low, high *float64) string {
+func interval(form string, low, high *float64) string {
 	if low == nil || high == nil {
 		return "-"
 	}
-	return fmt.Sprintf("%.3f–%.3f", *low, *high)
+	return fmt.Sprintf(form+" to "+form, *low, *high)
 }
 
 // resultFiles completes what a command reads that takes results.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"weft/backend"
 	"weft/perf/contender"
 	"weft/perf/probe"
 	"weft/perf/testbed"
@@ -26,6 +27,11 @@ func (f *labFlags) complete() (err error) {
 	}
 	if p.Layout, err = testbed.ParseLayout(f.layout); err != nil {
 		return err
+	}
+	if p.Fault != "" {
+		if _, err := backend.ParseFault(p.Fault); err != nil {
+			return err
+		}
 	}
 	if err := p.Check(); err != nil {
 		return err

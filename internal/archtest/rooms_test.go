@@ -65,7 +65,7 @@ var (
 		// the roof
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}},
-		"cmd/weft": {[]string{"catalog", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
+		"cmd/weft": {[]string{"backend", "catalog", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/filter", "internal/hostnet", "packet",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"internal/metrics"}},
 

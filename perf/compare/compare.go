@@ -7,6 +7,7 @@
 package compare
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -37,8 +38,9 @@ type Comparison struct {
 	Method      string       `json:"method"`
 	Fingerprint []Difference `json:"fingerprint"` // what of host and rounds differs
 	Rows        []Row        `json:"rows"`
-	Stages      []Stage      `json:"stages"` // of userspace contenders, where both results have their times
-	OnlyA       []string     `json:"only_a"` // rows that the other result lacks
+	Stages      []Stage      `json:"stages"`   // of userspace contenders, where both results have their times
+	StageSums   []StageSum   `json:"by_stage"` // the same by name
+	OnlyA       []string     `json:"only_a"`   // rows that the other result lacks
 	OnlyB       []string     `json:"only_b"`
 }
 
@@ -158,7 +160,8 @@ func Results(a, b *perf.Result, o Options) (*Comparison, error) {
 			c.OnlyA = append(c.OnlyA, rowKey(before))
 		}
 	}
-	c.Stages = stages(a, b, o.Alpha)
+	c.Stages = stages(a, b, o)
+	c.StageSums = sum(c.Stages)
 	if controlled {
 		c.Method += ", by itself and relative to " + o.Control + " in the same round"
 	}
@@ -206,6 +209,7 @@ func fingerprint(a, b *perf.Result) []Difference {
 	d.add("weft", a.Host.Weft, b.Host.Weft)
 	d.add("repeat", a.Settings.Repeat, b.Settings.Repeat)
 	d.add("warmup", a.Settings.Warmup, b.Settings.Warmup)
+	d.add("fault", cmp.Or(a.Settings.Fault, "none"), cmp.Or(b.Settings.Fault, "none"))
 	return d
 }
 

@@ -5,6 +5,8 @@ import (
 	"sort"
 
 	"github.com/aclements/go-moremath/stats"
+
+	"weft/perf"
 )
 
 // ratioInterval is the 95 % interval of B/A that belongs to the Mann-Whitney test (Hodges and Lehmann; Conover, Practical
@@ -23,6 +25,20 @@ func ratioInterval(a, b []float64) (low, high float64, ok bool) {
 	slices.Sort(ratios)
 	c := critical(len(a), len(b))
 	return ratios[c-1], ratios[len(ratios)-c], true
+}
+
+// shiftInterval is how much more b's samples are than a's: the median of all differences (Hodges and Lehmann) and its 95 % interval, as in
+// ratioInterval.
+func shiftInterval(a, b []float64) (middle, low, high float64) {
+	var shifts []float64
+	for _, x := range a {
+		for _, y := range b {
+			shifts = append(shifts, y-x)
+		}
+	}
+	slices.Sort(shifts)
+	c := critical(len(a), len(b))
+	return perf.Median(shifts), shifts[c-1], shifts[len(shifts)-c]
 }
 
 // critical is the largest c with P(U < c) ≤ 2.5 %, at least 1.

@@ -2,6 +2,7 @@ package compare
 
 import (
 	"fmt"
+	"slices"
 
 	"weft/perf"
 	"weft/perf/probe"
@@ -13,7 +14,10 @@ const (
 	Gone Verdict = "gone"
 )
 
-// Stage compares what one step of a lane took, nanoseconds per packet. There is no control for it: it is judged by itself.
+// Stage compares what one step of a lane took, nanoseconds per packet.
+//
+// How fast the machine is differs between runs and drifts within one, and all stages with it. So a stage is judged as a row is: by
+// itself, and relative to what a packet (or a gigabyte) of the control cost the machine in the same round.
 type Stage struct {
 	Contender string       `json:"contender"`
 	Test      string       `json:"test"`
@@ -21,10 +25,24 @@ type Stage struct {
 	Node      string       `json:"node"`
 	Lane      string       `json:"lane"`
 	Stage     string       `json:"stage"`
-	A         Side         `json:"a"` // zero for a new one
-	B         Side         `json:"b"` // zero for one that is gone
+	A         Side         `json:"a"`               // zero for a new one
+	B         Side         `json:"b"`               // zero for one that is gone
+	Shift     *float64     `json:"shift,omitempty"` // ns per packet, B − A (Hodges and Lehmann)
+	Low       *float64     `json:"low,omitempty"`   // of its 95 % interval
+	High      *float64     `json:"high,omitempty"`
 	P         *float64     `json:"p,omitempty"`
+	PControl  *float64     `json:"p_control,omitempty"` // relative to the control; absent without one
 	Verdict   Verdict      `json:"verdict"`
+}
+
+// StageSum is what the lanes together say of the stages of one name and contender.
+type StageSum struct {
+	Contender string  `json:"contender"`
+	Stage     string  `json:"stage"`
+	Lanes     int     `json:"lanes"` // compared, in all tests
+	Longer    int     `json:"longer"`
+	Shorter   int     `json:"shorter"`
+	Shift     float64 `json:"shift"` // ns per packet, median over the lanes that differ
 }
 
 // Name is the stage as a person names it.
@@ -37,7 +55,7 @@ func stageKey(contender, test string, params probe.Params, node, lane, stage str
 }
 
 // stages compares the ledgers. A stage that only one result has counts where the other knows its lane.
-func stages(a, b *perf.Result, alpha float64) []Stage {
+func stages(a, b *perf.Result, o Options) []Stage {
 	before, lanesA := ledger(a)
 	after, lanesB := ledger(b)
 	list := []Stage{}
@@ -45,7 +63,7 @@ func stages(a, b *perf.Result, alpha float64) []Stage {
 		old, known := find(before, s.Name())
 		switch {
 		case known:
-			list = append(list, judgeStage(old, s, alpha))
+			list = append(list, judgeStage(old, s, o.Alpha, costs(a, o.Control, s.Stage), costs(b, o.Control, s.Stage)))
 		case lanesA[s.lane()]:
 			list = append(list, s.only(Side{}, s.side(), New))
 		}
@@ -98,10 +116,61 @@ func find(list []entry, name string) (entry, bool) {
 	return entry{}, false
 }
 
-func judgeStage(a, b entry, alpha float64) Stage {
+// costs is what the control cost the machine in the stage's test, by round; nil where it was not there.
+func costs(r *perf.Result, control string, s Stage) []float64 {
+	i := slices.IndexFunc(r.Results, func(row perf.Row) bool {
+		return row.Contender == control && key("", row.Test, row.Params, "") == key("", s.Test, s.Params, "")
+	})
+	if i < 0 {
+		return nil
+	}
+	return r.Results[i].CPU.CostSamples
+}
+
+func judgeStage(a, b entry, alpha float64, controlA, controlB []float64) Stage {
 	r := Row{Unit: "ns", A: a.side(), B: b.side()}
 	r.judge(alpha, a.samples, b.samples)
+	switch {
+	case controlA == nil || controlB == nil:
+	case len(a.samples) < len(controlA) || len(b.samples) < len(controlB): // nothing passed in some rounds: too little to time
+		r.Verdict = TooFew
+	default:
+		r.judgeRelative(alpha, a.samples, controlA, b.samples, controlB)
+	}
 	s := b.only(r.A, r.B, r.Verdict)
-	s.P = &r.P
+	s.P, s.PControl = &r.P, r.PControl
+	middle, low, high := shiftInterval(a.samples, b.samples)
+	s.Shift, s.Low, s.High = &middle, &low, &high
 	return s
+}
+
+// sum adds the stages up by contender and name, those that differ in most lanes first.
+func sum(all []Stage) []StageSum {
+	sums := []StageSum{}
+	shifts := map[int][]float64{}
+	for _, s := range all {
+		if s.Shift == nil {
+			continue
+		}
+		i := slices.IndexFunc(sums, func(o StageSum) bool { return o.Contender == s.Contender && o.Stage == s.Stage })
+		if i < 0 {
+			i = len(sums)
+			sums = append(sums, StageSum{Contender: s.Contender, Stage: s.Stage})
+		}
+		sums[i].Lanes++
+		switch s.Verdict {
+		case Worse:
+			sums[i].Longer++
+		case Better:
+			sums[i].Shorter++
+		default:
+			continue
+		}
+		shifts[i] = append(shifts[i], *s.Shift)
+	}
+	for i := range sums {
+		sums[i].Shift = perf.Median(shifts[i])
+	}
+	slices.SortStableFunc(sums, func(a, b StageSum) int { return b.Longer + b.Shorter - a.Longer - a.Shorter })
+	return sums
 }

@@ -26,6 +26,7 @@ type Env struct {
 	Bed    *testbed.Bed
 	Weft   string // the weft binary to run daemons with
 	Queues int    // queue pairs of a lane-based mode; 0 = by cores
+	Fault  string // STAGE:TIME, a stage slowed on purpose in modes with lanes; "" = none
 }
 
 // Overlay is a contender that is up. The testbed's Close takes down what it made and started.

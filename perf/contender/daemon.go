@@ -76,7 +76,11 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 		if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
 			return nil, fmt.Errorf("contender: %w", err)
 		}
-		p, err := n.Host.Start("weft-"+n.Name, filepath.Join(n.Dir, "daemon.log"), nil, env.Weft, "daemon", "--config", file)
+		command := []string{env.Weft, "daemon", "--config", file}
+		if env.Fault != "" {
+			command = append(command, "--fault", env.Fault)
+		}
+		p, err := n.Host.Start("weft-"+n.Name, filepath.Join(n.Dir, "daemon.log"), nil, command...)
 		if err != nil {
 			return nil, err
 		}

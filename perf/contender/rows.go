@@ -10,7 +10,7 @@ import (
 type Row struct {
 	Name     string
 	About    string // what it stands for
-	Sealable bool   // takes "+cipher"
+	Sealable bool   // a mode with lanes: takes "+cipher", and a fault
 	Super    bool   // hands the kernel super-packets
 	Needs    func() error
 	Up       func(ctx context.Context, env Env, mode, cipher string) (Overlay, error)
@@ -40,6 +40,11 @@ func Rows() []Row {
 func (r Row) contender(name, cipher string) Contender {
 	return Contender{
 		Name: name, About: r.About, Cipher: cipher, Super: r.Super, Needs: r.Needs,
-		Up: func(ctx context.Context, env Env) (Overlay, error) { return r.Up(ctx, env, r.Name, cipher) },
+		Up: func(ctx context.Context, env Env) (Overlay, error) {
+			if !r.Sealable {
+				env.Fault = ""
+			}
+			return r.Up(ctx, env, r.Name, cipher)
+		},
 	}
 }
