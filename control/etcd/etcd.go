@@ -100,6 +100,9 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 	if len(self.Endpoints) == 0 {
 		return errors.New("etcd: this node has no address that it could tell the others: set node.interface")
 	}
+	if s.set.Schema == SchemaFlannel {
+		self.Endpoints = control.OfNetwork(self.Endpoints, s.set.Network)
+	}
 	mem, err := remember(s.set.StateDir)
 	if err != nil {
 		return err

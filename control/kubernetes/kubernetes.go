@@ -86,6 +86,9 @@ var quiet = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHandl
 // then: a restart is no news to the others.
 func (s *Source) Run(ctx context.Context, self control.Node, update func(control.State)) error {
 	quiet()
+	if s.set.Schema == SchemaFlannel {
+		self.Endpoints = control.OfNetwork(self.Endpoints, s.set.Network)
+	}
 	if _, err := s.schema.annotations(self); err != nil && len(self.Endpoints) > 0 {
 		return fmt.Errorf("kubernetes: %w", err)
 	}

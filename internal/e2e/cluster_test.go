@@ -64,6 +64,7 @@ type cluster struct {
 	nodeMTU    map[string]int // node.mtu, by node
 	iface      string         // node.interface; "" = detected
 	control    string         // the section of weft.yaml; "" = nodes.yaml
+	network    []netip.Prefix // network.prefixes; nil = those of all nodes, of both families
 	extra      string         // more lines of every weft.yaml
 }
 
@@ -168,7 +169,10 @@ func (c *cluster) endpoints(n *nettest.ClusterNode) string {
 // start starts a node's daemon.
 func (c *cluster) start(n *nettest.ClusterNode) {
 	c.t.Helper()
-	network, mode := c.Network(), c.mode
+	network, mode := c.network, c.mode
+	if network == nil {
+		network = c.Network()
+	}
 	if m := c.modes[n.Name]; m != "" {
 		mode = m
 	}
@@ -181,19 +185,24 @@ func (c *cluster) start(n *nettest.ClusterNode) {
 		control = fmt.Sprintf("{kind: static, static: {file: %s}}", c.nodesFile())
 	}
 	c.writeFile(c.path(n, "weft.yaml"), fmt.Sprintf(`node: {name: %s, mtu: %d, interface: %q}
-network: {prefixes: [%q, %q]}
+network: {prefixes: ["%s"]}
 mode: %s
 control: %s
 api: {socket: %s}
 state_dir: %s
 %s
 %s
-`, n.Name, c.nodeMTU[n.Name], c.iface, network[0], network[1], mode, control, c.path(n, "sock"), c.path(n, "state"), encryption, c.extra))
+`, n.Name, c.nodeMTU[n.Name], c.iface, quoted(network), mode, control, c.path(n, "sock"), c.path(n, "state"), encryption, c.extra))
 	cmd := []string{weft, "daemon", "--config", c.path(n, "weft.yaml")}
 	if c.prefix != nil {
 		cmd = append(c.prefix(n), cmd...)
 	}
 	c.daemons[n.Name] = n.NS.MustStart(c.t, cmd[0], cmd[1:]...)
+}
+
+// quoted writes prefixes for the inside of a list of strings in double quotes.
+func quoted(list []netip.Prefix) string {
+	return strings.ReplaceAll(strings.Trim(fmt.Sprint(list), "[]"), " ", `", "`)
 }
 
 // stop ends a node's daemon by a signal and waits for its end.

@@ -11,13 +11,26 @@ import (
 	"weft/internal/nettest"
 )
 
+// sameSubnetEnv holds what weft hands over to Flannel's CNI plugin to what flanneld does.
+func sameSubnetEnv(t *testing.T, far *nettest.ClusterNode, theirs string, near *nettest.ClusterNode, ours string) {
+	t.Helper()
+	want, err := os.ReadFile(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := func(n *nettest.ClusterNode) string { return n.Prefixes[0].Addr().Next().String() }
+	got, err := os.ReadFile(ours)
+	if want := strings.ReplaceAll(string(want), first(far), first(near)); err != nil || string(got) != want {
+		t.Errorf("%s: %v\n%s, want\n%s", ours, err, got, want)
+	}
+}
+
 // TestFlanneld joins a weft node to a node that runs the real flanneld, through etcd in Flannel's
 // schema, and sends both ways. scripts/test-long builds flanneld and says where it is.
 func TestFlanneld(t *testing.T) {
-	flanneld := os.Getenv("WEFT_FLANNELD")
-	if flanneld == "" {
-		return // Debian has no package of it: scripts/test-long runs this
-	}
+	flanneld := builtByTestLong(t, "WEFT_FLANNELD")
+	nettest.RequireRoot(t)
+	nettest.RequireTool(t, "ping", "etcd")
 	for _, mode := range []string{"vxlan", "tun", "tun-gso", "xdp"} {
 		t.Run(mode, func(t *testing.T) {
 			c := &etcdNodes{cluster: prepare(t, mode, 4, nettest.ClusterOptions{})}
@@ -36,15 +49,10 @@ func TestFlanneld(t *testing.T) {
 			}
 			env := filepath.Join(c.dir, "subnet.env")
 			far := b.NS.MustStart(t, flanneld, "--etcd-endpoints="+c.url, "--iface="+b.Iface, "--subnet-file="+env, "--iptables-forward-rules=false", "--v=1")
-			c.writeFile(c.path(a, "weft.yaml"), fmt.Sprintf(`node: {name: %s, interface: %s}
-network: 10.244.0.0/16
-mode: %s
-control: {kind: etcd, etcd: {endpoints: [%q], schema: flannel}}
-api: {socket: %s}
-state_dir: %s
-`, a.Name, a.Iface, mode, c.url, c.path(a, "sock"), c.path(a, "state")))
-			near := a.NS.MustStart(t, weft, "daemon", "--config", c.path(a, "weft.yaml"))
-			c.daemons[a.Name] = near
+			c.network, c.iface = c.Network()[:1], a.Iface
+			c.control = fmt.Sprintf("{kind: etcd, subnet_env: %s, etcd: {endpoints: [%q], schema: flannel}}", c.path(a, "subnet.env"), c.url)
+			c.start(a)
+			near := c.daemons[a.Name]
 			t.Cleanup(func() {
 				if t.Failed() {
 					t.Logf("weft:\n%s\nflanneld:\n%s", near.Output(), far.Output())
@@ -66,6 +74,7 @@ state_dir: %s
 			if err := c.ask(a, &nodes, "nodes"); err != nil || len(nodes) != 2 || !strings.Contains(fmt.Sprint(nodes), b.Underlay[0].String()) {
 				t.Errorf("nodes %v %v", nodes, err)
 			}
+			sameSubnetEnv(t, b, env, a, c.path(a, "subnet.env"))
 			// flanneld comes back with another MAC: traffic follows.
 			far.Kill()
 			if out, err := b.NS.Run("ip", "link", "del", "flannel.1"); err != nil {
