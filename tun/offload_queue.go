@@ -30,19 +30,19 @@ func (q *offloadQueue) Recv(b *packet.Batch) error {
 		return err
 	}
 	defer q.in.Leave()
-	for {
-		n, errno := q.scatter.fill(b, q.dev)
-		if n > 0 {
-			b.SetLen(n) // an error waits for the next Recv
-			return nil
-		}
-		switch errno {
-		case unix.EAGAIN:
+	for sleep := q.in.Sparse(); ; sleep = true {
+		if sleep {
 			if err := q.in.Wait(&b.Waited); err != nil {
 				return err
 			}
-		case unix.EINTR:
-		default:
+		}
+		n, errno := q.scatter.fill(b, q.in.Most(packet.BatchSize), q.dev)
+		if n > 0 {
+			q.in.Found(n)
+			b.SetLen(n) // an error waits for the next Recv
+			return nil
+		}
+		if errno != unix.EAGAIN && errno != unix.EINTR {
 			return fmt.Errorf("tun: read %s: %w: was the device removed?", q.name, errno)
 		}
 	}

@@ -31,17 +31,21 @@ func (q *plainQueue) Recv(b *packet.Batch) error {
 		return err
 	}
 	defer q.in.Leave()
-	for {
-		n, errno := q.drain(b.Slots())
+	for sleep := q.in.Sparse(); ; sleep = true {
+		if sleep {
+			if err := q.in.Wait(&b.Waited); err != nil {
+				return err
+			}
+		}
+		slots := b.Slots()
+		n, errno := q.drain(slots[:q.in.Most(len(slots))])
 		if n > 0 { // an error that stays comes again
+			q.in.Found(n)
 			b.SetLen(n)
 			return nil
 		}
 		if errno != unix.EAGAIN {
 			return fmt.Errorf("tun: read from %s: %w: was the device removed?", q.name, errno)
-		}
-		if err := q.in.Wait(&b.Waited); err != nil {
-			return err
 		}
 	}
 }

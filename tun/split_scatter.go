@@ -52,15 +52,16 @@ func newScatter(limit int) *scatter {
 	return &scatter{limit: limit, spill: make([]byte, maxPacket)}
 }
 
-// fill puts packets into b's slots until the device has no more or the next one may not fit, and
-// returns how many; 0 comes with the error number, which may be EAGAIN.
-func (s *scatter) fill(b *packet.Batch, dev vectors) (int, unix.Errno) {
+// fill puts packets into b's slots until the device has no more, the next one may not fit, or it has
+// read that many, and returns how many packets there are; 0 comes with the error number, which may be
+// EAGAIN.
+func (s *scatter) fill(b *packet.Batch, reads int, dev vectors) (int, unix.Errno) {
 	slots := b.Slots()
 	n := 0
 	if len(s.rest) > 0 {
 		n = s.drain(slots)
 	}
-	for len(s.rest) == 0 && n < len(slots) {
+	for ; len(s.rest) == 0 && n < len(slots) && reads > 0; reads-- {
 		free := slots[n:]
 		// What does not fit goes through spill, which costs a copy: rather return what is here.
 		if n > 0 && s.expected() > len(free) {

@@ -101,7 +101,7 @@ func TestRecvCutsAsTheOracle(t *testing.T) {
 func recvAll(t *testing.T, what string, s *scatter, dev *fakeDevice, b *packet.Batch, want [][]byte) {
 	t.Helper()
 	for k := 0; ; {
-		n, errno := s.fill(b, dev)
+		n, errno := s.fill(b, len(b.Slots()), dev)
 		if n == 0 {
 			if errno != unix.EAGAIN || k != len(want) {
 				t.Fatalf("%s: %v after %d of %d packets", what, errno, k, len(want))
@@ -133,7 +133,7 @@ func TestRecvDoesNotCopy(t *testing.T) {
 			w := s.superOf(mtu - h)
 			sc, b := newScatter(mtu), packet.NewBatch(packet.BatchSize, mtu+64)
 			dev := &fakeDevice{in: [][]byte{w.frame()}}
-			sc.fill(b, dev) // to learn from
+			sc.fill(b, len(b.Slots()), dev) // to learn from
 			for i := range sc.spill {
 				sc.spill[i] = 0xee
 			}
@@ -142,7 +142,7 @@ func TestRecvDoesNotCopy(t *testing.T) {
 			plain := wire{data: spec{payload: 30, flags: packet.TCPFlagACK}.build()}
 			dev.in = [][]byte{w.frame(), plain.frame(), w.frame()}
 			want := append(append(w.cut(mtu), plain.data), w.cut(mtu)...)
-			n, _ := sc.fill(b, dev)
+			n, _ := sc.fill(b, len(b.Slots()), dev)
 			if n != len(want) {
 				t.Fatalf("v6 %v udp %v: %d packets, want %d", v6, udp, n, len(want))
 			}
@@ -161,14 +161,14 @@ func TestRecvDoesNotCopy(t *testing.T) {
 func TestRecvLeavesWhatMayNotFit(t *testing.T) {
 	w := spec{payload: 60000, flags: packet.TCPFlagACK}.superOf(1410)
 	sc, b := newScatter(1450), packet.NewBatch(packet.BatchSize, 1514)
-	sc.fill(b, &fakeDevice{in: [][]byte{w.frame()}})
+	sc.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{w.frame()}})
 	for i := range sc.spill {
 		sc.spill[i] = 0xee
 	}
 	dev := &fakeDevice{in: [][]byte{w.frame(), w.frame(), w.frame()}}
 	each := len(w.cut(0))
 	for _, want := range []int{2 * each, each} {
-		if n, _ := sc.fill(b, dev); n != want {
+		if n, _ := sc.fill(b, len(b.Slots()), dev); n != want {
 			t.Errorf("%d packets, want %d", n, want)
 		}
 	}
@@ -185,7 +185,7 @@ func TestRecvUnevenSlots(t *testing.T) {
 	b.Slots()[5].Exchange(small, packet.Headroom, packet.Headroom)
 	want := w.cut(0)
 	for round := range 3 {
-		n, _ := s.fill(b, &fakeDevice{in: [][]byte{w.frame()}})
+		n, _ := s.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{w.frame()}})
 		if n != len(want) {
 			t.Fatalf("round %d: %d packets, want %d", round, n, len(want))
 		}
@@ -210,7 +210,7 @@ func TestRecvMoreSegmentsThanSlots(t *testing.T) {
 	dev := &fakeDevice{in: [][]byte{w.frame(), w.frame()}}
 	s, b := newScatter(576), packet.NewBatch(16, 640)
 	for k := 0; k < 2*len(want); {
-		n, errno := s.fill(b, dev)
+		n, errno := s.fill(b, len(b.Slots()), dev)
 		if n == 0 {
 			t.Fatalf("%v after %d packets", errno, k)
 		}
@@ -233,7 +233,7 @@ func TestRecvFollowsTheSlots(t *testing.T) {
 	s, b := newScatter(1450), packet.NewBatch(40, 1500)
 	var drops packet.Drops
 	for range 4 {
-		n, _ := s.fill(b, &fakeDevice{in: [][]byte{w.frame()}})
+		n, _ := s.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{w.frame()}})
 		b.SetLen(n)
 		for i := range b.Packets() {
 			mustEqual(t, fmt.Sprint("packet ", i), received(t, &b.Packets()[i]), want[i])
@@ -275,9 +275,9 @@ func TestRecvDrops(t *testing.T) {
 		for _, learnt := range []bool{false, true} {
 			s, b := newScatter(1450), packet.NewBatch(64, 1500)
 			if learnt {
-				s.fill(b, &fakeDevice{in: [][]byte{good.frame()}})
+				s.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{good.frame()}})
 			}
-			n, _ := s.fill(b, &fakeDevice{in: [][]byte{c.w.frame(), good.frame()}})
+			n, _ := s.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{c.w.frame(), good.frame()}})
 			dead := 0
 			for i := range b.Slots()[:n] {
 				switch b.Slots()[i].Drop {
@@ -313,7 +313,7 @@ func TestRecvExtensionHeaders(t *testing.T) {
 	w.data = insert(w.data)
 	w.v.start += 8
 	s, b := newScatter(1450), packet.NewBatch(64, 1500)
-	n, _ := s.fill(b, &fakeDevice{in: [][]byte{w.frame()}})
+	n, _ := s.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{w.frame()}})
 	if n != len(want) {
 		t.Fatalf("%d packets, want %d", n, len(want))
 	}
@@ -321,7 +321,7 @@ func TestRecvExtensionHeaders(t *testing.T) {
 		mustEqual(t, fmt.Sprint("packet ", i), received(t, &b.Slots()[i]), insert(want[i]))
 	}
 	w.v.flags = 0 // without the sum nothing can be known
-	n, _ = s.fill(b, &fakeDevice{in: [][]byte{w.frame()}})
+	n, _ = s.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{w.frame()}})
 	if n != 1 || b.Slots()[0].Drop != packet.BadHeader {
 		t.Errorf("%d packets, %v", n, b.Slots()[0].Drop)
 	}
@@ -333,7 +333,7 @@ func TestRecvChecksumStates(t *testing.T) {
 	partial := whole.superOf(0)
 	partial.v.gso = 0
 	s, b := newScatter(1450), packet.NewBatch(4, 1500)
-	s.fill(b, &fakeDevice{in: [][]byte{wire{data: whole.build()}.frame(), valid.frame(), partial.frame()}})
+	s.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{wire{data: whole.build()}.frame(), valid.frame(), partial.frame()}})
 	for i, want := range []packet.ChecksumState{packet.ChecksumComplete, packet.ChecksumVerified, packet.ChecksumPartial} {
 		if got := b.Slots()[i].Checksum(); got != want {
 			t.Errorf("packet %d: %d, want %d", i, got, want)
@@ -354,7 +354,7 @@ func TestRecvNoAllocs(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() {
 		dev.in = frames
 		for {
-			if n, _ := s.fill(b, dev); n == 0 {
+			if n, _ := s.fill(b, len(b.Slots()), dev); n == 0 {
 				return
 			}
 		}
@@ -388,7 +388,7 @@ func FuzzRecv(f *testing.F) {
 			var got [][]byte
 			dropped := false
 			for {
-				n, _ := s.fill(b, dev)
+				n, _ := s.fill(b, len(b.Slots()), dev)
 				if n == 0 {
 					break
 				}
@@ -422,7 +422,7 @@ func benchmarkRecv(b *testing.B, w wire, mtu int) {
 	segments := 0
 	b.ReportAllocs()
 	for b.Loop() {
-		n, _ := s.fill(batch, dev)
+		n, _ := s.fill(batch, len(batch.Slots()), dev)
 		segments += n
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(segments), "ns/segment")

@@ -101,20 +101,24 @@ func (r *receiver) batch(b *packet.Batch) error {
 		return nil
 	}
 	b.SetLen(0)
-	for {
+	for sleep := r.waiter.Sparse(); ; sleep = true {
+		if sleep {
+			if err := r.waiter.Wait(&b.Waited); err != nil {
+				return err
+			}
+		}
+		most := r.waiter.Most(r.chunk)
 		n, err := 0, error(nil)
 		for k := range r.inlets {
-			if n, err = r.drain(&r.inlets[(r.first+k)%len(r.inlets)], slots, n); err != nil {
+			if n, err = r.drain(&r.inlets[(r.first+k)%len(r.inlets)], slots, n, most); err != nil {
 				break
 			}
 		}
 		r.first++
 		if n > 0 { // an error that stays comes again
+			r.waiter.Found(n)
 			b.SetLen(n)
 			return nil
-		}
-		if err == nil {
-			err = r.waiter.Wait(&b.Waited)
 		}
 		if err != nil {
 			return err
@@ -122,11 +126,12 @@ func (r *receiver) batch(b *packet.Batch) error {
 	}
 }
 
-// drain receives from in into slots from n on, until the socket is empty, the slots are full, or,
-// without batches, one packet is there. It returns how many slots hold packets.
-func (r *receiver) drain(in *inlet, slots []packet.Packet, n int) (int, error) {
+// drain receives from in into slots from n on, until the socket is empty or the slots are full; chunk
+// messages in the first system call, and if that is 1, nothing more once a message is there. It returns
+// how many slots hold packets.
+func (r *receiver) drain(in *inlet, slots []packet.Packet, n, chunk int) (int, error) {
 	var last unix.Errno
-	for chunk := r.chunk; n < len(slots) && r.restN == 0 && (n == 0 || r.chunk > 1); {
+	for one := chunk == 1; n < len(slots) && r.restN == 0 && (n == 0 || !one); {
 		parts, messages := 1, 1
 		if in.stride > 0 {
 			if parts = r.offerBurst(in.stride, slots, n); n > 0 && n+parts == len(slots) {

@@ -86,7 +86,7 @@ func TestADeadSocketIsAnError(t *testing.T) {
 			t.Errorf("descriptor %d: %v, want %v", fd, err, want)
 		}
 		r := newReceiver(Config{Batch: true})
-		if _, err := r.drain(&inlet{fd: fd}, packets, 0); !errors.Is(err, want) {
+		if _, err := r.drain(&inlet{fd: fd}, packets, 0, 1); !errors.Is(err, want) {
 			t.Errorf("descriptor %d: %v, want %v", fd, err, want)
 		}
 	}

@@ -113,10 +113,12 @@ func (g *Gate) Leave() { g.inside.Unlock() }
 //
 //	if err := w.Enter(); err != nil { return err }
 //	defer w.Leave()
-//	for {
-//		n := try without blocking
-//		if n > 0 { return nil }
-//		if err := w.Wait(&b.Waited); err != nil { return err }
+//	for wait := w.Sparse(); ; wait = true {
+//		if wait {
+//			if err := w.Wait(&b.Waited); err != nil { return err }
+//		}
+//		n := try without blocking, w.Most(len(slots)) packets at most
+//		if n > 0 { w.Found(n); return nil }
 //	}
 //
 // Wait returns whenever trying again makes sense, which need not mean that anything is ready: there
@@ -127,6 +129,7 @@ type Waiter struct {
 	n    int
 	saw  bool // the last Wait polled, and Ready has something to say
 	spin spinner
+	pace pace
 }
 
 // Waiter makes a waiter for events on up to 6 descriptors, which stay the port's.
@@ -159,6 +162,7 @@ func (w *Waiter) Wait(waited *time.Duration) error {
 	w.saw = err == nil
 	blocked := now() - start
 	w.spin.blocked(blocked)
+	w.pace.blocked(blocked)
 	*waited += blocked
 	if w.stop.stopped.Load() {
 		return net.ErrClosed
@@ -168,6 +172,20 @@ func (w *Waiter) Wait(waited *time.Duration) error {
 	}
 	return nil
 }
+
+// Sparse says that packets come one at a time: wait first, and take one.
+func (w *Waiter) Sparse() bool { return w.pace.sparse() }
+
+// Most is how many of n packets to ask for.
+func (w *Waiter) Most(n int) int {
+	if w.pace.sparse() {
+		return min(n, 1)
+	}
+	return n
+}
+
+// Found ends a Recv that returns n packets. A queue that asks without a system call need not say so.
+func (w *Waiter) Found(n int) { w.pace.found(n) }
 
 // Ready says whether the last Wait saw something on descriptor i, an error included. One that spun saw
 // nothing.
