@@ -33,6 +33,8 @@ type Seal struct {
 	KeyFile     string   // this node's private key, used where its public key is published
 	PSKFile     string   // the cluster's password; "" = none
 	PermitPlain []string // names of nodes that may be spoken to in clear while they have no session with us
+
+	RekeyAfter time.Duration // age of keys that are replaced
 }
 
 // Backend is a control.Backend that can say how it does.
@@ -56,6 +58,8 @@ type Status struct {
 
 	// Rejected counts handshake messages that no peer can be named for, by reason.
 	Rejected map[string]uint64
+	// CookiesSent counts the cookies that were their answer.
+	CookiesSent uint64
 }
 
 // Hop is how one peer is reached.
@@ -91,6 +95,9 @@ type Session struct {
 	Plain       bool              `json:"plain"`                 // spoken to in clear meanwhile, by permission
 	Sealed      uint64            `json:"sealed"`                // packets sealed in this session
 	Rejected    map[string]uint64 `json:"rejected"`              // by reason
+
+	CookiesSent     uint64 `json:"cookies_sent"`     // to its address, instead of answers
+	CookiesReceived uint64 `json:"cookies_received"` // from it
 }
 
 // Tunnel is what outer headers are made of, and between which ports packets go.

@@ -2,7 +2,6 @@ package catalog
 
 import (
 	"fmt"
-	"net"
 	"slices"
 
 	"weft/backend"
@@ -47,19 +46,11 @@ func newSealer(s backend.Settings) (userspace.Sealer, error) {
 	} else if _, err := sealed.LoadKey(k.set.KeyFile); err != nil {
 		return nil, fmt.Errorf("encryption.key_file: %w, or set encryption.psk_file on all nodes", err)
 	}
-	k.Manager, err = sealed.New(sealed.Config{Cipher: cipher, Lanes: s.Queues, Log: s.Log})
+	k.Manager, err = sealed.New(sealed.Config{Cipher: cipher, Lanes: s.Queues, RekeyAfter: s.Seal.RekeyAfter, Log: s.Log})
 	return k, err
 }
 
 func (k *sealer) Overhead() int { return sealed.HeaderLen + sealed.TagLen }
-
-func (k *sealer) Serve(conns []*net.UDPConn) (wait func()) {
-	list := make([]sealed.Conn, len(conns))
-	for i, c := range conns {
-		list[i] = c
-	}
-	return k.Manager.Serve(list)
-}
 
 func (k *sealer) Update(self control.Node, peers []userspace.SealedPeer) error {
 	id, err := k.identity(self)
@@ -120,7 +111,8 @@ func (k *sealer) Sessions() map[uint32]backend.Session {
 	all := map[uint32]backend.Session{}
 	for id, s := range k.Status() {
 		b := backend.Session{Established: s.Established, Reason: s.Reason, Epoch: s.Epoch, Since: s.Since, Initiator: s.Initiator,
-			Handshakes: s.Handshakes, Attempts: s.Attempts, Endpoint: s.Endpoint, Plain: s.Plain, Sealed: s.Sealed, Rejected: s.Rejected}
+			Handshakes: s.Handshakes, Attempts: s.Attempts, Endpoint: s.Endpoint, Plain: s.Plain, Sealed: s.Sealed, Rejected: s.Rejected,
+			CookiesSent: s.CookiesSent, CookiesReceived: s.CookiesReceived}
 		if s.Established {
 			b.Cipher, b.PeerCipher = s.TxCipher.String(), s.RxCipher.String()
 		}

@@ -264,9 +264,18 @@ type Features interface {
 }
 
 // Aside is implemented by outside ports that keep what is not for the lanes (handshakes) on sockets of
-// its own. The port closes them.
+// its own, one for each local address. The port closes them.
 type Aside interface {
-	Aside() []*net.UDPConn
+	Aside() []Conn
+}
+
+// Conn is a bound UDP socket, as *net.UDPConn is one, that never waits for room to send in.
+type Conn interface {
+	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
+	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
+	LocalAddr() net.Addr
+	// Crowded says whether half of the room to send in is taken: what can be done without should not be sent now.
+	Crowded() bool
 }
 
 // Batcher is implemented by queues whose batches need memory of their own kind (AF_XDP frames).

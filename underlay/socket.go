@@ -5,10 +5,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
-	"unsafe"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/sockmem"
 )
 
 const (
@@ -26,22 +27,7 @@ const (
 // socket is one of the port's descriptors and what the kernel has dropped at it.
 type socket struct {
 	fd    int
-	drops uint64 // datagrams, since it was opened
-	last  uint32 // the kernel's counter, which wraps
-}
-
-// sampleDrops reads the socket's drop counter: the one SO_RXQ_OVFL reports, but without waiting for
-// the next datagram to carry it.
-func (s *socket) sampleDrops() {
-	var info [unix.SK_MEMINFO_VARS]uint32
-	size := uint32(unsafe.Sizeof(info))
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
-		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
-	if errno != 0 {
-		return // before Linux 4.12; the counter stays where it is
-	}
-	s.drops += uint64(info[unix.SK_MEMINFO_DROPS] - s.last)
-	s.last = info[unix.SK_MEMINFO_DROPS]
+	drops sockmem.Drops
 }
 
 // listen opens the receiving socket of queue i on at; shared says whether there will be others.

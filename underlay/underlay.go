@@ -34,7 +34,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"sync"
 
@@ -196,7 +195,7 @@ func check(cfg Config) (Config, error) {
 type port struct {
 	stop   *wait.Stop
 	queues []packet.Queue
-	aside  []*net.UDPConn
+	aside  []*steer.Socket
 
 	mu       sync.Mutex // what follows, and the descriptors against Close
 	closed   bool
@@ -214,7 +213,7 @@ func (p *port) Layer() packet.Layer { return packet.Tunnel }
 func (p *port) Queues() []packet.Queue { return p.queues }
 
 // Aside returns the sockets for what is not for lanes: one per local address with Config.Steer.
-func (p *port) Aside() []*net.UDPConn { return p.aside }
+func (p *port) Aside() []packet.Conn { return steer.Conns(p.aside) }
 
 // Close wakes the receivers, waits until no lane is inside a system call and closes the sockets.
 func (p *port) Close() error {
@@ -233,7 +232,7 @@ func (p *port) Close() error {
 	}
 	for i := range p.sockets {
 		s := &p.sockets[i]
-		s.sampleDrops()
+		s.drops.Sample(s.fd)
 		if e := unix.Close(s.fd); e != nil {
 			err = errors.Join(err, fmt.Errorf("underlay: close socket: %w", e))
 		}
@@ -242,7 +241,7 @@ func (p *port) Close() error {
 }
 
 // KernelDrops returns the datagrams that arrived and found their socket's buffer full or were
-// unreadable (bad UDP checksum), as the kernel counts them per socket.
+// unreadable (bad UDP checksum), as the kernel counts them per socket: a lane's, or one for what is not for lanes.
 func (p *port) KernelDrops() map[string]uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -250,11 +249,13 @@ func (p *port) KernelDrops() map[string]uint64 {
 	for i := range p.sockets {
 		s := &p.sockets[i]
 		if !p.closed {
-			s.sampleDrops()
+			s.drops.Sample(s.fd)
 		}
-		total += s.drops
+		total += s.drops.Total()
 	}
-	return map[string]uint64{"socket-overflow": total}
+	drops := map[string]uint64{"socket-overflow": total}
+	steer.AddOverflow(drops, p.aside)
+	return drops
 }
 
 // feature records whether the kernel took an option, and returns that.

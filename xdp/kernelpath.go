@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"unsafe"
 
@@ -97,7 +96,7 @@ func openKernelPath(local []netip.Addr, port uint16) (k *kernelPath, err error) 
 }
 
 // steer shares the endpoints with sockets for what is not for lanes, one per address.
-func (k *kernelPath) steer(rule steer.Rule, local []netip.Addr, port uint16) (aside []*net.UDPConn, err error) {
+func (k *kernelPath) steer(rule steer.Rule, local []netip.Addr, port uint16) (aside []*steer.Socket, err error) {
 	for _, a := range local {
 		slot := 0
 		if a.Is6() {

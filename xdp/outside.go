@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 
+	"weft/internal/steer"
 	"weft/packet"
 )
 
@@ -21,8 +21,8 @@ const kernelTurns = 64
 type Outside struct {
 	port
 	kernel   *kernelPath
-	plain    *kernelPath    // of Config.PlainPort; nil = there is none
-	aside    []*net.UDPConn // one per address, with Config.Steer
+	plain    *kernelPath     // of Config.PlainPort; nil = there is none
+	aside    []*steer.Socket // one per address, with Config.Steer
 	resolver *resolver
 	queues   []packet.Queue
 	extra    map[string]string // features of its own
@@ -166,11 +166,12 @@ func (o *Outside) KernelDrops() map[string]uint64 {
 	if n := o.resolver.lost.Load(); n > 0 {
 		drops["neighbour-unresolved"] = n
 	}
+	steer.AddOverflow(drops, o.aside)
 	return drops
 }
 
 // Aside returns the sockets for what is not for lanes: one per address with Config.Steer.
-func (o *Outside) Aside() []*net.UDPConn { return o.aside }
+func (o *Outside) Aside() []packet.Conn { return steer.Conns(o.aside) }
 
 // Close gives the device's traffic back to the kernel and frees the queues.
 func (o *Outside) Close() error {

@@ -54,8 +54,8 @@ func TestSteer(t *testing.T) {
 						t.Fatal(err)
 					}
 					buf := make([]byte, 16)
-					aside[i].SetReadDeadline(time.Now().Add(patience))
-					if n, err := aside[i].Read(buf); err != nil || n != 4 || buf[0] != first {
+					aside[i].(*steer.Socket).SetReadDeadline(time.Now().Add(patience))
+					if n, err := aside[i].(*steer.Socket).Read(buf); err != nil || n != 4 || buf[0] != first {
 						t.Fatalf("aside, first byte %d: %d bytes, %v", first, n, err)
 					}
 				}

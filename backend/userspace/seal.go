@@ -2,7 +2,6 @@ package userspace
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -19,12 +18,12 @@ type Sealer interface {
 	Stage(i int) packet.Stage
 	// Serve receives handshakes from conns until the port closes them, and sends by them. The returned
 	// function waits for that end.
-	Serve(conns []*net.UDPConn) (wait func())
+	Serve(conns []packet.Conn) (wait func())
 	// Update says who this node and its peers are. An error means that nothing is carried.
 	Update(self control.Node, peers []SealedPeer) error
-	// Sessions reports by Hop.Peer, Strangers what could not be assigned to any.
+	// Sessions reports by Hop.Peer, Strangers what could not be assigned to any: rejections by reason, and cookies sent.
 	Sessions() map[uint32]backend.Session
-	Strangers() map[string]uint64
+	Strangers() (rejected map[string]uint64, cookies uint64)
 }
 
 // SealedPeer is a node that traffic is sealed for.

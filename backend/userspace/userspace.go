@@ -376,7 +376,8 @@ func (b *Backend) Status() backend.Status {
 	}
 	sessions := map[uint32]backend.Session{}
 	if b.seal != nil {
-		sessions, s.Rejected = b.seal.Sessions(), b.seal.Strangers()
+		sessions = b.seal.Sessions()
+		s.Rejected, s.CookiesSent = b.seal.Strangers()
 	}
 	for i := range s.Hops {
 		h := &s.Hops[i]

@@ -66,6 +66,9 @@ func sealing(s *api.Session) string {
 	if len(s.Rejected) > 0 {
 		text += "; rejected " + pairs(s.Rejected)
 	}
+	if s.CookiesSent+s.CookiesReceived > 0 {
+		text += fmt.Sprintf("; cookies %d sent, %d received", s.CookiesSent, s.CookiesReceived)
+	}
 	return text
 }
 

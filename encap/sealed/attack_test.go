@@ -276,6 +276,10 @@ func TestFlood(t *testing.T) {
 	if easy > easyBurst+2*easyRate {
 		t.Errorf("%d of the strangers' initiations cost us a key agreement", easy)
 	}
+	rejected, cookies := b.Strangers()
+	if sum := rejected["bad-handshake"] + rejected["rate-limited"] + cookies; sum != n {
+		t.Errorf("of %d initiations %d are accounted for: rejected %v, %d answered with cookies", n, sum, rejected, cookies)
+	}
 	// Under the same load, which never ends, a third node joins: it shows a cookie.
 	b.mu.Lock()
 	b.easy = newBucket(0, 0)
@@ -287,6 +291,9 @@ func TestFlood(t *testing.T) {
 	w.run(10 * time.Second)
 	w.settled(a, b, c)
 	w.talk(c, b, 0)
+	if sent, received := b.Status()[c.peer().ID].CookiesSent, c.Status()[b.peer().ID].CookiesReceived; sent == 0 || received != sent {
+		t.Errorf("b counts %d cookies to c, c %d from b", sent, received)
+	}
 }
 
 // TestCookie: one that is for another address, or that is too old, is none.
@@ -404,8 +411,8 @@ func TestStrangersKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.run(5 * time.Second)
-	if b.Strangers()["unknown-key"] == 0 || c.Status()[b.peer().ID].Established {
-		t.Errorf("b: strangers %v; c: %+v", b.Strangers(), c.Status())
+	if rejected, _ := b.Strangers(); rejected["unknown-key"] == 0 || c.Status()[b.peer().ID].Established {
+		t.Errorf("b: strangers %v; c: %+v", rejected, c.Status())
 	}
 	w.talk(a, b, 0)
 }

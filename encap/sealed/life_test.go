@@ -25,7 +25,7 @@ func TestRekey(t *testing.T) {
 	old, _ := a.seal(b, 0, inner(1))
 	late, _ := a.seal(b, 0, inner(2))
 	first := epoch(a, b)
-	w.run(rekeyAfter - rekeyJitter - 2*time.Second)
+	w.run(rekeyAfter - rekeyAfter/rekeyJitter - 2*time.Second)
 	if epoch(a, b) != first {
 		t.Error("new keys long before the old ones are due")
 	}
@@ -50,6 +50,31 @@ func TestRekey(t *testing.T) {
 	refused(t, b, a.addr, late, "a packet of the old epoch, too late", packet.NoSession)
 	w.talk(a, b, 0)
 	w.talk(b, a, 0)
+}
+
+// TestRekeyAfter: keys are replaced as often as told, and no more often than they can be.
+func TestRekeyAfter(t *testing.T) {
+	for _, after := range []time.Duration{time.Second, 12 * time.Second} {
+		w := newWorld(t)
+		w.rekey = after
+		a, b := w.add("a", AES256GCM, 1), w.add("b", AES256GCM, 1)
+		a.meet([32]byte{})
+		b.meet([32]byte{})
+		w.run(3 * time.Second)
+		w.settled(a, b)
+		before := a.Status()[b.peer().ID].Handshakes
+		for range 20 {
+			w.run(after)
+			w.talk(a, b, 0)
+			w.talk(b, a, 0)
+		}
+		if n := a.Status()[b.peer().ID].Handshakes - before; n < 20*3/4 || n > 24 {
+			t.Errorf("%d handshakes in twenty times %v", n, after)
+		}
+	}
+	if _, err := New(Config{Cipher: AES256GCM, Lanes: 1, RekeyAfter: rekeyAfter + 1}); err == nil {
+		t.Error("keys may grow older than what they may seal")
+	}
 }
 
 // TestRekeyLosesNothing renews the keys a hundred times under traffic, while the network delays and
@@ -463,7 +488,7 @@ func TestLanesBesideTheManager(t *testing.T) {
 	lanes.Wait()
 }
 
-// memoryConn is a Conn in memory.
+// memoryConn is a packet.Conn in memory.
 type memoryConn struct {
 	at     netip.AddrPort
 	in     chan datagram
@@ -485,6 +510,8 @@ func (c *memoryConn) WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error
 	return len(b), nil
 }
 
+func (c *memoryConn) Crowded() bool { return false }
+
 func (c *memoryConn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.at) }
 
 // TestServe runs two managers with their own goroutines and timers through an hour of keys.
@@ -503,7 +530,7 @@ func TestServe(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			managers[i], waits[i] = m, m.Serve([]Conn{conns[i]})
+			managers[i], waits[i] = m, m.Serve([]packet.Conn{conns[i]})
 			public, _ := PublicKey(secret(string(rune('a' + 1 - i))))
 			if err := m.Update(Identity{Private: secret(string(rune('a' + i)))}, []Peer{{Public: public, Hop: &packet.Hop{Addr: addr[1-i]}}}); err != nil {
 				t.Fatal(err)

@@ -20,10 +20,10 @@ import (
 )
 
 const (
-	// rekeyAfter is the age at which the side that has initiated a session replaces it; the other one
-	// does if that has not happened lateAfter later. Jitter spreads what began together.
+	// rekeyAfter is the age at which, as a rule, the side that has initiated a session replaces it; the other one
+	// does if that has not happened lateAfter later. Jitter, a twelfth, spreads what began together.
 	rekeyAfter  = 120 * time.Second
-	rekeyJitter = 10 * time.Second
+	rekeyJitter = 12
 	lateAfter   = 15 * time.Second
 	// rejectAfter ends a session that could not be replaced.
 	rejectAfter = 180 * time.Second
@@ -55,11 +55,13 @@ const (
 
 // Config is what a Manager is made from.
 type Config struct {
-	Cipher Cipher           // what we seal with; the peers choose for themselves
-	Lanes  int              // out lanes, at most MaxLanes
-	Log    *zap.Logger      // of the slow path
-	Now    func() time.Time // nil = time.Now
-	Rand   io.Reader        // nil = crypto/rand
+	Cipher Cipher // what we seal with; the peers choose for themselves
+	Lanes  int    // out lanes, at most MaxLanes
+	// RekeyAfter is the age of keys at which the side that has initiated replaces them, at most two minutes; 0 = that.
+	RekeyAfter time.Duration
+	Log        *zap.Logger      // of the slow path
+	Now        func() time.Time // nil = time.Now
+	Rand       io.Reader        // nil = crypto/rand
 }
 
 // Identity is what this node proves itself by.
@@ -101,6 +103,7 @@ type Manager struct {
 	free     []uint32               // slot numbers
 	stamp    uint64                 // of our last initiation
 	rejected rejections             // of messages that no peer could be named for
+	sent     uint64                 // cookies to whom no peer could be named
 
 	baker      baker
 	easy, hard bucket
@@ -125,6 +128,7 @@ type member struct {
 	epoch           uint8
 	cookie          []byte
 	cookieUntil     time.Time
+	sent, received  uint64 // cookies
 	limit           bucket
 	home            netip.Addr // the address of the configuration
 	handshakes      uint64     // sessions since the daemon began
@@ -159,6 +163,12 @@ func New(cfg Config) (*Manager, error) {
 	}
 	if _, ok := ciphers[cfg.Cipher]; !ok {
 		return nil, fmt.Errorf("sealed: unknown %v", cfg.Cipher)
+	}
+	if cfg.RekeyAfter < 0 || cfg.RekeyAfter > rekeyAfter {
+		return nil, fmt.Errorf("sealed: keys replaced after %v: at most %v are possible", cfg.RekeyAfter, rekeyAfter)
+	}
+	if cfg.RekeyAfter == 0 {
+		cfg.RekeyAfter = rekeyAfter
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -394,9 +404,9 @@ func (m *Manager) newSession(p *member, index, remote uint32, epoch uint8, peer 
 func (m *Manager) rotate(p *member, s *session, now time.Time) {
 	m.retire(p, p.cur, now)
 	p.cur = s
-	p.rekeyAt = s.born.Add(rekeyAfter - time.Duration(mrand.Int64N(int64(rekeyJitter))))
+	p.rekeyAt = s.born.Add(m.cfg.RekeyAfter - mrand.N(m.cfg.RekeyAfter/rekeyJitter+1))
 	if !s.started {
-		p.rekeyAt = s.born.Add(rekeyAfter + lateAfter)
+		p.rekeyAt = s.born.Add(m.cfg.RekeyAfter + lateAfter)
 	}
 	p.face.send.Store(s)
 	p.tries = 0

@@ -128,6 +128,11 @@ func (m *Manager) showsCookie(msg []byte, from netip.AddrPort, now time.Time) bo
 		m.cfg.Log.Error("cannot make a cookie", zap.Error(err))
 		return false
 	}
+	if p := m.byAddr[from.Addr()]; p != nil {
+		p.sent++
+	} else {
+		m.sent++
+	}
 	m.write(reply, from)
 	return false
 }
@@ -182,6 +187,7 @@ func (m *Manager) onCookie(msg []byte, from netip.AddrPort, now time.Time) {
 		m.reject(p, from, badCookie)
 		return
 	}
+	p.received++
 	fresh := p.cookie == nil || !now.Before(p.cookieUntil)
 	p.cookie, p.cookieUntil = cookie, now.Add(cookieSecretAge)
 	if fresh { // at once, but only once: it is the answer that was lacking, not patience

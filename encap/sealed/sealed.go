@@ -4,7 +4,7 @@
 // # Keys
 //
 // Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s between the nodes' static keys gives each pair a session, an
-// epoch, with a key for each direction. It is replaced after two minutes or 2^28 packets. The epoch
+// epoch, with a key for each direction. It is replaced after two minutes, or sooner where that is asked for, or 2^28 packets. The epoch
 // before is accepted for ten seconds more and never sent. Nothing is ever stored: a process that
 // starts makes new keys.
 //

@@ -4,25 +4,22 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"weft/packet"
 )
 
 // stepEvery is how often the manager looks what is due.
 const stepEvery = 250 * time.Millisecond
 
-// Conn is a socket that handshake messages arrive at, and leave from: *net.UDPConn is one.
-type Conn interface {
-	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
-	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
-	LocalAddr() net.Addr
-}
-
-// Serve receives from conns until they are closed, by somebody else, and sends by them. The returned
+// Serve receives handshake messages from conns until they are closed, by somebody else, and sends by them. The returned
 // function waits for that end and must be called before Serve is called again.
-func (m *Manager) Serve(conns []Conn) (wait func()) {
+func (m *Manager) Serve(conns []packet.Conn) (wait func()) {
 	var done sync.WaitGroup
 	stop := make(chan struct{})
 	m.mu.Lock()
@@ -30,8 +27,11 @@ func (m *Manager) Serve(conns []Conn) (wait func()) {
 		for _, c := range conns {
 			at, ok := c.LocalAddr().(*net.UDPAddr)
 			if ok && (at.AddrPort().Addr().Unmap().Is4() == to.Addr().Unmap().Is4()) {
-				// A handshake message that is not sent is one that is lost: it comes again.
-				_, _ = c.WriteToUDPAddrPort(msg, to)
+				// Cookies go to whatever address a stranger names; where they pile up, for neighbours that do not answer, the
+				// rest of the room is for peers. A handshake message that is not sent is one that is lost: it comes again.
+				if msg[0] != typeCookie || !c.Crowded() {
+					_, _ = c.WriteToUDPAddrPort(msg, to)
+				}
 				return
 			}
 		}
@@ -53,7 +53,15 @@ func (m *Manager) Serve(conns []Conn) (wait func()) {
 	}
 }
 
-func (m *Manager) receiveAll(c Conn) {
+// patience is the nice value of threads that receive handshakes: where there is not processor time for all, a flood of
+// them gets a tenth of what a lane gets (sched(7)), and that is more than the cluster's own need.
+const patience = 10
+
+func (m *Manager) receiveAll(c packet.Conn) {
+	runtime.LockOSThread() // for good: the thread ends with its priority
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, patience); err != nil {
+		m.cfg.Log.Info("a flood of handshakes may slow down traffic", zap.Error(err))
+	}
 	buf := make([]byte, 2*initiationLen)
 	for {
 		n, from, err := c.ReadFromUDPAddrPort(buf)

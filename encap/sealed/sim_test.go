@@ -23,6 +23,8 @@ type world struct {
 	// pass decides on each handshake message on its way; nil = all pass.
 	pass func(d datagram) bool
 	seen []datagram // every handshake message that was sent
+
+	rekey time.Duration // Config.RekeyAfter of nodes to come
 }
 
 type datagram struct {
@@ -62,7 +64,7 @@ func (w *world) add(name string, cipher Cipher, lanes int) *node {
 // start gives a node a fresh manager, as a restart does.
 func (n *node) start(cipher Cipher, lanes int) {
 	n.w.t.Helper()
-	m, err := New(Config{Cipher: cipher, Lanes: lanes, Rand: n.w.rand, Now: func() time.Time { return n.w.now }})
+	m, err := New(Config{Cipher: cipher, Lanes: lanes, RekeyAfter: n.w.rekey, Rand: n.w.rand, Now: func() time.Time { return n.w.now }})
 	if err != nil {
 		n.w.t.Fatal(err)
 	}

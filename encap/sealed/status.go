@@ -21,6 +21,9 @@ type Status struct {
 	Plain       bool              // plaintext goes to it and is taken from it meanwhile
 	Sealed      uint64            // packets sealed in this session
 	Rejected    map[string]uint64 // by reason: handshake messages, and data that claimed a session
+
+	// Cookies sent to its address instead of answers, and received from it, since the daemon began.
+	CookiesSent, CookiesReceived uint64
 }
 
 // Status reports on every peer, by ID.
@@ -31,7 +34,7 @@ func (m *Manager) Status() map[uint32]Status {
 	all := make(map[uint32]Status, len(m.peers))
 	for id, p := range m.peers {
 		s := Status{Handshakes: p.handshakes, Attempts: p.tries, Endpoint: p.face.hop.Load().Addr,
-			Plain: p.Plain != nil && p.cur == nil, Rejected: map[string]uint64{}}
+			Plain: p.Plain != nil && p.cur == nil, Rejected: map[string]uint64{}, CookiesSent: p.sent, CookiesReceived: p.received}
 		if c := p.cur; c != nil {
 			s.Established, s.Epoch, s.TxCipher, s.RxCipher = true, c.epoch, c.txCipher, c.rxCipher
 			s.Since, s.Initiator = c.born, c.started
@@ -51,13 +54,13 @@ func (m *Manager) Status() map[uint32]Status {
 	return all
 }
 
-// Strangers is what was rejected without a peer to name, by reason.
-func (m *Manager) Strangers() map[string]uint64 {
+// Strangers is what was rejected without a peer to name, by reason, and how many cookies went to such addresses.
+func (m *Manager) Strangers() (rejected map[string]uint64, cookies uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	all := map[string]uint64{}
-	m.rejected.addTo(all)
-	return all
+	rejected = map[string]uint64{}
+	m.rejected.addTo(rejected)
+	return rejected, m.sent
 }
 
 // why says why there is no session, as far as it can be told from here.

@@ -55,6 +55,8 @@ type Status struct {
 	Cipher   string            `json:"cipher"`             // encryption.cipher
 	Rejected map[string]uint64 `json:"rejected,omitempty"` // handshake messages of nobody known, by reason
 
+	CookiesSent uint64 `json:"cookies_sent,omitempty"` // in answer to handshakes of nobody known
+
 	Control  Control   `json:"control"`
 	Apply    Apply     `json:"apply"`
 	Problems []Problem `json:"problems"`
@@ -124,6 +126,9 @@ type Session struct {
 	Plain       bool              `json:"plain"`                 // spoken to in clear meanwhile, by permission
 	Sealed      uint64            `json:"sealed"`                // packets sealed in this session
 	Rejected    map[string]uint64 `json:"rejected"`              // by reason
+
+	CookiesSent     uint64 `json:"cookies_sent"`     // to its address, instead of answers
+	CookiesReceived uint64 `json:"cookies_received"` // from it
 }
 
 // Route is one prefix of the overlay and where it leads.

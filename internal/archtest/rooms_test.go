@@ -39,14 +39,14 @@ var (
 
 		// the parts: vocabulary, ground, and the one library a part is about
 		"tun":         {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
-		"underlay":    {[]string{"packet", "internal/steer", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
+		"underlay":    {[]string{"packet", "internal/sockmem", "internal/steer", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
 		"xdp":         {[]string{"packet", "internal/steer", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
 		"xdp/bpf":     {code: []string{"github.com/cilium/ebpf"}},
 		"xdp/lib":     {[]string{"packet", "internal/wait", "xdp", unix, "github.com/asavie/xdp"}, []string{"packet/packettest"}},
 		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
 		"encap/vxlan": {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
 		"encap/sealed": {[]string{"packet", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
-			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", zap}, []string{"packet/packettest"}},
+			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", unix, zap}, []string{"packet/packettest"}},
 		"control/static": {[]string{"control", "internal/config/strict", zap, "github.com/fsnotify/fsnotify"}, []string{"control/controltest"}},
 		"control/etcd": {[]string{"control", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
 			[]string{"control/controltest"}},
@@ -97,8 +97,9 @@ var (
 		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"internal/nettest": {code: []string{nl, netns, unix}},
+		"internal/sockmem": {code: []string{unix}},
 		"internal/pods":    {code: []string{"control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
-		"internal/steer":   {code: []string{unix, "golang.org/x/net/bpf"}},
+		"internal/steer":   {code: []string{"internal/sockmem", "packet", unix, "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 		"internal/trace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},
 		"internal/wait":    {code: []string{unix}},

@@ -64,6 +64,7 @@ type Encryption struct {
 	KeyFile     string
 	PSKFile     string
 	PermitPlain []string // names of nodes that may still speak plaintext
+	RekeyAfter  time.Duration
 }
 
 // Control is where the list of nodes comes from.

@@ -30,7 +30,7 @@ node:     {name: "", interface: "", mtu: 0}
 network:  {prefixes: [10.244.0.0/16], vni: 1, port: 0}
 mode:     tun
 queues:   0
-encryption: {cipher: none, port: 8473, key_file: /var/lib/weft/key, psk_file: "", permit_plaintext_from: []}
+encryption: {cipher: none, port: 8473, key_file: /var/lib/weft/key, psk_file: "", permit_plaintext_from: [], rekey_after: 2m}
 control:
   kind: static
   static: {file: /etc/weft/nodes.yaml}
@@ -73,6 +73,7 @@ encryption:
   key_file: /k
   psk_file: /p
   permit_plaintext_from: [old.example, b]
+  rekey_after: 30s
 control:
   static: {file: /n}
   etcd: {endpoints: ["https://[2001:db8::9]:2379", "https://etcd.example:1"], prefix: /x, schema: flannel, lease: 90s, ca_file: /ca, cert_file: /c, key_file: /kk, username: u, password_file: /pw}
@@ -92,7 +93,7 @@ state_dir: /d
 	want := []string{
 		"node.name a", "node.interface eth1", "node.mtu 9000", "network.prefixes [10.0.0.0/8 fd00::/48]", "network.vni 16777215",
 		"network.port 8472", "mode xdp", "queues 4", "encryption.cipher auto", "encryption.port 1", "encryption.key_file /k",
-		"encryption.psk_file /p", "encryption.permit_plaintext_from [old.example b]", "control.kind static", "control.static.file /n",
+		"encryption.psk_file /p", "encryption.permit_plaintext_from [old.example b]", "encryption.rekey_after 30s", "control.kind static", "control.static.file /n",
 		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",
 		"control.etcd.lease 1m30s", "control.etcd.ca_file /ca", "control.etcd.cert_file /c", "control.etcd.key_file /kk", "control.etcd.username u",
 		"control.etcd.password_file /pw", "control.kubernetes.kubeconfig /kc", "control.kubernetes.schema flannel", "control.subnet_env /run/flannel/subnet.env",

@@ -33,7 +33,7 @@ func (d *Daemon) Status() api.Status {
 		Ready: b.Ready && state != nil, Reason: cmp.Or(b.Reason, apply.Error),
 		UnderlayMTU: b.UnderlayMTU, InnerMTU: b.InnerMTU, Devices: full(b.Devices),
 		Features: b.Features, KernelDrops: b.KernelDrops, Repairs: b.Repairs,
-		Cipher: d.cfg.Encryption.Cipher, Rejected: b.Rejected,
+		Cipher: d.cfg.Encryption.Cipher, Rejected: b.Rejected, CookiesSent: b.CookiesSent,
 		Control: api.Control{Kind: d.cfg.Control.Kind}, Apply: apply,
 		Endpoints: []netip.Addr{}, Prefixes: []netip.Prefix{}, Problems: []api.Problem{},
 	}

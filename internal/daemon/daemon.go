@@ -136,7 +136,7 @@ func settings(cfg *config.Config, log *zap.Logger) backend.Settings {
 		Interface: cfg.Node.Interface, UnderlayMTU: cfg.Node.MTU, Queues: cfg.Queues, Log: log,
 	}
 	if e := cfg.Encryption; e.Cipher != config.CipherNone {
-		s.Seal = &backend.Seal{Cipher: e.Cipher, Port: e.Port, KeyFile: e.KeyFile, PSKFile: e.PSKFile, PermitPlain: e.PermitPlain}
+		s.Seal = &backend.Seal{Cipher: e.Cipher, Port: e.Port, KeyFile: e.KeyFile, PSKFile: e.PSKFile, PermitPlain: e.PermitPlain, RekeyAfter: e.RekeyAfter}
 	}
 	return s
 }

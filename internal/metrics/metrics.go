@@ -38,6 +38,7 @@ type describe struct {
 	applyAttempts, applyFailures                                                *description
 	peerPackets, peerBytes, peerMTU                                             *description
 	peerEstablished, peerSessionAge, peerHandshakes, peerAttempts, peerRejected *description
+	cookies, peerCookies                                                        *description
 	laneTurns, laneReceived, laneCopied, laneSent, laneWaited, laneAge          *description
 	stageCalls, stagePackets, stageTimed, stageSeconds, stageDrops              *description
 }
@@ -58,6 +59,7 @@ func newCollector(d api.Daemon) *collector {
 		repairs:       count("repairs_total", "Kernel objects put back after somebody else removed or changed them."),
 		kernelDrops:   count("kernel_drops_total", "Packets the kernel dropped around the path.", "reason"),
 		rejected:      count("handshakes_rejected_total", "Handshake messages that no peer can be named for.", "reason"),
+		cookies:       count("cookies_sent_total", "Cookies sent in answer to handshakes that no peer can be named for: the daemon was asked too much (sealed traffic)."),
 		nodes:         gauge("nodes", "Nodes of the cluster, this one included; 0 until the control source has spoken."),
 		problems:      gauge("problems", "What is wrong with the cluster's data at the moment; weft status names it."),
 		dataAge:       gauge("data_age_seconds", "Time since the control source last confirmed the cluster's data."),
@@ -72,6 +74,7 @@ func newCollector(d api.Daemon) *collector {
 		peerHandshakes:  count("peer_handshakes_total", "Handshakes completed with the peer (sealed traffic).", "peer"),
 		peerAttempts:    gauge("peer_handshake_attempts", "Handshakes in a row that the peer did not answer (sealed traffic).", "peer"),
 		peerRejected:    count("peer_rejected_total", "Messages and packets of the peer that were rejected (sealed traffic).", "peer", "reason"),
+		peerCookies:     count("peer_cookies_total", "Cookies in place of answers to handshakes: sent to the peer's address (out), received from it (in) (sealed traffic).", "peer", "direction"),
 
 		laneTurns:    count("lane_batches_total", "Batches the lane carried.", "lane"),
 		laneReceived: count("lane_received_packets_total", "Packets the lane received; with the copied ones they are what it sent and what its stages dropped.", "lane"),
@@ -143,6 +146,9 @@ func (s scrape) status(v api.Status) {
 	s.send(s.repairs, float64(v.Repairs))
 	s.byReason(s.kernelDrops, v.KernelDrops)
 	s.byReason(s.rejected, v.Rejected)
+	if v.Rejected != nil {
+		s.send(s.cookies, float64(v.CookiesSent))
+	}
 	s.send(s.nodes, float64(v.Control.Nodes))
 	s.send(s.problems, float64(len(v.Problems)))
 	if !v.Control.AsOf.IsZero() {
@@ -171,6 +177,8 @@ func (s scrape) peer(p api.Peer, v api.Status, counted bool) {
 	s.send(s.peerHandshakes, float64(p.Session.Handshakes), p.Node)
 	s.send(s.peerAttempts, float64(p.Session.Attempts), p.Node)
 	s.byReason(s.peerRejected, p.Session.Rejected, p.Node)
+	s.send(s.peerCookies, float64(p.Session.CookiesSent), p.Node, "out")
+	s.send(s.peerCookies, float64(p.Session.CookiesReceived), p.Node, "in")
 }
 
 func (s scrape) lane(l api.Lane) {

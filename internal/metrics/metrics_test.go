@@ -37,11 +37,12 @@ var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func full() watched {
 	return watched{
 		status: api.Status{Version: "v1", Node: "a", Mode: "tun", Cipher: "auto", Now: now, Ready: true, UnderlayMTU: 1500, InnerMTU: 1418,
-			KernelDrops: map[string]uint64{"tun queue": 11, "socket": 12}, Repairs: 13, Rejected: map[string]uint64{"unknown": 14},
+			KernelDrops: map[string]uint64{"tun queue": 11, "socket": 12}, Repairs: 13, Rejected: map[string]uint64{"unknown": 14}, CookiesSent: 16,
 			Control: api.Control{Kind: "static", Nodes: 2, AsOf: now.Add(-90 * time.Second)}, Apply: api.Apply{Attempts: 15, Failures: 3},
 			Problems: []api.Problem{{Text: "x"}, {Text: "y"}}},
 		peers: []api.Peer{{Node: "b", MTU: 1418, TxPackets: 21, TxBytes: 22, RxPackets: 23, RxBytes: 1 << 60,
-			Session: &api.Session{Established: true, Since: now.Add(-30 * time.Second), Handshakes: 24, Attempts: 2, Rejected: map[string]uint64{"replayed": 25}}}},
+			Session: &api.Session{Established: true, Since: now.Add(-30 * time.Second), Handshakes: 24, Attempts: 2, Rejected: map[string]uint64{"replayed": 25},
+				CookiesSent: 26, CookiesReceived: 27}}},
 		lanes: []api.Lane{{Name: "out/0", Turns: 31, Received: 32, Copied: 33, Sent: 34, Waited: 1.5e9, Age: 2e9,
 			Stages: []api.Stage{{Name: "recv tun", Calls: 35, Packets: 36, Timed: 37, Nanos: 2.5e8, Drops: map[string]uint64{"no-route": 38, "not-ip": 39}}}}},
 	}
@@ -69,6 +70,7 @@ func TestEveryMetric(t *testing.T) {
 	want := strings.Split(strings.TrimSpace(`
 weft_apply_attempts_total 15
 weft_apply_failures 3
+weft_cookies_sent_total 16
 weft_data_age_seconds 90
 weft_drops_total{lane="out/0",reason="no-route",stage="recv tun"} 38
 weft_drops_total{lane="out/0",reason="not-ip",stage="recv tun"} 39
@@ -86,6 +88,8 @@ weft_lane_waited_seconds_total{lane="out/0"} 1.5
 weft_nodes 2
 weft_peer_bytes_total{direction="in",peer="b"} 1.152921504606847e+18
 weft_peer_bytes_total{direction="out",peer="b"} 22
+weft_peer_cookies_total{direction="in",peer="b"} 27
+weft_peer_cookies_total{direction="out",peer="b"} 26
 weft_peer_handshake_attempts{peer="b"} 2
 weft_peer_handshakes_total{peer="b"} 24
 weft_peer_mtu_bytes{peer="b"} 1418

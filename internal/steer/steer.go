@@ -44,7 +44,7 @@ func (r Rule) Program(lanes uint32) []bpf.Instruction {
 // Aside binds the socket for what is not for lanes, and steers. The lanes' sockets must have been
 // bound to the same address and port before, in the order of their queues, and nobody else's; all
 // must have SO_REUSEPORT set by now.
-func (r Rule) Aside(at netip.AddrPort, lanes int) (conn *net.UDPConn, err error) {
+func (r Rule) Aside(at netip.AddrPort, lanes int) (*Socket, error) {
 	family, level, discover, do := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
 	if at.Addr().Is6() {
 		family, level, discover, do = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
@@ -85,7 +85,7 @@ func (r Rule) Aside(at netip.AddrPort, lanes int) (conn *net.UDPConn, err error)
 	if err != nil {
 		return nil, fmt.Errorf("steer: %w", err)
 	}
-	return c.(*net.UDPConn), nil
+	return &Socket{UDPConn: c.(*net.UDPConn)}, nil
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {

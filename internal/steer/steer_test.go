@@ -23,7 +23,7 @@ func TestEveryFirstByteAndLane(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d", local, lanes), func(t *testing.T) {
 				ns := nettest.New(t)
 				var sockets []int
-				var aside *net.UDPConn
+				var aside *steer.Socket
 				var from *net.UDPConn
 				var err error
 				at := netip.AddrPortFrom(netip.MustParseAddr(local), 8473)
@@ -105,7 +105,7 @@ func listen(at netip.AddrPort, i int) (int, error) {
 }
 
 // receiver waits until a socket has a datagram, takes it and says which socket it was.
-func receiver(t *testing.T, lanes []int, aside *net.UDPConn) (got int) {
+func receiver(t *testing.T, lanes []int, aside *steer.Socket) (got int) {
 	t.Helper()
 	buf := make([]byte, 64)
 	nettest.Eventually(t, 5*time.Second, func() error {
