@@ -83,11 +83,9 @@ func TestShort(t *testing.T) {
 
 // listen binds a lane's socket, blocking for a second at most.
 func listen(at netip.AddrPort, i int) (int, error) {
-	family := unix.AF_INET
-	var to unix.Sockaddr = &unix.SockaddrInet4{Port: int(at.Port()), Addr: [4]byte{127, 0, 0, 1}}
-	if at.Addr().Is6() {
-		family = unix.AF_INET6
-		to = &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
+	family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()})
+	if at.Addr().Is4() {
+		family, to = unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
