@@ -3,6 +3,7 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -26,6 +27,7 @@ type runtime struct {
 	node *nettest.ClusterNode
 	cni  *libcni.CNIConfig
 	list *libcni.NetworkConfigList
+	dirs []string // that the plugin and libcni write to
 }
 
 // box is a container: a network namespace with an id.
@@ -33,6 +35,25 @@ type box struct {
 	rt  *libcni.RuntimeConf
 	ns  *nettest.NS
 	ips []netip.Addr
+}
+
+// pluginBuilt builds weft-cni once, beside weft and as it is released: `weft cni install` looks for it there.
+var pluginBuilt = sync.OnceValue(func() error {
+	args := []string{"build", "-ldflags", "-s -w", "-o", filepath.Join(filepath.Dir(weft), "weft-cni")}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	if out, err := exec.Command("go", append(args, "weft/cnibin")...).CombinedOutput(); err != nil {
+		return fmt.Errorf("build weft-cni: %w\n%s", err, out)
+	}
+	return nil
+})
+
+func buildPlugin(t *testing.T) {
+	t.Helper()
+	if err := pluginBuilt(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // install sets the plugin up for a node, in directories of the test.
@@ -47,7 +68,11 @@ func (c *cluster) install(n *nettest.ClusterNode, args ...string) *runtime {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return &runtime{c.t, n, libcni.NewCNIConfigWithCacheDir([]string{bin, "/usr/lib/cni"}, c.path(n, "cache"), nil), list}
+	cache := c.path(n, "cache")
+	if err := os.MkdirAll(filepath.Join(cache, "results"), 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+	return &runtime{c.t, n, libcni.NewCNIConfigWithCacheDir([]string{bin, "/usr/lib/cni"}, cache, nil), list, []string{bin, conf, cache, c.path(n, "state")}}
 }
 
 func (r *runtime) box(id string) *box {
@@ -87,20 +112,72 @@ func (r *runtime) wantCode(what string, err error, code uint) {
 	}
 }
 
-// kernel lists the node's interfaces, and routes that are ours.
-func (r *runtime) kernel() string {
+// traces are what pods may leave on a node, each as a line: links, addresses, routes and rules of the kernel, files of the
+// plugin and of libcni. Indices and counters are left out, a restarted daemon's devices have others, and so are the addresses
+// that the kernel gives to devices by itself.
+func (r *runtime) traces() map[string]bool {
 	r.t.Helper()
-	return r.node.NS.MustRun(r.t, "ip", "-o", "link") + r.node.NS.MustRun(r.t, "ip", "route", "show", "table", "all", "proto", "87") +
-		r.node.NS.MustRun(r.t, "ip", "-6", "route", "show", "table", "all", "proto", "87")
+	all := map[string]bool{}
+	fields := func(kind string, from, to int, cmd ...string) {
+		for line := range strings.Lines(r.node.NS.MustRun(r.t, cmd[0], cmd[1:]...)) {
+			line = strings.ReplaceAll(line, " linkdown", "") // of a bridge without ports
+			if own := strings.Contains(line, "fe80:") && !strings.Contains(line, "fe80::1 ") && !strings.Contains(line, "fe80::1/"); own {
+				continue
+			}
+			if f := strings.Fields(line); len(f) > from {
+				all[kind+" "+strings.Join(f[from:min(to, len(f))], " ")] = true
+			}
+		}
+	}
+	fields("link", 1, 2, "ip", "-o", "link")
+	fields("address", 1, 4, "ip", "-o", "address")
+	for _, family := range []string{"-4", "-6"} {
+		fields("route", 0, 99, "ip", family, "route", "show", "table", "all")
+		fields("rule", 0, 99, "ip", family, "rule")
+	}
+	fields("rule", 0, 99, "nft", "--stateless", "list", "ruleset")
+	for _, dir := range r.dirs {
+		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // it has just gone
+			}
+			all["file "+path] = true
+			return err
+		})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return all
+}
+
+// clean says what is on the node that was not there before, or is not there any more.
+func (r *runtime) clean(before map[string]bool) error {
+	r.t.Helper()
+	now := r.traces()
+	var differ []string
+	for line := range now {
+		if !before[line] {
+			differ = append(differ, "left: "+line)
+		}
+	}
+	for line := range before {
+		if !now[line] {
+			differ = append(differ, "gone: "+line)
+		}
+	}
+	if len(differ) == 0 {
+		return nil
+	}
+	slices.Sort(differ)
+	return errors.New(strings.Join(differ, "\n"))
 }
 
 // TestCNI drives the plugin by libcni as runtimes do: containers on two nodes, in parallel.
 func TestCNI(t *testing.T) {
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "ip")
-	if out, err := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(weft), "weft-cni"), "weft/cnibin").CombinedOutput(); err != nil {
-		t.Fatalf("build weft-cni: %v\n%s", err, out)
-	}
+	buildPlugin(t)
 	for mode, style := range map[string]string{"tun-gso": "routed", "vxlan": "bridge"} {
 		t.Run(mode+"/"+style, func(t *testing.T) {
 			t.Parallel()
@@ -117,7 +194,7 @@ func (c *cluster) life() {
 	t := c.t
 	var nodes []*runtime
 	var boxes []*box
-	var before []string
+	var before []map[string]bool
 	var wg sync.WaitGroup
 	for _, n := range c.Nodes {
 		r := c.install(n, "--chain", "")
@@ -130,7 +207,7 @@ func (c *cluster) life() {
 		if err := errors.Join(r.add(first), r.cni.DelNetworkList(t.Context(), r.list, first.rt)); err != nil {
 			t.Fatal(err)
 		}
-		before = append(before, r.kernel())
+		before = append(before, r.traces())
 		for i := range 4 {
 			b := r.box(fmt.Sprintf("%s-box-%d", n.Name, i))
 			boxes = append(boxes, b)
@@ -210,7 +287,10 @@ func (c *cluster) life() {
 		t.Errorf("DEL of a dead namespace: %v", err)
 	}
 	keep := boxes[2]
-	os.RemoveAll(c.path(c.Nodes[0], "cache")) // else libcni itself calls DEL for what is stale
+	// Else libcni itself calls DEL for what is stale.
+	if results := filepath.Join(c.path(c.Nodes[0], "cache"), "results"); errors.Join(os.RemoveAll(results), os.Mkdir(results, 0o755)) != nil {
+		t.Fatal("no directory of results")
+	}
 	if err := a.cni.GCNetworkList(ctx, a.list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: keep.rt.ContainerID, IfName: "eth0"}}}); err != nil {
 		t.Errorf("GC: %v", err)
 	}
@@ -226,28 +306,8 @@ func (c *cluster) life() {
 		}
 	}
 	for i, r := range nodes {
-		c.eventually("nothing is left on "+r.node.Name, func() error {
-			if now := r.kernel(); strip(now) != strip(before[i]) {
-				return fmt.Errorf("before:\n%s\nafter:\n%s", before[i], now)
-			}
-			return nil
-		})
+		c.eventually("nothing is left on "+r.node.Name, func() error { return r.clean(before[i]) })
 	}
-}
-
-// strip leaves the names of links and the routes: indices and states of a restarted daemon's devices differ.
-func strip(s string) string {
-	var kept []string
-	for _, l := range strings.Split(s, "\n") {
-		if name, _, link := strings.Cut(l, "\\"); link {
-			f := strings.Fields(name)
-			kept = append(kept, strings.SplitN(f[1], "@", 2)[0])
-		} else {
-			kept = append(kept, strings.TrimSpace(l))
-		}
-	}
-	slices.Sort(kept)
-	return strings.Join(kept, "\n")
 }
 
 // testDelegated has Debian's host-local give out the addresses.

@@ -13,6 +13,7 @@ import (
 	goruntime "runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"weft/catalog"
 	"weft/internal/api"
@@ -72,7 +73,7 @@ func writeImage(t *testing.T, file string) {
 // nothing is left of them. WEFT_TEST_LONG=1: 25 on each node, in every mode.
 func TestContainerd(t *testing.T) {
 	nettest.RequireRoot(t)
-	nettest.RequireTool(t, "containerd", "ctr", "runc", "unshare")
+	nettest.RequireTool(t, "containerd", "ctr", "runc", "unshare", "nft")
 	many, modes := 2, []string{"tun-gso"}
 	if os.Getenv("WEFT_TEST_LONG") != "" {
 		many, modes = 25, nil
@@ -80,9 +81,7 @@ func TestContainerd(t *testing.T) {
 			modes = append(modes, m.Name)
 		}
 	}
-	if out, err := exec.Command("go", "build", "-o", filepath.Join(filepath.Dir(weft), "weft-cni"), "weft/cnibin").CombinedOutput(); err != nil {
-		t.Fatalf("build weft-cni: %v\n%s", err, out)
-	}
+	buildPlugin(t)
 	archive := filepath.Join(t.TempDir(), "box.tar")
 	writeImage(t, archive)
 	for _, mode := range modes {
@@ -90,22 +89,22 @@ func TestContainerd(t *testing.T) {
 	}
 }
 
+// container is one of containerd.
+type container struct {
+	node *nettest.ClusterNode
+	id   string
+	run  *nettest.Process
+	ips  []netip.Addr
+}
+
 func testContainerd(t *testing.T, mode, archive string, many int) {
 	c := prepare(t, mode, 4, nettest.ClusterOptions{})
 	c.launch()
-	type container struct {
-		node *nettest.ClusterNode
-		id   string
-		run  *nettest.Process
-		ips  []netip.Addr
-	}
 	var all []*container
-	var before []string
+	var nodes []*runtime
+	var before []map[string]bool
 	for _, n := range c.Nodes {
 		r := c.install(n, "--chain", "")
-		if err := os.MkdirAll(c.path(n, "cache"), 0o755); err != nil {
-			t.Fatal(err)
-		}
 		c.writeFile(c.path(n, "containerd.toml"), fmt.Sprintf("version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n",
 			c.path(n, "containerd"), c.path(n, "containerd-run"), c.path(n, "containerd.sock")))
 		server := n.NS.MustStart(t, "containerd", "--config", c.path(n, "containerd.toml"))
@@ -114,13 +113,16 @@ func testContainerd(t *testing.T, mode, archive string, many int) {
 				t.Logf("containerd of %s:\n%s", n.Name, server.Output())
 			}
 		})
-		imp := c.ctr(n, "image", "import", "--snapshotter", "native", archive)
-		c.eventually("the image is there", func() error { _, err := n.NS.Run(imp[0], imp[1:]...); return err })
+		c.eventually("the image is there", func() error {
+			_, err := n.NS.Run("ctr", "--address", c.path(n, "containerd.sock"), "image", "import", "--snapshotter", "native", archive)
+			return err
+		})
+		// Once in and out, so that what stays for good (firewall) is there before the count.
 		first := r.box("first")
 		if err := errors.Join(r.add(first), r.cni.DelNetworkList(t.Context(), r.list, first.rt)); err != nil {
 			t.Fatal(err)
 		}
-		before = append(before, r.kernel())
+		nodes, before = append(nodes, r), append(before, r.traces())
 	}
 	for _, n := range c.Nodes {
 		for i := range many {
@@ -131,11 +133,10 @@ func testContainerd(t *testing.T, mode, archive string, many int) {
 	}
 	t.Cleanup(func() { // before the cluster goes
 		for _, b := range all {
-			kill := c.ctr(b.node, "task", "kill", "-s", "KILL", b.id)
-			b.node.NS.Run(kill[0], kill[1:]...)
-			<-b.run.Done()
+			c.kill(b)
 		}
 	})
+	owner := map[netip.Addr]*container{}
 	for _, b := range all {
 		client := api.NewClient(c.path(b.node, "sock"))
 		c.eventually(b.id+" is attached", func() error {
@@ -154,49 +155,79 @@ func testContainerd(t *testing.T, mode, archive string, many int) {
 			return errors.Join(err, fmt.Errorf("not among %d pods", len(pods)))
 		})
 		client.Close()
-	}
-	seen := map[netip.Addr]bool{}
-	askers := []*container{all[0]}
-	if os.Getenv("WEFT_TEST_LONG") != "" {
-		askers = append(askers, all[len(all)-1])
-	}
-	for k, from := range askers {
-		for i, to := range all {
-			for j, ip := range to.ips {
-				if k == 0 && seen[ip] {
-					t.Errorf("%v is given twice", ip)
-				}
-				seen[ip] = true
-				url := "http://" + netip.AddrPortFrom(ip, 8080).String()
-				fetch := c.ctr(from.node, "task", "exec", "--exec-id", fmt.Sprintf("f-%d-%d-%d", k, i, j), from.id, "/box", "fetch", url)
-				tries := 0
-				c.eventually(from.id+" asks "+to.id, func() error {
-					tries++
-					fetch[len(fetch)-5] = fmt.Sprintf("f-%d-%d-%d-%d", k, i, j, tries)
-					out, err := from.node.NS.Run(fetch[0], fetch[1:]...)
-					if err == nil && out != to.id {
-						err = fmt.Errorf("%s answered", out)
-					}
-					return err
-				})
+		for _, ip := range b.ips {
+			if o := owner[ip]; o != nil {
+				t.Errorf("%v is given to %s and to %s", ip, o.id, b.id)
 			}
+			owner[ip] = b
 		}
 	}
+	reached := map[[2]*container]int{}
 	for _, b := range all {
-		kill := c.ctr(b.node, "task", "kill", "-s", "KILL", b.id)
-		b.node.NS.MustRun(t, kill[0], kill[1:]...)
-		<-b.run.Done()
+		for to, count := range c.askAll(b, owner) {
+			reached[[2]*container{b, to}] += count
+		}
 	}
-	for i, n := range c.Nodes {
-		r := &runtime{t: t, node: n}
-		client := api.NewClient(c.path(n, "sock"))
-		c.eventually("nothing is left on "+n.Name, func() error {
+	pairs := 0
+	for _, families := range reached {
+		if families == 2 {
+			pairs++
+		}
+	}
+	if want := len(all) * (len(all) - 1); pairs != want {
+		t.Errorf("%d pairs reach each other over IPv4 and IPv6, want %d", pairs, want)
+	}
+	for _, b := range all {
+		c.kill(b)
+	}
+	for i, r := range nodes {
+		client := api.NewClient(c.path(r.node, "sock"))
+		c.eventually("nothing is left on "+r.node.Name, func() error {
 			pods, err := client.Pods(t.Context())
-			if now := r.kernel(); err != nil || len(pods) > 0 || strip(now) != strip(before[i]) {
-				return fmt.Errorf("%v, %d pods, before:\n%s\nafter:\n%s", err, len(pods), before[i], now)
+			if err != nil || len(pods) > 0 {
+				return fmt.Errorf("%d pods, %w", len(pods), err)
 			}
-			return nil
+			return r.clean(before[i])
 		})
 		client.Close()
+	}
+	t.Logf("%s: %d containers, %d pairs reach each other over IPv4 and IPv6, %d addresses, each given once; left of %d traces on the nodes: 0 links, addresses, routes, rules and files",
+		mode, len(all), pairs, len(owner), len(before[0])+len(before[1]))
+}
+
+// askAll has a container ask all others, at each of their addresses, for their names. It returns at how many addresses each answers.
+func (c *cluster) askAll(from *container, owner map[netip.Addr]*container) map[*container]int {
+	cmd := []string{"--address", c.path(from.node, "containerd.sock"), "task", "exec", "--exec-id", "ask", from.id, "/box", "ask"}
+	at := map[string]*container{}
+	for ip, to := range owner {
+		if to != from {
+			url := "http://" + netip.AddrPortFrom(ip, 8080).String()
+			at[url] = to
+			cmd = append(cmd, url)
+		}
+	}
+	out, err := from.node.NS.Run("ctr", cmd...)
+	if err != nil {
+		c.t.Errorf("%s asks: %v: %s", from.id, err, out)
+	}
+	answers := map[*container]int{}
+	for line := range strings.Lines(out) {
+		url, name, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if to := at[url]; to == nil || to.id != name {
+			c.t.Errorf("%s asks at %s: %s", from.id, url, name)
+			continue
+		}
+		answers[at[url]]++
+	}
+	return answers
+}
+
+// kill ends a container's process; containerd then deletes it and has the plugin detach it.
+func (c *cluster) kill(b *container) {
+	b.node.NS.Run("ctr", "--address", c.path(b.node, "containerd.sock"), "task", "kill", "-s", "KILL", b.id) // it may have ended
+	select {
+	case <-b.run.Done():
+	case <-time.After(patience):
+		c.t.Errorf("%s does not end: %s", b.id, b.run.Output())
 	}
 }
