@@ -117,6 +117,7 @@ func testContainerd(t *testing.T, mode, archive string, many int) {
 			_, err := n.NS.Run("ctr", "--address", c.path(n, "containerd.sock"), "image", "import", "--snapshotter", "native", archive)
 			return err
 		})
+		n.NS.MustRun(t, "ip", "link", "delete", n.PodDevice) // the daemon does not know that its pod has one of the prefix's addresses
 		// Once in and out, so that what stays for good (firewall) is there before the count.
 		first := r.box("first")
 		if err := errors.Join(r.add(first), r.cni.DelNetworkList(t.Context(), r.list, first.rt)); err != nil {
@@ -168,6 +169,8 @@ func testContainerd(t *testing.T, mode, archive string, many int) {
 			reached[[2]*container{b, to}] += count
 		}
 	}
+	a, z := all[0], all[len(all)-1]
+	t.Logf("%s on %s (%v) has asked http://%s:8080 on %s over the overlay: %d answers, %q", a.id, a.node.Name, a.ips[0], z.ips[0], z.node.Name, reached[[2]*container{a, z}], z.id)
 	pairs := 0
 	for _, families := range reached {
 		if families == 2 {

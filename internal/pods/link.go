@@ -239,7 +239,11 @@ func (m *Manager) connect(r *record, q api.AttachRequest, n Node, ns netns.NsHan
 		if !r.Bridged {
 			gw := &netlink.Neigh{LinkIndex: far.Attrs().Index, State: netlink.NUD_PERMANENT, IP: ip.Gateway.AsSlice(), HardwareAddr: near.Attrs().HardwareAddr}
 			route := &netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipNet(host(ip.Gateway)), Scope: netlink.SCOPE_LINK}
-			if err := errors.Join(pod.NeighSet(gw), pod.RouteReplace(route), m.setHost(near, a, mac)); err != nil {
+			err := m.rt.RouteAdd(hostRoute(near.Attrs().Index, a)) // never over somebody else's
+			if errors.Is(err, unix.EEXIST) {
+				return api.AttachResult{}, coded(api.CodeExists, "the node has a route to %s that is not weft's: remove it, or what has the address", a)
+			}
+			if err := errors.Join(err, pod.NeighSet(gw), pod.RouteReplace(route), m.setHost(near, a, mac)); err != nil {
 				return fail(fmt.Sprintf("lead to and from %s", a), err)
 			}
 		}
