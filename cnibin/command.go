@@ -79,14 +79,28 @@ func add(a *skel.CmdArgs) error {
 	}
 	undo := func() {}
 	var dns types.DNS
-	if d, ok := c.delegate(a); ok {
-		given, err := d.add(ctx)
-		if err != nil {
-			return err
+	d, delegates := c.delegate(a)
+	if delegates {
+		// First, so that a call that is killed leaves an attachment of which DEL and GC know.
+		announced := api.AnnounceRequest{ContainerID: a.ContainerID, IfName: a.IfName, Netns: a.Netns, Network: c.Name}
+		if err := daemon.Announce(ctx, announced); err != nil {
+			return failed(err)
 		}
-		undo = func() { d.undo(ctx) }
-		q.IPs, dns = nil, given.DNS // the plugin has read itself which addresses are asked for
-		if err := d.delegated(given, &q); err != nil {
+		undo = func() {
+			err := d.del(ctx)
+			if err == nil {
+				err = daemon.Detach(ctx, detach(a, c))
+			}
+			if err != nil { // DEL, which follows, does it again; the failure before is what is reported
+				fmt.Fprintf(os.Stderr, "%s: %v\n", self, err)
+			}
+		}
+		given, err := d.add(ctx)
+		if err == nil {
+			q.IPs, dns = nil, given.DNS // the plugin has read itself which addresses are asked for
+			err = d.delegated(given, &q)
+		}
+		if err != nil {
 			undo()
 			return err
 		}
@@ -105,7 +119,9 @@ func add(a *skel.CmdArgs) error {
 		err = types.PrintResult(r, c.CNIVersion)
 	}
 	if err != nil {
-		if gone := daemon.Detach(ctx, detach(a, c)); gone != nil {
+		away := detach(a, c)
+		away.Keep = delegates
+		if gone := daemon.Detach(ctx, away); gone != nil {
 			fmt.Fprintf(os.Stderr, "%s: take the interface away again: %v\n", self, gone)
 			return failed(err) // DEL, which follows, gives the addresses back after it
 		}
@@ -158,11 +174,15 @@ func del(a *skel.CmdArgs) error {
 	}
 	daemon := api.NewClient(c.Socket)
 	defer daemon.Close()
-	err = failed(daemon.Detach(ctx, detach(a, c)))
-	if d, ok := c.delegate(a); ok && (err == nil || dead(a.Netns)) {
-		err = errors.Join(err, d.del(ctx))
+	d, delegates := c.delegate(a)
+	if !delegates {
+		return failed(daemon.Detach(ctx, detach(a, c)))
 	}
-	return joined(err)
+	err = d.release(ctx, daemon, detach(a, c), d.del)
+	if errors.Is(err, api.ErrUnreachable) && dead(a.Netns) {
+		return joined(errors.Join(failed(err), d.del(ctx)))
+	}
+	return failed(err)
 }
 
 // dead says whether a network namespace is gone, and its interfaces with it.
@@ -228,25 +248,26 @@ func gc(a *skel.CmdArgs) error {
 	daemon := api.NewClient(c.Socket)
 	defer daemon.Close()
 	d, delegates := c.delegate(a)
-	var stale []api.Attachment
+	var errs []error
 	if delegates {
 		pods, err := daemon.Pods(ctx)
 		if err != nil {
 			return failed(err)
 		}
 		for _, p := range pods {
-			if at := (api.Attachment{ContainerID: p.ContainerID, IfName: p.IfName}); p.Network == c.Name && !valid[at] {
-				stale = append(stale, at)
+			at := api.Attachment{ContainerID: p.ContainerID, IfName: p.IfName}
+			if p.Network != c.Name || valid[at] {
+				continue
+			}
+			stale := api.DetachRequest{ContainerID: p.ContainerID, IfName: p.IfName, Network: c.Name}
+			if err := d.release(ctx, daemon, stale, func(ctx context.Context) error { return d.delOther(ctx, at) }); err != nil {
+				errs = append(errs, failed(err))
+				q.Valid = append(q.Valid, at) // the next GC is to know of it
 			}
 		}
 	}
-	errs := []error{failed(daemon.GC(ctx, q))}
+	errs = append(errs, failed(daemon.GC(ctx, q)))
 	if delegates {
-		if errs[0] == nil { // else an interface may still have the address
-			for _, at := range stale {
-				errs = append(errs, d.release(ctx, at))
-			}
-		}
 		errs = append(errs, d.gc(ctx))
 	}
 	return joined(errors.Join(errs...))

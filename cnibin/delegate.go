@@ -20,11 +20,10 @@ type delegate struct {
 	conf   []byte
 }
 
-// add has the plugin give out addresses. Where it fails, what it may have done is undone.
+// add has the plugin give out addresses. Where it fails, what it may have done is the caller's to undo.
 func (d delegate) add(ctx context.Context) (*types100.Result, error) {
 	r, err := invoke.DelegateAdd(ctx, d.plugin, d.conf, nil)
 	if err != nil {
-		d.undo(ctx)
 		return nil, d.explain("ADD", err)
 	}
 	result, err := types100.NewResultFromResult(r)
@@ -32,17 +31,23 @@ func (d delegate) add(ctx context.Context) (*types100.Result, error) {
 		err = fmt.Errorf("it gave no address")
 	}
 	if err != nil {
-		d.undo(ctx)
 		return nil, d.explain("ADD", err)
 	}
 	return result, nil
 }
 
-// undo gives the addresses back on the way out of a failure that is reported instead.
-func (d delegate) undo(ctx context.Context) {
-	if err := invoke.DelegateDel(ctx, d.plugin, d.conf, nil); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", self, d.explain("DEL", err))
+// release takes an attachment away and has del give its addresses back, in an order that may be cut off at any point and
+// be repeated: the interface goes, the addresses go, and only then the daemon forgets it.
+func (d delegate) release(ctx context.Context, daemon *api.Client, q api.DetachRequest, del func(context.Context) error) error {
+	q.Keep = true
+	if err := daemon.Detach(ctx, q); err != nil {
+		return err
 	}
+	if err := del(ctx); err != nil {
+		return err
+	}
+	q.Keep = false
+	return daemon.Detach(ctx, q)
 }
 
 func (d delegate) del(ctx context.Context) error {
@@ -61,9 +66,9 @@ func (d delegate) gc(ctx context.Context) error {
 	return d.explain("GC", invoke.DelegateGC(ctx, d.plugin, d.conf, nil))
 }
 
-// release gives back the addresses of another attachment than that of this call: plugins like
+// delOther gives back the addresses of another attachment than that of this call: plugins like
 // host-local do nothing on GC.
-func (d delegate) release(ctx context.Context, a api.Attachment) error {
+func (d delegate) delOther(ctx context.Context, a api.Attachment) error {
 	path, err := invoke.FindInPath(d.plugin, pluginPath())
 	if err == nil {
 		args := &invoke.Args{Command: "DEL", ContainerID: a.ContainerID, IfName: a.IfName, Path: os.Getenv("CNI_PATH")}

@@ -37,7 +37,8 @@ type ledger struct {
 
 	mu       sync.Mutex
 	pods     map[api.Attachment]api.AttachRequest
-	refuse   *api.Error // answer of attach
+	known    map[api.Attachment]bool // announced
+	refuse   *api.Error              // answer of attach
 	status   api.PodStatus
 	mismatch bool
 	garbled  bool // attach does it, but its answer cannot be read
@@ -45,7 +46,7 @@ type ledger struct {
 
 func newLedger(t *testing.T) *ledger {
 	t.Helper()
-	l := &ledger{socket: filepath.Join(t.TempDir(), "sock"), pods: map[api.Attachment]api.AttachRequest{}, status: api.PodStatus{Ready: true}}
+	l := &ledger{socket: filepath.Join(t.TempDir(), "sock"), pods: map[api.Attachment]api.AttachRequest{}, known: map[api.Attachment]bool{}, status: api.PodStatus{Ready: true}}
 	listener, err := net.Listen("unix", l.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -81,7 +82,17 @@ func (l *ledger) answer(r *http.Request) (any, *api.Error) {
 		for at, q := range l.pods {
 			list = append(list, api.Pod{Network: q.Network, ContainerID: at.ContainerID, IfName: at.IfName, Attached: true})
 		}
+		for at := range l.known {
+			if _, ok := l.pods[at]; !ok {
+				list = append(list, api.Pod{Network: "weft", ContainerID: at.ContainerID, IfName: at.IfName})
+			}
+		}
 		return list, nil
+	case "/v1/pods/announce":
+		var q api.AnnounceRequest
+		read(&q)
+		l.known[api.Attachment{ContainerID: q.ContainerID, IfName: q.IfName}] = true
+		return struct{}{}, nil
 	case "/v1/pods/status":
 		return l.status, nil
 	case "/v1/pods/attach":
@@ -98,7 +109,11 @@ func (l *ledger) answer(r *http.Request) (any, *api.Error) {
 	case "/v1/pods/detach":
 		var q api.DetachRequest
 		read(&q)
-		delete(l.pods, api.Attachment{ContainerID: q.ContainerID, IfName: q.IfName})
+		at := api.Attachment{ContainerID: q.ContainerID, IfName: q.IfName}
+		delete(l.pods, at)
+		if !q.Keep {
+			delete(l.known, at)
+		}
 		return struct{}{}, nil
 	case "/v1/pods/check":
 		var q api.CheckRequest
@@ -526,8 +541,8 @@ func TestDelegate(t *testing.T) {
 	for _, id := range []string{"box-1", "box-2", "box-3", "box-4", "box-5"} {
 		call{"DEL", map[string]string{"CNI_CONTAINERID": id}, plain}.done(t)
 	}
-	if taken() != 0 || len(l.pods) != 0 {
-		t.Errorf("left: %d addresses, %v", taken(), l.pods)
+	if taken() != 0 || len(l.pods) != 0 || len(l.known) != 0 {
+		t.Errorf("left: %d addresses, %v, %v", taken(), l.pods, l.known)
 	}
 }
 

@@ -189,11 +189,12 @@ func (silent) Probe(api.PathQuestion) (string, error)  { return "", nil }
 func (silent) Attach(context.Context, api.AttachRequest) (api.AttachResult, error) {
 	return api.AttachResult{}, nil
 }
-func (silent) Detach(context.Context, api.DetachRequest) error { return nil }
-func (silent) Check(context.Context, api.CheckRequest) error   { return nil }
-func (silent) GC(context.Context, api.GCRequest) error         { return nil }
-func (silent) Pods() ([]api.Pod, error)                        { return nil, nil }
-func (silent) PodStatus() api.PodStatus                        { return api.PodStatus{} }
+func (silent) Announce(context.Context, api.AnnounceRequest) error { return nil }
+func (silent) Detach(context.Context, api.DetachRequest) error     { return nil }
+func (silent) Check(context.Context, api.CheckRequest) error       { return nil }
+func (silent) GC(context.Context, api.GCRequest) error             { return nil }
+func (silent) Pods() ([]api.Pod, error)                            { return nil, nil }
+func (silent) PodStatus() api.PodStatus                            { return api.PodStatus{} }
 func (silent) Capture(context.Context, api.CaptureRequest, io.Writer, func() error) (s api.CaptureSummary, err error) {
 	return s, nil
 }

@@ -57,6 +57,12 @@ func (c *Client) Lanes(ctx context.Context) (l []Lane, err error) {
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
+// Announce has the daemon know of an attachment whose addresses another IPAM is about to give out: it is listed until it is
+// detached or collected, so that they are given back whatever happens.
+func (c *Client) Announce(ctx context.Context, r AnnounceRequest) error {
+	return c.post(ctx, "pods/announce", r, &struct{}{})
+}
+
 // Attach attaches a pod. Asking again for what is attached returns the same result.
 func (c *Client) Attach(ctx context.Context, r AttachRequest) (a AttachResult, err error) {
 	return a, c.post(ctx, "pods/attach", r, &a)

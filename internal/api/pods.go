@@ -26,6 +26,14 @@ type AttachRequest struct {
 	Routes []netip.Prefix `json:"routes,omitempty"` // of the pod, besides the default route
 }
 
+// AnnounceRequest says that another IPAM is about to give out addresses for an attachment.
+type AnnounceRequest struct {
+	ContainerID string `json:"container_id"`
+	IfName      string `json:"ifname"`
+	Netns       string `json:"netns"`
+	Network     string `json:"network"`
+}
+
 // DelegatedIP is an address from another IPAM.
 type DelegatedIP struct {
 	Address netip.Prefix `json:"address"`
@@ -67,6 +75,10 @@ type DetachRequest struct {
 	IfName      string `json:"ifname"`
 	Netns       string `json:"netns,omitempty"`
 	Network     string `json:"network"`
+
+	// Keep leaves an attachment whose addresses are another IPAM's written down, as announced, until they are given back:
+	// then it is detached once more, without Keep.
+	Keep bool `json:"keep,omitempty"`
 }
 
 // CheckRequest asks whether an attachment is still as Expect says.
@@ -98,7 +110,7 @@ type Pod struct {
 	HostInterface string       `json:"host_interface"`
 	IPs           []netip.Addr `json:"ips"`
 	MAC           string       `json:"mac"`
-	Attached      bool         `json:"attached"` // false: an attach is under way, or was cut off
+	Attached      bool         `json:"attached"` // false: announced, or an attach is under way, or was cut off
 	Since         time.Time    `json:"since"`
 }
 

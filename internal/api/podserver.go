@@ -11,6 +11,7 @@ import (
 // Pods is what the server asks about pods. Errors that are an *Error keep their code, others get
 // CodeFailed.
 type Pods interface {
+	Announce(context.Context, AnnounceRequest) error
 	Attach(context.Context, AttachRequest) (AttachResult, error)
 	Detach(context.Context, DetachRequest) error
 	Check(context.Context, CheckRequest) error
@@ -24,6 +25,7 @@ const maxRequest = 16 << 20
 
 // handlePods answers what concerns pods.
 func handlePods(mux *http.ServeMux, p Pods) {
+	mux.HandleFunc("POST /v1/pods/announce", answer(done(p.Announce)))
 	mux.HandleFunc("POST /v1/pods/attach", answer(p.Attach))
 	mux.HandleFunc("POST /v1/pods/detach", answer(done(p.Detach)))
 	mux.HandleFunc("POST /v1/pods/check", answer(done(p.Check)))

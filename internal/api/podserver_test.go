@@ -19,6 +19,13 @@ var attached = api.AttachResult{HostInterface: "weft01234567890", PodInterface: 
 	IPs:    []api.PodIP{{Address: netip.MustParsePrefix("10.0.0.2/32"), Gateway: netip.MustParseAddr("169.254.1.1")}},
 	Routes: []api.PodRoute{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("169.254.1.1")}}, MTU: 1450}
 
+func (podless) Announce(_ context.Context, q api.AnnounceRequest) error {
+	if q.ContainerID != "c" {
+		return &api.Error{Code: api.CodeExists, Text: "there"}
+	}
+	return nil
+}
+
 func (podless) Attach(_ context.Context, q api.AttachRequest) (api.AttachResult, error) {
 	if q.ContainerID != "c" {
 		return api.AttachResult{}, fmt.Errorf("no: %w", &api.Error{Code: api.CodeExhausted, Text: "used up"})
@@ -63,6 +70,12 @@ func TestPods(t *testing.T) {
 	}
 	if a, err := c.Attach(ctx, api.AttachRequest{ContainerID: "c"}); err != nil || !reflect.DeepEqual(a, attached) {
 		t.Errorf("attach: %+v, %v", a, err)
+	}
+	if err := c.Announce(ctx, api.AnnounceRequest{ContainerID: "c"}); err != nil {
+		t.Error(err)
+	}
+	if err := c.Announce(ctx, api.AnnounceRequest{}); code(err) != api.CodeExists {
+		t.Errorf("announce what is there: %v", err)
 	}
 	if _, err := c.Attach(ctx, api.AttachRequest{}); code(err) != api.CodeExhausted || err.Error() != "no: used up" {
 		t.Errorf("attach: %v", err)

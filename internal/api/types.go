@@ -12,6 +12,7 @@
 //	POST /v1/probe   what was sent
 //	GET /v1/capture  a pcapng file, until it is full, DELETE /v1/capture/{id} ends it, or the client leaves
 //
+//	POST /v1/pods/announce  AnnounceRequest → {}
 //	POST /v1/pods/attach  AttachRequest → AttachResult
 //	POST /v1/pods/detach  DetachRequest → {}
 //	POST /v1/pods/check   CheckRequest → {}

@@ -9,6 +9,8 @@
 // Order keeps it whole: an attachment is written to the store before the kernel is touched, and forgotten after the
 // kernel has let go. So whatever the kernel holds is in the store, and one that was cut off is undone at the next
 // start, detach, GC or attach of the same name. All of an attachment in the kernel hangs on its link and goes with it.
+// One whose addresses another IPAM gives out is written down before that does so, and forgotten after it has them back,
+// which is the caller's to do: until then it stays announced (see api.AnnounceRequest).
 package pods
 
 import (
@@ -71,6 +73,8 @@ type Manager struct {
 	mu    sync.Mutex
 	locks map[string]*lock // by attachment
 	shape sync.Mutex       // held while the bridge or the firewall is made
+
+	busy sync.RWMutex // read-held by who attaches; GC waits for them, and they for it
 }
 
 var _ api.Pods = (*Manager)(nil)
@@ -200,9 +204,34 @@ func wrongName(network, container, ifname string) error {
 	return nil
 }
 
-// Attach attaches a pod. On an error nothing of it is left.
-func (m *Manager) Attach(_ context.Context, q api.AttachRequest) (api.AttachResult, error) {
+// Announce writes an attachment down whose addresses another IPAM is about to give out.
+func (m *Manager) Announce(ctx context.Context, q api.AnnounceRequest) error {
+	if err := errors.Join(wrongName(q.Network, q.ContainerID, q.IfName), ready(m.o.Node())); err != nil {
+		return err
+	}
+	m.busy.RLock()
+	defer m.busy.RUnlock()
+	k := key(q.Network, q.ContainerID, q.IfName)
+	defer m.lock(k)()
+	old, err := m.store.get(k)
+	switch {
+	case err != nil:
+		return err
+	case old != nil && old.Result != nil:
+		return coded(api.CodeExists, "%s of container %s is attached to %s already", q.IfName, q.ContainerID, q.Network)
+	case old != nil && !old.Delegated:
+		err = m.undo(old)
+	}
+	return errors.Join(err, ctx.Err(), m.store.finish(&record{Network: q.Network, ContainerID: q.ContainerID, IfName: q.IfName, Netns: q.Netns,
+		Delegated: true, Since: time.Now().UTC()}))
+}
+
+// Attach attaches a pod. On an error nothing of it is left, and neither when ctx ends before: who asked cannot know then.
+// A pod that was announced is so again.
+func (m *Manager) Attach(ctx context.Context, q api.AttachRequest) (api.AttachResult, error) {
 	var none api.AttachResult
+	m.busy.RLock()
+	defer m.busy.RUnlock()
 	n := m.o.Node()
 	asked, mac, err := m.understand(q, n)
 	if err != nil {
@@ -228,7 +257,8 @@ func (m *Manager) Attach(_ context.Context, q api.AttachRequest) (api.AttachResu
 		}
 		return *old.Result, nil
 	}
-	if old != nil { // cut off, or of a namespace that is gone
+	announced := old != nil && old.Result == nil && old.Delegated && len(q.Delegated) > 0
+	if old != nil && !announced { // cut off, or of a namespace that is gone
 		if err := m.undo(old); err != nil {
 			return none, err
 		}
@@ -252,10 +282,16 @@ func (m *Manager) Attach(_ context.Context, q api.AttachRequest) (api.AttachResu
 	}
 	result, err := m.connect(r, q, n, ns, mac)
 	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
 		r.Result = &result
 		err = m.store.finish(r)
 	}
-	if err != nil {
+	switch {
+	case err != nil && announced:
+		return none, errors.Join(err, m.keep(r))
+	case err != nil:
 		return none, errors.Join(err, m.undo(r))
 	}
 	return result, nil
@@ -277,21 +313,37 @@ func (m *Manager) intact(r *record, q api.AttachRequest, asked []netip.Addr) err
 	return nil
 }
 
-// Detach takes an attachment away and gives its addresses back. One that is not there is no error.
-func (m *Manager) Detach(_ context.Context, q api.DetachRequest) error {
+// Detach takes an attachment away and gives its addresses back. One that is not there is no error. Nothing is done where
+// ctx has ended: who asked is gone, and may have attached the same anew.
+func (m *Manager) Detach(ctx context.Context, q api.DetachRequest) error {
 	if err := wrongName(q.Network, q.ContainerID, q.IfName); err != nil {
 		return err
 	}
 	k := key(q.Network, q.ContainerID, q.IfName)
 	defer m.lock(k)()
 	r, err := m.store.get(k)
-	if err != nil {
-		return err
-	}
-	if r == nil {
+	switch {
+	case err != nil || ctx.Err() != nil:
+		return errors.Join(err, ctx.Err())
+	case r == nil:
 		return m.removeLink(hostName(k)) // the store may have been lost
+	case q.Keep:
+		return m.keep(r)
 	}
 	return m.undo(r)
+}
+
+// keep takes an attachment out of the kernel; one whose addresses are another IPAM's stays announced, others are forgotten.
+// The caller holds its lock.
+func (m *Manager) keep(r *record) error {
+	if !r.Delegated {
+		return m.undo(r)
+	}
+	if err := m.removeLink(hostName(r.key())); err != nil {
+		return err
+	}
+	r.Result = nil
+	return m.store.finish(r)
 }
 
 // undo takes an attachment out of the kernel and then out of the store. The caller holds its lock.
@@ -346,24 +398,26 @@ func (m *Manager) GC(_ context.Context, q api.GCRequest) error {
 	for _, a := range q.Valid {
 		valid[a] = true
 	}
+	m.busy.Lock()
+	defer m.busy.Unlock()
 	all, err := m.store.all()
 	errs := []error{err}
 	for _, r := range all {
 		if r.Network == q.Network && !valid[api.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}] {
-			errs = append(errs, m.undoIf(r, func(*record) bool { return true }))
+			errs = append(errs, m.takeIf(r, func(*record) bool { return true }, m.undo))
 		}
 	}
 	return errors.Join(append(errs, m.strays())...)
 }
 
-// undoIf undoes an attachment if it is still there and still to go.
-func (m *Manager) undoIf(r *record, still func(*record) bool) error {
+// takeIf takes an attachment away if it is still there and still to go.
+func (m *Manager) takeIf(r *record, still func(*record) bool, take func(*record) error) error {
 	defer m.lock(r.key())()
 	now, err := m.store.get(r.key())
 	if err != nil || now == nil || !still(now) {
 		return err
 	}
-	return m.undo(now)
+	return take(now)
 }
 
 // recover undoes what was cut off. Nobody is served yet.
@@ -373,7 +427,7 @@ func (m *Manager) recover() error {
 	for _, r := range all {
 		if r.Result == nil {
 			m.o.Log.Warn("undoing an attach that was cut off", zap.String("container", r.ContainerID))
-			errs = append(errs, m.undo(r))
+			errs = append(errs, m.keep(r))
 		}
 	}
 	return errors.Join(append(errs, m.strays())...)
@@ -413,7 +467,7 @@ func (m *Manager) sweep() error {
 		if r.Result != nil && m.dead(r) {
 			m.o.Log.Info("a pod's namespace is gone, giving its addresses back", zap.String("container", r.ContainerID),
 				zap.Stringers("addresses", r.Addrs))
-			errs = append(errs, m.undoIf(r, func(now *record) bool { return now.Result != nil && m.dead(now) }))
+			errs = append(errs, m.takeIf(r, func(now *record) bool { return now.Result != nil && m.dead(now) }, m.keep))
 		}
 	}
 	return errors.Join(errs...)

@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -432,5 +433,95 @@ func TestStoreIsPrivate(t *testing.T) {
 	info, err := os.Stat(filepath.Join(r.o.StateDir, File))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
+	}
+}
+
+// TestAnnounced: what another IPAM has given out is listed until it is given back, whatever happens in between.
+func TestAnnounced(t *testing.T) {
+	r := newRig(t, Routed)
+	pod := nettest.New(t)
+	ctx := t.Context()
+	listed := func(attached bool) {
+		t.Helper()
+		list, err := r.m.Pods()
+		if err != nil || len(list) != 1 || list[0].ContainerID != "x" || list[0].Attached != attached {
+			t.Errorf("%+v, %v; want x, attached %t", list, err, attached)
+		}
+	}
+	announce := api.AnnounceRequest{ContainerID: "x", IfName: "eth0", Netns: pod.Path(), Network: "weft"}
+	for range 2 {
+		if err := r.m.Announce(ctx, announce); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.restart()
+	listed(false)
+	q := request(pod, "x")
+	q.Delegated, q.MTU = []api.DelegatedIP{{Address: netip.MustParsePrefix("10.244.1.200/24")}}, 1451
+	if _, err := r.m.Attach(ctx, q); code(err) != api.CodeInvalid {
+		t.Errorf("too large: %v", err)
+	}
+	listed(false)
+	q.MTU = 0
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := r.m.Attach(gone, q); err == nil {
+		t.Error("attached for one who is gone")
+	}
+	listed(false)
+	r.attach(q)
+	listed(true)
+	if err := r.m.Announce(ctx, announce); code(err) != api.CodeExists {
+		t.Errorf("announced what is attached: %v", err)
+	}
+	q2 := api.DetachRequest{ContainerID: "x", IfName: "eth0", Network: "weft", Keep: true}
+	if err := r.m.Detach(gone, q2); err == nil {
+		t.Error("detached for one who is gone")
+	}
+	listed(true)
+	if err := r.m.Detach(ctx, q2); err != nil {
+		t.Error(err)
+	}
+	listed(false)
+	r.restart()
+	listed(false)
+	if left := r.left(); len(left) != 1 { // but what is written down
+		t.Errorf("left behind: %q", left)
+	}
+	if err := r.m.GC(ctx, api.GCRequest{Network: "weft"}); err != nil {
+		t.Error(err)
+	}
+	if left := r.left(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+// TestAskerGone: nobody knows of a pod that is attached for one who has gone meanwhile, and so it is not.
+func TestAskerGone(t *testing.T) {
+	r := newRig(t, Routed)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.m.Attach(gone, request(nettest.New(t), "x")); err == nil {
+		t.Error("attached")
+	}
+	if left := r.left(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+}
+
+// TestForeignRoute: an address that something else on the node has is not taken from it.
+func TestForeignRoute(t *testing.T) {
+	r := newRig(t, Routed)
+	r.host.MustRun(t, "ip", "route", "add", "10.244.1.9", "dev", "eth0")
+	q := request(nettest.New(t), "x")
+	q.IPs = prefixes("10.244.1.9/24")
+	if _, err := r.m.Attach(t.Context(), q); code(err) != api.CodeExists {
+		t.Errorf("%v", err)
+	}
+	if left := r.left(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	if route := r.host.MustRun(t, "ip", "route", "show", "10.244.1.9"); !strings.Contains(route, "eth0") {
+		t.Errorf("the route is now %q", route)
 	}
 }
