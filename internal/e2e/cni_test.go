@@ -56,9 +56,16 @@ func buildPlugin(t *testing.T) {
 	}
 }
 
+// onlyDaemon takes the cluster's own pod from a node: the daemon does not know that it has one of the prefix's addresses.
+func (c *cluster) onlyDaemon(n *nettest.ClusterNode) {
+	c.t.Helper()
+	n.NS.MustRun(c.t, "ip", "link", "delete", n.PodDevice)
+}
+
 // install sets the plugin up for a node, in directories of the test.
 func (c *cluster) install(n *nettest.ClusterNode, args ...string) *runtime {
 	c.t.Helper()
+	c.onlyDaemon(n)
 	bin, conf := c.path(n, "bin"), c.path(n, "net.d")
 	args = append([]string{"cni", "install", "--wait", patience.String(), "--bin-dir", bin, "--conf-dir", conf, "--socket", c.path(n, "sock")}, args...)
 	if out, err := exec.Command(weft, args...).CombinedOutput(); err != nil {

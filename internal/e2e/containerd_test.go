@@ -117,7 +117,6 @@ func testContainerd(t *testing.T, mode, archive string, many int) {
 			_, err := n.NS.Run("ctr", "--address", c.path(n, "containerd.sock"), "image", "import", "--snapshotter", "native", archive)
 			return err
 		})
-		n.NS.MustRun(t, "ip", "link", "delete", n.PodDevice) // the daemon does not know that its pod has one of the prefix's addresses
 		// Once in and out, so that what stays for good (firewall) is there before the count.
 		first := r.box("first")
 		if err := errors.Join(r.add(first), r.cni.DelNetworkList(t.Context(), r.list, first.rt)); err != nil {

@@ -96,6 +96,7 @@ func TestPodsKilled(t *testing.T) {
 	}
 	c := up(t, "vxlan", 4, nettest.ClusterOptions{})
 	n := c.Nodes[0]
+	c.onlyDaemon(n)
 	client := api.NewClient(c.path(n, "sock"))
 	defer client.Close()
 	rng := rand.New(rand.NewPCG(3, 4))
