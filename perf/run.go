@@ -118,7 +118,7 @@ func (r *run) open(ctx context.Context, c contender.Contender, dir string) error
 func (r *run) checkSizes() error {
 	for _, s := range r.stands {
 		for _, t := range r.plan.Tests {
-			if size := int(t.Params["size"]); size > s.overlay.InnerMTU() {
+			if size := int(max(t.Params["size"], t.Params["second"])); size > s.overlay.InnerMTU() {
 				return fmt.Errorf("test %s: packets of %d bytes do not fit the inner MTU of %s, %d", t, size, s.Name, s.overlay.InnerMTU())
 			}
 		}

@@ -54,7 +54,8 @@ func (f *labFlags) complete() (err error) {
 }
 
 // selectTests reads a list of tests and gives each all its parameters, so that results can be told apart, or joined, by
-// them. The latest one, gso, is as if it did not exist unless it is set, so that older results compare.
+// them. The latest ones, gso, imix and second, are as if they did not exist unless they are set, so
+// that older results compare.
 func selectTests(list string, family int) ([]probe.Selection, error) {
 	tests, err := probe.ParseList(completeTests(list, family))
 	if err != nil {
@@ -68,8 +69,10 @@ func selectTests(list string, family int) ([]probe.Selection, error) {
 		if tests[i].Params, err = test.Fill(t.Params); err != nil {
 			return nil, err
 		}
-		if tests[i].Params["gso"] == 0 {
-			delete(tests[i].Params, "gso")
+		for _, late := range []string{"gso", "imix", "second"} {
+			if tests[i].Params[late] == 0 {
+				delete(tests[i].Params, late)
+			}
 		}
 	}
 	return tests, nil

@@ -18,7 +18,8 @@ func newLabPredictCommand() *cobra.Command {
 		Short: "Say what a mix of packet sizes would cost in each mode",
 		Long: `Fit each contender's udp-rate at several sizes, nanoseconds for a packet and for each byte of it,
 and say what a mix of sizes costs by that. "held out" is how far the model is off, at worst, at a
-size it was fitted without: trust no prediction where that is large.
+size it was fitted without: trust no prediction where that is large. Where the result has the mix itself
+(udp-rate:imix=1, or the size), it is shown beside the prediction; that of a size is then made without it.
 
 A mix is imix (sizes 40, 576 and 1500 as 7:4:1), one size, or a YAML file:
 packets: [{size: 64, weight: 7}, {size: 1400, weight: 1}]`,
@@ -58,7 +59,7 @@ packets: [{size: 64, weight: 7}, {size: 1400, weight: 1}]`,
 }
 
 func printPredictions(w io.Writer, all []model.Prediction) {
-	row(w, "contender", "family", "ns/packet +", "95 %", "ns/byte", "95 %", "held out", "mean size", "mix: ns/packet", "95 %", "packet/s", "cores", "carried")
+	row(w, "contender", "family", "ns/packet +", "95 %", "ns/byte", "95 %", "held out", "mean size", "mix: ns/packet", "95 %", "packet/s", "measured", "error", "cores", "carried")
 	for _, p := range all {
 		cores, carries, worst := "-", "-", "-"
 		if p.Cores != nil {
@@ -67,11 +68,15 @@ func printPredictions(w io.Writer, all []model.Prediction) {
 		if p.Carries != nil {
 			carries = map[bool]string{true: "yes", false: "no"}[*p.Carries]
 		}
+		measured, off := optional("%.0f", p.Measured), "-"
+		if p.Error != nil {
+			off = fmt.Sprintf("%+.0f %%", 100**p.Error)
+		}
 		if v := p.Time.Worst(); !math.IsNaN(v) {
 			worst = fmt.Sprintf("%.0f %%", 100*v)
 		}
 		row(w, p.Contender, p.Family, fmt.Sprintf("%.0f", p.Time.Packet.Value), fmt.Sprintf("%.0f to %.0f", p.Time.Packet.Low, p.Time.Packet.High),
 			fmt.Sprintf("%.2f", p.Time.Byte.Value), fmt.Sprintf("%.2f to %.2f", p.Time.Byte.Low, p.Time.Byte.High), worst, fmt.Sprintf("%.0f", p.MeanSize),
-			fmt.Sprintf("%.0f", p.Nanos.Value), fmt.Sprintf("%.0f to %.0f", p.Nanos.Low, p.Nanos.High), short(p.Highest.Value), cores, carries)
+			fmt.Sprintf("%.0f", p.Nanos.Value), fmt.Sprintf("%.0f to %.0f", p.Nanos.Low, p.Nanos.High), short(p.Highest.Value), measured, off, cores, carries)
 	}
 }

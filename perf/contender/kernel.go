@@ -85,7 +85,7 @@ func upEthernet(bed *testbed.Bed, mtu int, device func(attrs netlink.LinkAttrs, 
 				n.Host.Link.NeighSet(&netlink.Neigh{LinkIndex: made.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: mac(far, n)}),
 				n.Host.Link.RouteAdd(&netlink.Route{
 					LinkIndex: made.Attrs().Index, Gw: gateway, Flags: int(netlink.FLAG_ONLINK), Protocol: 87,
-					Dst: &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())},
+					Dst: ipNet(prefix),
 				}))
 			if err != nil {
 				return fmt.Errorf("contender: route %s through %s: %w", prefix, name, err)

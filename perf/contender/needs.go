@@ -38,28 +38,31 @@ func socket(family int, name string) func() error {
 	}
 }
 
-// kernelLink says whether the kernel makes network devices of a kind. It tries, in a namespace of
-// its own that nobody else sees.
+// kernelLink says whether the kernel makes network devices of a kind. It tries.
 func kernelLink(kind string) func() error {
-	return func() error {
-		result := make(chan error)
-		go func() {
-			// Never unlocked: the thread ends with the goroutine, and the namespace with it.
-			runtime.LockOSThread()
-			result <- tryLink(kind)
-		}()
-		return <-result
-	}
+	return func() error { return apart(func() error { return tryLink(kind) }) }
+}
+
+// apart tries something in a namespace of its own that nobody else sees.
+func apart(try func() error) error {
+	result := make(chan error)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, and the namespace with it.
+		runtime.LockOSThread()
+		ns, err := netns.New()
+		if err != nil {
+			result <- fmt.Errorf("make a namespace: %w: run as root", err)
+			return
+		}
+		defer ns.Close()
+		result <- try()
+	}()
+	return <-result
 }
 
 func tryLink(kind string) error {
-	ns, err := netns.New()
-	if err != nil {
-		return fmt.Errorf("make a namespace: %w: run as root", err)
-	}
-	defer ns.Close()
 	link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: "weftprobe"}, LinkType: kind}
-	err = netlink.LinkAdd(link)
+	err := netlink.LinkAdd(link)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("this kernel has no %s module", kind)
 	}

@@ -34,6 +34,7 @@ func Rows() []Row {
 		{"wireguard", "the kernel's WireGuard: Flannel's and Calico's encryption", false, true, kernelLink("wireguard"), upWireguard},
 		{"ipip", "IP in IP by the kernel: Calico's default", false, true, both(kernelLink("ipip"), kernelLink("sit")), upIPIP},
 		{"geneve", "Geneve by the kernel: OVN, Antrea, Cilium", false, true, kernelLink("geneve"), upGeneve},
+		{"ipsec", "IPsec by the kernel: ESP tunnels with AES-128-GCM, as IKE daemons set them up", false, true, kernelESP, upIPsec},
 	}
 }
 

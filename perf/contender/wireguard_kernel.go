@@ -68,7 +68,7 @@ func wireguardConfig(nodes []*testbed.Node, keys []wgtypes.Key, self int) wgtype
 			Endpoint:  net.UDPAddrFromAddrPort(netip.AddrPortFrom(n.Endpoints[0], wireguardPort)),
 		}
 		for _, p := range n.Prefixes {
-			peer.AllowedIPs = append(peer.AllowedIPs, net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())})
+			peer.AllowedIPs = append(peer.AllowedIPs, *ipNet(p))
 		}
 		c.Peers = append(c.Peers, peer)
 	}

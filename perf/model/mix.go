@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	"weft/internal/config/strict"
@@ -75,4 +76,44 @@ func (m Mix) mean(mtu int) float64 {
 		bytes, weight = bytes+s.Weight*float64(size), weight+s.Weight
 	}
 	return bytes / weight
+}
+
+// runs is how many runs a packet begins, on average, where packets of the mix come in random order. A run is what can be one super-packet
+// (UDP_SEGMENT, udp(7)): packets of one size, and one that is shorter as its last. Packets of one size alone begin none.
+//
+// It is the stationary state of a chain whose states are the size of the run that is open, and "closed".
+func (m Mix) runs() float64 {
+	sizes := slices.Clone(m)
+	slices.SortFunc(sizes, func(a, b Share) int { return a.Size - b.Size })
+	if sizes[0].Size == sizes[len(sizes)-1].Size {
+		return 0
+	}
+	weight := 0.0
+	for _, s := range sizes {
+		weight += s.Weight
+	}
+	open, closed, begun := make([]float64, len(sizes)), 1.0, 0.0
+	const settled = 1000
+	for range settled {
+		next, shut := make([]float64, len(sizes)), 0.0
+		begun = 0
+		for i, s := range sizes { // the packet that comes
+			p := s.Weight / weight
+			next[i] += p * closed
+			begun += p * closed
+			for k, o := range open {
+				switch {
+				case sizes[k].Size == s.Size:
+					next[k] += p * o
+				case sizes[k].Size > s.Size:
+					shut += p * o
+				default:
+					next[i] += p * o
+					begun += p * o
+				}
+			}
+		}
+		open, closed = next, shut
+	}
+	return begun
 }

@@ -3,6 +3,7 @@
 package model
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -12,6 +13,7 @@ import (
 	"gonum.org/v1/gonum/stat/distuv"
 
 	"weft/perf"
+	"weft/perf/probe"
 )
 
 // Fewest is the smallest number of packet sizes that a model is fitted to: two parameters, and something to judge them by.
@@ -53,30 +55,63 @@ type Model struct {
 	InnerMTU  int    `json:"inner_mtu"`
 	Time      Line   `json:"time"`          // of the path at its highest rate without loss: 1/rate
 	CPU       *Line  `json:"cpu,omitempty"` // of the whole machine; absent where a size has no figure
+
+	// Run and RunCPU are what it takes, ns, that a packet is not of the run of equal sizes before it: what is carried as super-packets has to begin
+	// another one. Absent where no two sizes in turn were measured.
+	Run    *Estimate `json:"run,omitempty"`
+	RunCPU *Estimate `json:"run_cpu,omitempty"`
+
+	measured map[int]point // by size; imixSize = of the mix
 }
+
+// imixSize is the place of IMIX among what was measured.
+const imixSize = 0
 
 // point is a size and what a packet of it took, ns.
 type point struct{ size, nanos float64 }
+
+// kind says what a row is for a model: its sizes are all one, two in turn, or those of IMIX.
+func kind(p probe.Params) string {
+	switch {
+	case p["gso"] != 0 || p["size"] <= 0:
+		return ""
+	case p["imix"] != 0:
+		return "imix"
+	case p["second"] != 0:
+		return "pair"
+	}
+	return "size"
+}
 
 // Fit makes a model for every contender that was measured at enough sizes. The error says that there is none.
 func Fit(r *perf.Result) ([]Model, error) {
 	type group struct {
 		Model
 		time, cpu []point
+		pairs     []perf.Row
 	}
 	var groups []*group
 	for _, row := range r.Results {
-		if row.Test != sweep || row.Metric != "rate" || row.Params["gso"] != 0 || row.Params["size"] <= 0 || perf.Median(row.Samples) <= 0 {
+		k := kind(row.Params)
+		if row.Test != sweep || row.Metric != "rate" || k == "" || perf.Median(row.Samples) <= 0 {
 			continue
 		}
 		family := int(row.Params["family"])
 		i := slices.IndexFunc(groups, func(g *group) bool { return g.Contender == row.Contender && g.Family == family })
 		if i < 0 {
 			i = len(groups)
-			groups = append(groups, &group{Model: Model{Contender: row.Contender, Family: family, InnerMTU: row.InnerMTU}})
+			groups = append(groups, &group{Model: Model{Contender: row.Contender, Family: family, InnerMTU: row.InnerMTU, measured: map[int]point{}}})
 		}
-		size := row.Params["size"]
-		groups[i].time = append(groups[i].time, point{size, 1e9 / perf.Median(row.Samples)})
+		size, nanos := row.Params["size"], 1e9/perf.Median(row.Samples)
+		switch k {
+		case "pair":
+			groups[i].pairs = append(groups[i].pairs, row)
+			continue
+		case "imix":
+			groups[i].measured[imixSize] = point{nanos: nanos}
+			continue
+		}
+		groups[i].time = append(groups[i].time, point{size, nanos})
 		if row.CPU.NanosecondsPerPacket > 0 {
 			groups[i].cpu = append(groups[i].cpu, point{size, row.CPU.NanosecondsPerPacket})
 		}
@@ -91,12 +126,50 @@ func Fit(r *perf.Result) ([]Model, error) {
 			line := validated(g.cpu)
 			g.CPU = &line
 		}
+		for _, h := range g.Time.HeldOut {
+			g.measured[h.Size] = point{float64(h.Size), h.Measured}
+		}
+		g.breaks(g.pairs)
 		models = append(models, g.Model)
 	}
 	if models == nil {
 		return nil, fmt.Errorf("no contender has %s at %d sizes: run `weft lab run --scenario small-packets`", sweep, Fewest)
 	}
 	return models, nil
+}
+
+// breaks estimates what the end of a run costs: what two sizes in turn took more than the line says of their mean, for each run of theirs. The
+// interval is the line's and the samples', whichever is wider.
+func (m *Model) breaks(pairs []perf.Row) {
+	var run, cpu []Estimate
+	for _, row := range pairs {
+		pair := Mix{{int(row.Params["size"]), 1}, {int(row.Params["second"]), 1}}
+		const runs = .5 // a packet: two in turn are one run, the longer first
+		size := pair.mean(m.InnerMTU)
+		low, high := perf.Interval(row.Samples)
+		run = append(run, beyond(m.Time.At(size), 1e9/perf.Median(row.Samples), 1e9/max(high, 1), 1e9/max(low, 1), runs))
+		if m.CPU != nil {
+			low, high := perf.Interval(row.CPU.CostSamples)
+			cpu = append(cpu, beyond(m.CPU.At(size), row.CPU.NanosecondsPerPacket, low, high, runs))
+		}
+	}
+	m.Run, m.RunCPU = middle(run), middle(cpu)
+}
+
+// beyond is what was measured beyond what is known, by run.
+func beyond(line Estimate, measured, low, high, runs float64) Estimate {
+	half := max(line.High-line.Value, measured-low, high-measured)
+	more := max(measured-line.Value, 0) // shorter packets in between make none dearer
+	return Estimate{more / runs, max(measured-line.Value-half, 0) / runs, (max(measured-line.Value, 0) + half) / runs}
+}
+
+// middle is the median of estimates; nil of none.
+func middle(list []Estimate) *Estimate {
+	if len(list) == 0 {
+		return nil
+	}
+	slices.SortFunc(list, func(a, b Estimate) int { return cmp.Compare(a.Value, b.Value) })
+	return &list[len(list)/2]
 }
 
 // validated fits a line, and one without each size in turn.
@@ -159,28 +232,59 @@ func (l Line) Worst() float64 {
 // Prediction is what a mix costs over one contender.
 type Prediction struct {
 	Model
-	MeanSize float64   `json:"mean_size"`         // bytes, after what is larger than the inner MTU was cut to it
-	Nanos    Estimate  `json:"ns_per_packet"`     // of the path
-	Highest  Estimate  `json:"packets_per_s"`     // without loss
-	Cores    *Estimate `json:"cores,omitempty"`   // of the whole machine at the rate asked for
-	Carries  *bool     `json:"carries,omitempty"` // the rate asked for is within what is carried without loss
+	MeanSize float64   `json:"mean_size"`          // bytes, after what is larger than the inner MTU was cut to it
+	Nanos    Estimate  `json:"ns_per_packet"`      // of the path
+	Highest  Estimate  `json:"packets_per_s"`      // without loss
+	Runs     float64   `json:"runs_per_packet"`    // of equal sizes, in random order
+	Measured *float64  `json:"measured,omitempty"` // ns per packet, where the result has the mix itself
+	Error    *float64  `json:"error,omitempty"`    // of the prediction, relative to that; of a size: of a model fitted without it
+	Cores    *Estimate `json:"cores,omitempty"`    // of the whole machine at the rate asked for
+	Carries  *bool     `json:"carries,omitempty"`  // the rate asked for is within what is carried without loss
 }
 
 // Predict says what a mix costs at a rate in packets per second; 0 = no rate in particular.
 func (m Model) Predict(mix Mix, rate float64) (Prediction, error) {
-	size := mix.mean(m.InnerMTU)
-	p := Prediction{Model: m, MeanSize: size, Nanos: m.Time.At(size)}
+	size, runs := mix.mean(m.InnerMTU), mix.runs()
+	p := Prediction{Model: m, MeanSize: size, Runs: runs, Nanos: m.Time.At(size).plus(m.Run, runs)}
 	if p.Nanos.Value <= 0 {
 		return p, errors.New("the model does not fit: it gives no time for a packet")
 	}
+	p.check(mix)
 	p.Highest = Estimate{1e9 / p.Nanos.Value, 1e9 / p.Nanos.High, 1e9 / max(p.Nanos.Low, 1)}
 	if rate > 0 {
 		carries := rate <= p.Highest.Value
 		p.Carries = &carries
 		if m.CPU != nil {
-			e := m.CPU.At(size)
+			e := m.CPU.At(size).plus(m.RunCPU, runs)
 			p.Cores = &Estimate{e.Value * rate / 1e9, max(e.Low, 0) * rate / 1e9, e.High * rate / 1e9}
 		}
 	}
 	return p, nil
+}
+
+// check holds the prediction against what was measured of the same mix.
+func (p *Prediction) check(mix Mix) {
+	at, predicted := imixSize, p.Nanos.Value
+	if len(mix) == 1 {
+		at = mix[0].Size
+		i := slices.IndexFunc(p.Time.HeldOut, func(h HeldOut) bool { return h.Size == at })
+		if i < 0 {
+			return
+		}
+		predicted = p.Time.HeldOut[i].Predicted
+	} else if !slices.Equal(mix, imix()) {
+		return
+	}
+	if m, ok := p.measured[at]; ok {
+		off := predicted/m.nanos - 1
+		p.Measured, p.Error = &m.nanos, &off
+	}
+}
+
+// plus adds something that is there times a packet; nil = nothing is known of it.
+func (e Estimate) plus(each *Estimate, times float64) Estimate {
+	if each == nil {
+		return e
+	}
+	return Estimate{e.Value + times*each.Value, e.Low + times*each.Low, e.High + times*each.High}
 }

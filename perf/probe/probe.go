@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -124,6 +125,8 @@ func (s Spec) run(ctx context.Context, r *Result) error {
 		return runTCPConnects(ctx, s, r)
 	case "udp-rr":
 		return runUDPRoundTrips(ctx, s, r)
+	case "udp-open-rr":
+		return runUDPOpenRoundTrips(ctx, s, r)
 	case "udp-rate", "udp-overload", "udp-stream":
 		return runUDP(ctx, s, r)
 	}
@@ -168,6 +171,16 @@ func (s Spec) complete() (Spec, error) {
 	}
 	if s.Params[family.Name] != version {
 		return s, fmt.Errorf("family %v: %s is an IPv%v address", s.Params[family.Name], s.Target.Addr(), version)
+	}
+	if sizes := s.mix(); sizes != nil {
+		if s.Params[gso.Name] == 1 || s.Params[imix.Name] == 1 && s.Params[second.Name] > 0 {
+			return s, errors.New("give one of imix=1, second and gso=1: a super-packet's datagrams have one size")
+		}
+		if least := slices.Min(sizes); s.Params[second.Name] > 0 {
+			if _, err := udpPayload(least, s.Target.Addr()); err != nil {
+				return s, err
+			}
+		}
 	}
 	if size, ok := s.Params[size.Name]; ok { // what the path carries is known only once it is there
 		payload := udpPayload

@@ -49,3 +49,30 @@ func tcpPayload(size int, to netip.Addr, timestamps bool, mss int) (int, error) 
 	}
 	return payload, nil
 }
+
+// imixSizes is one turn of the simple IMIX (RFC 6985, appendix A, by IP length): 40, 576 and 1500 bytes as 7:4:1. The order is that of a well
+// shuffled dozen: sizes change as often as they do by chance.
+var imixSizes = []int{40, 40, 40, 576, 576, 40, 40, 1500, 576, 40, 40, 576}
+
+// mix is the sizes of a test's packets in turn; nil where all have one.
+func (s Spec) mix() []int {
+	switch {
+	case s.param(imix.Name) == 1:
+		return imixSizes
+	case s.param(second.Name) > 0:
+		return []int{s.param(size.Name), s.param(second.Name)}
+	}
+	return nil
+}
+
+// maxPacket is what an IP packet has at most, bytes.
+const maxPacket = 65535
+
+// payloads makes payloads of packet sizes: none larger than the path carries, and none too small for the header.
+func payloads(sizes []int, mtu int, to netip.Addr) []int {
+	list := make([]int, len(sizes))
+	for i, size := range sizes {
+		list[i] = max(min(size, mtu)-ipHeader(to)-udpHeader, probeHeader)
+	}
+	return list
+}

@@ -46,6 +46,8 @@ var (
 	family  = Param{"family", "IP version, 4 or 6", 4, 4, 6, true}
 	size    = Param{"size", "length of the inner IP packet in bytes", 64, 41, 65535, true}
 	gso     = Param{"gso", "1 = the sender gives the kernel super-packets (UDP_SEGMENT)", 0, 0, 1, true}
+	imix    = Param{"imix", "1 = IMIX: packets of 40, 576 and 1500 bytes as 7:4:1, cut to what the path carries, and not of size", 0, 0, 1, true}
+	second  = Param{"second", "length of every second packet in bytes; 0 = all have size", 0, 0, 65535, true}
 	latency = []MetricKind{
 		{Name: "rate", Unit: "1/s"},
 		{Name: "p50", Unit: "us"}, {Name: "p90", Unit: "us"}, {Name: "p99", Unit: "us"}, {Name: "p999", Unit: "us"},
@@ -61,7 +63,7 @@ var Tests = []Test{
 	},
 	{
 		"udp-rate", "the highest rate with loss of at most 0.1 %",
-		[]Param{size, gso, family},
+		[]Param{size, second, imix, gso, family},
 		[]MetricKind{{Name: "rate", Unit: "packet/s"}, {Name: "loss", Unit: "ratio"}},
 	},
 	{
@@ -80,6 +82,11 @@ var Tests = []Test{
 	},
 	{"tcp-rr", "round trips on one TCP connection, one at a time", []Param{size, family}, latency},
 	{"udp-rr", "round trips of UDP datagrams, one at a time", []Param{size, family}, latency},
+	{
+		"udp-open-rr", "round trips of UDP datagrams on a schedule, replies or not, each timed from when it was due",
+		[]Param{size, {"rate", "requests a second", 10000, 1, 1e6, false}, family},
+		append(slices.Clone(latency), MetricKind{Name: "loss", Unit: "ratio"}),
+	},
 	{
 		"tcp-crr", "connect, one-byte request, one-byte response, close; one at a time",
 		[]Param{family},

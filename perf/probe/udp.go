@@ -58,7 +58,8 @@ type sender struct {
 	errors errnos
 	sent   uint64 // packets the kernel took, all trials
 
-	segments int // datagrams of a super-packet at most; 0 = each by itself
+	sizes    []int // payloads in turn, bytes; nil = all of the batch's
+	segments int   // datagrams of a super-packet at most; 0 = each by itself
 }
 
 // errnos counts refused packets by error number, without allocating.
@@ -117,6 +118,9 @@ func (s *sender) run(rate float64, length time.Duration) offered {
 		n = min(n, udpBatch)
 		for i := range n {
 			header{s.token, s.trial, seq}.put(s.batch.buffer(i))
+			if s.sizes != nil {
+				s.batch.iovs[i].SetLen(s.sizes[seq%uint64(len(s.sizes))])
+			}
 			seq++
 		}
 		o.packets += s.sendAll(n)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,9 @@ func openUDP(ctx context.Context, s Spec, role string) (c *client, tx *sender, p
 	if err != nil {
 		return nil, nil, 0, err
 	}
+	if mix := s.mix(); mix != nil {
+		payload = slices.Max(mix) - ipHeader(s.Target.Addr()) - udpHeader
+	}
 	c, ready, err := connect(ctx, s, job{Role: role, Payload: payload})
 	if err != nil {
 		return nil, nil, 0, err
@@ -32,12 +36,20 @@ func openUDP(ctx context.Context, s Spec, role string) (c *client, tx *sender, p
 		return nil, nil, 0, fmt.Errorf("data socket: %w", err)
 	}
 	tx = newSender(conn, ready.Token, payload, &c.stop)
-	if mtu, err := conn.pathMTU(s.Target.Addr()); err == nil && s.param("size") > mtu {
-		tx.conn.close()
-		c.close()
-		return nil, nil, 0, tooLarge(s, mtu)
+	mtu, err := conn.pathMTU(s.Target.Addr())
+	switch {
+	case err != nil: // the path will say
+		err = nil
+	case s.param(imix.Name) == 1:
+		tx.sizes = payloads(imixSizes, mtu, s.Target.Addr())
+		payload = slices.Max(tx.sizes)
+	case max(s.param("size"), s.param(second.Name)) > mtu:
+		err = tooLarge(s, mtu)
 	}
-	if s.param(gso.Name) == 1 {
+	if s.param(second.Name) > 0 {
+		tx.sizes = payloads(s.mix(), maxPacket, s.Target.Addr())
+	}
+	if err == nil && s.param(gso.Name) == 1 {
 		err = tx.segment(payload)
 	}
 	if err != nil {
@@ -49,7 +61,7 @@ func openUDP(ctx context.Context, s Spec, role string) (c *client, tx *sender, p
 }
 
 func tooLarge(s Spec, mtu int) error {
-	return fmt.Errorf("size %d: the path to %s carries IP packets of at most %d", s.param("size"), s.Target.Addr(), mtu)
+	return fmt.Errorf("size %d: the path to %s carries IP packets of at most %d", max(s.param("size"), s.param(second.Name)), s.Target.Addr(), mtu)
 }
 
 // unreachable says why no datagram of a size came through.
@@ -215,18 +227,8 @@ func runUDPRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	defer tx.conn.close()
 	b := &bouncer{sender: tx, reply: make([]byte, payload)}
 
-	reached := false
-	for begin := time.Now(); !reached && time.Since(begin) < pathPatience && !c.stop.Load(); {
-		reached = b.bounce(pathRetry)
-		if tx.errors[unix.EMSGSIZE] > 0 {
-			break
-		}
-	}
-	if err := c.failed(); err != nil {
+	if err := b.reach(c, s); err != nil {
 		return err
-	}
-	if !reached {
-		return unreachable(s, tx)
 	}
 	h := new(histogram)
 	elapsed, err := repeat(c, s.Duration, h, func() (bool, error) { return b.bounce(lostAfter), nil })
@@ -264,6 +266,24 @@ type bouncer struct {
 	seq        uint64 // of the next request
 	replies    uint64
 	duplicates uint64
+}
+
+// reach sends requests until one is answered.
+func (b *bouncer) reach(c *client, s Spec) error {
+	reached := false
+	for begin := time.Now(); !reached && time.Since(begin) < pathPatience && !c.stop.Load(); {
+		reached = b.bounce(pathRetry)
+		if b.errors[unix.EMSGSIZE] > 0 {
+			break
+		}
+	}
+	if err := c.failed(); err != nil {
+		return err
+	}
+	if !reached {
+		return unreachable(s, b.sender)
+	}
+	return nil
 }
 
 // bounce sends a request and waits for its reply, and not for a late one's.
