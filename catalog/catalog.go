@@ -48,6 +48,12 @@ var Modes = []Mode{
 	{"xdp-lib", 4789, "the same on asavie/xdp v0.3.3", carry(userspace.Kind{
 		Overhead: vxlanOverhead, Open: libraryXDP, Stages: vxlanStages,
 	})},
+	{"xdp-udp", 4789, "AF_XDP veth → VXLAN → UDP batches", carry(userspace.Kind{
+		Overhead: vxlanOverhead, Open: insideXDP, Stages: vxlanStages,
+	})},
+	{"tun-xdp", 4789, "TUN (songgao/water) → VXLAN → AF_XDP underlay", carry(userspace.Kind{
+		Overhead: vxlanOverhead, Open: outsideXDP, Stages: vxlanStages,
+	})},
 }
 
 // DefaultMode is the mode of a configuration that names none.
@@ -95,10 +101,24 @@ func plainTAP(p userspace.Path) (inside, outside packet.Port, err error) {
 }
 
 func plainPorts(p userspace.Path, open func(tun.Config, int) (packet.Port, error), batch bool) (inside, outside packet.Port, err error) {
-	if outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Batch: batch}, p.Queues); err != nil {
+	return over(socketUDP(p, batch), func(queues int) (packet.Port, error) {
+		return open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, queues)
+	})
+}
+
+// socketUDP opens an outside port over UDP sockets; batch moves many packets with a system call.
+func socketUDP(p userspace.Path, batch bool) func() (packet.Port, error) {
+	return func() (packet.Port, error) {
+		return underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Batch: batch}, p.Queues)
+	}
+}
+
+// over opens the outside port, which may be refused and may have fewer queues than asked for, and the inside one with as many.
+func over(openOutside func() (packet.Port, error), openInside func(queues int) (packet.Port, error)) (inside, outside packet.Port, err error) {
+	if outside, err = openOutside(); err != nil {
 		return nil, nil, err
 	}
-	if inside, err = open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {
+	if inside, err = openInside(len(outside.Queues())); err != nil {
 		outside.Close()
 		return nil, nil, err
 	}
@@ -110,16 +130,12 @@ func offloadTUN(p userspace.Path) (inside, outside packet.Port, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	outside, err = underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Batch: true, Offload: true,
-		Length: vxlan.Length, Filter: filter}, p.Queues)
-	if err != nil {
-		return nil, nil, err
-	}
-	if inside, err = tun.OpenOffload(tun.Config{Name: p.Device, MTU: p.InnerMTU}, p.Queues); err != nil {
-		outside.Close()
-		return nil, nil, err
-	}
-	return inside, outside, nil
+	return over(func() (packet.Port, error) {
+		return underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Batch: true, Offload: true,
+			Length: vxlan.Length, Filter: filter}, p.Queues)
+	}, func(queues int) (packet.Port, error) {
+		return tun.OpenOffload(tun.Config{Name: p.Device, MTU: p.InnerMTU}, queues)
+	})
 }
 
 func pairXDP(p userspace.Path) (inside, outside packet.Port, err error) { return overXDP(p, nil) }
@@ -130,10 +146,31 @@ func libraryXDP(p userspace.Path) (inside, outside packet.Port, err error) {
 }
 
 func overXDP(p userspace.Path, rings func(xdp.Request) (xdp.Rings, error)) (inside, outside packet.Port, err error) {
-	in, out, err := xdp.OpenPair(xdp.Config{Inside: p.Device, InnerMTU: p.InnerMTU, Local: p.Local, Port: p.Port, PlainPort: p.PlainPort,
-		Steer: steering(p), Queues: p.Queues, Rings: rings})
+	c := xdpConfig(p)
+	c.Rings = rings
+	in, out, err := xdp.OpenPair(c)
 	if err != nil {
 		return nil, nil, err
 	}
 	return in, out, nil
+}
+
+func xdpConfig(p userspace.Path) xdp.Config {
+	return xdp.Config{Inside: p.Device, InnerMTU: p.InnerMTU, Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Queues: p.Queues}
+}
+
+// insideXDP is for an underlay whose device AF_XDP cannot have.
+func insideXDP(p userspace.Path) (inside, outside packet.Port, err error) {
+	return over(socketUDP(p, true), func(queues int) (packet.Port, error) {
+		c := xdpConfig(p)
+		c.Queues = queues
+		return xdp.OpenInside(c)
+	})
+}
+
+// outsideXDP is for an inside that should stay a TUN device.
+func outsideXDP(p userspace.Path) (inside, outside packet.Port, err error) {
+	return over(func() (packet.Port, error) { return xdp.OpenOutside(xdpConfig(p)) }, func(queues int) (packet.Port, error) {
+		return tun.Open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, queues)
+	})
 }

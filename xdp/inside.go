@@ -57,7 +57,7 @@ func openInside(c Config, open opener) (in *Inside, err error) {
 		return in, err
 	}
 	for i := range in.rings {
-		q := &insideQueue{queue: in.queue(i), port: &in.port, mtu: c.InnerMTU}
+		q := &insideQueue{queue: in.queue(i), port: &in.port, mtu: c.InnerMTU, piece: packet.NewBatch(1, c.InnerMTU)}
 		packet.PutEthernet(q.header4[:], in.veth.mac, in.veth.peerMAC, packet.EtherTypeIPv4)
 		packet.PutEthernet(q.header6[:], in.veth.mac, in.veth.peerMAC, packet.EtherTypeIPv6)
 		in.queues = append(in.queues, q)
@@ -100,6 +100,9 @@ type insideQueue struct {
 	port             *port
 	mtu              int
 	header4, header6 [packet.EthernetHeader]byte
+
+	cutter packet.Cutter
+	piece  *packet.Batch // of one packet: what is cut off
 }
 
 // Recv strips the Ethernet header. Frames that are neither IPv4 nor IPv6 (ARP, a VLAN tag) are dropped as not-ip.
@@ -132,7 +135,7 @@ func (q *insideQueue) Recv(b *packet.Batch) error {
 }
 
 // Send prepends the Ethernet header of the interface and finishes partial checksums, which a frame cannot say of
-// itself.
+// itself. A TCP packet above the MTU is one that a far kernel left to its hardware to cut: it is cut here.
 func (q *insideQueue) Send(b *packet.Batch) error {
 	if err := q.send.Enter(); err != nil {
 		return err
@@ -149,19 +152,38 @@ func (q *insideQueue) Send(b *packet.Batch) error {
 			continue
 		}
 		if p.Len() > q.mtu {
-			p.Drop = packet.TooBig
+			q.cut(p)
 			continue
 		}
-		if packet.FinishPartial(p); p.Drop != packet.Alive {
-			continue
-		}
-		header := &q.header4
-		if p.Bytes()[0]>>4 == 6 {
-			header = &q.header6
-		}
-		if frame := q.Stage(p, packet.EthernetHeader); frame != nil {
-			copy(frame, header[:])
+		if packet.FinishPartial(p); p.Drop == packet.Alive {
+			q.put(p)
 		}
 	}
 	return q.Flush(b)
+}
+
+// put stages a packet behind its Ethernet header.
+func (q *insideQueue) put(p *packet.Packet) {
+	header := &q.header4
+	if p.Bytes()[0]>>4 == 6 {
+		header = &q.header6
+	}
+	if frame := q.Stage(p, packet.EthernetHeader); frame != nil {
+		copy(frame, header[:])
+	}
+}
+
+// cut stages the pieces of a super-packet.
+func (q *insideQueue) cut(p *packet.Packet) {
+	if !q.cutter.Start(p.Bytes(), q.mtu, p.Checksum() != packet.ChecksumComplete) {
+		p.Drop = packet.TooBig
+		return
+	}
+	piece := &q.piece.Slots()[0]
+	for more := true; more && p.Drop == packet.Alive; p.Drop = piece.Drop {
+		var n int
+		n, more = q.cutter.Next(piece.Reset()[:q.mtu])
+		piece.Resize(n)
+		q.put(piece)
+	}
 }

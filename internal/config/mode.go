@@ -31,6 +31,8 @@ func Modes() []Mode {
 		{"tap", 4789, vxlanOverhead, true, true},
 		{"xdp", 4789, vxlanOverhead, true, true},
 		{"xdp-lib", 4789, vxlanOverhead, true, true},
+		{"xdp-udp", 4789, vxlanOverhead, true, true},
+		{"tun-xdp", 4789, vxlanOverhead, true, true},
 		{"cached", 4789, vxlanOverhead, true, false},
 	}
 }

@@ -41,11 +41,11 @@ type ability struct {
 
 func allAbilities() []ability {
 	return []ability{
-		{"tun device", []string{"tun", "tun-gso", "udp", "tap", "cached"}, probeTUN,
+		{"tun device", []string{"tun", "tun-gso", "udp", "tap", "tun-xdp", "cached"}, probeTUN,
 			"modprobe tun; in a container, pass in /dev/net/tun"},
 		{"vxlan device", []string{"vxlan", "vxlan-nocsum"}, probeVXLAN,
 			"modprobe vxlan, or a kernel with CONFIG_VXLAN; userspace modes do without"},
-		{"af_xdp socket", []string{"xdp", "xdp-lib"}, probeXDP,
+		{"af_xdp socket", []string{"xdp", "xdp-lib", "xdp-udp", "tun-xdp"}, probeXDP,
 			"a kernel with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL, and CAP_NET_RAW"},
 	}
 }

@@ -414,7 +414,7 @@ func (k *books) kernel(book *account, rings map[string]uint64) {
 	first := max(k.device(k.c.Nodes[0].NS, "eth0").tx, k.device(k.c.Fabric, "port1").rx)
 	out, in := k.device(k.c.Fabric, "port2").tx, k.device(k.at.NS, "eth0").rx
 	second := max(out, in)
-	if strings.HasPrefix(k.c.mode, "xdp") {
+	if pastKernel(k.c.mode) {
 		second = out + max(in, rings["xdp-rx-dropped"]+rings["xdp-rx-ring-full"])
 	}
 	if first+second > 0 {

@@ -91,7 +91,7 @@ func TestUnitCapabilities(t *testing.T) {
 			t.Parallel()
 			files := []string{unitFile}
 			bounds := "-all"
-			if strings.HasPrefix(m.Name, "xdp") {
+			if strings.Contains(m.Name, "xdp") {
 				files = append(files, unitXDP)
 				bounds += ",+ipc_lock" // stands for LimitMEMLOCK=infinity, which not everybody may raise
 			}

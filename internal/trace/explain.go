@@ -433,9 +433,14 @@ func (e *explanation) underlay(hop *backend.Hop) {
 		to = w.Via
 	}
 	e.neighbor("underlay neighbour", w.Dev, to)
-	if !strings.HasPrefix(e.Mode, "xdp") { // which passes the kernel by
+	if !pastKernel(e.Mode) {
 		e.filters("output", to.Is6())
 	}
+}
+
+// pastKernel says whether tunnel packets of a mode pass the kernel's filters by.
+func pastKernel(mode string) bool {
+	return slices.Contains([]string{"xdp", "xdp-lib", "tun-xdp"}, mode)
 }
 
 // in is the way from the underlay to a pod of this node, from a peer; "" = no node owns the source.
@@ -450,7 +455,7 @@ func (e *explanation) in(peer string) {
 			return
 		}
 		e.add("underlay route", pass, asked, "", "outer source %v, whom answers reach: %s", from.Addr(), wayText(w, nil))
-		if !strings.HasPrefix(e.Mode, "xdp") {
+		if !pastKernel(e.Mode) {
 			hook := "input"
 			if e.Mode == "host-gw" {
 				hook = "forward"

@@ -192,7 +192,7 @@ func (d *daemons) Lanes(ctx context.Context) ([]Lane, error) {
 // from the kernel itself.
 func (d *daemons) Drops(ctx context.Context) (Drops, error) {
 	all := Drops{Kernel: map[string]uint64{}}
-	if !strings.HasPrefix(d.mode, "xdp") {
+	if !strings.Contains(d.mode, "xdp") {
 		return all, nil
 	}
 	for _, n := range d.nodes {
@@ -201,8 +201,8 @@ func (d *daemons) Drops(ctx context.Context) (Drops, error) {
 			return all, fmt.Errorf("contender: status of %s: %w", n.process.Name, err)
 		}
 		for name, count := range status.KernelDrops {
-			if name == "handshake-overflow" {
-				continue // a UDP socket's: the namespace's counters have it
+			if !strings.HasPrefix(name, "xdp-") && name != "neighbour-unresolved" {
+				continue // a UDP socket's or a TUN device's
 			}
 			all.Kernel[name] += count
 			if strings.HasPrefix(name, "xdp-rx-") || name == "xdp-tx-refused" {
@@ -214,7 +214,7 @@ func (d *daemons) Drops(ctx context.Context) (Drops, error) {
 	}
 	lanes, err := d.Lanes(ctx)
 	for _, l := range lanes {
-		if strings.HasPrefix(l.Name, "out") {
+		if strings.HasPrefix(l.Name, "out") && d.mode != "xdp-udp" { // whose outside is a socket
 			all.AtVeth += l.Drops["refused"]
 		}
 	}

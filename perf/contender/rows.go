@@ -30,6 +30,8 @@ func Rows() []Row {
 		{"tun-gso", "the userspace overlay for streams", true, true, device("/dev/net/tun"), upDaemon},
 		{"xdp", "the userspace overlay for packets", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
 		{"xdp-lib", "what the library asavie/xdp gives", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
+		{"xdp-udp", "AF_XDP inside, UDP sockets outside", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
+		{"tun-xdp", "TUN inside, AF_XDP outside", true, false, both(device("/dev/net/tun"), socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)")), upDaemon},
 		{"wireguard-go", "what a user would pick for encryption", false, true, device("/dev/net/tun"), upWireguardGo},
 		{"wireguard", "the kernel's WireGuard: Flannel's and Calico's encryption", false, true, kernelLink("wireguard"), upWireguard},
 		{"ipip", "IP in IP by the kernel: Calico's default", false, true, both(kernelLink("ipip"), kernelLink("sit")), upIPIP},
