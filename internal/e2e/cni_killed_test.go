@@ -110,7 +110,7 @@ func testPluginKilled(t *testing.T, ipam string, rounds int) {
 	if !collects {
 		k.conf["cniVersion"] = "1.0.0"
 	}
-	first := k.box("first") // so that what stays for good is there before the count
+	first := k.box("first")             // so that what stays for good is there before the count
 	usual := map[string]time.Duration{} // what a command takes that is not killed, as last seen
 	for _, command := range []string{"ADD", "DEL"} {
 		start := time.Now()
