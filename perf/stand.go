@@ -66,7 +66,7 @@ func openStand(ctx context.Context, p *Plan, c contender.Contender, dir string) 
 	if err != nil {
 		return nil, err
 	}
-	if err := s.bed.SetPodMTU(s.overlay.InnerMTU()); err != nil {
+	if err := s.bed.AttachPods(s.overlay.InnerMTU()); err != nil {
 		return nil, err
 	}
 	if err := s.bed.Reach(ctx, s.overlay.InnerMTU()); err != nil {

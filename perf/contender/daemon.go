@@ -31,7 +31,8 @@ type node struct {
 	client  *api.Client
 }
 
-// configTemplate is a node's weft.yaml; everything the lab does not need is left to the defaults.
+// configTemplate is a node's weft.yaml; everything the lab does not need is left to the defaults. Masquerading is off: it
+// brings connection tracking, which would cost weft's contenders alone.
 var configTemplate = template.Must(template.New("weft.yaml").Parse(`node: {name: {{.Name}}}
 network: {prefixes: [{{range $i, $p := .Network}}{{if $i}}, {{end}}"{{$p}}"{{end}}]}
 mode: {{.Mode}}
@@ -41,6 +42,7 @@ queues: {{.Queues}}
 {{- if ne .Cipher "none"}}
 encryption: {cipher: {{.Cipher}}, key_file: {{.Dir}}/key, psk_file: {{.PSK}}}
 {{- end}}
+cni: {masquerade: false}
 control: {kind: static, static: {file: {{.Nodes}}}}
 api: {socket: {{.Socket}}}
 state_dir: {{.Dir}}
@@ -95,7 +97,25 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 			d.mtu = mtu
 		}
 	}
+	for _, n := range d.nodes {
+		if err := n.attach(ctx, env.Bed, d.mtu); err != nil {
+			return nil, err
+		}
+	}
 	return d, nil
+}
+
+// attach has the daemon attach the node's pod, as the CNI plugin asks for it.
+func (n node) attach(ctx context.Context, bed *testbed.Bed, mtu int) error {
+	q := api.AttachRequest{ContainerID: n.Pod.Name, IfName: testbed.PodDevice, Netns: n.Pod.Path(), Network: "weftlab", MTU: mtu}
+	for _, a := range n.PodAddrs {
+		q.IPs = append(q.IPs, netip.PrefixFrom(a, a.BitLen()))
+	}
+	pod, err := n.client.Attach(ctx, q)
+	if err != nil {
+		return fmt.Errorf("contender: attach the pod of %s: %w", n.process.Name, err)
+	}
+	return bed.Attached(n.Node, pod.HostInterface)
 }
 
 // nodesYAML is the file of `control: static`. The underlay is IPv4: with endpoints of both families

@@ -83,7 +83,7 @@ func reach(t *testing.T, b *testbed.Bed, mtu int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if err := errors.Join(b.SetPodMTU(mtu), b.Reach(ctx, mtu)); err != nil {
+	if err := errors.Join(b.AttachPods(mtu), b.Reach(ctx, mtu)); err != nil {
 		t.Error(err)
 	}
 }

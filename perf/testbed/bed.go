@@ -5,7 +5,7 @@
 //	│ eth0 192.0.2.1            │     underlay      │ eth0 192.0.2.2            │
 //	│      2001:db8::1          ├───────────────────┤      2001:db8::2          │
 //	│ (weft daemon, weft0, …)   │    a veth pair    │                           │
-//	│ pod0 169.254.1.1, fe80::1 │                   │ pod0                      │
+//	│ weft… 169.254.1.1, fe80::1│                   │ weft…                     │
 //	└─────────────┬─────────────┘                   └─────────────┬─────────────┘
 //	              │ veth                                          │ veth
 //	┌─────────────┴─────────────┐                   ┌─────────────┴─────────────┐
@@ -17,8 +17,9 @@
 // With more than two nodes the underlay is a bridge in a namespace of its own,
 // weftlab-<pid>-<label>-wire. Queues and offloads are the kernel's defaults.
 //
-// What makes the prefixes of one node reachable from the other is not the testbed's business: that
-// is the contender (package contender).
+// What makes the prefixes of one node reachable from the other is not the testbed's business: that is the contender
+// (package contender). A contender with weft's daemons has them attach the pods, and says so by Attached; AttachPods attaches
+// the others in the same way.
 package testbed
 
 import (
@@ -38,7 +39,6 @@ import (
 // Names inside every testbed.
 const (
 	Underlay   = "eth0" // in a node: its underlay interface
-	PodLink    = "pod0" // in a node: the node's end of its pod's link
 	PodDevice  = "eth0" // in a pod
 	wirePrefix = "port" // in the wire's namespace: bridge ports, port0, port1, …
 	wireBridge = "wire"
@@ -90,6 +90,8 @@ type Node struct {
 	Endpoints []netip.Addr   // underlay addresses, IPv4 first
 	Prefixes  []netip.Prefix // inner prefixes, of the families of the Network
 	PodAddrs  []netip.Addr   // the pod's addresses, likewise
+
+	podLink string // the node's end of the pod's link; "" = not attached yet
 }
 
 // PodAddr is the pod's address of a family, 4 or 6, which the Network must have.
@@ -213,7 +215,7 @@ func openNode(c Config, i int, cpus []int) (*Node, error) {
 // connect joins the nodes: two by a veth pair, more by a bridge.
 func (b *Bed) connect(c Config) error {
 	if len(b.Nodes) == 2 {
-		return b.pair(end{b.Nodes[0].Host, Underlay}, end{b.Nodes[1].Host, Underlay})
+		return b.pair(end{b.Nodes[0].Host, Underlay}, end{b.Nodes[1].Host, Underlay}, b.MTU)
 	}
 	var err error
 	b.wire, err = newNamespace(fmt.Sprintf("%s%d-%s-wire", namePrefix, os.Getpid(), c.Label), nil)
@@ -229,7 +231,7 @@ func (b *Bed) connect(c Config) error {
 	}
 	for i, n := range b.Nodes {
 		port := fmt.Sprintf("%s%d", wirePrefix, i)
-		if err := b.pair(end{n.Host, Underlay}, end{b.wire, port}); err != nil {
+		if err := b.pair(end{n.Host, Underlay}, end{b.wire, port}, b.MTU); err != nil {
 			return err
 		}
 		link, err := b.wire.Link.LinkByName(port)
@@ -243,13 +245,13 @@ func (b *Bed) connect(c Config) error {
 	return nil
 }
 
-// pair makes a veth pair of the underlay's MTU and sets both ends up.
-func (b *Bed) pair(x, y end) error {
+// pair makes a veth pair and sets both ends up.
+func (b *Bed) pair(x, y end, mtu int) error {
 	veth := &netlink.Veth{
-		LinkAttrs:     netlink.LinkAttrs{Name: x.name, MTU: b.MTU},
+		LinkAttrs:     netlink.LinkAttrs{Name: x.name, MTU: mtu},
 		PeerName:      y.name,
 		PeerNamespace: netlink.NsFd(int(y.ns.file)),
-		PeerMTU:       uint32(b.MTU),
+		PeerMTU:       uint32(mtu),
 	}
 	if err := x.ns.Link.LinkAdd(veth); err != nil {
 		return fmt.Errorf("testbed: make veth %s in %s: %w", x.name, x.ns.Name, err)
@@ -263,11 +265,8 @@ func (b *Bed) pair(x, y end) error {
 	return nil
 }
 
-// finish gives a connected node its addresses, its pod and its routes, and steers its receive work.
+// finish gives a connected node its addresses, has it forward, and steers its receive work.
 func (b *Bed) finish(n *Node) error {
-	if err := b.pair(end{n.Host, PodLink}, end{n.Pod, PodDevice}); err != nil {
-		return err
-	}
 	for _, s := range [...]string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
 		if err := n.Host.Sysctl(s, "1"); err != nil {
 			return err
@@ -278,16 +277,40 @@ func (b *Bed) finish(n *Node) error {
 			return err
 		}
 	}
-	// The routed attachment, as Calico has it: the pod's address is a host prefix and its gateway is link-local.
+	return n.Host.steer(Underlay, n.CPUs)
+}
+
+// AttachPods attaches the pods that no contender's daemon has attached (Attached), with links of mtu bytes: as weft's daemon
+// does it in the style routed, so that all contenders have the same pods.
+func (b *Bed) AttachPods(mtu int) error {
+	for _, n := range b.Nodes {
+		if n.podLink != "" {
+			continue
+		}
+		if err := b.attach(n, mtu); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// podLink is the node's end of a pod's link, where the testbed makes it.
+const podLink = "pod0"
+
+// attach gives a node's pod its link. The pod's address is a host prefix and its gateway is link-local, as Calico has it.
+func (b *Bed) attach(n *Node, mtu int) error {
+	if err := b.pair(end{n.Host, podLink}, end{n.Pod, PodDevice}, mtu); err != nil {
+		return err
+	}
 	for i := range n.PodAddrs {
-		if err := n.Host.address(PodLink, gateway[i], gateway[i].BitLen()); err != nil {
+		if err := n.Host.address(podLink, gateway[i], gateway[i].BitLen()); err != nil {
 			return err
 		}
 		if err := n.Pod.address(PodDevice, n.PodAddrs[i], n.PodAddrs[i].BitLen()); err != nil {
 			return err
 		}
 		host := netip.PrefixFrom(n.PodAddrs[i], n.PodAddrs[i].BitLen())
-		if err := n.Host.Route(host, PodLink, netip.Addr{}); err != nil {
+		if err := n.Host.Route(host, podLink, netip.Addr{}); err != nil {
 			return err
 		}
 		if err := n.Pod.Route(netip.PrefixFrom(gateway[i], gateway[i].BitLen()), PodDevice, netip.Addr{}); err != nil {
@@ -296,23 +319,31 @@ func (b *Bed) finish(n *Node) error {
 		if err := n.Pod.Route(netip.PrefixFrom(zero(gateway[i]), 0), PodDevice, gateway[i]); err != nil {
 			return err
 		}
+		if err := n.Host.neighbour(podLink, n.PodAddrs[i], n.Pod, PodDevice); err != nil {
+			return err
+		}
+		if err := n.Pod.neighbour(PodDevice, gateway[i], n.Host, podLink); err != nil {
+			return err
+		}
 	}
-	return errors.Join(
-		n.Host.steer(Underlay, n.CPUs), n.Host.steer(PodLink, n.CPUs), n.Pod.steer(PodDevice, n.CPUs))
+	return n.steerPod(podLink)
 }
 
-// introduce makes everybody know their neighbours for good: the lab counts packets, and under overload a lost ARP
-// request could not be told from a lost packet.
+// Attached says that a daemon has attached a node's pod, by a veth pair whose end on the node is link.
+func (b *Bed) Attached(n *Node, link string) error {
+	b.pairs = append(b.pairs, [2]end{{n.Host, link}, {n.Pod, PodDevice}})
+	return n.steerPod(link)
+}
+
+func (n *Node) steerPod(link string) error {
+	n.podLink = link
+	return errors.Join(n.Host.steer(link, n.CPUs), n.Pod.steer(PodDevice, n.CPUs))
+}
+
+// introduce makes the nodes know each other for good, as they know their pods: the lab counts packets, and under overload a
+// lost ARP request could not be told from a lost packet.
 func (b *Bed) introduce() error {
 	for _, n := range b.Nodes {
-		for i := range n.PodAddrs {
-			if err := n.Host.neighbour(PodLink, n.PodAddrs[i], n.Pod, PodDevice); err != nil {
-				return err
-			}
-			if err := n.Pod.neighbour(PodDevice, gateway[i], n.Host, PodLink); err != nil {
-				return err
-			}
-		}
 		for _, far := range b.Nodes {
 			if far == n {
 				continue
@@ -350,22 +381,6 @@ func zero(a netip.Addr) netip.Addr {
 		return netip.IPv4Unspecified()
 	}
 	return netip.IPv6Unspecified()
-}
-
-// SetPodMTU sets what the pods' links carry: the contender's inner MTU.
-func (b *Bed) SetPodMTU(mtu int) error {
-	for _, n := range b.Nodes {
-		for _, e := range [...]end{{n.Host, PodLink}, {n.Pod, PodDevice}} {
-			link, err := e.ns.Link.LinkByName(e.name)
-			if err == nil {
-				err = e.ns.Link.LinkSetMTU(link, mtu)
-			}
-			if err != nil {
-				return fmt.Errorf("testbed: set MTU %d on %s in %s: %w", mtu, e.name, e.ns.Name, err)
-			}
-		}
-	}
-	return nil
 }
 
 // SetUp sets a device up.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -30,6 +31,9 @@ type Namespace struct {
 	dead      chan struct{} // closed when the thread has gone
 	processes []*Process
 }
+
+// Path is the file that stands for the namespace.
+func (ns *Namespace) Path() string { return filepath.Join(netnsDir, ns.Name) }
 
 // newNamespace makes the named namespace (visible to `ip netns`) with its loopback up. cpus is where
 // its processes may run; empty means anywhere.

@@ -25,7 +25,8 @@ const (
 	brief    = 300 * time.Millisecond
 )
 
-func open(t *testing.T, nodes int, layout Layout) *Bed {
+// open builds a testbed whose pods are attached with links of mtu bytes.
+func open(t *testing.T, nodes, mtu int, layout Layout) *Bed {
 	t.Helper()
 	nettest.RequireRoot(t)
 	nettest.RequireKernel(t, nettest.Veth)
@@ -45,6 +46,9 @@ func open(t *testing.T, nodes int, layout Layout) *Bed {
 			t.Errorf("left behind: %+v, %v", left, err)
 		}
 	})
+	if err := bed.AttachPods(mtu); err != nil {
+		t.Fatal(err)
+	}
 	return bed
 }
 
@@ -74,17 +78,11 @@ func within(t *testing.T, d time.Duration) context.Context {
 func TestReach(t *testing.T) {
 	for _, nodes := range []int{2, 3} {
 		t.Run(fmt.Sprint(nodes), func(t *testing.T) {
-			bed := open(t, nodes, Split)
-			if err := bed.Reach(within(t, brief), 1500); err == nil {
+			bed := open(t, nodes, 1400, Split)
+			if err := bed.Reach(within(t, brief), 1400); err == nil {
 				t.Fatal("pods reach each other before anything joins the nodes")
 			}
 			route(t, bed)
-			if err := bed.Reach(within(t, patience), 1500); err != nil {
-				t.Fatal(err)
-			}
-			if err := bed.SetPodMTU(1400); err != nil {
-				t.Fatal(err)
-			}
 			if err := bed.Reach(within(t, brief), 1401); err == nil {
 				t.Fatal("a packet above the pods' MTU arrived")
 			}
@@ -100,7 +98,7 @@ func TestReach(t *testing.T) {
 func TestSplit(t *testing.T) {
 	for _, layout := range []Layout{Split, Free} {
 		t.Run(string(layout), func(t *testing.T) {
-			bed := open(t, 2, layout)
+			bed := open(t, 2, 1500, layout)
 			for _, n := range bed.Nodes {
 				want := "0"
 				if layout == Split {
@@ -142,7 +140,7 @@ func TestSplit(t *testing.T) {
 
 // TestKernelCounts has the kernel drop packets in three places and finds each by its name.
 func TestKernelCounts(t *testing.T) {
-	bed := open(t, 2, Free)
+	bed := open(t, 2, 1500, Free)
 	route(t, bed)
 	if err := bed.Reach(within(t, patience), 1500); err != nil {
 		t.Fatal(err)
@@ -204,7 +202,7 @@ func TestKernelCounts(t *testing.T) {
 }
 
 func TestProcess(t *testing.T) {
-	bed := open(t, 2, Free)
+	bed := open(t, 2, 1500, Free)
 	ns := bed.Nodes[0].Pod
 	log := filepath.Join(t.TempDir(), "log")
 	run := func(script string) *Process {
@@ -271,7 +269,7 @@ func TestProcess(t *testing.T) {
 }
 
 func TestPanicInside(t *testing.T) {
-	bed := open(t, 2, Free)
+	bed := open(t, 2, 1500, Free)
 	defer func() {
 		if recover() != "oops" {
 			t.Error("the panic did not reach the caller")
@@ -286,7 +284,7 @@ func TestPanicInside(t *testing.T) {
 // TestOpenTwice fails half way, by names that are taken, and must leave nothing of its own and all
 // of the other's.
 func TestOpenTwice(t *testing.T) {
-	bed := open(t, 2, Free)
+	bed := open(t, 2, 1500, Free)
 	if second, err := Open(Config{Label: Label(t.Name()), Nodes: 2, MTU: 1500, Layout: Free, Dir: t.TempDir()}); err == nil {
 		second.Close()
 		t.Fatal("two testbeds have the same names")
