@@ -270,8 +270,7 @@ func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backen
 	}
 	// Remote checksum offload is used where both sides announced it and this mode can do it.
 	rco := slices.Contains(b.kind.Features, control.FeatureRCO) && slices.Contains(s.Self.Features, control.FeatureRCO)
-	var hops []backend.Hop
-	var peers []SealedPeer
+	hops, peers := make([]backend.Hop, 0, len(s.Nodes)), make([]SealedPeer, 0, len(s.Nodes))
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		at, ok := control.Endpoint(s.Self, *n)
@@ -319,6 +318,7 @@ func (b *Backend) want(s *control.State, path Path, underlay []string) hostnet.W
 	for _, a := range own {
 		w.Addrs = append(w.Addrs, hostnet.Addr{Dev: device, Prefix: netip.PrefixFrom(a, a.BitLen())})
 	}
+	w.Routes = make([]hostnet.Route, 0, 2*len(s.Nodes))
 	for _, n := range s.Nodes {
 		if _, ok := control.Endpoint(s.Self, n); !ok {
 			continue

@@ -3,6 +3,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/netip"
 	"time"
@@ -70,7 +71,7 @@ const localTimeout = 2 * time.Second
 
 // awaitLocal waits until the node takes packets to the given IPv6 addresses as its own. The kernel does so in a
 // work queue some time after it has accepted an address, and until then would forward them.
-func awaitLocal(rt *netlink.Handle, addrs map[Addr]bool) error {
+func awaitLocal(rt *netlink.Handle, addrs iter.Seq[Addr]) error {
 	deadline := time.Now().Add(localTimeout)
 	for a := range addrs {
 		ip := a.Prefix.Addr()

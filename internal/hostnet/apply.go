@@ -3,6 +3,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -26,14 +27,26 @@ type object[K comparable] interface {
 	evict(rt *netlink.Handle, index int) error // removes whatever has the object's key
 }
 
-// inForce is what an Apply left in the kernel, as sets.
+// inForce is what an Apply left in the kernel, by key.
 type inForce struct {
+	want      Want // what it was told to
+	whole     bool // all of it is in force
 	links     map[string]Link
-	addrs     map[Addr]bool
-	routes    map[Route]bool
-	neighbors map[Neighbor]bool
-	fdb       map[FDBEntry]bool
+	addrs     map[Addr]Addr
+	routes    map[routeKey]Route
+	neighbors map[neighborKey]Neighbor
+	fdb       map[fdbKey]FDBEntry
 	own       map[netip.Addr]bool
+
+	names   map[int]string // of all devices
+	index   map[string]int
+	devices map[int]string // names of ours
+}
+
+// holds says whether a table has just this object.
+func holds[T object[K], K comparable](table map[K]T, o T) bool {
+	have, ok := table[o.key()]
+	return ok && have == o
 }
 
 // maxRepairLines is how many repairs of one Apply get a log line of their own.
@@ -41,9 +54,28 @@ const maxRepairLines = 20
 
 // Apply makes the kernel's state be w; see the package comment for what is ours. It is idempotent, and what is
 // already right is not touched. On an error the rest of w is in force; call it again.
+//
+// While Watch listens and has heard nothing that concerns us, the kernel holds what the last Apply left there: then a
+// change of some nodes costs what these cost (applyChanges), and not what a look at the tables of thousands does.
 func (h *Host) Apply(w Want) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.listening.Load() && !h.doubtful() && h.prev != nil && h.prev.whole && h.prev.want.differsInPeersOnly(w) {
+		if h.applyChanges(w) == nil {
+			return nil
+		}
+		// A look at the tables tells what is wrong.
+	}
+	return h.applyWhole(w)
+}
+
+// doubtful says whether the kernel may hold something else than what the last Apply left there. The caller holds h.mu.
+func (h *Host) doubtful() bool { return h.doubt.Load() || len(h.suspects) > 0 }
+
+// applyWhole is Apply with a look at all that the kernel has. The caller holds h.mu.
+func (h *Host) applyWhole(w Want) error {
+	h.doubt.Store(false) // what happens from here on casts a new one
+	clear(h.suspects)
 	p := newPass(h, w)
 	errs := []error{p.guard(), p.links(), h.syncSysctls(w.Sysctls)} // some settings are the links'
 
@@ -52,7 +84,7 @@ func (h *Host) Apply(w Want) error {
 	own, err := p.syncOwn()
 	errs = append(errs, err)
 	addrs, err := syncTable(p, w.Addrs, p.addrs, p.before.addrs, &p.now.addrs)
-	errs = append(errs, err, awaitLocal(h.rt, p.now.addrs))
+	errs = append(errs, err, awaitLocal(h.rt, maps.Keys(p.now.addrs)))
 	neighbors, err := syncTable(p, w.Neighbors, p.neighbors, p.before.neighbors, &p.now.neighbors)
 	errs = append(errs, err)
 	fdb, err := syncTable(p, w.FDB, p.fdb, p.before.fdb, &p.now.fdb)
@@ -64,12 +96,15 @@ func (h *Host) Apply(w Want) error {
 	_, err = h.removeOwn(p.index[loopback], own)
 	errs = append(errs, err)
 
+	err = errors.Join(errs...)
+	p.now.want, p.now.whole = w, err == nil
+	p.now.names, p.now.index, p.now.devices = p.names, p.index, p.devices
 	h.prev = &p.now
 	h.watched.Store(&p.watched)
 	if p.repairs > maxRepairLines {
 		h.log.Warn("repaired more", zap.Int("objects", p.repairs-maxRepairLines))
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // pass is one Apply at work.
@@ -110,7 +145,7 @@ func newPass(h *Host, w Want) *pass {
 func (p *pass) guard() error {
 	made, err := p.h.guard(p.w.Network)
 	for _, r := range made {
-		if p.before.routes[r] {
+		if holds(p.before.routes, r) {
 			p.repaired("put back", r, "it was missing")
 		}
 	}
@@ -185,7 +220,7 @@ func (p *pass) routes() (list []Route, err error) {
 // A dump of a table that others change meanwhile may miss an entry (the kernel marks only some of these), so
 // what looks missing is added under the condition that nothing has its place. What has, if anything, further
 // dumps tell: the object itself after all, or a usurper.
-func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, error), before map[T]bool, now *map[T]bool) ([]T, error) {
+func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, error), before map[K]T, now *map[K]T) ([]T, error) {
 	have, err := dump()
 	if err != nil {
 		// Nothing can be compared: leave the table alone rather than guess.
@@ -201,11 +236,11 @@ func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, e
 			waiting[o.device()]++
 			continue
 		}
-		if right[o] {
+		if holds(right, o) {
 			continue
 		}
-		right[o] = true
-		c := change[T]{to: o, ours: before[o] || !o.shared(), reason: "it was missing"}
+		right[o.key()] = o
+		c := change[T]{to: o, ours: holds(before, o) || !o.shared(), reason: "it was missing"}
 		if there := other[o.key()]; len(there) > 0 {
 			c.ours, c.replace, c.reason = true, true, "it was "+there[0].String()
 			other[o.key()] = there[1:]
@@ -218,9 +253,9 @@ func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, e
 	for _, c := range carryOut(p, todo, dump) {
 		switch {
 		case c.err != nil:
-			delete(right, c.to)
+			delete(right, c.to.key())
 			errs = append(errs, explain(c.to, c.err))
-		case before[c.to] && !c.there && !p.anew[c.to.device()]:
+		case holds(before, c.to) && !c.there && !p.anew[c.to.device()]:
 			p.repaired("put back", c.to, c.reason)
 		}
 	}
@@ -233,15 +268,15 @@ func syncTable[T object[K], K comparable](p *pass, want []T, dump func() ([]T, e
 }
 
 // compare sorts a table into the wanted objects that are right, and the rest by key.
-func compare[T object[K], K comparable](want, have []T) (right map[T]bool, other map[K][]T) {
-	wants := make(map[T]bool, len(want))
+func compare[T object[K], K comparable](want, have []T) (right map[K]T, other map[K][]T) {
+	wants := make(map[K]T, len(want))
 	for _, o := range want {
-		wants[o] = true
+		wants[o.key()] = o
 	}
-	right, other = make(map[T]bool, len(want)), map[K][]T{}
+	right, other = make(map[K]T, len(want)), map[K][]T{}
 	for _, o := range have {
-		if wants[o] {
-			right[o] = true
+		if holds(wants, o) {
+			right[o.key()] = o
 		} else {
 			other[o.key()] = append(other[o.key()], o)
 		}
@@ -318,10 +353,10 @@ func explain(o fmt.Stringer, err error) error {
 }
 
 // remove takes strays away. before holds what weft itself wanted last: that is retired, not repaired.
-func remove[T object[K], K comparable](p *pass, strays []T, before map[T]bool) error {
+func remove[T object[K], K comparable](p *pass, strays []T, before map[K]T) error {
 	var errs []error
 	for _, o := range strays {
-		if !p.first && !before[o] {
+		if !p.first && !holds(before, o) {
 			p.repaired("took away", o, "not wanted")
 		}
 		if err := o.remove(p.h.rt, p.index[o.device()]); err != nil && !gone(err) {

@@ -60,7 +60,7 @@ const (
 func Owned(link string) bool { return link == "weft0" || strings.HasPrefix(link, "weft-") }
 
 // Want is everything weft wants of the namespace. The zero Want wants nothing: Apply then removes all that is
-// ours. A Want is not kept or changed after Apply returns.
+// ours. Apply keeps a Want until the next one: nobody may edit it.
 type Want struct {
 	// Network holds the overlay's prefixes. Each gets an unreachable route of GuardMetric, in force before
 	// anything else is touched, so that what no better route takes is refused instead of sent in clear by the
@@ -89,8 +89,12 @@ type Host struct {
 	raw     raw
 	sysctls *sysctls
 
-	mu   sync.Mutex // held by Apply; guards prev
-	prev *inForce   // after the last Apply; nil before the first
+	mu       sync.Mutex   // held by Apply; guards prev and suspects
+	prev     *inForce     // after the last Apply; nil before the first
+	suspects map[any]bool // keys of objects of which the latest news is not what the last Apply left
+
+	listening atomic.Bool // Watch hears of every change
+	doubt     atomic.Bool // it heard of another one that may concern us, or may have missed some
 
 	watched atomic.Pointer[map[int]watch] // devices whose changes concern us, by index
 	repairs atomic.Uint64
@@ -105,7 +109,7 @@ func New(log *zap.Logger) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: open the network namespace: %w", err)
 	}
-	h := &Host{log: log, ns: ns, sysctls: openSysctls()}
+	h := &Host{log: log, ns: ns, sysctls: openSysctls(), suspects: map[any]bool{}}
 	if err := h.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("hostnet: open netlink: %w", err), h.Close())
 	}

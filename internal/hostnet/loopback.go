@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -38,16 +39,16 @@ func (p *pass) syncOwn() (strays []netip.Addr, err error) {
 			p.repaired("put back", own{a}, "it was missing")
 		}
 	}
-	works := map[Addr]bool{}
+	var works []Addr
 	for a := range p.now.own {
-		works[Addr{Dev: loopback, Prefix: hostPrefix(a)}] = true
+		works = append(works, Addr{Dev: loopback, Prefix: hostPrefix(a)})
 	}
 	for a, ours := range have {
 		if ours && !p.now.own[a] {
 			strays = append(strays, a)
 		}
 	}
-	return strays, errors.Join(append(errs, awaitLocal(p.h.rt, works))...)
+	return strays, errors.Join(append(errs, awaitLocal(p.h.rt, slices.Values(works)))...)
 }
 
 // removeOwn takes addresses off the loopback device.

@@ -99,27 +99,44 @@ func (f FDBEntry) evict(rt *netlink.Handle, index int) error {
 func dumpNeighbors(rt *netlink.Handle, names map[int]string) (list []Neighbor, err error) {
 	table, err := dumpBoth(func(fam int) ([]netlink.Neigh, error) { return rt.NeighList(0, fam) })
 	for _, k := range table {
-		if dev, ok := names[k.LinkIndex]; ok && k.State == netlink.NUD_PERMANENT && k.IP != nil {
-			odd := k.Flags&(netlink.NTF_PROXY|netlink.NTF_EXT_LEARNED) != 0
-			list = append(list, Neighbor{Dev: dev, IP: addrOf(k.IP), MAC: macOf(k.HardwareAddr), odd: odd})
+		if n, permanent := neighborFrom(k, names); permanent {
+			list = append(list, n)
 		}
 	}
 	return list, err
+}
+
+// neighborFrom turns the kernel's entry on one of the devices into a Neighbor; false for one that is not permanent, or on
+// another device.
+func neighborFrom(k netlink.Neigh, names map[int]string) (n Neighbor, permanent bool) {
+	dev, ok := names[k.LinkIndex]
+	if !ok || k.IP == nil {
+		return n, false
+	}
+	odd := k.Flags&(netlink.NTF_PROXY|netlink.NTF_EXT_LEARNED) != 0
+	return Neighbor{Dev: dev, IP: addrOf(k.IP), MAC: macOf(k.HardwareAddr), odd: odd}, k.State == netlink.NUD_PERMANENT
 }
 
 // dumpFDB returns the forwarding entries of the VXLAN devices with names.
 func dumpFDB(rows func() ([]fdbRow, error), names map[int]string) (list []FDBEntry, err error) {
 	table, err := dump(rows)
 	for _, k := range table {
-		dev, ok := names[k.LinkIndex]
-		// A device's own multicast and unicast filters are listed too, without a destination; they are not FDB.
-		if !ok || k.Flags&netlink.NTF_SELF == 0 || k.Flags&netlink.NTF_MASTER != 0 || k.IP == nil && !k.diverted {
-			continue
+		if e, ok := fdbFrom(k, names); ok {
+			list = append(list, e)
 		}
-		list = append(list, FDBEntry{
-			Dev: dev, MAC: macOf(k.HardwareAddr), Remote: addrOf(k.IP),
-			odd: k.State&netlink.NUD_PERMANENT == 0 || k.Flags&netlink.NTF_EXT_LEARNED != 0 || k.VNI != 0 || k.diverted,
-		})
 	}
 	return list, err
+}
+
+// fdbFrom turns the kernel's entry on one of the devices into an FDBEntry; false for what is none.
+func fdbFrom(k fdbRow, names map[int]string) (FDBEntry, bool) {
+	dev, ok := names[k.LinkIndex]
+	// A device's own multicast and unicast filters are listed too, without a destination; they are not FDB.
+	if !ok || k.Flags&netlink.NTF_SELF == 0 || k.Flags&netlink.NTF_MASTER != 0 || k.IP == nil && !k.diverted {
+		return FDBEntry{}, false
+	}
+	return FDBEntry{
+		Dev: dev, MAC: macOf(k.HardwareAddr), Remote: addrOf(k.IP),
+		odd: k.State&netlink.NUD_PERMANENT == 0 || k.Flags&netlink.NTF_EXT_LEARNED != 0 || k.VNI != 0 || k.diverted,
+	}, true
 }

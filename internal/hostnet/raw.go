@@ -77,22 +77,31 @@ func (r raw) fdb() (rows []fdbRow, err error) {
 		return nil, err
 	}
 	for _, b := range answers {
-		n, err := netlink.NeighDeserialize(b)
+		row, err := fdbRowFrom(b)
 		if err != nil {
-			return nil, fmt.Errorf("read a forwarding entry: %w", err)
-		}
-		attrs, err := nl.ParseRouteAttr(b[(&netlink.Ndmsg{}).Len():])
-		if err != nil {
-			return nil, fmt.Errorf("read a forwarding entry: %w", err)
-		}
-		row := fdbRow{Neigh: *n}
-		for _, a := range attrs {
-			switch a.Attr.Type {
-			case netlink.NDA_PORT, netlink.NDA_IFINDEX, netlink.NDA_NH_ID:
-				row.diverted = true
-			}
+			return nil, err
 		}
 		rows = append(rows, row)
 	}
 	return rows, nil
+}
+
+// fdbRowFrom reads a message about a forwarding entry.
+func fdbRowFrom(b []byte) (fdbRow, error) {
+	n, err := netlink.NeighDeserialize(b)
+	if err != nil {
+		return fdbRow{}, fmt.Errorf("read a forwarding entry: %w", err)
+	}
+	attrs, err := nl.ParseRouteAttr(b[(&netlink.Ndmsg{}).Len():])
+	if err != nil {
+		return fdbRow{}, fmt.Errorf("read a forwarding entry: %w", err)
+	}
+	row := fdbRow{Neigh: *n}
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case netlink.NDA_PORT, netlink.NDA_IFINDEX, netlink.NDA_NH_ID:
+			row.diverted = true
+		}
+	}
+	return row, nil
 }

@@ -1,12 +1,15 @@
 package hostnet
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"reflect"
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -147,4 +150,57 @@ func routeFrom(k netlink.Route, names map[int]string) Route {
 	// Whatever weft would not have written: more next hops, another type, TOS, metrics, an encapsulation, …
 	r.odd = !reflect.DeepEqual(k, *r.kernel(k.LinkIndex))
 	return r
+}
+
+// routeMessage reads a notification about a route as far as weft's own ones go; false for one that has more to it.
+// The library reads such messages in its dumps and subscriptions only.
+func routeMessage(b []byte) (k netlink.Route, ok bool) {
+	if len(b) < unix.SizeofRtMsg {
+		return k, false
+	}
+	msg := nl.DeserializeRtMsg(b)
+	attrs, err := nl.ParseRouteAttr(b[msg.Len():])
+	if err != nil {
+		return k, false
+	}
+	k = netlink.Route{Scope: netlink.Scope(msg.Scope), Protocol: netlink.RouteProtocol(msg.Protocol), Table: int(msg.Table),
+		Type: int(msg.Type), Tos: int(msg.Tos), Flags: int(msg.Flags), Family: int(msg.Family)}
+	for _, a := range attrs {
+		number := func() int {
+			if len(a.Value) < 4 {
+				return -1
+			}
+			return int(binary.NativeEndian.Uint32(a.Value))
+		}
+		switch a.Attr.Type {
+		case unix.RTA_DST:
+			k.Dst = &net.IPNet{IP: a.Value, Mask: net.CIDRMask(int(msg.Dst_len), 8*len(a.Value))}
+		case unix.RTA_GATEWAY:
+			k.Gw = a.Value
+		case unix.RTA_VIA:
+			via := &netlink.Via{}
+			if err := via.Decode(a.Value); err != nil {
+				return k, false
+			}
+			k.Via = via
+		case unix.RTA_PREFSRC:
+			k.Src = a.Value
+		case unix.RTA_OIF:
+			k.LinkIndex = number()
+		case unix.RTA_PRIORITY:
+			k.Priority = number()
+		case unix.RTA_TABLE:
+			k.Table = number()
+		case unix.RTA_METRICS:
+			metrics, err := nl.ParseRouteAttr(a.Value)
+			if err != nil || len(metrics) != 1 || metrics[0].Attr.Type != unix.RTAX_MTU || len(metrics[0].Value) < 4 {
+				return k, false
+			}
+			k.MTU = int(binary.NativeEndian.Uint32(metrics[0].Value))
+		case unix.RTA_CACHEINFO, unix.RTA_PREF: // statistics; a preference that weft leaves as it is
+		default:
+			return k, false
+		}
+	}
+	return k, true
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"syscall"
 	"time"
 
@@ -53,6 +52,9 @@ func (h *Host) Watch(ctx context.Context, wake func()) error {
 	if err != nil {
 		return err
 	}
+	h.doubt.Store(true) // for what happened before we listened
+	notify()
+	h.listening.Store(true)
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
@@ -64,7 +66,6 @@ func (h *Host) Watch(ctx context.Context, wake func()) error {
 		<-ended
 	}()
 
-	notify() // what happened before we listened
 	timer := time.NewTimer(belt)
 	defer timer.Stop()
 	for {
@@ -72,6 +73,7 @@ func (h *Host) Watch(ctx context.Context, wake func()) error {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+			h.doubt.Store(true)
 		case <-news:
 			if !sleep(ctx, settle) {
 				return nil
@@ -79,6 +81,12 @@ func (h *Host) Watch(ctx context.Context, wake func()) error {
 			select {
 			case <-news: // of the same burst
 			default:
+			}
+			h.mu.Lock()
+			doubtful := h.doubtful()
+			h.mu.Unlock()
+			if !doubtful { // the burst was our own, or undid itself
+				continue
 			}
 		}
 		start := time.Now()
@@ -104,6 +112,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // follow reads notifications until ctx ends, opening a new socket when one breaks.
 func (h *Host) follow(ctx context.Context, listener *nl.NetlinkSocket, notify func()) {
+	defer h.listening.Store(false)
 	for ctx.Err() == nil {
 		if listener == nil {
 			var err error
@@ -114,9 +123,12 @@ func (h *Host) follow(ctx context.Context, listener *nl.NetlinkSocket, notify fu
 				}
 				continue
 			}
+			h.doubt.Store(true)
 			notify()
+			h.listening.Store(true)
 		}
 		err := h.read(ctx, listener, notify)
+		h.listening.Store(false)
 		listener.Close()
 		listener = nil
 		if ctx.Err() == nil {
@@ -132,14 +144,23 @@ func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func
 	for {
 		news, from, err := listener.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
-			notify() // the kernel dropped notifications; the socket itself goes on
+			h.doubt.Store(true) // the kernel dropped notifications; the socket itself goes on
+			notify()
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if from.Pid == nl.PidKernel && slices.ContainsFunc(news, h.concerns) {
-			notify()
+		if from.Pid != nl.PidKernel {
+			continue
+		}
+		for _, m := range news {
+			if h.concerns(m) {
+				h.doubt.Store(true)
+				notify()
+			} else if h.surprising(m) {
+				notify()
+			}
 		}
 	}
 }
@@ -178,7 +199,7 @@ func (h *Host) elsewhere() (netns.NsHandle, error) {
 	return h.ns, nil
 }
 
-// concerns says whether a notification may be about something of ours.
+// concerns says whether a notification may be about our links and addresses or the underlay's, or cannot be read.
 func (h *Host) concerns(m syscall.NetlinkMessage) bool {
 	watched := func(index int) watch {
 		if set := h.watched.Load(); set != nil {
@@ -192,12 +213,6 @@ func (h *Host) concerns(m syscall.NetlinkMessage) bool {
 		return err != nil || watched(l.Attrs().Index) != unwatched || Owned(l.Attrs().Name)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return watched(int(nl.DeserializeIfAddrmsg(m.Data).Index)) != unwatched
-	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		n, err := netlink.NeighDeserialize(m.Data)
-		return err != nil || watched(n.LinkIndex) == ours
-	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		// A replaced route is told by its successor alone, whose protocol may be anybody's.
-		return nl.DeserializeRtMsg(m.Data).Protocol == Protocol || m.Header.Flags&unix.NLM_F_REPLACE != 0
 	}
 	return false
 }
