@@ -26,6 +26,8 @@ const (
 	dialTimeout    = 3 * time.Second
 	requestTimeout = 5 * time.Second
 	listTimeout    = 60 * time.Second
+	// pageSize is how many nodes one answer has at most.
+	pageSize = 250
 	// manager is the owner of the fields that are written.
 	manager = "weft"
 )
@@ -140,14 +142,31 @@ func (l listWatch) Watch(o metav1.ListOptions) (watch.Interface, error) {
 	return l.WatchWithContext(context.Background(), o)
 }
 
-// ListWithContext lists nodes.
+// ListWithContext lists nodes, as far as read looks at them. It asks for a page at a time, since thousands of whole Node objects
+// would take hundreds of megabytes: so it is with servers that cannot stream the list.
 func (l listWatch) ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	c, list := l.m.client, &corev1.NodeList{}
-	err := c.rest.Get().Resource("nodes").VersionedParams(&o, c.codec).Do(ctx).Into(list)
-	l.m.heard(ctx, err)
-	return list, err
+	if o.Limit = pageSize; o.ResourceVersion == "0" {
+		o.ResourceVersion = "" // with "0" a server pays no regard to the limit
+	}
+	for {
+		page := &corev1.NodeList{}
+		err := c.rest.Get().Resource("nodes").VersionedParams(&o, c.codec).Do(ctx).Into(page)
+		l.m.heard(ctx, err)
+		if err != nil {
+			return nil, err
+		}
+		for i := range page.Items {
+			list.Items = append(list.Items, *thin(&page.Items[i]))
+		}
+		list.ResourceVersion = page.ResourceVersion // the same for all pages
+		if page.Continue == "" {
+			return list, nil
+		}
+		o.Continue, o.ResourceVersion, o.ResourceVersionMatch = page.Continue, "", ""
+	}
 }
 
 // WatchWithContext watches nodes.

@@ -3,6 +3,7 @@ package kubernetes_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -150,13 +151,7 @@ func (f *fake) handle(w http.ResponseWriter, r *http.Request) {
 	case name != "":
 		json.NewEncoder(w).Encode(f.nodes[name])
 	case q.Get("watch") == "":
-		f.lists++
-		list := corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}}
-		list.ResourceVersion = strconv.Itoa(f.version)
-		for _, n := range f.nodes {
-			list.Items = append(list.Items, *n)
-		}
-		json.NewEncoder(w).Encode(list)
+		f.list(w, q.Get("continue"), q.Get("limit"))
 	case q.Get("sendInitialEvents") != "" && !f.streaming:
 		status(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
 	default:
@@ -168,6 +163,27 @@ func status(w http.ResponseWriter, code int, reason metav1.StatusReason) {
 	w.WriteHeader(code)
 	json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure,
 		Code: int32(code), Reason: reason, Message: string(reason)})
+}
+
+// list sends the nodes after one of this name, so many of them at most.
+func (f *fake) list(w http.ResponseWriter, after, limit string) {
+	f.lists++
+	list := corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}}
+	list.ResourceVersion = strconv.Itoa(f.version)
+	most, err := strconv.Atoi(limit)
+	if err != nil {
+		most = len(f.nodes)
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.nodes)) {
+		switch {
+		case name <= after:
+		case len(list.Items) == most:
+			list.Continue = list.Items[most-1].Name
+		default:
+			list.Items = append(list.Items, *f.nodes[name])
+		}
+	}
+	json.NewEncoder(w).Encode(list)
 }
 
 // watch runs with the lock, and gives it up to write and to wait.

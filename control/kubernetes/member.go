@@ -144,7 +144,14 @@ func (m *member) Replace(list []any, _ string) error {
 func (m *member) Resync() error { return nil }
 
 // Transformer makes the reflector keep of a list that it streams only what is needed.
-func (m *member) Transformer() cache.TransformFunc { return strip }
+func (m *member) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) {
+		if n, ok := obj.(*corev1.Node); ok {
+			return thin(n), nil
+		}
+		return obj, nil
+	}
+}
 
 // register keeps this node's Node object as it is to be.
 func (m *member) register(ctx context.Context) {

@@ -112,12 +112,8 @@ func read(s schema, n *corev1.Node) *record {
 	return r
 }
 
-// strip keeps of a Node object what read looks at, so that a list of thousands stays small.
-func strip(obj any) (any, error) {
-	n, ok := obj.(*corev1.Node)
-	if !ok {
-		return obj, nil
-	}
+// thin is what read looks at of a Node object, so that a list of thousands stays small.
+func thin(n *corev1.Node) *corev1.Node {
 	thin := &corev1.Node{}
 	thin.Name, thin.ResourceVersion, thin.UID = n.Name, n.ResourceVersion, n.UID
 	thin.Spec.PodCIDR, thin.Spec.PodCIDRs = n.Spec.PodCIDR, n.Spec.PodCIDRs
@@ -139,7 +135,7 @@ func strip(obj any) (any, error) {
 			thin.Status.Conditions = append(thin.Status.Conditions, c)
 		}
 	}
-	return thin, nil
+	return thin
 }
 
 // own is weft's schema.
