@@ -5,8 +5,8 @@ package control
 import (
 	"context"
 	"crypto/sha256"
-	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -16,7 +16,7 @@ import (
 type MAC [6]byte
 
 func (m MAC) String() string {
-	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+	return net.HardwareAddr(m[:]).String()
 }
 
 // Node is one member of the cluster. Immutable once published.

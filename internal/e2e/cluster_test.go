@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 // cluster is a nettest.Cluster with a weft daemon on every node.
 type cluster struct {
 	*nettest.Cluster
-	t       *testing.T
+	t       testing.TB
 	mode    string
 	modes   map[string]string // nodes of another mode
 	family  int               // of the underlay: 4 or 6
@@ -84,7 +84,7 @@ func upMixed(t *testing.T, mode string, modes map[string]string, family int, o n
 }
 
 // prepare builds a cluster without daemons.
-func prepare(t *testing.T, mode string, family int, o nettest.ClusterOptions) *cluster {
+func prepare(t testing.TB, mode string, family int, o nettest.ClusterOptions) *cluster {
 	t.Helper()
 	return &cluster{Cluster: nettest.NewCluster(t, o), t: t, mode: mode, family: family, dir: t.TempDir(),
 		daemons: map[string]*nettest.Process{}, absent: map[string]bool{}}

@@ -23,7 +23,7 @@ import (
 
 // runtime is a container runtime: libcni, the plugin, and the configuration that weft cni install has written.
 type runtime struct {
-	t    *testing.T
+	t    testing.TB
 	node *nettest.ClusterNode
 	cni  *libcni.CNIConfig
 	list *libcni.NetworkConfigList

@@ -206,13 +206,18 @@ func (c *etcdNodes) register(i int) (netip.Prefix, error) {
 		fmt.Sprintf("/weft/prefixes/%v-24", p.Addr()), fmt.Sprintf(`{"node":%q,%s}`, name, by))
 }
 
-// put writes keys and their values into etcd by one transaction, through its JSON gateway.
+// put writes keys and their values into etcd by one transaction.
 func (c *etcdNodes) put(pairs ...string) error {
 	var puts []any
 	for i := 0; i < len(pairs); i += 2 {
 		puts = append(puts, map[string]any{"requestPut": map[string][]byte{"key": []byte(pairs[i]), "value": []byte(pairs[i+1])}})
 	}
-	body, err := json.Marshal(map[string]any{"success": puts})
+	return c.txn(puts)
+}
+
+// txn does these operations, as the JSON gateway has them, by one transaction.
+func (c *etcdNodes) txn(operations []any) error {
+	body, err := json.Marshal(map[string]any{"success": operations})
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func TestIdle(t *testing.T) {
 }
 
 // memory is what a process has resident and the most it has had, bytes (proc(5): VmRSS, VmHWM).
-func memory(t *testing.T, pid int) (now, peak float64) {
+func memory(t testing.TB, pid int) (now, peak float64) {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -78,7 +78,7 @@ func memory(t *testing.T, pid int) (now, peak float64) {
 }
 
 // cpuTime is what a process has spent on cores (proc(5): schedstat of its threads, nanoseconds).
-func cpuTime(t *testing.T, pid int) (sum time.Duration) {
+func cpuTime(t testing.TB, pid int) (sum time.Duration) {
 	t.Helper()
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	if err != nil {

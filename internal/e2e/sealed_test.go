@@ -251,7 +251,7 @@ func TestPatternIsSeenInClear(t *testing.T) {
 }
 
 // keys runs `weft keys` and returns the public key it prints.
-func keys(t *testing.T, args ...string) string {
+func keys(t testing.TB, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(weft, append([]string{"keys"}, args...)...).CombinedOutput()
 	if err != nil {

@@ -311,7 +311,7 @@ func TestConservation(t *testing.T) {
 
 // flood sends n small UDP packets in bursts that wait for the receiver, so that none may be lost, and returns how
 // many arrived.
-func flood(t *testing.T, from, to *nettest.NS, addr netip.Addr, n int) int {
+func flood(t testing.TB, from, to *nettest.NS, addr netip.Addr, n int) int {
 	t.Helper()
 	var l *net.UDPConn
 	var err error
