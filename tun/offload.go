@@ -29,6 +29,11 @@ var offloads = [...]struct {
 	{"uso6", unix.TUN_F_USO4 | unix.TUN_F_USO6, unix.VIRTIO_NET_HDR_GSO_UDP_L4},
 }
 
+// queueLength is how many packets wait for a lane, super-packets counted as one. The kernel's default of 500 is
+// full before a lane that shares its core with a sender gets its turn: a scheduler's tick is 1 to 4 ms, in
+// which a sender makes more than 1000 small packets.
+const queueLength = 2000
+
 // OpenOffload makes the TUN device cfg.Name in the calling thread's network namespace, with a virtio
 // header in front of every packet: the kernel then hands over and takes TCP and UDP super-packets of
 // up to 64 KB. The port's packets are plain all the same: Recv cuts, Send joins. The port also is
@@ -76,8 +81,10 @@ func (p *offload) open(cfg Config, queues int) error {
 		return err
 	}
 	var err error
-	p.link, err = openLink(cfg.Name)
-	return err
+	if p.link, err = openLink(cfg.Name); err != nil {
+		return err
+	}
+	return p.link.setQueue(queueLength)
 }
 
 // attach opens one queue of a device, which is made if it is not there.

@@ -35,4 +35,16 @@ func (l *link) txDropped() (uint64, error) {
 	return d.Attrs().Statistics.TxDropped, nil
 }
 
+// setQueue makes the device's queues of packets for us n packets long.
+func (l *link) setQueue(n int) error {
+	d, err := l.handle.LinkByIndex(l.index)
+	if err == nil {
+		err = l.handle.LinkSetTxQLen(d, n)
+	}
+	if err != nil {
+		return fmt.Errorf("tun: set the queue's length: %w", err)
+	}
+	return nil
+}
+
 func (l *link) close() { l.handle.Close() }
