@@ -102,12 +102,15 @@ func balances(c contender.Contender, t probe.Selection, samples []*sample) []Bal
 }
 
 // hidden is how many packets may have died inside super-packets, which the kernel counts as one each wherever it
-// does not cut them first; it cuts them for sockets.
+// does not cut them first; it cuts them for sockets that do not ask for them whole.
 func hidden(c contender.Contender, t probe.Selection, kernel map[string]uint64) int64 {
 	if !c.Super && t.Params["gso"] == 0 {
 		return 0
 	}
-	whole := sum(kernel) - kernel[testbed.SocketOverflow] - kernel[testbed.SocketRefused]
+	whole := sum(kernel)
+	if t.Params["gro"] == 0 && !c.Super {
+		whole -= kernel[testbed.SocketOverflow] + kernel[testbed.SocketRefused]
+	}
 	return int64(whole) * (probe.MaxSegments - 1)
 }
 

@@ -73,7 +73,7 @@ type point struct{ size, nanos float64 }
 // kind says what a row is for a model: its sizes are all one, two in turn, or those of IMIX.
 func kind(p probe.Params) string {
 	switch {
-	case p["gso"] != 0 || p["size"] <= 0:
+	case p["gso"]+p["gro"] != 0 || p["size"] <= 0:
 		return ""
 	case p["imix"] != 0:
 		return "imix"

@@ -64,6 +64,7 @@ type job struct {
 	Role       string `json:"role"`
 	Flows      int    `json:"flows"`   // TCP connections to expect
 	Payload    int    `json:"payload"` // largest datagram, UDP roles
+	GRO        bool   `json:"gro"`     // UDP sink: take super-packets whole
 	DurationMS int64  `json:"duration_ms"`
 	Congestion string `json:"congestion"` // TCP roles
 }

@@ -14,6 +14,8 @@ type burst struct {
 	iovs  []unix.Iovec
 	arena []byte
 	room  int
+
+	controls []ancillary // of joined messages; nil = each is a datagram
 }
 
 // mmsghdr is the kernel's struct of that name.
@@ -54,6 +56,9 @@ func (s socket) send(b *burst, from, to int) (n int, err syscall.Errno) {
 
 // recv waits for a datagram and takes what else is there.
 func (s socket) recv(b *burst) (n int, err syscall.Errno) {
+	for i := range b.controls {
+		b.msgs[i].hdr.SetControllen(ancillarySize)
+	}
 	r, _, err := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s), uintptr(unsafe.Pointer(&b.msgs[0])), uintptr(len(b.msgs)),
 		unix.MSG_WAITFORONE, 0, 0)
 	if err != 0 {

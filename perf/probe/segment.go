@@ -12,6 +12,44 @@ import (
 // 64 since UDP_SEGMENT exists (udp(7)), 128 since Linux 6.9.
 const MaxSegments = udpBatch
 
+// groBatch is how many joined messages one system call takes at most.
+const groBatch = 16
+
+// ancillary is the room for one ancillary item, the size of the datagrams that UDP_GRO has joined:
+//
+//	| length 8 | level 4 | type 4 | size 4 | padding 4 |
+type ancillary struct {
+	unix.Cmsghdr
+	size int32
+	_    int32
+}
+
+const ancillarySize = int(unsafe.Sizeof(ancillary{}))
+
+// joined has the socket hand over super-packets whole (parameter gro) and returns memory to receive them.
+func (s socket) joined() (*burst, error) {
+	if err := unix.SetsockoptInt(int(s), unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil {
+		return nil, fmt.Errorf("gro=1: set UDP_GRO: %w: it needs Linux 5.0", err)
+	}
+	b := newBurst(groBatch, maxPayload)
+	b.controls = make([]ancillary, groBatch)
+	for i := range b.msgs {
+		b.msgs[i].hdr.Control = (*byte)(unsafe.Pointer(&b.controls[i]))
+	}
+	return b, nil
+}
+
+// segment is how long each datagram of message i is, the last one perhaps shorter.
+func (b *burst) segment(i int) int {
+	if b.controls != nil && b.msgs[i].hdr.Controllen >= unix.SizeofCmsghdr+4 {
+		c := &b.controls[i]
+		if c.Level == unix.IPPROTO_UDP && c.Type == unix.UDP_GRO && c.size > 0 {
+			return int(c.size)
+		}
+	}
+	return max(int(b.msgs[i].len), 1)
+}
+
 // segment has the sender hand over super-packets (parameter gso): the datagrams of a batch lie behind one another in
 // its memory, and the kernel cuts them apart again as late as it can.
 func (s *sender) segment(payload int) error {

@@ -48,6 +48,7 @@ var (
 	gso     = Param{"gso", "1 = the sender gives the kernel super-packets (UDP_SEGMENT)", 0, 0, 1, true}
 	imix    = Param{"imix", "1 = IMIX: packets of 40, 576 and 1500 bytes as 7:4:1, cut to what the path carries, and not of size", 0, 0, 1, true}
 	second  = Param{"second", "length of every second packet in bytes; 0 = all have size", 0, 0, 65535, true}
+	gro     = Param{"gro", "1 = the receiver takes super-packets whole (UDP_GRO)", 0, 0, 1, true}
 	latency = []MetricKind{
 		{Name: "rate", Unit: "1/s"},
 		{Name: "p50", Unit: "us"}, {Name: "p90", Unit: "us"}, {Name: "p99", Unit: "us"}, {Name: "p999", Unit: "us"},
@@ -63,12 +64,12 @@ var Tests = []Test{
 	},
 	{
 		"udp-rate", "the highest rate with loss of at most 0.1 %",
-		[]Param{size, second, imix, gso, family},
+		[]Param{size, second, imix, gso, gro, family},
 		[]MetricKind{{Name: "rate", Unit: "packet/s"}, {Name: "loss", Unit: "ratio"}},
 	},
 	{
 		"udp-overload", "what is delivered when more than the loss-free rate is offered",
-		[]Param{size, {"factor", "offered rate as a multiple of the loss-free rate", 2, 1, 100, false}, gso, family},
+		[]Param{size, {"factor", "offered rate as a multiple of the loss-free rate", 2, 1, 100, false}, gso, gro, family},
 		[]MetricKind{{Name: "rate", Unit: "packet/s"}},
 	},
 	{
@@ -76,7 +77,7 @@ var Tests = []Test{
 		[]Param{
 			{"size", "length of the inner IP packet in bytes", 1360, 41, 65535, true},
 			{"rate", "payload bit/s to offer; 0 = as fast as the sender can", 0, 0, 1e12, false},
-			gso, family,
+			gso, gro, family,
 		},
 		[]MetricKind{{Name: "throughput", Unit: "bit/s"}, {Name: "loss", Unit: "ratio"}},
 	},

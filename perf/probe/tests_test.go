@@ -66,12 +66,12 @@ func TestParseList(t *testing.T) {
 	}
 }
 
-// The contract's table: names, defaults, metrics and units; and besides gso, second, imix and udp-open-rr.
+// The contract's table: names, defaults, metrics and units; and besides gso, gro, second, imix and udp-open-rr.
 func TestListMatchesContract(t *testing.T) {
 	want := `tcp-stream flows=1 family=4 | throughput:bit/s
-udp-rate size=64 second=0 imix=0 gso=0 family=4 | rate:packet/s loss:ratio
-udp-overload size=64 factor=2 gso=0 family=4 | rate:packet/s
-udp-stream size=1360 rate=0 gso=0 family=4 | throughput:bit/s loss:ratio
+udp-rate size=64 second=0 imix=0 gso=0 gro=0 family=4 | rate:packet/s loss:ratio
+udp-overload size=64 factor=2 gso=0 gro=0 family=4 | rate:packet/s
+udp-stream size=1360 rate=0 gso=0 gro=0 family=4 | throughput:bit/s loss:ratio
 tcp-rr size=64 family=4 | rate:1/s p50:us p90:us p99:us p999:us
 udp-rr size=64 family=4 | rate:1/s p50:us p90:us p99:us p999:us
 udp-open-rr size=64 rate=10000 family=4 | rate:1/s p50:us p90:us p99:us p999:us loss:ratio

@@ -108,13 +108,20 @@ func (s *sender) run(rate float64, length time.Duration) offered {
 	var o offered
 	p := pacer{rate: rate}
 	var seq uint64
-	clock := startClock()
+	clock, last := startClock(), -quantum
 	for now := time.Duration(0); now < length && !s.stop.Load(); now = clock.now() {
 		n := p.due(now)
 		if n == 0 {
 			nap(min(p.next(now), length) - now)
 			continue
 		}
+		// Super-packets are for what gathers in a quantum. Above some rate something is due whenever a send has
+		// returned, and there would be no more super-packets, nor a sleep.
+		if early := last + quantum - now; n < s.segments && rate > 0 && early > 0 {
+			nap(early)
+			continue
+		}
+		last = now
 		n = min(n, udpBatch)
 		for i := range n {
 			header{s.token, s.trial, seq}.put(s.batch.buffer(i))
@@ -277,30 +284,39 @@ func (t *tally) counts() counts {
 	}
 }
 
-// count takes the n datagrams of a batch that arrived by now.
+// count takes the n messages of a batch that arrived by now, each a datagram or several joined.
 func (r *receiver) count(b *burst, n int, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range n {
-		data := b.received(i)
-		h, ok := parseHeader(data)
-		if !ok || h.token != r.token {
-			continue // a stranger's
+		data, each := b.received(i), b.segment(i)
+		for len(data) > each {
+			r.take(data[:each], now)
+			data = data[each:]
 		}
-		switch {
-		case h.trial == r.trial:
-		case int32(h.trial-r.trial) > 0:
-			r.trial, r.now = h.trial, tally{first: now}
-			r.win.next = 0
-		default: // late: it belongs to a trial already judged
-			r.all.add(inOrder, len(data))
-			continue
-		}
-		v := r.win.see(h.seq)
-		r.now.add(v, len(data))
-		r.all.add(v, len(data))
-		r.now.last = now
+		r.take(data, now)
 	}
+}
+
+// take counts one datagram. The caller holds r.mu.
+func (r *receiver) take(data []byte, now time.Time) {
+	h, ok := parseHeader(data)
+	if !ok || h.token != r.token {
+		return // a stranger's
+	}
+	switch {
+	case h.trial == r.trial:
+	case int32(h.trial-r.trial) > 0:
+		r.trial, r.now = h.trial, tally{first: now}
+		r.win.next = 0
+	default: // late: it belongs to a trial already judged
+		r.all.add(inOrder, len(data))
+		return
+	}
+	v := r.win.see(h.seq)
+	r.now.add(v, len(data))
+	r.all.add(v, len(data))
+	r.now.last = now
 }
 
 // snapshot returns what arrived of a trial, and when the last of it did.

@@ -26,7 +26,7 @@ func openUDP(ctx context.Context, s Spec, role string) (c *client, tx *sender, p
 	if mix := s.mix(); mix != nil {
 		payload = slices.Max(mix) - ipHeader(s.Target.Addr()) - udpHeader
 	}
-	c, ready, err := connect(ctx, s, job{Role: role, Payload: payload})
+	c, ready, err := connect(ctx, s, job{Role: role, Payload: payload, GRO: s.param(gro.Name) == 1})
 	if err != nil {
 		return nil, nil, 0, err
 	}

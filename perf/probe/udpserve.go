@@ -63,6 +63,11 @@ func (s *session) serveUDPSink() error {
 	rx := &receiver{token: uint32(s.token)}
 	// A byte more than promised, so that nothing longer passes for it.
 	batch := newBurst(udpBatch, s.job.Payload+1)
+	if s.job.GRO {
+		if batch, err = conn.joined(); err != nil {
+			return err
+		}
+	}
 	wait := background(func() {
 		if !s.awaitPeer(conn) {
 			return
@@ -70,7 +75,7 @@ func (s *session) serveUDPSink() error {
 		for clock := startClock(); !s.stop.Load(); clock.now() {
 			if n, errno := conn.recv(batch); errno == 0 {
 				rx.count(batch, n, time.Now())
-				if n < udpBatch/2 {
+				if n < len(batch.msgs)/2 {
 					nap(moderation)
 				}
 			}
