@@ -25,7 +25,13 @@ const patience = 60 * time.Second
 // weft is the binary under test: the lab runs itself as daemons and generators.
 var weft string
 
-func TestMain(m *testing.M) { os.Exit(withBinary(m.Run)) }
+func TestMain(m *testing.M) {
+	if port := os.Getenv(sinkVariable); port != "" {
+		fmt.Fprintln(os.Stderr, sink(port))
+		os.Exit(1)
+	}
+	os.Exit(withBinary(m.Run))
+}
 
 // withBinary builds weft for the length of run.
 func withBinary(run func() int) int {

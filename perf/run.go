@@ -64,6 +64,9 @@ func Run(ctx context.Context, p *Plan, show func(Event)) (_ *Result, err error) 
 	if err := r.checkSizes(); err != nil {
 		return nil, &UsageError{err}
 	}
+	if err := r.ceilings(ctx); err != nil {
+		return nil, err
+	}
 	for _, t := range p.Tests {
 		if err := r.test(ctx, t); err != nil {
 			return nil, err

@@ -52,7 +52,7 @@ func (s *stand) measure(ctx context.Context, t probe.Selection, idle busy) (*sam
 	if err != nil {
 		return nil, err
 	}
-	result, client, err := s.generate(ctx, t)
+	result, client, err := s.betweenPods(ctx, t)
 	if err != nil {
 		return nil, err
 	}

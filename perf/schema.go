@@ -14,8 +14,9 @@ type Result struct {
 	Conservation []Balance     `json:"conservation"`
 	Unsupported  []Unsupported `json:"unsupported"`
 	Failed       []Failure     `json:"failed"`
-	Details      []Detail      `json:"details,omitempty"` // absent from results of before there were any
-	Command      []string      `json:"command,omitempty"` // that gives such a result; where it goes is left out
+	Generator    []Ceiling     `json:"generator,omitempty"` // where there is a contender bare, whose wire it needs
+	Details      []Detail      `json:"details,omitempty"`   // absent from results of before there were any
+	Command      []string      `json:"command,omitempty"`   // that gives such a result; where it goes is left out
 }
 
 // Host is the machine's fingerprint: figures of different ones are not comparable.

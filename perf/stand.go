@@ -78,9 +78,14 @@ func openStand(ctx context.Context, p *Plan, c contender.Contender, dir string) 
 // serve starts the generator's server in the far pod and waits until it listens.
 func (s *stand) serve(ctx context.Context) (err error) {
 	_, far := s.ends()
-	s.server, err = far.Pod.StartReady(ctx, benchName, s.log,
-		s.plan.Weft, "bench", "serve", "--listen", netip.AddrPortFrom(netip.IPv6Unspecified(), probe.DefaultPort).String())
+	s.server, err = s.startServer(ctx, far.Pod)
 	return err
+}
+
+// startServer starts a generator's server in a namespace.
+func (s *stand) startServer(ctx context.Context, ns *testbed.Namespace) (*testbed.Process, error) {
+	return ns.StartReady(ctx, benchName, s.log,
+		s.plan.Weft, "bench", "serve", "--listen", netip.AddrPortFrom(netip.IPv6Unspecified(), probe.DefaultPort).String())
 }
 
 func (s *stand) close() error {
@@ -109,16 +114,21 @@ func (s *stand) because(err error) error {
 	return err
 }
 
-// generate runs one test from the near pod and returns what it found, and the processor time of
-// the generator that has ended by now.
-func (s *stand) generate(ctx context.Context, t probe.Selection) (probe.Result, testbed.CPUTime, error) {
+// betweenPods runs one test from the near pod to the far one.
+func (s *stand) betweenPods(ctx context.Context, t probe.Selection) (probe.Result, testbed.CPUTime, error) {
 	near, far := s.ends()
 	target := netip.AddrPortFrom(far.PodAddr(int(t.Params["family"])), probe.DefaultPort)
-	ctx, cancel := context.WithTimeout(ctx, s.plan.Duration+slack)
+	return s.generate(ctx, near.Pod, target, t, s.plan.Duration)
+}
+
+// generate runs one test from a namespace and returns what it found, and the processor time of
+// the generator that has ended by now.
+func (s *stand) generate(ctx context.Context, from *testbed.Namespace, target netip.AddrPort, t probe.Selection, duration time.Duration) (probe.Result, testbed.CPUTime, error) {
+	ctx, cancel := context.WithTimeout(ctx, duration+slack)
 	defer cancel()
 	var out bytes.Buffer
-	p, err := near.Pod.Start(benchName, s.log, &out, s.plan.Weft, "bench", "run", "--to", target.String(),
-		"--test", spell(t), "--duration", s.plan.Duration.String(), "--congestion", s.plan.Congestion, "-o", "json")
+	p, err := from.Start(benchName, s.log, &out, s.plan.Weft, "bench", "run", "--to", target.String(),
+		"--test", spell(t), "--duration", duration.String(), "--congestion", s.plan.Congestion, "-o", "json")
 	if err != nil {
 		return probe.Result{}, testbed.CPUTime{}, err
 	}

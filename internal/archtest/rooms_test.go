@@ -78,7 +78,7 @@ var (
 		"perf/contender":             {code: []string{"perf/testbed", "internal/api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
 		"perf/contender/wireguardgo": {code: []string{"golang.zx2c4.com/wireguard/..."}}, // the library is nowhere else
 		"perf/probe":                 {code: []string{unix}},
-		"perf/report":                {code: []string{"perf", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
+		"perf/report":                {code: []string{"perf", "perf/contender", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
 		"perf/model":                 {code: []string{"perf", "perf/probe", "internal/config/strict", "gonum.org/v1/gonum/stat/..."}},
 		"perf/scenario":              {code: []string{"perf/contender", "perf/probe", "perf/testbed", "internal/config/strict"}},
 		"perf/testbed":               {code: []string{nl, netns, unix}},

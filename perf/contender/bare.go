@@ -6,6 +6,9 @@ import (
 	"weft/perf/testbed"
 )
 
+// Bare is the name of the contender without overlay.
+const Bare = "bare"
+
 // bare is no overlay at all: the nodes route each other's prefixes over the underlay.
 type bare struct{ mtu int }
 

@@ -79,6 +79,36 @@ func TestExecVXLAN(t *testing.T) {
 	}
 }
 
+// TestExecFlannel: the example runs a real flanneld on every node, with each of its backends. scripts/test-long builds flanneld.
+func TestExecFlannel(t *testing.T) {
+	flanneld := os.Getenv("WEFT_FLANNELD")
+	if flanneld == "" {
+		t.Skip("WEFT_FLANNELD does not say where the program is: scripts/test-long builds it, and runs this")
+	}
+	t.Setenv("FLANNELD", flanneld)
+	for backend, mtu := range map[string]int{"vxlan": 1450, "host-gw": 1500, "udp": 1472} {
+		t.Run(backend, func(t *testing.T) {
+			t.Setenv("FLANNEL_BACKEND", backend)
+			b := bed(t, "exec-flannel", 1500)
+			x, err := up(t, b, "exec:../../examples/contenders/flannel")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if x.InnerMTU() != mtu || len(x.Processes()) != 3 || len(b.Network) != 1 {
+				t.Errorf("inner MTU %d, processes %v, families %d", x.InnerMTU(), x.Processes(), len(b.Network))
+			}
+			reach(t, b, x.InnerMTU())
+			used, err := x.Processes()[0].CPU()
+			if err != nil || used.Total() == 0 {
+				t.Errorf("flanneld and etcd of node a have used %v, %v", used, err)
+			}
+			if err := x.(Downer).Down(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func reach(t *testing.T, b *testbed.Bed, mtu int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -20,7 +20,7 @@ type Row struct {
 // brings its own function.
 func Rows() []Row {
 	return []Row{
-		{"bare", "the ceiling: no overlay", false, false, nothing, upBare},
+		{Bare, "the ceiling: no overlay", false, false, nothing, upBare},
 		{"host-gw", "Flannel host-gw, Calico without encapsulation: plain routes", false, false, nothing, upDaemon},
 		{"vxlan", "kernel VXLAN at its best", false, false, kernelLink("vxlan"), upDaemon},
 		{"vxlan-nocsum", "kernel VXLAN as Flannel and Calico ship it", false, false, kernelLink("vxlan"), upDaemon},

@@ -23,6 +23,8 @@ type view struct {
 	Verdict   *verdict
 	Tests     []section
 	Latencies []section
+	Loads     []section
+	Generator *section
 	Losses    []section
 	Costs     []section
 	Stages    []section
@@ -73,8 +75,14 @@ func HTML(w io.Writer, r *perf.Result) error {
 		v.Tests = append(v.Tests, testSection(i, g, v.Legend))
 		v.Costs = append(v.Costs, costSection(i, g))
 	}
-	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Latency) > 0 }) {
+	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Latency) > 0 && d.Test != openLoop }) {
 		v.Latencies = append(v.Latencies, latencySection(i, d, groups, v.Legend))
+	}
+	for i, l := range loads(groups) {
+		v.Loads = append(v.Loads, loadSection(i, l, v.Legend))
+	}
+	if len(r.Generator) > 0 {
+		v.Generator = generatorSection(r.Generator, groups)
 	}
 	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Trials) > 0 }) {
 		v.Losses = append(v.Losses, lossSection(i, d, v.Legend))

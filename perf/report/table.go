@@ -16,11 +16,12 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 
 	"weft/perf"
+	"weft/perf/contender"
 	"weft/perf/probe"
 )
 
 // baseline is the contender the others are compared with.
-const baseline = "bare"
+const baseline = contender.Bare
 
 // Table writes one table a test, and below them what did not run and what does not add up.
 func Table(w io.Writer, r *perf.Result) error {

@@ -73,11 +73,11 @@ func TestSoftnetDrops(t *testing.T) {
 }
 
 func TestParseStat(t *testing.T) {
-	got, err := parseStat([]byte("42 (a) b) S 1 42 42 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 5 0 100"))
-	if err != nil || got.User.Seconds() != 1.5 || got.System.Seconds() != 0.5 || got.Total().Seconds() != 2 {
+	group, got, err := parseStat([]byte("42 (a) b) S 1 41 42 0 -1 4194560 1 0 0 0 150 50 0 0 20 0 5 0 100"))
+	if err != nil || group != 41 || got.User.Seconds() != 1.5 || got.System.Seconds() != 0.5 || got.Total().Seconds() != 2 {
 		t.Errorf("%v, %v", got, err)
 	}
-	if _, err := parseStat([]byte("42 (a) S 1")); err == nil {
+	if _, _, err := parseStat([]byte("42 (a) S 1")); err == nil {
 		t.Error("half a line was read")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -168,38 +169,56 @@ func (t CPUTime) Since(before CPUTime) CPUTime {
 	return CPUTime{t.User - before.User, t.System - before.System}
 }
 
-// CPU is the processor time the process has used so far, all threads.
+// CPU is the processor time the process has used so far, all threads, and what it has started and not waited for: its process group.
 func (p *Process) CPU() (CPUTime, error) {
 	select {
 	case <-p.done:
 		return CPUTime{p.cmd.ProcessState.UserTime(), p.cmd.ProcessState.SystemTime()}, nil
 	default:
 	}
-	path := "/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/stat"
-	data, err := os.ReadFile(path)
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
-		return CPUTime{}, fmt.Errorf("testbed: processor time of %s: %w", p.Name, err)
+		return CPUTime{}, err
 	}
-	return parseStat(data)
+	var sum CPUTime
+	there := false
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		group, used, err := parseStat(data)
+		if err != nil {
+			return CPUTime{}, err
+		}
+		if group == p.cmd.Process.Pid {
+			sum, there = sum.Plus(used), true
+		}
+	}
+	if !there {
+		return CPUTime{}, fmt.Errorf("testbed: processor time of %s: no such process", p.Name)
+	}
+	return sum, nil
 }
 
 // clockTick is USER_HZ, 100 on every Linux architecture Go runs on.
 const clockTick = time.Second / 100
 
-// parseStat reads utime and stime, fields 14 and 15 of /proc/<pid>/stat (proc_pid_stat(5)). Field 2
+// parseStat reads pgrp, utime and stime, fields 5, 14 and 15 of /proc/<pid>/stat (proc_pid_stat(5)). Field 2
 // is the command in parentheses and may hold anything, so fields are counted from its end.
-func parseStat(data []byte) (CPUTime, error) {
+func parseStat(data []byte) (group int, used CPUTime, err error) {
 	end := bytes.LastIndexByte(data, ')')
 	fields := strings.Fields(string(data[end+1:]))
 	if end < 0 || len(fields) < 13 {
-		return CPUTime{}, errors.New("testbed: /proc/<pid>/stat: not as proc(5) describes it")
+		return 0, CPUTime{}, errors.New("testbed: /proc/<pid>/stat: not as proc(5) describes it")
 	}
+	group, err0 := strconv.Atoi(fields[2])
 	user, err1 := strconv.ParseUint(fields[11], 10, 64)
 	system, err2 := strconv.ParseUint(fields[12], 10, 64)
-	if err := errors.Join(err1, err2); err != nil {
-		return CPUTime{}, fmt.Errorf("testbed: /proc/<pid>/stat: %w", err)
+	if err := errors.Join(err0, err1, err2); err != nil {
+		return 0, CPUTime{}, fmt.Errorf("testbed: /proc/<pid>/stat: %w", err)
 	}
-	return CPUTime{time.Duration(user) * clockTick, time.Duration(system) * clockTick}, nil
+	return group, CPUTime{time.Duration(user) * clockTick, time.Duration(system) * clockTick}, nil
 }
 
 // lastLine is the last line of a file that is not empty, at most 400 bytes of it.
