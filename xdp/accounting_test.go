@@ -3,18 +3,21 @@ package xdp
 import (
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"weft/internal/nettest"
 	"weft/packet"
 	"weft/packet/packettest"
 )
 
 // Accounting: every frame of a UMEM is in exactly one place.
 
-// audit lists every frame of a queue pair's memory at a quiet moment and says which are missing or in two places.
-func audit(t *testing.T, u *umem, pairs []*pair, held ...*packet.Batch) {
+// audit lists every frame of a queue pair's memory at a quiet moment and says which are missing or in two places. It returns how
+// many are where.
+func audit(t *testing.T, u *umem, pairs []*pair, held ...*packet.Batch) map[string]int {
 	t.Helper()
 	where := map[uint64]string{}
 	add := func(f uint64, place string) {
@@ -57,6 +60,11 @@ func audit(t *testing.T, u *umem, pairs []*pair, held ...*packet.Batch) {
 	if len(where) != u.frames {
 		t.Errorf("%d frames are accounted for, of %d", len(where), u.frames)
 	}
+	count := map[string]int{}
+	for _, place := range where {
+		count[place]++
+	}
+	return count
 }
 
 // own is the rings of our own.
@@ -100,12 +108,13 @@ func settled(t *testing.T, pairs []*pair) {
 	})
 }
 
-// TestAccounting pushes a million packets through a pair in both directions at once, with stages that drop some, a far
-// side that goes down and up, and packets too large to send; and then finds every frame.
+// TestAccounting pushes 100,000 packets, a million with WEFT_TEST_LONG=1, through a pair in both directions at once, with stages
+// that drop some, packets too large to send, devices on either side that go down and up, and a peer that dies and comes back; and
+// then finds every frame.
 func TestAccounting(t *testing.T) {
-	total := 1_000_000
-	if testing.Short() {
-		total = 50_000
+	total := 100_000
+	if os.Getenv("WEFT_TEST_LONG") != "" {
+		total = 1_000_000
 	}
 	u := newUnderlay(t)
 	c := testConfig()
@@ -192,17 +201,29 @@ func TestAccounting(t *testing.T) {
 		next := progress() + total/50
 		until(t, "packets to be carried", func() bool { return progress() >= next })
 		switch i % 10 {
-		case 3:
+		case 1: // the underlay, at our end
+			u.a.MustRun(t, "ip", "link", "set", "eth0", "down")
+		case 2:
+			u.a.MustRun(t, "ip", "link", "set", "eth0", "up")
+		case 3: // and at the far end
 			u.b.MustRun(t, "ip", "link", "set", "eth0", "down")
 		case 4:
 			u.b.MustRun(t, "ip", "link", "set", "eth0", "up")
+		case 5: // the peer is gone: nobody answers for its address
+			u.b.MustRun(t, "ip", "addr", "del", addrsB[0].String()+"/24", "dev", "eth0")
+			u.a.MustRun(t, "ip", "neigh", "flush", "dev", "eth0")
+		case 6:
+			u.b.MustRun(t, "ip", "addr", "add", addrsB[0].String()+"/24", "dev", "eth0")
 		case 7:
 			u.a.MustRun(t, "ip", "link", "set", "weft0", "down")
 		case 8:
 			u.a.MustRun(t, "ip", "link", "set", "weft0", "up")
 		}
 	}
-	u.b.MustRun(t, "ip", "link", "set", "eth0", "up")
+	for _, ns := range []*nettest.NS{u.a, u.b} { // whatever came last
+		ns.MustRun(t, "ip", "link", "set", "eth0", "up")
+	}
+	u.b.MustRun(t, "ip", "addr", "replace", addrsB[0].String()+"/24", "dev", "eth0")
 	u.a.MustRun(t, "ip", "link", "set", "weft0", "up")
 	enough.Store(true)
 	lanes.Wait()
@@ -213,13 +234,17 @@ func TestAccounting(t *testing.T) {
 		q.tx.again() // what waits for a link that is up again
 	}
 	settled(t, both)
-	audit(t, own(inside.rings)[0].umem, both, batches...)
+	umem := own(inside.rings)[0].umem
+	t.Logf("%d frames: %v", umem.frames, audit(t, umem, both, batches...))
 	t.Logf("carried %d and %d, dropped %v and %v, kernel %v and %v", carried[0].Load(), carried[1].Load(),
 		dropped[0].Map(), dropped[1].Map(), inside.KernelDrops(), outside.KernelDrops())
 	for dir, name := range []string{"out", "in"} {
 		if dropped[dir][packet.TooBig] == 0 || dropped[dir][packet.NoRoute] == 0 {
 			t.Errorf("lane %s: no packet was too big, or dropped by a stage: %v", name, dropped[dir].Map())
 		}
+	}
+	if dropped[0][packet.Unresolved] == 0 {
+		t.Errorf("no packet to a dead peer: %v", dropped[0].Map())
 	}
 	if st := outside.Statistics(); st.Rx_invalid_descs+st.Tx_invalid_descs != 0 {
 		t.Errorf("invalid descriptors: %+v", st)
