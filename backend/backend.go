@@ -52,6 +52,7 @@ type Status struct {
 	Devices     []string          // interfaces it made or adopted
 	Features    map[string]string // ability → "on" or the reason why it is off
 	KernelDrops map[string]uint64 // packets the kernel dropped around the path, by name
+	Rings       []Ring            // of AF_XDP ports
 	Repairs     uint64            // objects put back after somebody else removed or changed them
 	Hops        []Hop             // one per peer that traffic can reach, sorted by node
 	Problems    []control.Problem // peers that this way of carrying traffic cannot reach, and why
@@ -60,6 +61,15 @@ type Status struct {
 	Rejected map[string]uint64
 	// CookiesSent counts the cookies that were their answer.
 	CookiesSent uint64
+}
+
+// Ring is how the AF_XDP rings of one queue of a device are attached, and what the kernel counts there.
+type Ring struct {
+	Device   string            `json:"device"`
+	Queue    int               `json:"queue"`
+	Attach   string            `json:"attach"` // native or generic
+	ZeroCopy bool              `json:"zero_copy"`
+	Counters map[string]uint64 `json:"counters"` // XDP_STATISTICS
 }
 
 // Hop is how one peer is reached.

@@ -10,12 +10,13 @@ import (
 type Point struct {
 	Lane      string // its name: "out/0"
 	Direction Direction
-	Step      int    // index into LaneStats.Stages: 0 is Recv
-	Steps     int    // how many there are: the last is Send
-	Name      string // of the step: "recv tun", "route", …
-	Inner     int    // where the packets' inner IP header is, bytes from their front; -1 while an encapsulation is around it, as it may still be around what died while it was taken off
-	Dead      int    // the same for those that died in this step, which leaves alone what it lets die; of Send: what the living were
-	Copies    bool   // the batch holds copies that the lane makes to flood frames: seen first behind "flood", while that step still runs
+	Step      int            // index into LaneStats.Stages: 0 is Recv
+	Steps     int            // how many there are: the last is Send
+	Name      string         // of the step: "recv tun", "route", …
+	Inner     int            // where the packets' inner IP header is, bytes from their front; -1 while an encapsulation is around it, as it may still be around what died while it was taken off
+	Dead      int            // the same for those that died in this step, which leaves alone what it lets die; of Send: what the living were
+	Outer     packet.Outward // out: of the queue to send to; nil where it cannot say
+	Copies    bool           // the batch holds copies that the lane makes to flood frames: seen first behind "flood", while that step still runs
 }
 
 // Wire says whether the batch holds what comes from or goes to the outside port.
@@ -74,6 +75,9 @@ func (l *Lane) makePoints(names []string) {
 	}
 	for i, name := range names {
 		p := Point{Lane: l.cfg.Name, Direction: l.cfg.Direction, Step: i, Steps: len(names), Name: name, Inner: -1, Dead: -1}
+		if l.cfg.Direction == Out {
+			p.Outer, _ = l.cfg.To.(packet.Outward)
+		}
 		if bare(i) {
 			p.Inner = l.cfg.Link
 		}

@@ -60,6 +60,7 @@ type Packet struct {
 	csumStart  int // absolute in buf; meaningful while csum == ChecksumPartial
 	csumOffset int
 	csum       ChecksumState
+	outer      uint8 // bytes of outer headers in front of what Recv has returned
 }
 
 // ChecksumState says what is known about the transport checksum inside a packet.
@@ -113,7 +114,7 @@ func (p *Packet) Reset() []byte {
 	p.buf = p.mem
 	p.off, p.end = Headroom, Headroom
 	p.Hop, p.From, p.Flow, p.Drop, p.RCO, p.csum = nil, netip.AddrPort{}, 0, Alive, false, ChecksumComplete
-	p.segment = 0
+	p.segment, p.outer = 0, 0
 	return p.buf[Headroom : len(p.buf)-Tailroom : len(p.buf)]
 }
 
@@ -153,6 +154,12 @@ func (p *Packet) SetPartial(start, offset int) {
 func (p *Packet) Partial() (start, offset int, ok bool) {
 	return p.csumStart - p.off, p.csumOffset, p.csum == ChecksumPartial
 }
+
+// SetOuter says that the n bytes in front of the packet are the outer headers it came in.
+func (p *Packet) SetOuter(n int) { p.outer = uint8(n) }
+
+// Outer returns these bytes, while no stage has changed the packet; nil where the kernel has taken the headers off.
+func (p *Packet) Outer() []byte { return p.buf[p.off-int(p.outer) : p.off] }
 
 // SetSegment marks a super-packet: an IP packet above the MTU that a far kernel left uncut (TSO,
 // UDP GSO). n is the payload of each of its segments but the last, in bytes.
@@ -263,6 +270,20 @@ type Features interface {
 	Features() map[string]string
 }
 
+// Ringed is implemented by ports that share rings with the kernel. Called off the fast path; nil once the port is closed.
+type Ringed interface {
+	Rings() []RingCounters
+}
+
+// RingCounters is how the rings of one queue of a device are attached, and what the kernel counts there.
+type RingCounters struct {
+	Device   string
+	Queue    int
+	Attach   string            // native = in the driver, or generic
+	ZeroCopy bool              // the driver itself reads and writes the rings' memory
+	Counters map[string]uint64 // all that there are, by name
+}
+
 // Aside is implemented by outside ports that keep what is not for the lanes (handshakes) on sockets of
 // its own, one for each local address. The port closes them.
 type Aside interface {
@@ -281,6 +302,18 @@ type Conn interface {
 // Batcher is implemented by queues whose batches need memory of their own kind (AF_XDP frames).
 type Batcher interface {
 	NewBatch(n int) *Batch
+}
+
+// OuterHeader is what goes in front of a tunnel packet.
+type OuterHeader struct {
+	Frame []byte // Ethernet, IP and UDP headers but for lengths, IPv4 identification, sums and source port; immutable. nil = they are the kernel's
+	Port  uint16 // source port; 0 = not known
+}
+
+// Outward is implemented by queues of outside ports that can say what Send will put in front of a packet with a Hop. Called by
+// whoever sends, before it does.
+type Outward interface {
+	Outer(p *Packet) OuterHeader
 }
 
 // Stage is one step on the way out, and its inverse on the way in. It belongs to one lane. It never

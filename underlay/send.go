@@ -26,8 +26,9 @@ const (
 type sender struct {
 	gate  *wait.Gate
 	fds   [2][]int // by family (IPv4, IPv6): the sockets, one source port each
-	width int      // messages a system call
-	gso   bool     // join packets behind UDP_SEGMENT
+	ports [2][]uint16
+	width int  // messages a system call
+	gso   bool // join packets behind UDP_SEGMENT
 
 	// refusal is the error after which gso went off, 0 = none. Read by others.
 	refusal atomic.Uint32
@@ -54,12 +55,13 @@ func newSender(cfg Config) *sender {
 	return s
 }
 
-func (s *sender) add(fd int, v6 bool) {
+func (s *sender) add(fd int, port uint16, v6 bool) {
 	family := 0
 	if v6 {
 		family = 1
 	}
 	s.fds[family] = append(s.fds[family], fd)
+	s.ports[family] = append(s.ports[family], port)
 }
 
 // batch is Send.

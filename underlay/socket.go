@@ -69,31 +69,30 @@ func remedy(err error) string {
 	return ""
 }
 
-// sendSocket opens a sending socket: bound to local and a free source port. What arrives there is
+// sendSocket opens a sending socket, bound to local and a free source port, and returns that too. What arrives there is
 // nobody's; the kernel drops it beyond a minimal buffer.
-func (p *port) sendSocket(local netip.Addr) (int, error) {
-	fd, err := p.open(local)
-	if err != nil {
-		return 0, err
+func (p *port) sendSocket(local netip.Addr) (fd int, port uint16, err error) {
+	if fd, err = p.open(local); err != nil {
+		return 0, 0, err
 	}
 	p.setBuffer(fd, "send-buffer", unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, "net.core.wmem_max")
 	if err := setInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0, "SO_RCVBUF"); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	for range bindTries {
-		at := netip.AddrPortFrom(local, uint16(firstSourcePort+rand.IntN(lastSourcePort-firstSourcePort+1)))
-		err = unix.Bind(fd, sockaddrOf(at))
+		port = uint16(firstSourcePort + rand.IntN(lastSourcePort-firstSourcePort+1))
+		err = unix.Bind(fd, sockaddrOf(netip.AddrPortFrom(local, port)))
 		if !errors.Is(err, unix.EADDRINUSE) {
 			break
 		}
 	}
 	if errors.Is(err, unix.EADDRINUSE) {
-		return 0, fmt.Errorf("underlay: bind a source port on %v: %w: %d random ports of %d–%d were all taken",
+		return 0, 0, fmt.Errorf("underlay: bind a source port on %v: %w: %d random ports of %d–%d were all taken",
 			local, err, bindTries, firstSourcePort, lastSourcePort)
 	} else if err != nil {
-		return 0, fmt.Errorf("underlay: bind a source port on %v: %w%s", local, err, remedy(err))
+		return 0, 0, fmt.Errorf("underlay: bind a source port on %v: %w%s", local, err, remedy(err))
 	}
-	return fd, nil
+	return fd, port, nil
 }
 
 // open makes a non-blocking UDP socket of local's family that the port owns from here on.

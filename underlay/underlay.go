@@ -118,14 +118,14 @@ func Listen(cfg Config, queues int) (_ packet.Port, err error) {
 				receiving = append(receiving, fd)
 			}
 			for range cfg.SendSockets {
-				fd, err := p.sendSocket(local)
+				fd, port, err := p.sendSocket(local)
 				if err != nil {
 					return nil, err
 				}
 				if cfg.Offload { // 0 = joined only where a message asks for it
 					q.send.gso = p.feature("udp-gso", unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT, 0))
 				}
-				q.send.add(fd, local.Is6())
+				q.send.add(fd, port, local.Is6())
 			}
 		}
 		q.recv.waiter = p.stop.Waiter(wait.Readable, receiving...)
@@ -289,3 +289,11 @@ type queue struct {
 
 func (q *queue) Recv(b *packet.Batch) error { return q.recv.batch(b) }
 func (q *queue) Send(b *packet.Batch) error { return q.send.batch(b) }
+
+// Outer implements packet.Outward: of the outer headers only the source port is ours.
+func (q *queue) Outer(p *packet.Packet) (h packet.OuterHeader) {
+	if via, ok := q.send.pick(p); ok {
+		h.Port = q.send.ports[via/maxSendSockets][via%maxSendSockets]
+	}
+	return h
+}

@@ -18,7 +18,8 @@ import (
 // device; and inwards what the XDP program leaves to the kernel, such as fragments, which arrive here reassembled.
 // It also keeps others from binding the endpoint, and the kernel from answering "port unreachable" for it.
 type kernelPath struct {
-	fds [2]int // v4, v6; -1 = none
+	fds  [2]int // v4, v6; -1 = none
+	port uint16
 }
 
 // rawAddr is a socket address as the kernel reads it.
@@ -53,7 +54,7 @@ func (r *rawAddr) addrPort() netip.AddrPort {
 }
 
 func openKernelPath(local []netip.Addr, port uint16) (k *kernelPath, err error) {
-	k = &kernelPath{fds: [2]int{-1, -1}}
+	k = &kernelPath{fds: [2]int{-1, -1}, port: port}
 	defer func() {
 		if err != nil {
 			k.close()

@@ -277,8 +277,10 @@ func unwrap(p *packet.Packet, verify bool) packet.Drop {
 		return packet.BadChecksum
 	}
 	p.From = netip.AddrPortFrom(ip.Src(), binary.BigEndian.Uint16(udp))
-	p.Strip(packet.EthernetHeader + start + packet.UDPHeader)
+	outer := packet.EthernetHeader + start + packet.UDPHeader
+	p.Strip(outer)
 	p.Resize(length - packet.UDPHeader)
+	p.SetOuter(outer)
 	return packet.Alive
 }
 
@@ -324,6 +326,18 @@ func (q *outsideQueue) Send(b *packet.Batch) error {
 		}
 	}
 	return q.Flush(b)
+}
+
+// Outer implements packet.Outward.
+func (q *outsideQueue) Outer(p *packet.Packet) packet.OuterHeader {
+	if p.Hop == nil || !p.Hop.Addr.IsValid() || q.send.Enter() != nil {
+		return packet.OuterHeader{}
+	}
+	defer q.send.Leave()
+	if t := q.course(q.to(p.Hop)).template; t != nil {
+		return packet.OuterHeader{Frame: t.header[:t.length], Port: sourcePort(p.Flow)}
+	}
+	return packet.OuterHeader{Port: q.kernel.port}
 }
 
 // to finds the destination of a hop: by the peer's number, unless its address has changed.

@@ -87,6 +87,25 @@ func (p *port) Statistics() unix.XDPStatistics {
 	return p.sum()
 }
 
+// Rings is XDP_STATISTICS queue by queue. It implements packet.Ringed.
+func (p *port) Rings() (all []packet.RingCounters) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	for i, r := range p.rings {
+		st, err := r.Statistics()
+		if err != nil {
+			continue // the device is gone
+		}
+		all = append(all, packet.RingCounters{Device: p.device, Queue: i, Attach: p.program.mode, ZeroCopy: r.ZeroCopy(),
+			Counters: map[string]uint64{"rx-dropped": st.Rx_dropped, "rx-ring-full": st.Rx_ring_full, "rx-invalid-descs": st.Rx_invalid_descs,
+				"fill-ring-empty": st.Rx_fill_ring_empty_descs, "tx-invalid-descs": st.Tx_invalid_descs, "tx-ring-empty": st.Tx_ring_empty_descs}})
+	}
+	return all
+}
+
 func (p *port) sum() (total unix.XDPStatistics) {
 	for _, r := range p.rings {
 		st, err := r.Statistics()

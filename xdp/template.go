@@ -68,11 +68,13 @@ func (t *template) write(frame []byte, flow uint32, id uint16) {
 		binary.BigEndian.PutUint16(ip[4:], id)
 		binary.BigEndian.PutUint16(ip[10:], ^add(add(t.sum, uint16(len(ip))), id))
 	}
-	binary.BigEndian.PutUint16(udp, firstSourcePort+uint16(flow^flow>>16)%sourcePorts)
+	binary.BigEndian.PutUint16(udp, sourcePort(flow))
 	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
 	// A real checksum for both families: without one the receiver's kernel cannot coalesce (GRO).
 	packet.PutChecksum(udp[6:], packet.Sum(udp, add(t.pseudo, uint16(len(udp)))))
 }
+
+func sourcePort(flow uint32) uint16 { return firstSourcePort + uint16(flow^flow>>16)%sourcePorts }
 
 // add is the ones' complement sum of two words.
 func add(a, b uint16) uint16 {

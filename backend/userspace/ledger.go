@@ -3,6 +3,7 @@ package userspace
 import (
 	"maps"
 
+	"weft/backend"
 	"weft/dataplane"
 	"weft/packet"
 )
@@ -90,6 +91,17 @@ func kernelDrops(e *engine) map[string]uint64 {
 		}
 	}
 	return sum
+}
+
+func rings(e *engine) (all []backend.Ring) {
+	for _, p := range []packet.Port{e.inside, e.outside} {
+		if r, ok := p.(packet.Ringed); ok {
+			for _, c := range r.Rings() {
+				all = append(all, backend.Ring(c))
+			}
+		}
+	}
+	return all
 }
 
 func features(e *engine) map[string]string {

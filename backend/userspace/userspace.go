@@ -373,6 +373,7 @@ func (b *Backend) Status() backend.Status {
 	if b.engine != nil {
 		s.Devices = []string{device}
 		s.Features = features(b.engine)
+		s.Rings = rings(b.engine)
 	}
 	sessions := map[uint32]backend.Session{}
 	if b.seal != nil {

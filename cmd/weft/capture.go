@@ -20,9 +20,9 @@ func newCaptureCommand() *cobra.Command {
 		Short: "Write what passes a userspace mode's lanes, and what dies there, as pcapng for tcpdump and Wireshark",
 		Long: `Write the packets of the daemon's lanes as a pcapng file, until interrupted. It has three interfaces:
 inside, as the pods' side has the packets; outside, as the underlay has them, sealed where they are
-sealed; and drops, those that weft dropped, each with the reason in its comment. Outer headers are
-made up from addresses and ports: the real ones are the kernel's or the device's. Packets of AF_XDP
-never reach tcpdump otherwise. While nobody captures, it costs nothing.
+sealed; and drops, those that weft dropped, each with the reason in its comment. Outer headers of
+AF_XDP are the real ones; where the kernel makes them, addresses and ports are, and MACs are zero.
+Packets of AF_XDP never reach tcpdump otherwise. While nobody captures, it costs nothing.
 
 Filter expressions are much like tcpdump's: [src|dst] host ADDRESS, net PREFIX, port N[-N]; proto N,
 tcp, udp, icmp, icmp6, sctp, esp, ip, ip6, arp; drop, drop NAME; and, or, not, parentheses. Where a

@@ -49,6 +49,13 @@ func printStatus(w io.Writer, s api.Status) {
 	row(w, "features", pairs(s.Features))
 	row(w, "repairs", s.Repairs)
 	row(w, "kernel drops", pairs(s.KernelDrops))
+	for _, r := range s.Rings {
+		copies := "copies"
+		if r.ZeroCopy {
+			copies = "zero-copy"
+		}
+		row(w, "rings", fmt.Sprintf("%s queue %d: %s, %s, %s", r.Device, r.Queue, r.Attach, copies, pairs(r.Counters)))
+	}
 	row(w, "daemon", fmt.Sprintf("%s, pid %d, up %s", s.Version, s.PID, s.Now.Sub(s.Started).Round(time.Second)))
 	for _, p := range s.Problems {
 		row(w, "problem", about(p))

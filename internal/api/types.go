@@ -49,9 +49,10 @@ type Status struct {
 	UnderlayMTU int               `json:"underlay_mtu"`     // bytes
 	InnerMTU    int               `json:"inner_mtu"`        // bytes, the largest inner IP packet
 	Devices     []string          `json:"devices"`
-	Features    map[string]string `json:"features"`     // ability → "on" or why it is off
-	KernelDrops map[string]uint64 `json:"kernel_drops"` // around the path, by name
-	Repairs     uint64            `json:"repairs"`      // kernel objects put back
+	Features    map[string]string `json:"features"`        // ability → "on" or why it is off
+	KernelDrops map[string]uint64 `json:"kernel_drops"`    // around the path, by name
+	Rings       []Ring            `json:"rings,omitempty"` // of AF_XDP ports, since the path was opened
+	Repairs     uint64            `json:"repairs"`         // kernel objects put back
 
 	Cipher   string            `json:"cipher"`             // encryption.cipher
 	Rejected map[string]uint64 `json:"rejected,omitempty"` // handshake messages of nobody known, by reason
@@ -61,6 +62,15 @@ type Status struct {
 	Control  Control   `json:"control"`
 	Apply    Apply     `json:"apply"`
 	Problems []Problem `json:"problems"`
+}
+
+// Ring is how the AF_XDP rings of one queue of a device are attached, and what the kernel counts there.
+type Ring struct {
+	Device   string            `json:"device"`
+	Queue    int               `json:"queue"`
+	Attach   string            `json:"attach"` // native or generic
+	ZeroCopy bool              `json:"zero_copy"`
+	Counters map[string]uint64 `json:"counters"` // XDP_STATISTICS
 }
 
 // Control is where the list of nodes comes from.

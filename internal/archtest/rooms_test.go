@@ -92,7 +92,7 @@ var (
 		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/capture", "internal/config", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
 			"internal/filter", "internal/trace", "packet", "golang.org/x/sync/errgroup", unix, zap}, nil},
 		"internal/doctor":  {code: []string{"control", "internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
-		"internal/e2e":     {tests: []string{"catalog", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/..."}},
+		"internal/e2e":     {tests: []string{"catalog", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
 		"internal/filter":  {code: []string{"packet"}},
 		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else

@@ -5,6 +5,7 @@ package capture
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net/netip"
@@ -162,7 +163,7 @@ func (c *Capture) Observe(at *dataplane.Point, b *packet.Batch) {
 		if inner >= 0 {
 			c.takeInner(l, &r, p, inner)
 		} else {
-			c.takeOuter(l, &r, p, at.Direction)
+			c.takeOuter(l, &r, p, at)
 		}
 	}
 }
@@ -189,27 +190,51 @@ func (c *Capture) takeInner(l *laneOf, r *record, p *packet.Packet, inner int) {
 	c.put(l, r, head, b)
 }
 
-// takeOuter records a tunnel packet behind outer headers.
-func (c *Capture) takeOuter(l *laneOf, r *record, p *packet.Packet, d dataplane.Direction) {
+// takeOuter records a tunnel packet behind outer headers: those it came in, where they are still there, those that the port will put
+// in front, or made up ones.
+func (c *Capture) takeOuter(l *laneOf, r *record, p *packet.Packet, at *dataplane.Point) {
 	b := p.Bytes()
-	if d == dataplane.In && !p.From.IsValid() { // died before the port had taken the real ones off
+	if at.Direction == dataplane.In && !p.From.IsValid() { // died before the port had taken the real ones off
 		l.view = filter.Look(b, packet.Ethernet, p.Drop)
 		if c.o.Filter.Match(&l.view) {
 			c.put(l, r, nil, b)
 		}
 		return
 	}
-	src, dst := c.addresses(p, d)
-	n := putOuter(l.scratch[:], src, dst, 0) // an empty datagram: the filter looks at headers
-	l.view = filter.Look(l.scratch[:n], packet.Ethernet, p.Drop)
+	var head []byte
+	if at.Direction == dataplane.In && at.Wire() {
+		head = p.Outer()
+	}
+	if r.made = len(head) == 0; r.made {
+		head = c.makeOuter(l.scratch[:], p, at)
+		fit(head, 0) // an empty datagram: the filter looks at headers
+	}
+	l.view = filter.Look(head, packet.Ethernet, p.Drop)
 	if data, layer, ok := insideOf(b); ok {
 		l.view.Add(data, layer)
 	}
-	if c.o.Filter.Match(&l.view) {
-		r.made = true
-		putOuter(l.scratch[:], src, dst, len(b))
-		c.put(l, r, l.scratch[:n], b)
+	if !c.o.Filter.Match(&l.view) {
+		return
 	}
+	if r.made {
+		fit(head, len(b))
+	}
+	c.put(l, r, head, b)
+}
+
+// makeOuter writes outer headers but for what fit does.
+func (c *Capture) makeOuter(room []byte, p *packet.Packet, at *dataplane.Point) []byte {
+	var o packet.OuterHeader
+	if at.Outer != nil {
+		o = at.Outer.Outer(p)
+	}
+	if o.Frame != nil {
+		n := copy(room, o.Frame)
+		binary.BigEndian.PutUint16(room[n-packet.UDPHeader:], o.Port)
+		return room[:n]
+	}
+	src, dst := c.addresses(p, at.Direction, o.Port)
+	return room[:putOuter(room, src, dst)]
 }
 
 // put puts a frame of two parts into the lane's ring.
@@ -218,8 +243,8 @@ func (c *Capture) put(l *laneOf, r *record, head, body []byte) {
 	l.ring.put(r, head, body, min(r.length, c.o.SnapLen))
 }
 
-// addresses returns the outer source and destination of a tunnel packet.
-func (c *Capture) addresses(p *packet.Packet, d dataplane.Direction) (src, dst netip.AddrPort) {
+// addresses returns the outer source and destination of a tunnel packet; port is the source port of one that goes out.
+func (c *Capture) addresses(p *packet.Packet, d dataplane.Direction, port uint16) (src, dst netip.AddrPort) {
 	e := c.ends.Load()
 	if d == dataplane.In {
 		from := p.From.Addr().Unmap()
@@ -232,7 +257,7 @@ func (c *Capture) addresses(p *packet.Packet, d dataplane.Direction) (src, dst n
 	if p.Hop != nil && p.Hop.Addr.IsValid() {
 		dst = netip.AddrPortFrom(p.Hop.Addr.Addr().Unmap(), p.Hop.Addr.Port())
 	}
-	return netip.AddrPortFrom(local(e, dst.Addr().Is6()), 0), dst
+	return netip.AddrPortFrom(local(e, dst.Addr().Is6()), port), dst
 }
 
 // Run writes to w until ctx ends, the count is reached or w fails. flush is called after each group of blocks. The lanes must show c

@@ -10,12 +10,12 @@ import (
 // outerRoom takes the largest outer header: Ethernet, IPv6, UDP.
 const outerRoom = packet.EthernetHeader + packet.IPv6Header + packet.UDPHeader
 
-// putOuter writes the outer headers of a tunnel packet of size bytes into b, which has outerRoom bytes, and returns their length.
-// The kernel writes the real ones and takes them off again, so that a lane never has them: addresses and ports are those of the
-// packet, the rest is what the kernel uses by default.
+// putOuter writes the outer headers of a tunnel packet into b, which has outerRoom bytes, and returns their length; fit makes them
+// those of a packet of some size. The kernel writes the real ones and takes them off again, so that a lane never has them: addresses
+// and ports are those of the packet, the rest is what the kernel uses by default.
 //
 //	Ethernet 14, MACs of zero | IPv4 20, DF, TTL 64, or IPv6 40, hop limit 64 | UDP 8, no checksum yet
-func putOuter(b []byte, src, dst netip.AddrPort, size int) int {
+func putOuter(b []byte, src, dst netip.AddrPort) int {
 	n := packet.EthernetHeader
 	ip := b[n:]
 	if dst.Addr().Is6() {
@@ -23,7 +23,6 @@ func putOuter(b []byte, src, dst netip.AddrPort, size int) int {
 		n += packet.IPv6Header
 		clear(ip[:packet.IPv6Header])
 		ip[0], ip[6], ip[7] = 6<<4, packet.ProtoUDP, 64
-		binary.BigEndian.PutUint16(ip[4:], uint16(packet.UDPHeader+size))
 		s, d := src.Addr().As16(), dst.Addr().As16()
 		copy(ip[8:], s[:])
 		copy(ip[24:], d[:])
@@ -32,28 +31,39 @@ func putOuter(b []byte, src, dst netip.AddrPort, size int) int {
 		n += packet.IPv4Header
 		clear(ip[:packet.IPv4Header])
 		ip[0], ip[6], ip[8], ip[9] = 4<<4|packet.IPv4Header/4, 0x40, 64, packet.ProtoUDP
-		binary.BigEndian.PutUint16(ip[2:], uint16(packet.IPv4Header+packet.UDPHeader+size))
 		s, d := v4(src.Addr()), v4(dst.Addr())
 		copy(ip[12:], s[:])
 		copy(ip[16:], d[:])
-		binary.BigEndian.PutUint16(ip[10:], ^packet.Sum(ip[:packet.IPv4Header], 0))
 	}
 	udp := b[n : n+packet.UDPHeader]
 	binary.BigEndian.PutUint16(udp[0:], src.Port())
 	binary.BigEndian.PutUint16(udp[2:], dst.Port())
-	binary.BigEndian.PutUint16(udp[4:], uint16(packet.UDPHeader+size))
-	binary.BigEndian.PutUint16(udp[6:], 0)
 	return n + packet.UDPHeader
 }
 
-// finish puts the UDP checksum, which IPv6 needs (RFC 8200 §8.1), into a whole frame that begins with putOuter's headers.
-func finish(frame []byte) {
-	ip := frame[packet.EthernetHeader:]
-	if etherType(ip) != packet.EtherTypeIPv6 {
+// fit puts lengths, and IPv4's checksum, into outer headers for a tunnel packet of size bytes. UDP's is for finish.
+func fit(head []byte, size int) {
+	ip, udp := head[packet.EthernetHeader:], head[len(head)-packet.UDPHeader:]
+	size += packet.UDPHeader
+	binary.BigEndian.PutUint16(udp[4:], uint16(size))
+	binary.BigEndian.PutUint16(udp[6:], 0)
+	if etherType(ip) == packet.EtherTypeIPv6 {
+		binary.BigEndian.PutUint16(ip[4:], uint16(size))
 		return
 	}
-	udp := ip[packet.IPv6Header:]
-	packet.PutChecksum(udp[6:], packet.Sum(udp, packet.PseudoSum(ip[8:40], packet.ProtoUDP, len(udp))))
+	binary.BigEndian.PutUint16(ip[2:], uint16(packet.IPv4Header+size))
+	binary.BigEndian.PutUint16(ip[10:], 0)
+	binary.BigEndian.PutUint16(ip[10:], ^packet.Sum(ip[:packet.IPv4Header], 0))
+}
+
+// finish puts the UDP checksum, as weft's sockets and templates do, into a whole frame that begins with headers that fit has seen.
+func finish(frame []byte) {
+	ip := frame[packet.EthernetHeader:]
+	addrs, udp := ip[12:20], ip[packet.IPv4Header:]
+	if etherType(ip) == packet.EtherTypeIPv6 {
+		addrs, udp = ip[8:40], ip[packet.IPv6Header:]
+	}
+	packet.PutChecksum(udp[6:], packet.Sum(udp, packet.PseudoSum(addrs, packet.ProtoUDP, len(udp))))
 }
 
 // v4 is an address's four bytes; an unknown one is 0.0.0.0.

@@ -55,8 +55,8 @@ func (c *Capture) about(s side) pcapgo.NgInterface {
 	if c.layer == packet.Ethernet {
 		frames = "frames"
 	}
-	const made = "outer Ethernet, IP and UDP headers are made up from the addresses and ports, since the real ones are the kernel's or the " +
-		"device's; source port 0 is one of those that weft sends from"
+	const made = "outer headers of AF_XDP are the real ones, but for the IPv4 identification of what goes out; where the kernel makes them, they " +
+		"are made up from the addresses and ports, with MACs of zero"
 	switch s {
 	case inside:
 		i.Name = e.Inside

@@ -40,6 +40,9 @@ func (d *Daemon) Status() api.Status {
 	if b := settings(d.cfg, nil); b.Seal != nil {
 		s.Port = b.Seal.Port
 	}
+	for _, r := range b.Rings {
+		s.Rings = append(s.Rings, api.Ring(r))
+	}
 	if s.Features == nil {
 		s.Features = map[string]string{}
 	}

@@ -65,6 +65,20 @@ func Examine(ctx context.Context, p Patient) []Finding {
 	return list
 }
 
+// rings says how an AF_XDP queue is attached, and what went wrong at its rings.
+func rings(r api.Ring) Finding {
+	f := Finding{"rings", OK, fmt.Sprintf("%s queue %d: %s XDP", r.Device, r.Queue, r.Attach), ""}
+	if r.ZeroCopy {
+		f.Found += ", zero-copy"
+	}
+	for _, bad := range []string{"rx-invalid-descs", "tx-invalid-descs"} {
+		if n := r.Counters[bad]; n > 0 {
+			f.Level, f.Found, f.Remedy = Wrong, fmt.Sprintf("%s, %s %d", f.Found, bad, n), "the kernel refused what weft put into a ring: report it, with `weft status -o json`"
+		}
+	}
+	return f
+}
+
 // daemon repeats what a running daemon complains of.
 func daemon(s api.Status, err error) []Finding {
 	if errors.Is(err, api.ErrUnreachable) {
@@ -87,9 +101,15 @@ func daemon(s api.Status, err error) []Finding {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.KernelDrops)) {
 		if n := s.KernelDrops[name]; n > 0 {
-			list = append(list, Finding{"kernel drops", Note, fmt.Sprintf("%s %d since the daemon began", name, n),
-				"the daemon was slower than the traffic: see `weft stages --interval 1s`"})
+			remedy := "the daemon was slower than the traffic: see `weft stages --interval 1s`"
+			if name == "handshake-overflow" {
+				remedy = fmt.Sprintf("somebody floods UDP port %d with what is no traffic: traffic goes first; let only the nodes reach that port", s.Port)
+			}
+			list = append(list, Finding{"kernel drops", Note, fmt.Sprintf("%s %d since the daemon began", name, n), remedy})
 		}
+	}
+	for _, r := range s.Rings {
+		list = append(list, rings(r))
 	}
 	return list
 }

@@ -59,6 +59,9 @@ func TestMetrics(t *testing.T) {
 			if strings.Contains(page, "\nweft_stage_timed_seconds_total{lane=\"in/0\"") == kernelForwards(m.Name) {
 				t.Errorf("times of stages in\n%s", page)
 			}
+			if ring := `weft_ring_events_total{attach="native",counter="rx-dropped",device="eth0",queue="0"}`; strings.Contains(page, ring) != pastKernel(m.Name) {
+				t.Errorf("%s in\n%s", ring, page)
+			}
 			// allReach has sent echo requests both ways, through whichever lanes.
 			for _, metric := range []string{`weft_peer_packets_total\{direction="out",peer="node-b"\}`, `weft_peer_packets_total\{direction="in",peer="node-b"\}`,
 				`weft_lane_sent_packets_total\{lane="out/\d"\}`, `weft_lane_received_packets_total\{lane="in/\d"\}`} {

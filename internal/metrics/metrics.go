@@ -10,6 +10,8 @@
 package metrics
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"weft/internal/api"
@@ -34,6 +36,7 @@ type collector struct {
 // describe holds the metrics by what they say; docs/reference.md has the same list.
 type describe struct {
 	info, ready, repairs, kernelDrops, rejected                                 *description
+	rings                                                                       *description
 	underlayMTU, innerMTU, nodes, problems, dataAge                             *description
 	applyAttempts, applyFailures                                                *description
 	peerPackets, peerBytes, peerMTU                                             *description
@@ -58,6 +61,7 @@ func newCollector(d api.Daemon) *collector {
 		innerMTU:      gauge("inner_mtu_bytes", "Largest inner IP packet."),
 		repairs:       count("repairs_total", "Kernel objects put back after somebody else removed or changed them."),
 		kernelDrops:   count("kernel_drops_total", "Packets the kernel dropped around the path.", "reason"),
+		rings:         count("ring_events_total", "What the kernel counts at AF_XDP rings (XDP_STATISTICS), since the path was opened.", "device", "queue", "attach", "counter"),
 		rejected:      count("handshakes_rejected_total", "Handshake messages that no peer can be named for.", "reason"),
 		cookies:       count("cookies_sent_total", "Cookies sent in answer to handshakes that no peer can be named for: the daemon was asked too much (sealed traffic)."),
 		nodes:         gauge("nodes", "Nodes of the cluster, this one included; 0 until the control source has spoken."),
@@ -145,6 +149,9 @@ func (s scrape) status(v api.Status) {
 	s.send(s.innerMTU, float64(v.InnerMTU))
 	s.send(s.repairs, float64(v.Repairs))
 	s.byReason(s.kernelDrops, v.KernelDrops)
+	for _, r := range v.Rings {
+		s.byReason(s.rings, r.Counters, r.Device, strconv.Itoa(r.Queue), r.Attach)
+	}
 	s.byReason(s.rejected, v.Rejected)
 	if v.Rejected != nil {
 		s.send(s.cookies, float64(v.CookiesSent))

@@ -37,7 +37,8 @@ var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func full() watched {
 	return watched{
 		status: api.Status{Version: "v1", Node: "a", Mode: "tun", Cipher: "auto", Now: now, Ready: true, UnderlayMTU: 1500, InnerMTU: 1418,
-			KernelDrops: map[string]uint64{"tun queue": 11, "socket": 12}, Repairs: 13, Rejected: map[string]uint64{"unknown": 14}, CookiesSent: 16,
+			KernelDrops: map[string]uint64{"tun queue": 11, "socket": 12}, Repairs: 13,
+			Rings: []api.Ring{{Device: "eth0", Queue: 1, Attach: "native", Counters: map[string]uint64{"rx-dropped": 17}}}, Rejected: map[string]uint64{"unknown": 14}, CookiesSent: 16,
 			Control: api.Control{Kind: "static", Nodes: 2, AsOf: now.Add(-90 * time.Second)}, Apply: api.Apply{Attempts: 15, Failures: 3},
 			Problems: []api.Problem{{Text: "x"}, {Text: "y"}}},
 		peers: []api.Peer{{Node: "b", MTU: 1418, TxPackets: 21, TxBytes: 22, RxPackets: 23, RxBytes: 1 << 60,
@@ -101,6 +102,7 @@ weft_peer_session_established{peer="b"} 1
 weft_problems 2
 weft_ready 1
 weft_repairs_total 13
+weft_ring_events_total{attach="native",counter="rx-dropped",device="eth0",queue="1"} 17
 weft_stage_calls_total{lane="out/0",stage="recv tun"} 35
 weft_stage_packets_total{lane="out/0",stage="recv tun"} 36
 weft_stage_timed_packets_total{lane="out/0",stage="recv tun"} 37
