@@ -10,8 +10,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -71,7 +73,8 @@ func newCNIInstallCommand() *cobra.Command {
 		Short: "Set up the CNI plugin for the container runtimes of this node",
 		Long: `Copy weft-cni into the runtimes' directory of plugins, by rename, so that it may be in use; then,
 once the daemon can attach pods, write ` + conflistName + ` with the plugins of --chain behind it. Runtimes take a
-node for ready for pods as soon as that file is there. It is harmless to repeat.`,
+node for ready for pods as soon as that file is there. It offers CNI 1.1.0 where all plugins of the chain know
+it, else 1.0.0. It is harmless to repeat.`,
 		Example: "  weft cni install --wait 5m\n  weft cni install --bin-dir /usr/lib/cni --chain portmap",
 		Args:    cobra.NoArgs,
 	}
@@ -81,13 +84,22 @@ node for ready for pods as soon as that file is there. It is harmless to repeat.
 	wait := c.Flags().Duration("wait", 0, "how long to wait for the daemon to be ready for pods")
 	socket, form := socketFlag(c), formatFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		list, err := conflist(*socket, *chain)
-		if err != nil {
+		if _, err := conflist(*socket, *chain, nil); err != nil {
 			return usageError{err}
 		}
+		versions := []string{"1.0.0", "1.1.0"}
+		var r cniReport
 		for _, p := range *chain {
 			if _, err := os.Stat(filepath.Join(*bin, p)); err != nil {
 				return fmt.Errorf("plugin %s of --chain: %w: install the reference plugins (Debian: containernetworking-plugins, in /usr/lib/cni), or leave it out of --chain", p, err)
+			}
+			known, err := pluginVersions(c.Context(), filepath.Join(*bin, p))
+			if err != nil {
+				return err
+			}
+			if !slices.Contains(known, "1.1.0") {
+				versions = versions[:1]
+				r.Notes = append(r.Notes, fmt.Sprintf("%s does not know CNI 1.1.0: without it runtimes call neither GC nor STATUS; install newer reference plugins, or leave it out of --chain", p))
 			}
 		}
 		from := *plugin
@@ -105,12 +117,15 @@ node for ready for pods as soon as that file is there. It is harmless to repeat.
 		if err != nil {
 			return fmt.Errorf("read the plugin: %w", err)
 		}
-		var r cniReport
 		if err := r.write(filepath.Join(*bin, pluginName), data, 0o755); err != nil {
 			return err
 		}
 		if err := waitForPods(c.Context(), *socket, *wait); err != nil {
 			return errors.Join(r.print(c, *form), err)
+		}
+		list, err := conflist(*socket, *chain, versions)
+		if err != nil {
+			return err
 		}
 		if err := r.write(filepath.Join(*conf, conflistName), list, 0o644); err != nil {
 			return err
@@ -146,9 +161,29 @@ func cniFlags(c *cobra.Command) (bin, conf *string) {
 	return bin, conf
 }
 
+// pluginVersions asks a plugin which versions of CNI it knows.
+func pluginVersions(ctx context.Context, file string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	ask := exec.CommandContext(ctx, file)
+	ask.Env = []string{"CNI_COMMAND=VERSION"}
+	ask.Stdin = strings.NewReader(`{"cniVersion": "1.0.0"}`)
+	out, err := ask.Output()
+	var answer struct {
+		SupportedVersions []string `json:"supportedVersions"`
+	}
+	if err == nil {
+		err = json.Unmarshal(out, &answer)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask plugin %s which versions of CNI it knows: %w: is it a CNI plugin? Else leave it out of --chain", file, err)
+	}
+	return answer.SupportedVersions, nil
+}
+
 // conflist is the configuration for the runtimes. Those whose library knows cniVersions take the
-// newest, older ones cniVersion.
-func conflist(socket string, chain []string) ([]byte, error) {
+// newest, older ones cniVersion: every plugin of the chain is called in the version taken.
+func conflist(socket string, chain, versions []string) ([]byte, error) {
 	own := map[string]any{"type": pluginName, "capabilities": map[string]bool{"ips": true, "mac": true}}
 	if socket != config.DefaultSocket {
 		own["socket"] = socket
@@ -169,7 +204,7 @@ func conflist(socket string, chain []string) ([]byte, error) {
 		CNIVersions []string `json:"cniVersions"`
 		Name        string   `json:"name"`
 		Plugins     []any    `json:"plugins"`
-	}{"1.0.0", []string{"1.0.0", "1.1.0"}, "weft", plugins}, "", "  ")
+	}{"1.0.0", versions, "weft", plugins}, "", "  ")
 	return append(text, '\n'), err
 }
 

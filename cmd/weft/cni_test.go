@@ -44,11 +44,19 @@ func TestCNIInstall(t *testing.T) {
 	if code, _, log := run(install...); code != exitFailed || !strings.Contains(log, "portmap") || !strings.Contains(log, "containernetworking-plugins") {
 		t.Errorf("without the plugins to chain: exit %d: %s", code, log)
 	}
-	for _, name := range []string{"portmap", "bandwidth"} {
-		if err := errors.Join(os.MkdirAll(bin, 0o755), os.WriteFile(filepath.Join(bin, name), nil, 0o755)); err != nil {
+	chained := func(name, versions string) {
+		t.Helper()
+		script := "#!/bin/sh\n[ \"$CNI_COMMAND\" = VERSION ] && echo '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":" + versions + "}'\n"
+		if err := errors.Join(os.MkdirAll(bin, 0o755), os.WriteFile(filepath.Join(bin, name), []byte(script), 0o755)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	chained("portmap", `["0.4.0","1.0.0","1.1.0"]`)
+	chained("bandwidth", `no list`)
+	if code, _, log := run(install...); code != exitFailed || !strings.Contains(log, "bandwidth") || !strings.Contains(log, "--chain") {
+		t.Errorf("a plugin that does not say its versions: exit %d: %s", code, log)
+	}
+	chained("bandwidth", `["0.4.0","1.0.0","1.1.0"]`)
 	if code, _, log := run("install", "--plugin", os.Args[0], "--socket", socket); code != exitFailed || !strings.Contains(log, "--plugin") {
 		t.Errorf("another binary as the plugin: exit %d: %s", code, log)
 	}
@@ -109,6 +117,12 @@ func TestCNIInstall(t *testing.T) {
 	}
 	if code, r, _ := run(install...); code != 0 || len(r.Written) != 0 {
 		t.Errorf("again: exit %d, %+v", code, r)
+	}
+	chained("bandwidth", `["0.4.0","1.0.0"]`)
+	code, r, log = run(install...)
+	data, err = os.ReadFile(written)
+	if code != 0 || len(r.Notes) != 2 || !strings.Contains(r.Notes[0], "bandwidth does not know CNI 1.1.0") || err != nil || json.Unmarshal(data, &list) != nil || len(list.CNIVersions) != 1 {
+		t.Errorf("with a plugin that knows 1.0.0 only: exit %d, %+v: %s\n%s", code, r, log, data)
 	}
 	for _, d := range []string{bin, conf} {
 		entries, err := os.ReadDir(d)

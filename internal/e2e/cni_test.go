@@ -101,7 +101,7 @@ func (r *runtime) add(b *box) error {
 	for _, ip := range full.IPs {
 		a, _ := netip.AddrFromSlice(ip.Address.IP)
 		b.ips = append(b.ips, a.Unmap())
-		if i := full.Interfaces[*ip.Interface]; i.Name != "eth0" || i.Sandbox != b.ns.Path() || i.Mtu == 0 || i.Mac == "" {
+		if i := full.Interfaces[*ip.Interface]; i.Name != "eth0" || i.Sandbox != b.ns.Path() || (i.Mtu == 0) == (result.Version() == "1.1.0") || i.Mac == "" {
 			return fmt.Errorf("the address's interface is %v", i)
 		}
 	}

@@ -22,11 +22,11 @@ import (
 
 const image = "localhost/box:1"
 
-// ctr is the command line of a node's own containerd, with the node's own directories where `ctr run --cni` looks.
-func (c *cluster) ctr(n *nettest.ClusterNode, args ...string) []string {
-	script := fmt.Sprintf(`mkdir -p /etc/cni/net.d /opt/cni/bin /var/lib/cni && mount --bind %s /etc/cni/net.d && mount --bind %s /opt/cni/bin && mount --bind %s /var/lib/cni && exec ctr --address %s "$@"`,
-		c.path(n, "net.d"), c.path(n, "bin"), c.path(n, "cache"), c.path(n, "containerd.sock"))
-	return append([]string{"unshare", "--mount", "sh", "-ec", script, "ctr"}, args...)
+// asRuntime runs a command with the node's own directories where container runtimes look.
+func (c *cluster) asRuntime(n *nettest.ClusterNode, cmd ...string) []string {
+	script := fmt.Sprintf(`mkdir -p /etc/cni/net.d /opt/cni/bin /var/lib/cni && mount --bind %s /etc/cni/net.d && mount --bind %s /opt/cni/bin && mount --bind %s /var/lib/cni && exec "$@"`,
+		c.path(n, "net.d"), c.path(n, "bin"), c.path(n, "cache"))
+	return append([]string{"unshare", "--mount", "sh", "-ec", script, "sh"}, cmd...)
 }
 
 // writeImage makes an image archive that holds one static binary.
@@ -127,7 +127,7 @@ func testContainerd(t *testing.T, mode, archive string, many int) {
 	for _, n := range c.Nodes {
 		for i := range many {
 			id := fmt.Sprintf("%s-%s-%d", mode, n.Name, i)
-			cmd := c.ctr(n, "run", "--rm", "--cni", "--snapshotter", "native", image, id, "/box", id)
+			cmd := c.asRuntime(n, "ctr", "--address", c.path(n, "containerd.sock"), "run", "--rm", "--cni", "--snapshotter", "native", image, id, "/box", id)
 			all = append(all, &container{node: n, id: id, run: n.NS.MustStart(t, cmd[0], cmd[1:]...)})
 		}
 	}
