@@ -18,8 +18,8 @@ import (
 	"weft/internal/nettest"
 )
 
-// TestCNIChain runs the chain that `weft cni install` writes with Debian's portmap and bandwidth: a pod's port is reached
-// through its node from everywhere, the pod itself among it, and its rates are limited. Nothing of it stays.
+// TestCNIChain runs the chain that `weft cni install` writes, with portmap and bandwidth: a pod's port is reached through its
+// node from everywhere, the pod itself among it, and its rates are limited. Nothing of it stays.
 func TestCNIChain(t *testing.T) {
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ip", "nft", "tc", "iptables", "ip6tables", "ping")
@@ -37,14 +37,15 @@ func testChain(t *testing.T, style string) {
 	if err := os.MkdirAll(c.path(node, "bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	dir, version := references()
 	for _, name := range []string{"portmap", "bandwidth"} {
-		if err := os.Symlink(filepath.Join("/usr/lib/cni", name), filepath.Join(c.path(node, "bin"), name)); err != nil {
+		if err := os.Symlink(filepath.Join(dir, name), filepath.Join(c.path(node, "bin"), name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	r := c.install(node)
-	if r.list.CNIVersion != "1.0.0" || len(r.list.Plugins) != 3 {
-		t.Fatalf("version %s, %d plugins: Debian's know no newer one", r.list.CNIVersion, len(r.list.Plugins))
+	if r.list.CNIVersion != version || len(r.list.Plugins) != 3 {
+		t.Fatalf("version %s, %d plugins; the plugins of the chain know %s", r.list.CNIVersion, len(r.list.Plugins), version)
 	}
 	published := func(id string) *box {
 		b := r.box(id)
@@ -54,7 +55,7 @@ func testChain(t *testing.T, style string) {
 	}
 	// Once in and out, so that what stays for good (portmap's own chains) is there before the count.
 	first := published("first")
-	if err := errors.Join(r.add(first), r.cni.DelNetworkList(t.Context(), r.list, first.rt)); err != nil {
+	if err := errors.Join(r.add(first), r.del(first)); err != nil {
 		t.Fatal(err)
 	}
 	before := r.traces()
@@ -84,11 +85,14 @@ func testChain(t *testing.T, style string) {
 			t.Errorf("no %q among the qdiscs:\n%s", rate, limits)
 		}
 	}
-	if err := r.cni.CheckNetworkList(t.Context(), r.list, web.rt); err != nil {
-		t.Errorf("CHECK of the chain: %v", err)
+	// In CHECK of a pod of both families Debian's portmap looks for IPv4's rules among those of IPv6; newer ones do not.
+	if version == "1.1.0" {
+		if err := r.inside(func() error { return r.cni.CheckNetworkList(t.Context(), r.list, web.rt) }); err != nil {
+			t.Errorf("CHECK of the chain: %v", err)
+		}
 	}
 	for _, b := range []*box{web, beside} {
-		if err := r.cni.DelNetworkList(t.Context(), r.list, b.rt); err != nil {
+		if err := r.del(b); err != nil {
 			t.Errorf("DEL of the chain: %v", err)
 		}
 	}
@@ -172,7 +176,7 @@ func TestCNIExhausted(t *testing.T) {
 		t.Errorf("refused ADDs left in the pod: %s", links)
 	}
 	free := boxes[2].ips[0]
-	if err := r.cni.DelNetworkList(ctx, r.list, boxes[2].rt); err != nil {
+	if err := r.del(boxes[2]); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(r.cni.GetStatusNetworkList(ctx, r.list), r.add(late)); err != nil || late.ips[0] != free {
@@ -216,7 +220,7 @@ func TestCNITool(t *testing.T) {
 	done("add", "weft", pod.Path()) // once in and out: what stays for good
 	done("del", "weft", pod.Path())
 	before := r.traces()
-	done("status", "weft")
+	done("status", "weft", pod.Path())
 	var result struct {
 		CNIVersion string
 		Interfaces []struct {
@@ -240,11 +244,11 @@ func TestCNITool(t *testing.T) {
 		done("del", "weft", pod.Path())
 	}
 	done("add", "weft", pod.Path())
-	done("gc", "weft") // with no valid attachments
+	done("gc", "weft", pod.Path()) // with no valid attachments
 	if err := r.clean(before); err != nil {
 		t.Errorf("after GC: %v", err)
 	}
 	c.stop(c.Nodes[0], syscall.SIGTERM)
-	refused("not reachable", "status", "weft")
+	refused("not reachable", "status", "weft", pod.Path())
 	refused("not reachable", "add", "weft", pod.Path())
 }

@@ -79,8 +79,7 @@ func (k *killed) call(command string, b *box, more map[string]any, moment <-chan
 
 // TestPluginKilled kills the plugin with SIGKILL at random moments of ADD and DEL. What it answered stands, nothing else is
 // left after GC, and no address belongs to two pods; also where another IPAM gives out the addresses. Debian's host-local
-// does not know CNI 1.1 and so has no GC: there DEL follows a killed call, as runtimes have it. WEFT_CNI_PLUGINS names a
-// directory with a newer one.
+// does not know CNI 1.1 and so has no GC: with it DEL follows a killed call, as runtimes have it.
 func TestPluginKilled(t *testing.T) {
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "ip", "nft")
@@ -96,11 +95,9 @@ func TestPluginKilled(t *testing.T) {
 
 func testPluginKilled(t *testing.T, ipam string, rounds int) {
 	c := up(t, "vxlan", 4, nettest.ClusterOptions{})
-	k := &killed{c.install(c.Nodes[0], "--chain", ""), filepath.Join(c.path(c.Nodes[0], "bin"), "weft-cni"), os.Getenv("WEFT_CNI_PLUGINS"), nil}
-	collects := k.plugins != "" || ipam == "daemon"
-	if k.plugins == "" {
-		k.plugins = "/usr/lib/cni"
-	}
+	dir, version := references()
+	k := &killed{c.install(c.Nodes[0], "--chain", ""), filepath.Join(c.path(c.Nodes[0], "bin"), "weft-cni"), dir, nil}
+	collects := version == "1.1.0" || ipam == "daemon"
 	k.conf = map[string]any{"cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "socket": c.path(k.node, "sock")}
 	if ipam == "host-local" {
 		data := t.TempDir()
@@ -108,7 +105,7 @@ func testPluginKilled(t *testing.T, ipam string, rounds int) {
 		k.dirs = append(k.dirs, data)
 	}
 	if !collects {
-		k.conf["cniVersion"] = "1.0.0"
+		k.conf["cniVersion"] = version
 	}
 	first := k.box("first")             // so that what stays for good is there before the count
 	usual := map[string]time.Duration{} // what a command takes that is not killed, as last seen

@@ -49,11 +49,9 @@ func TestCNILatency(t *testing.T) {
 	}
 	clear := func(r *runtime, list []*box) {
 		for _, b := range list {
-			r.node.NS.Do(func() {
-				if err := r.cni.DelNetworkList(t.Context(), r.list, b.rt); err != nil {
-					t.Errorf("DEL: %v", err)
-				}
-			})
+			if err := r.del(b); err != nil {
+				t.Errorf("DEL: %v", err)
+			}
 		}
 	}
 	row := func(name string, times []time.Duration) {

@@ -49,6 +49,15 @@ var pluginBuilt = sync.OnceValue(func() error {
 	return nil
 })
 
+// references is where the reference plugins are, and the newest version of CNI that they know: Debian's, or newer ones in a
+// directory that WEFT_CNI_PLUGINS names.
+func references() (dir, version string) {
+	if dir := os.Getenv("WEFT_CNI_PLUGINS"); dir != "" {
+		return dir, "1.1.0"
+	}
+	return "/usr/lib/cni", "1.0.0"
+}
+
 func buildPlugin(t *testing.T) {
 	t.Helper()
 	if err := pluginBuilt(); err != nil {
@@ -87,9 +96,23 @@ func (r *runtime) box(id string) *box {
 	return &box{rt: &libcni.RuntimeConf{ContainerID: id, NetNS: ns.Path(), IfName: "eth0", CapabilityArgs: map[string]any{}}, ns: ns}
 }
 
+// inside runs fn in the node's namespace, as runtimes run: plugins work on the namespace that they are called in.
+func (r *runtime) inside(fn func() error) (err error) {
+	r.node.NS.Do(func() { err = fn() })
+	return err
+}
+
+func (r *runtime) del(b *box) error {
+	return r.inside(func() error { return r.cni.DelNetworkList(r.t.Context(), r.list, b.rt) })
+}
+
 // add calls ADD and holds the result to what 1.1.0 says.
 func (r *runtime) add(b *box) error {
-	result, err := r.cni.AddNetworkList(r.t.Context(), r.list, b.rt)
+	var result types.Result
+	err := r.inside(func() (err error) {
+		result, err = r.cni.AddNetworkList(r.t.Context(), r.list, b.rt)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -211,7 +234,7 @@ func (c *cluster) life() {
 		nodes = append(nodes, r)
 		// Once in and out, so that what stays for good (bridge, firewall) is there before the count.
 		first := r.box("first")
-		if err := errors.Join(r.add(first), r.cni.DelNetworkList(t.Context(), r.list, first.rt)); err != nil {
+		if err := errors.Join(r.add(first), r.del(first)); err != nil {
 			t.Fatal(err)
 		}
 		before = append(before, r.traces())
@@ -264,7 +287,7 @@ func (c *cluster) life() {
 	for _, broken := range [][]string{{"ip", "route", "del", "default"}, {"ip", "link", "set", "eth0", "address", "02:00:00:00:00:99"}} {
 		far.ns.MustRun(t, broken[0], broken[1:]...)
 		a.wantCode("CHECK after "+strings.Join(broken, " "), a.cni.CheckNetworkList(ctx, a.list, far.rt), 103)
-		if err := errors.Join(a.cni.DelNetworkList(ctx, a.list, far.rt), func() error { far.rt.CapabilityArgs = nil; return a.add(far) }()); err != nil {
+		if err := errors.Join(a.del(far), func() error { far.rt.CapabilityArgs = nil; return a.add(far) }()); err != nil {
 			t.Errorf("DEL and ADD: %v", err)
 		}
 	}
@@ -273,16 +296,16 @@ func (c *cluster) life() {
 	c.stop(c.Nodes[0], syscall.SIGTERM)
 	a.wantCode("ADD without a daemon", a.add(a.box("late")), 11)
 	a.wantCode("STATUS without a daemon", a.cni.GetStatusNetworkList(ctx, a.list), 50)
-	if err := a.cni.DelNetworkList(ctx, a.list, b.rt); err == nil || !strings.Contains(err.Error(), "not reachable") {
+	if err := a.del(b); err == nil || !strings.Contains(err.Error(), "not reachable") {
 		t.Errorf("DEL without a daemon: %v", err)
 	}
 	c.start(c.Nodes[0])
 	c.ready(c.Nodes[0])
-	if err := a.cni.DelNetworkList(ctx, a.list, b.rt); err != nil {
+	if err := a.del(b); err != nil {
 		t.Errorf("DEL, asked again: %v", err)
 	}
 	for range 2 {
-		if err := a.cni.DelNetworkList(ctx, a.list, b.rt); err != nil {
+		if err := a.del(b); err != nil {
 			t.Errorf("DEL, repeated: %v", err)
 		}
 	}
@@ -290,7 +313,7 @@ func (c *cluster) life() {
 	if err := boxes[1].ns.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.cni.DelNetworkList(ctx, a.list, boxes[1].rt); err != nil {
+	if err := a.del(boxes[1]); err != nil {
 		t.Errorf("DEL of a dead namespace: %v", err)
 	}
 	keep := boxes[2]

@@ -119,7 +119,7 @@ func testContainerd(t *testing.T, mode, archive string, many int) {
 		})
 		// Once in and out, so that what stays for good (firewall) is there before the count.
 		first := r.box("first")
-		if err := errors.Join(r.add(first), r.cni.DelNetworkList(t.Context(), r.list, first.rt)); err != nil {
+		if err := errors.Join(r.add(first), r.del(first)); err != nil {
 			t.Fatal(err)
 		}
 		nodes, before = append(nodes, r), append(before, r.traces())
