@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
@@ -39,11 +40,8 @@ type box struct {
 
 // pluginBuilt builds weft-cni once, beside weft and as it is released: `weft cni install` looks for it there.
 var pluginBuilt = sync.OnceValue(func() error {
-	args := []string{"build", "-ldflags", "-s -w", "-o", filepath.Join(filepath.Dir(weft), "weft-cni")}
-	if raceEnabled {
-		args = append(args, "-race")
-	}
-	if out, err := exec.Command("go", append(args, "weft/cnibin")...).CombinedOutput(); err != nil {
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", filepath.Join(filepath.Dir(weft), "weft-cni"), "weft/cnibin")
+	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build weft-cni: %w\n%s", err, out)
 	}
 	return nil
@@ -88,7 +86,9 @@ func (c *cluster) install(n *nettest.ClusterNode, args ...string) *runtime {
 	if err := os.MkdirAll(filepath.Join(cache, "results"), 0o755); err != nil {
 		c.t.Fatal(err)
 	}
-	return &runtime{c.t, n, libcni.NewCNIConfigWithCacheDir([]string{bin, "/usr/lib/cni"}, cache, nil), list, []string{bin, conf, cache, c.path(n, "state")}}
+	// Given rather than left to libcni, which makes one at the first call, without care for others at the same time.
+	calls := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}
+	return &runtime{c.t, n, libcni.NewCNIConfigWithCacheDir([]string{bin, "/usr/lib/cni"}, cache, calls), list, []string{bin, conf, cache, c.path(n, "state")}}
 }
 
 func (r *runtime) box(id string) *box {
