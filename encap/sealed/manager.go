@@ -103,12 +103,13 @@ type Manager struct {
 	free     []uint32               // slot numbers
 	stamp    uint64                 // of our last initiation
 	rejected rejections             // of messages that no peer could be named for
-	sent     uint64                 // cookies to whom no peer could be named
 
 	baker      baker
 	easy, hard bucket
 	cookies    bucket
 	addresses  addresses
+
+	cookiesSent uint64 // to whom no peer could be named
 }
 
 // member is a peer and all that is known about the sessions with it.
@@ -128,13 +129,14 @@ type member struct {
 	epoch           uint8
 	cookie          []byte
 	cookieUntil     time.Time
-	sent, received  uint64 // cookies
 	limit           bucket
 	home            netip.Addr // the address of the configuration
 	handshakes      uint64     // sessions since the daemon began
 	rejected        rejections
 	established     bool // and logged as such
 	double          bool // another node has the same public key
+
+	cookiesSent, cookiesReceived uint64
 }
 
 // past is a session that was replaced.

@@ -129,9 +129,9 @@ func (m *Manager) showsCookie(msg []byte, from netip.AddrPort, now time.Time) bo
 		return false
 	}
 	if p := m.byAddr[from.Addr()]; p != nil {
-		p.sent++
+		p.cookiesSent++
 	} else {
-		m.sent++
+		m.cookiesSent++
 	}
 	m.write(reply, from)
 	return false
@@ -187,7 +187,7 @@ func (m *Manager) onCookie(msg []byte, from netip.AddrPort, now time.Time) {
 		m.reject(p, from, badCookie)
 		return
 	}
-	p.received++
+	p.cookiesReceived++
 	fresh := p.cookie == nil || !now.Before(p.cookieUntil)
 	p.cookie, p.cookieUntil = cookie, now.Add(cookieSecretAge)
 	if fresh { // at once, but only once: it is the answer that was lacking, not patience

@@ -34,7 +34,7 @@ func (m *Manager) Status() map[uint32]Status {
 	all := make(map[uint32]Status, len(m.peers))
 	for id, p := range m.peers {
 		s := Status{Handshakes: p.handshakes, Attempts: p.tries, Endpoint: p.face.hop.Load().Addr,
-			Plain: p.Plain != nil && p.cur == nil, Rejected: map[string]uint64{}, CookiesSent: p.sent, CookiesReceived: p.received}
+			Plain: p.Plain != nil && p.cur == nil, Rejected: map[string]uint64{}, CookiesSent: p.cookiesSent, CookiesReceived: p.cookiesReceived}
 		if c := p.cur; c != nil {
 			s.Established, s.Epoch, s.TxCipher, s.RxCipher = true, c.epoch, c.txCipher, c.rxCipher
 			s.Since, s.Initiator = c.born, c.started
@@ -60,7 +60,7 @@ func (m *Manager) Strangers() (rejected map[string]uint64, cookies uint64) {
 	defer m.mu.Unlock()
 	rejected = map[string]uint64{}
 	m.rejected.addTo(rejected)
-	return rejected, m.sent
+	return rejected, m.cookiesSent
 }
 
 // why says why there is no session, as far as it can be told from here.

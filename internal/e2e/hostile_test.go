@@ -75,7 +75,7 @@ func hostile(t *testing.T, m catalog.Mode, seal bool, family, count int) {
 	for _, f := range recorded() {
 		payload := datagramTo(f, c.endpoint(b), port)
 		if seal && payload != nil && payload[0] != 4 {
-			continue // a handshake may be answered with a cookie: that is in no book
+			continue // a handshake may be answered, and then it is in no book
 		}
 		if payload != nil && len(breed.parents) < 200 {
 			breed.parents = append(breed.parents, payload)

@@ -12,7 +12,8 @@ import (
 )
 
 // TestRekeyUnderLoad renews the keys of two nodes every second under 80 % of the load they carry without loss, and follows every packet
-// by its number: none is lost, comes twice or is dropped because of the keys. With WEFT_TEST_LONG=1 a hundred times, and over more ports.
+// by its number: none is lost, comes twice or is dropped because of the keys. What a queue of the machine loses is counted where it is
+// lost, and all that is missing has to be there. With WEFT_TEST_LONG=1 a hundred times, and over more ports.
 func TestRekeyUnderLoad(t *testing.T) {
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
