@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -128,11 +129,9 @@ func (l *ledger) answer(r *http.Request) (any, *api.Error) {
 	case "/v1/pods/gc":
 		var q api.GCRequest
 		read(&q)
-		for at := range l.pods {
-			if !slices.Contains(q.Valid, at) {
-				delete(l.pods, at)
-			}
-		}
+		stale := func(at api.Attachment) bool { return !slices.Contains(q.Valid, at) }
+		maps.DeleteFunc(l.pods, func(at api.Attachment, _ api.AttachRequest) bool { return stale(at) })
+		maps.DeleteFunc(l.known, func(at api.Attachment, _ bool) bool { return stale(at) })
 		return struct{}{}, nil
 	}
 	return nil, &api.Error{Code: api.CodeInvalid, Text: r.URL.Path}
@@ -544,6 +543,92 @@ func TestDelegate(t *testing.T) {
 	if taken() != 0 || len(l.pods) != 0 || len(l.known) != 0 {
 		t.Errorf("left: %d addresses, %v, %v", taken(), l.pods, l.known)
 	}
+}
+
+// TestDelegateOf11: CHECK, STATUS and GC are passed on to an ipam plugin of CNI 1.1, and GC has it give back what goes, also
+// of calls that were cut off. Debian's plugins do not know 1.1: a script writes down how it is called, and fails where it is told to.
+func TestDelegateOf11(t *testing.T) {
+	l := newLedger(t)
+	dir := t.TempDir()
+	script := `#!/bin/sh
+cd ` + dir + `
+[ "$CNI_COMMAND" = VERSION ] && echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' && exit
+echo "$CNI_COMMAND $CNI_CONTAINERID" >>calls
+if [ -e "fail-$CNI_COMMAND$CNI_CONTAINERID" ]; then echo '{"cniVersion":"1.1.0","code":50,"msg":"out of order"}'; exit 1; fi
+[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.1.0","ips":[{"address":"10.9.0.2/29","gateway":"10.9.0.1"}]}'
+exit 0
+`
+	if err := os.WriteFile(filepath.Join(dir, "recorder"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	netns := filepath.Join(dir, "netns")
+	if err := os.WriteFile(netns, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	conf := func(more string) string { return l.conf("1.1.0", `,"ipam":{"type":"recorder"}`+more) }
+	env := func(id string) map[string]string {
+		return map[string]string{"CNI_CONTAINERID": id, "CNI_PATH": dir, "CNI_NETNS": netns}
+	}
+	wantCalls := func(what, want string) {
+		t.Helper()
+		file := filepath.Join(dir, "calls")
+		got, err := os.ReadFile(file)
+		if text := strings.Join(strings.Fields(string(got)), " "); err != nil || text != want {
+			t.Errorf("%s: called as %q, %v; want %q", what, text, err, want)
+		}
+		os.Remove(file)
+	}
+	fail := func(on bool, call string) {
+		t.Helper()
+		file := filepath.Join(dir, "fail-"+call)
+		if err := os.RemoveAll(file); err != nil {
+			t.Fatal(err)
+		}
+		if on {
+			if err := os.WriteFile(file, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	fail(true, "ADDa")
+	call{"ADD", env("a"), conf("")}.refused(t, 50, "recorder", "out of order")
+	wantCalls("an ADD that fails", "ADD a DEL a")
+	if len(l.known) != 0 {
+		t.Errorf("a failed ADD left %v", l.known)
+	}
+	fail(false, "ADDa")
+	a := call{"ADD", env("a"), conf("")}.done(t)
+	call{"ADD", env("b"), conf("")}.done(t)
+	wantCalls("ADD", "ADD a ADD b")
+
+	call{"CHECK", env("a"), conf(`,"prevResult":` + a.raw)}.done(t)
+	fail(true, "CHECKa")
+	call{"CHECK", env("a"), conf(`,"prevResult":` + a.raw)}.refused(t, 50, "out of order")
+	wantCalls("CHECK", "CHECK a CHECK a")
+
+	alone := map[string]string{"CNI_CONTAINERID": "", "CNI_NETNS": "", "CNI_IFNAME": "", "CNI_PATH": dir}
+	l.status = api.PodStatus{Code: api.CodeExhausted, Reason: "not what counts here"}
+	call{"STATUS", alone, conf("")}.done(t)
+	fail(true, "STATUS")
+	call{"STATUS", alone, conf("")}.refused(t, 50, "recorder", "out of order")
+	wantCalls("STATUS", "STATUS STATUS")
+
+	l.known[api.Attachment{ContainerID: "cut", IfName: "eth0"}] = true // its ADD was killed
+	fail(true, "DELa")
+	call{"GC", alone, conf("")}.refused(t, 50, "DEL of a eth0", "out of order")
+	if len(l.pods) != 0 || len(l.known) != 1 || !l.known[api.Attachment{ContainerID: "a", IfName: "eth0"}] {
+		t.Errorf("after a GC that a was stuck in: %v, %v", l.pods, l.known)
+	}
+	os.Remove(filepath.Join(dir, "calls")) // in the order of a map
+	fail(false, "DELa")
+	fail(true, "GC")
+	call{"GC", alone, conf("")}.refused(t, 50, "GC: out of order")
+	wantCalls("GC again", "DEL a GC")
+	if len(l.known) != 0 {
+		t.Errorf("after GC: %v", l.known)
+	}
+	l.socket = filepath.Join(dir, "absent")
+	call{"CHECK", env("a"), conf(`,"prevResult":` + a.raw)}.refused(t, 11, l.socket)
 }
 
 func FuzzConfiguration(f *testing.F) {
