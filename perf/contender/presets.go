@@ -14,6 +14,7 @@ func Presets() []Preset {
 		{"flannel-host-gw", "host-gw", "Flannel where nodes share a link"},
 		{"flannel-udp", "udp", "Flannel's backend for kernels without VXLAN"},
 		{"flannel-wireguard", "wireguard", "Flannel's encrypted backend"},
+		{"flannel-ipip", "ipip", "Flannel's IP-in-IP backend"},
 		{"flannel-ipsec", "ipsec", "Flannel's IPsec backend"},
 		{"calico-plain", "host-gw", "Calico without encapsulation: routes by BGP"},
 		{"calico-ipip", "ipip", "Calico's IP-in-IP"},

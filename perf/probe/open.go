@@ -3,6 +3,7 @@ package probe
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,9 @@ func runUDPOpenRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	if err := first.reach(c, s); err != nil {
 		return err
 	}
+	// A thread that sleeps in the kernel keeps its place in Go's scheduler until the monitor takes it away, up to 10 ms later. The two here must not
+	// wait for each other's, also where the process has one core.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 3)))
 	o := newOpenLoop(tx, s.Params["rate"], payload)
 	wait := background(o.receive)
 	span := o.send(s.Duration)
