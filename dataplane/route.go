@@ -1,7 +1,9 @@
 package dataplane
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"github.com/gaissmai/bart"
@@ -48,6 +50,41 @@ func (t *Table) InsertStation(h *packet.Hop) {
 		t.least = h
 	}
 }
+
+// Clone returns a table of the same content that may be edited and published in t's place.
+func (t *Table) Clone() *Table {
+	c := &Table{peers: maps.Clone(t.peers), size: t.size, mac: t.mac, stations: maps.Clone(t.stations),
+		hops: slices.Clone(t.hops), flood: slices.Clone(t.flood), least: t.least}
+	c.prefixes.Union(&t.prefixes)
+	return c
+}
+
+// Remove takes out what Insert put in.
+func (t *Table) Remove(p netip.Prefix) {
+	t.prefixes.Delete(p.Masked())
+	t.size--
+}
+
+// RemovePeer takes out what InsertPeer put in.
+func (t *Table) RemovePeer(a netip.Addr) { delete(t.peers, a.Unmap()) }
+
+// RemoveStation takes out what InsertStation put in. No other peer may have the MAC.
+func (t *Table) RemoveStation(h *packet.Hop) {
+	delete(t.stations, h.MAC)
+	t.hops[h.Peer] = nil
+	t.flood = slices.DeleteFunc(t.flood, func(o *packet.Hop) bool { return o == h })
+	if t.least == h {
+		t.least = nil
+		for _, o := range t.flood {
+			if t.least == nil || o.MTU < t.least.MTU {
+				t.least = o
+			}
+		}
+	}
+}
+
+// Unambiguous says that no two peers have one MAC.
+func (t *Table) Unambiguous() bool { return len(t.stations) == len(t.flood) }
 
 // SetStation says which MAC is this node's own.
 func (t *Table) SetStation(mac [6]byte) { t.mac = mac }

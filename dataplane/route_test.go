@@ -1,8 +1,11 @@
 package dataplane
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
+	"slices"
 	"sync"
 	"testing"
 
@@ -186,4 +189,50 @@ func BenchmarkLookup10k(b *testing.B) {
 		close(stop)
 		wg.Wait()
 	})
+}
+
+// TestTableWithoutAPeer: a clone that a peer is taken out of is what was built without it, and the first table stays as it was.
+func TestTableWithoutAPeer(t *testing.T) {
+	hops := []*packet.Hop{{Peer: 0, MAC: [6]byte{2, 1}, MTU: 1400}, {Peer: 1, MAC: [6]byte{2, 2}, MTU: 1300}, {Peer: 2, MAC: [6]byte{2, 3}, MTU: 1450}}
+	prefix := func(h *packet.Hop) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(h.Peer), 0}), 24)
+	}
+	outer := func(h *packet.Hop) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(h.Peer)}) }
+	build := func(list ...*packet.Hop) *Table {
+		tab := NewTable()
+		for _, h := range list {
+			tab.InsertStation(h)
+			tab.Insert(prefix(h), h)
+			tab.InsertPeer(outer(h), h)
+		}
+		return tab
+	}
+	same := func(what string, got, want *Table) {
+		t.Helper()
+		if got.Len() != want.Len() || !reflect.DeepEqual(got.peers, want.peers) || !reflect.DeepEqual(got.stations, want.stations) ||
+			!reflect.DeepEqual(got.flood, want.flood) || got.least != want.least {
+			t.Errorf("%s: %+v, want %+v", what, got, want)
+		}
+		for _, h := range hops {
+			a, _ := got.Lookup(prefix(h).Addr())
+			b, _ := want.Lookup(prefix(h).Addr())
+			if a != b || got.hop(h.Peer) != want.hop(h.Peer) {
+				t.Errorf("%s: peer %d is %v %v, want %v %v", what, h.Peer, a, got.hop(h.Peer), b, want.hop(h.Peer))
+			}
+		}
+	}
+	whole := build(hops...)
+	for i, h := range hops {
+		less := whole.Clone()
+		less.RemoveStation(h)
+		less.Remove(prefix(h))
+		less.RemovePeer(outer(h))
+		same(fmt.Sprint("without ", i), less, build(slices.Concat(hops[:i], hops[i+1:])...))
+		same("the first", whole, build(hops...))
+	}
+	if twin := *hops[0]; !whole.Unambiguous() {
+		t.Error("three MACs of three peers are ambiguous")
+	} else if twin.Peer = 3; build(hops[0], &twin).Unambiguous() {
+		t.Error("one MAC of two peers is not")
+	}
 }

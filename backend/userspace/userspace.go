@@ -49,8 +49,8 @@ type Backend struct {
 	engine *engine        // nil while there is no path
 	past   ledger         // what closed engines counted
 	ids    map[string]uint32
-	hops   []backend.Hop // sorted by node; traffic is filled in by Status
-	err    error         // why the last state is not in force
+	built  built
+	err    error // why the last state is not in force
 	path   Path
 
 	observers []dataplane.Observer // of all lanes, also of those to come
@@ -204,11 +204,10 @@ func (b *Backend) sync() error {
 			zap.Int("queues", path.Queues), zap.Any("features", features(e)))
 	}
 	b.path = path
-	table, hops, sealed := b.table(s, path)
-	b.route.Publish(table)
-	b.hops = hops
+	b.built = b.build(s, path)
+	b.route.Publish(b.built.table)
 	if b.seal != nil {
-		if err := b.seal.Update(s.Self, sealed); err != nil {
+		if err := b.seal.Update(s.Self, b.built.peers); err != nil {
 			return err
 		}
 	}
@@ -259,46 +258,6 @@ func (b *Backend) pathFor(self control.Node) (Path, []string, error) {
 			"raise the MTU of %s, or take IPv6 prefixes out of the network", p.UnderlayMTU, p.InnerMTU, least, strings.Join(devices, ", "))
 	}
 	return p, devices, nil
-}
-
-// table builds the route table, the report of it, and the list of peers for the sealer.
-func (b *Backend) table(s *control.State, path Path) (*dataplane.Table, []backend.Hop, []SealedPeer) {
-	t := dataplane.NewTable()
-	t.SetStation(path.MAC)
-	for _, p := range s.Self.Prefixes {
-		t.InsertSelf(p)
-	}
-	// Remote checksum offload is used where both sides announced it and this mode can do it.
-	rco := slices.Contains(b.kind.Features, control.FeatureRCO) && slices.Contains(s.Self.Features, control.FeatureRCO)
-	hops, peers := make([]backend.Hop, 0, len(s.Nodes)), make([]SealedPeer, 0, len(s.Nodes))
-	for i := range s.Nodes {
-		n := &s.Nodes[i]
-		at, ok := control.Endpoint(s.Self, *n)
-		if !ok {
-			continue // Check has said so
-		}
-		id, known := b.ids[n.Name]
-		if !known {
-			id = uint32(len(b.ids)) // never reused: counters and sessions go by it
-			b.ids[n.Name] = id
-		}
-		h := &packet.Hop{Addr: netip.AddrPortFrom(at, path.Port), Peer: id, VNI: path.VNI, MAC: n.VTEP(), MTU: path.InnerMTU,
-			RCO: rco && slices.Contains(n.Features, control.FeatureRCO)}
-		t.InsertStation(h)
-		for _, p := range n.Prefixes {
-			t.Insert(p, h)
-		}
-		peer := sealedPeer(n, h, b.set, path)
-		peers = append(peers, peer)
-		for _, a := range n.Endpoints {
-			if !path.Sealed || peer.Plain != nil { // an address proves nothing where seals do
-				t.InsertPeer(a, h)
-			}
-		}
-		mac := n.VTEP()
-		hops = append(hops, backend.Hop{Node: n.Name, Endpoint: h.Addr, Prefixes: n.Prefixes, VNI: h.VNI, MTU: h.MTU, MAC: mac.String()})
-	}
-	return t, hops, peers
 }
 
 // want says what the kernel must hold for this path.
@@ -359,7 +318,7 @@ func (b *Backend) Status() backend.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := backend.Status{Ready: b.engine != nil && b.err == nil, UnderlayMTU: b.path.UnderlayMTU, InnerMTU: b.path.InnerMTU,
-		Repairs: b.host.Repairs(), Hops: slices.Clone(b.hops)}
+		Repairs: b.host.Repairs(), Hops: slices.Clone(b.built.hops)}
 	switch {
 	case b.err != nil:
 		s.Reason = b.err.Error()

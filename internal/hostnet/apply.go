@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
@@ -76,6 +77,8 @@ func (h *Host) doubtful() bool { return h.doubt.Load() || len(h.suspects) > 0 }
 func (h *Host) applyWhole(w Want) error {
 	h.doubt.Store(false) // what happens from here on casts a new one
 	clear(h.suspects)
+	began := time.Now()
+	defer func() { h.whole.Store(int64(time.Since(began))) }()
 	p := newPass(h, w)
 	errs := []error{p.guard(), p.links(), h.syncSysctls(w.Sysctls)} // some settings are the links'
 

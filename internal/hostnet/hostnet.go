@@ -96,6 +96,8 @@ type Host struct {
 	listening atomic.Bool // Watch hears of every change
 	doubt     atomic.Bool // it heard of another one that may concern us, or may have missed some
 
+	whole atomic.Int64 // how long the last look at everything took, ns
+
 	watched atomic.Pointer[map[int]watch] // devices whose changes concern us, by index
 	repairs atomic.Uint64
 }

@@ -23,7 +23,7 @@ const (
 	// belt is the longest time without a wake-up, for what no notification tells.
 	belt = time.Second
 	// share bounds what the belt costs: after a wake that took d, at least share × d pass without news.
-	share = 50
+	share = 100
 )
 
 // watch says why a device's changes concern us.
@@ -37,7 +37,7 @@ const (
 
 // Watch calls wake soon after something that concerns the last Want changed by anybody's hand: our links,
 // addresses, routes, neighbours and FDB entries, and the devices named in Want.Watch. It also calls wake when
-// changes may have been missed, at its start, and every second (more rarely where wake takes longer than 20 ms).
+// changes may have been missed, at its start, and every second (more rarely where a look at everything takes longer than 10 ms).
 // wake runs in Watch's goroutine; it should Apply. Watch returns when ctx ends (nil), or when the kernel's
 // notifications cannot be had at all.
 func (h *Host) Watch(ctx context.Context, wake func()) error {
@@ -91,7 +91,7 @@ func (h *Host) Watch(ctx context.Context, wake func()) error {
 		}
 		start := time.Now()
 		wake()
-		took := time.Since(start)
+		took := max(time.Since(start), time.Duration(h.whole.Load())) // wake may leave it to another goroutine
 		if !sleep(ctx, spacing) {
 			return nil
 		}

@@ -1,0 +1,131 @@
+package userspace
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"weft/backend"
+	"weft/control"
+	"weft/dataplane"
+	"weft/packet"
+)
+
+// built is what follows from a State and a path. Immutable: the next one shares what stays.
+type built struct {
+	self  control.Node
+	nodes []control.Node
+	path  Path
+
+	table *dataplane.Table
+	hops  []backend.Hop // of the nodes that can be reached, sorted by name; traffic is filled in by Status
+	peers []SealedPeer  // the same nodes, for the sealer
+}
+
+// patchMost is from how many nodes on that change it is no less work to build everything anew.
+const patchMost = 64
+
+// build makes the route table, the report of it and the list of peers. Where only some nodes are others than before, so is the work.
+func (b *Backend) build(s *control.State, path Path) built {
+	last := &b.built
+	now := built{self: s.Self, nodes: s.Nodes, path: path}
+	first, old, fresh := changed(last.nodes, s.Nodes)
+	if last.table != nil && last.path.equal(path) && last.self.Equal(s.Self) && last.table.Unambiguous() && len(old)+len(fresh) <= patchMost {
+		if len(old)+len(fresh) == 0 {
+			now.table, now.hops, now.peers = last.table, last.hops, last.peers
+			return now
+		}
+		from, _ := slices.BinarySearchFunc(last.hops, first, func(h backend.Hop, name string) int { return strings.Compare(h.Node, name) })
+		to := from
+		for to < len(last.hops) && len(old) > 0 && last.hops[to].Node <= old[len(old)-1].Name {
+			to++
+		}
+		now.table = last.table.Clone()
+		for i := range last.peers[from:to] {
+			take(now.table, &last.peers[from+i], path)
+		}
+		hops, peers := b.insert(now.table, s.Self, fresh, path)
+		now.hops = slices.Concat(last.hops[:from], hops, last.hops[to:])
+		now.peers = slices.Concat(last.peers[:from], peers, last.peers[to:])
+		return now
+	}
+	now.table = dataplane.NewTable()
+	now.table.SetStation(path.MAC)
+	for _, p := range s.Self.Prefixes {
+		now.table.InsertSelf(p)
+	}
+	now.hops, now.peers = b.insert(now.table, s.Self, s.Nodes, path)
+	return now
+}
+
+// changed compares two lists of nodes, sorted by name: it returns the part of each outside of which they are the same, and the
+// first name in either.
+func changed(old, now []control.Node) (first string, was, is []control.Node) {
+	for len(old) > 0 && len(now) > 0 && old[0].Equal(now[0]) {
+		old, now = old[1:], now[1:]
+	}
+	for len(old) > 0 && len(now) > 0 && old[len(old)-1].Equal(now[len(now)-1]) {
+		old, now = old[:len(old)-1], now[:len(now)-1]
+	}
+	switch {
+	case len(old) == 0 && len(now) == 0:
+		return "", nil, nil
+	case len(old) == 0:
+		first = now[0].Name
+	case len(now) == 0:
+		first = old[0].Name
+	default:
+		first = min(old[0].Name, now[0].Name)
+	}
+	return first, old, now
+}
+
+// insert puts nodes into a table, and returns those that can be reached.
+func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.Node, path Path) ([]backend.Hop, []SealedPeer) {
+	// Remote checksum offload is used where both sides announced it and this mode can do it.
+	rco := slices.Contains(b.kind.Features, control.FeatureRCO) && slices.Contains(self.Features, control.FeatureRCO)
+	hops, peers := make([]backend.Hop, 0, len(nodes)), make([]SealedPeer, 0, len(nodes))
+	for i := range nodes {
+		n := &nodes[i]
+		at, ok := control.Endpoint(self, *n)
+		if !ok {
+			continue // Check has said so
+		}
+		id, known := b.ids[n.Name]
+		if !known {
+			id = uint32(len(b.ids)) // never reused: counters and sessions go by it
+			b.ids[n.Name] = id
+		}
+		h := &packet.Hop{Addr: netip.AddrPortFrom(at, path.Port), Peer: id, VNI: path.VNI, MAC: n.VTEP(), MTU: path.InnerMTU,
+			RCO: rco && slices.Contains(n.Features, control.FeatureRCO)}
+		t.InsertStation(h)
+		for _, p := range n.Prefixes {
+			t.Insert(p, h)
+		}
+		peer := sealedPeer(n, h, b.set, path)
+		peers = append(peers, peer)
+		if peer.named(path) {
+			for _, a := range n.Endpoints {
+				t.InsertPeer(a, h)
+			}
+		}
+		hops = append(hops, backend.Hop{Node: n.Name, Endpoint: h.Addr, Prefixes: n.Prefixes, VNI: h.VNI, MTU: h.MTU, MAC: n.VTEP().String()})
+	}
+	return hops, peers
+}
+
+// named says whether an outer address names the peer: it proves nothing where seals do.
+func (p *SealedPeer) named(path Path) bool { return !path.Sealed || p.Plain != nil }
+
+// take takes out of a table what insert put in for a peer.
+func take(t *dataplane.Table, p *SealedPeer, path Path) {
+	t.RemoveStation(p.Hop)
+	for _, prefix := range p.Node.Prefixes {
+		t.Remove(prefix)
+	}
+	if p.named(path) {
+		for _, a := range p.Node.Endpoints {
+			t.RemovePeer(a)
+		}
+	}
+}
