@@ -25,8 +25,7 @@ func TestCNILatency(t *testing.T) {
 	c := prepare(t, "tun-gso", 4, nettest.ClusterOptions{})
 	c.launch()
 	ours := c.install(c.Nodes[0], "--chain", "")
-	// The reference has IPv4 only, which is to its advantage: with IPv6 it waits a second and more for duplicate address
-	// detection to end, which weft need not (the daemon gives each address once).
+	// The reference has IPv4 only, weft both families, which is to the reference's advantage: it has less to do.
 	list, err := libcni.NetworkConfFromBytes(fmt.Appendf(nil, `{"cniVersion":"1.0.0","name":"ref","plugins":[{"type":"bridge","bridge":"ref0","isGateway":true,
 		"ipam":{"type":"host-local","dataDir":%q,"ranges":[[{"subnet":"10.99.0.0/16"}]]}}]}`, t.TempDir()))
 	if err != nil {
