@@ -1,10 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -25,7 +23,7 @@ behind it. The page needs no network and no script. 'weft lab run' writes one be
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "report.html", "the page, or json: print the result as this version reads it; - = print the page")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		r, err := readResult(args[0])
+		r, err := perf.Read(args[0])
 		if err != nil {
 			return usageError{err}
 		}
@@ -43,20 +41,4 @@ behind it. The page needs no network and no script. 'weft lab run' writes one be
 		return nil
 	}
 	return cmd
-}
-
-// readResult reads a result file of a schema this version knows.
-func readResult(path string) (*perf.Result, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("result: %w", err)
-	}
-	var r perf.Result
-	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, fmt.Errorf("result: %s is not a result of weft lab run: %w", path, err)
-	}
-	if r.Schema != perf.Schema {
-		return nil, fmt.Errorf("result: %s has schema %q and not %q: make the report with the weft that made the result", path, r.Schema, perf.Schema)
-	}
-	return &r, nil
 }
