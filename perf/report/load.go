@@ -62,7 +62,7 @@ func loadSection(i int, list []load, order []string) section {
 	}
 	for _, l := range list {
 		for _, c := range l.contenders {
-			row := []string{short(l.rate), c, short(l.rows[[2]string{c, "rate"}].Median), fmt.Sprintf("%.2f %%", 100*l.rows[[2]string{c, "loss"}].Median)}
+			row := []string{short(l.rate), c, fmt.Sprintf("%.0f", l.rows[[2]string{c, "rate"}].Median), fmt.Sprintf("%.2f %%", 100*l.rows[[2]string{c, "loss"}].Median)}
 			for _, q := range quantiles {
 				r := l.rows[[2]string{c, q}]
 				row = append(row, digits(r.Median), between(r.Low, r.High))
