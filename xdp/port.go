@@ -182,6 +182,7 @@ func (p *port) bound(r Rings) error {
 func (q *queue) receive(p *port, b *packet.Batch) error {
 	for {
 		if err := q.Receive(b); err != nil || b.Len() > 0 {
+			q.wait.Found(b.Len())
 			return err
 		}
 		if !q.wait.Ready(events) {

@@ -130,6 +130,8 @@ type Waiter struct {
 	saw  bool // the last Wait polled, and Ready has something to say
 	spin spinner
 	pace pace
+
+	policy policy
 }
 
 // Waiter makes a waiter for events on up to 6 descriptors, which stay the port's.
@@ -145,7 +147,11 @@ func (s *Stop) Waiter(events int16, fds ...int) *Waiter {
 // Enter is Gate.Enter, and the beginning of a Recv to the spinner.
 func (w *Waiter) Enter() error {
 	w.spin.begin()
-	return w.Gate.Enter()
+	err := w.Gate.Enter()
+	if err != nil {
+		w.policy.set(false) // the thread is somebody else's from here on
+	}
+	return err
 }
 
 // Wait blocks, or spins for a little, and adds the time that took to waited. It returns nil when the
@@ -153,6 +159,7 @@ func (w *Waiter) Enter() error {
 func (w *Waiter) Wait(waited *time.Duration) error {
 	if w.saw = false; w.spin.again(waited) {
 		if w.stop.stopped.Load() {
+			w.policy.set(false)
 			return net.ErrClosed
 		}
 		return nil
@@ -160,13 +167,16 @@ func (w *Waiter) Wait(waited *time.Duration) error {
 	start := now()
 	_, err := unix.Poll(w.fds[:w.n], -1)
 	w.saw = err == nil
-	blocked := now() - start
+	end := now()
+	blocked := end - start
 	w.spin.blocked(blocked)
 	w.pace.blocked(blocked)
 	*waited += blocked
 	if w.stop.stopped.Load() {
+		w.policy.set(false)
 		return net.ErrClosed
 	}
+	w.policy.set(w.policy.slept(end, blocked))
 	if err != nil && err != unix.EINTR { // an interrupted poll is a reason to try again
 		return fmt.Errorf("wait: poll: %w", err)
 	}
@@ -184,8 +194,11 @@ func (w *Waiter) Most(n int) int {
 	return n
 }
 
-// Found ends a Recv that returns n packets. A queue that asks without a system call need not say so.
-func (w *Waiter) Found(n int) { w.pace.found(n) }
+// Found ends a Recv that returns n packets.
+func (w *Waiter) Found(n int) {
+	w.pace.found(n)
+	w.policy.packets += n
+}
 
 // Ready says whether the last Wait saw something on descriptor i, an error included. One that spun saw
 // nothing.
