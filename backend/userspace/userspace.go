@@ -190,6 +190,9 @@ func (b *Backend) sync() error {
 		b.closeEngine()
 	}
 	if b.engine == nil {
+		if err := b.host.Clear(device); err != nil {
+			return err
+		}
 		b.reply.SetSource(hostAddrs(s.Self))
 		e, err := start(b.kind, path, b.route, b.seal, b.set.Fault, b.reply.Offer, b.failed)
 		if err != nil {

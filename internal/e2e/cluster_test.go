@@ -229,6 +229,7 @@ func (c *cluster) ask(n *nettest.ClusterNode, into any, args ...string) error {
 
 type status struct {
 	Ready    bool     `json:"ready"`
+	Mode     string   `json:"mode"`
 	InnerMTU int      `json:"inner_mtu"`
 	Devices  []string `json:"devices"`
 }

@@ -180,6 +180,27 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+// TestAnotherMode: a node that starts in another mode than before, after a stop or a crash, has its path, with nothing of the
+// old one in its way, and nothing leaves in clear meanwhile.
+func TestAnotherMode(t *testing.T) {
+	c := upMixed(t, "vxlan", map[string]string{}, 4, nettest.ClusterOptions{})
+	a, b := c.Nodes[0], c.Nodes[1]
+	for i, mode := range []string{"tun-gso", "vxlan", "xdp", "tun", "vxlan-nocsum", "tun-gso"} {
+		clear := watchClear(t, b, a)
+		c.stop(a, []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[i%2])
+		c.modes[a.Name] = mode
+		c.start(a)
+		c.ready(a)
+		c.allReach()
+		if leaked := clear(); len(leaked) > 0 {
+			t.Errorf("to %s: overlay packets on the underlay in clear: %v", mode, leaked)
+		}
+		if s, err := c.status(a); err != nil || s.Mode != mode {
+			t.Errorf("status: %+v: %v", s, err)
+		}
+	}
+}
+
 // TestKernelObjectsRepaired: what somebody else takes away or changes comes back, and with it the traffic.
 func TestKernelObjectsRepaired(t *testing.T) {
 	each(t, func(t *testing.T, mode string, family int) {

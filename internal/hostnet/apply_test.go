@@ -347,6 +347,32 @@ func TestApplySweepsStrangersAmongOurs(t *testing.T) {
 	}
 }
 
+// TestClear takes the devices of another mode, and no pod's or stranger's.
+func TestClear(t *testing.T) {
+	b := newBench(t)
+	b.apply(sample())
+	for _, cmd := range []string{
+		"ip link add weft0 type bridge",
+		"ip link add weftpod1 type veth peer name other0",
+		"ip link add vxlan9 type vxlan id 9 dstport 4790",
+	} {
+		args := strings.Fields(cmd)
+		b.ns.MustRun(t, args[0], args[1:]...)
+	}
+	if err := b.host.Clear("weft0"); err != nil {
+		t.Fatal(err)
+	}
+	links := b.ip("link")
+	for name, want := range map[string]bool{"weft-vx4": false, "weft0": true, "weftpod1": true, "vxlan9": true} {
+		if strings.Contains(links, name) != want {
+			t.Errorf("%s: there %v, want %v:\n%s", name, !want, want, links)
+		}
+	}
+	if routes := b.ip("route", "show", "type", "unreachable"); !strings.Contains(routes, "4294960000") {
+		t.Errorf("no guard is left:\n%s", routes)
+	}
+}
+
 // TestApplyRetires: what is no longer wanted goes, and is no repair.
 func TestApplyRetires(t *testing.T) {
 	b := newBench(t)

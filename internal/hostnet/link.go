@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -93,6 +94,28 @@ func (p *pass) syncLinks() ([]netlink.Link, error) {
 		}
 	}
 	return links, errors.Join(errs...)
+}
+
+// Clear removes devices of ours but the one called keep: those of the mode that this node had before. A backend that opens
+// ports of its own calls it first, since a device may hold the UDP port. What led over them is unreachable from then on
+// (GuardMetric), not in clear, until Apply.
+func (h *Host) Clear(keep string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	links, err := dumpLinks(h.rt)
+	if err != nil {
+		return fmt.Errorf("hostnet: list links: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if name := l.Attrs().Name; Owned(name) && name != keep {
+			h.log.Info("removed", zap.String("object", name), zap.String("reason", "it is another mode's"))
+			if err := h.rt.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+				errs = append(errs, fmt.Errorf("hostnet: remove link %s: %w%s", name, err, hint(err)))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (p *pass) removeLink(l netlink.Link, repair bool, reason string) error {
