@@ -2,27 +2,21 @@ package etcd
 
 import (
 	"slices"
-	"strings"
 
 	"weft/control"
 )
-
-// patchMost is from how many changed nodes on it is no less work to begin anew.
-const patchMost = 64
-
-func byName(n control.Node, name string) int { return strings.Compare(n.Name, name) }
 
 // patched returns the nodes of the last State with what changed since; false where that takes a look
 // at all of them.
 func (m *member) patched() ([]control.Node, bool) {
 	v := m.view
-	if m.index == nil || v.whole || m.haunted() || len(v.dirty) > patchMost {
+	if m.index == nil || v.whole || m.haunted() || len(v.dirty) > control.PatchMost {
 		return nil, false
 	}
 	nodes, changed := m.last.Nodes, false
 	var old []control.Node
 	for name := range v.dirty { // first all of them out: two nodes may have swapped something
-		at, ok := slices.BinarySearchFunc(m.last.Nodes, name, byName)
+		at, ok := control.Find(m.last.Nodes, name)
 		if ok {
 			m.index.Remove(m.last.Nodes[at])
 			old = append(old, m.last.Nodes[at])
@@ -36,7 +30,7 @@ func (m *member) patched() ([]control.Node, bool) {
 			}
 			continue // what it holds is in the grant
 		}
-		if !ok || n.Name != "" && !m.fits(n) {
+		if !ok || n.Name != "" && !m.index.Takes(m.grant.node, m.set.Network, n) {
 			return nil, false
 		}
 		i := slices.IndexFunc(old, func(o control.Node) bool { return o.Name == name })
@@ -49,15 +43,7 @@ func (m *member) patched() ([]control.Node, bool) {
 		if !changed {
 			nodes, changed = slices.Grow(slices.Clone(nodes), len(v.dirty)), true
 		}
-		at, present := slices.BinarySearchFunc(nodes, name, byName)
-		switch {
-		case present && n.Name != "":
-			nodes[at] = n
-		case present:
-			nodes = slices.Delete(nodes, at, at+1)
-		default:
-			nodes = slices.Insert(nodes, at, n)
-		}
+		nodes = control.Put(nodes, name, n)
 	}
 	return nodes, true
 }
@@ -66,13 +52,4 @@ func (m *member) patched() ([]control.Node, bool) {
 func (m *member) selfTold() bool {
 	n, ok := m.view.one(m.self.Name)
 	return ok && (n.Name == "" || n.Equal(m.grant.node))
-}
-
-// fits says that Check would take n as it is, beside this node and all others.
-func (m *member) fits(n control.Node) bool {
-	if !m.index.Fits(n) {
-		return false
-	}
-	s, err := control.Check(m.self.Name, m.set.Network, []control.Node{m.grant.node, n})
-	return err == nil && len(s.Problems) == 0 && len(s.Nodes) == 1 && s.Nodes[0].Equal(n)
 }

@@ -93,7 +93,7 @@ func (m *member) state() control.State {
 		// addresses that are another's.
 		return control.State{Self: m.self, Problems: problems}
 	}
-	at, _ := slices.BinarySearchFunc(nodes, m.self.Name, byName)
+	at, _ := control.Find(nodes, m.self.Name)
 	s, err := control.Check(m.self.Name, m.set.Network, slices.Insert(nodes, at, m.grant.node))
 	switch {
 	case err != nil:
