@@ -32,24 +32,31 @@ type scatter struct {
 	limit int // the largest IP packet a TCP segment may become
 	iovs  [maxVectors]unix.Iovec
 	head  [vnetHeader]byte
-	spill []byte // maxPacket bytes
+	spill []byte // maxPacket bytes, and one more to tell what is larger
 
-	// What the layout expects. size 0 = a packet without segments.
-	h, size int
-	plain   int // packets without segments since the last super-packet
-
-	// What the iovecs of the readv under way are.
-	segmented bool
-	slots     int // m
-	front     int // bytes iovec 1 takes
-	before    int // bytes the slots take: spill starts with byte number before
+	// What the next readv is laid out for. What came of a read says nothing about it.
+	learnt shape
+	plain  int // packets without segments since the last super-packet
 
 	cut  super
 	rest []byte // what of the super-packet in cut is still in spill
 }
 
+// shape is how long the headers and the payload of a super-packet's segments are, in bytes. size 0 = a
+// packet without segments.
+type shape struct{ h, size int }
+
+// layout is what the iovecs of one readv are. The packet that it has read can be found by the same layout
+// alone, whatever has been learnt from it since.
+type layout struct {
+	shape
+	slots  int // m
+	front  int // bytes iovec 1 takes
+	before int // bytes the slots take: spill starts with byte number before
+}
+
 func newScatter(limit int) *scatter {
-	return &scatter{limit: limit, spill: make([]byte, maxPacket)}
+	return &scatter{limit: limit, spill: make([]byte, maxPacket+1)}
 }
 
 // fill puts packets into b's slots until the device has no more, the next one may not fit, or it has
@@ -67,70 +74,70 @@ func (s *scatter) fill(b *packet.Batch, reads int, dev vectors) (int, unix.Errno
 		if n > 0 && s.expected() > len(free) {
 			break
 		}
-		vecs := s.layout(free)
+		l, vecs := s.layout(free)
 		got, errno := dev.readv(s.iovs[:vecs])
 		if errno != 0 {
 			return n, errno
 		}
-		n += s.place(free, got-vnetHeader)
+		n += s.place(free, l, got-vnetHeader)
 	}
 	return n, 0
 }
 
 // expected is how many slots the largest packet that looks like the last one takes.
 func (s *scatter) expected() int {
-	if s.size == 0 {
+	if s.learnt.size == 0 {
 		return 1
 	}
-	return min((maxPacket-s.h+s.size-1)/s.size, maxVectors-2)
+	return min((maxPacket-s.learnt.h+s.learnt.size-1)/s.learnt.size, maxVectors-2)
 }
 
-// layout points the iovecs at the slots and returns how many there are.
-func (s *scatter) layout(slots []packet.Packet) int {
+// layout points the iovecs at the slots and returns what they are and how many.
+func (s *scatter) layout(slots []packet.Packet) (layout, int) {
 	setIovec(&s.iovs[0], s.head[:])
-	s.front = slots[0].Room()
-	s.segmented = s.size > 0 && s.h+s.size <= s.front
-	if s.segmented {
-		s.front = s.h + s.size
+	l := layout{slots: 1, front: slots[0].Room()}
+	if s.learnt.size > 0 && s.learnt.h+s.learnt.size <= l.front {
+		l.shape, l.front = s.learnt, s.learnt.h+s.learnt.size
 	}
-	setIovec(&s.iovs[1], slots[0].Memory()[packet.Headroom:][:s.front])
-	s.slots, s.before = 1, s.front
-	if s.segmented {
-		for i, m := 1, min(s.expected(), len(slots)); i < m && slots[i].Room() >= s.front; i++ {
+	setIovec(&s.iovs[1], slots[0].Memory()[packet.Headroom:][:l.front])
+	l.before = l.front
+	if l.size > 0 {
+		for i, m := 1, min(s.expected(), len(slots)); i < m && slots[i].Room() >= l.front; i++ {
 			v := &s.iovs[i+1]
-			v.Base = &slots[i].Memory()[packet.Headroom+s.h]
-			v.SetLen(s.size)
-			s.slots++
-			s.before += s.size
+			v.Base = &slots[i].Memory()[packet.Headroom+l.h]
+			v.SetLen(l.size)
+			l.slots++
+			l.before += l.size
 		}
 	}
-	if s.before >= len(s.spill) {
-		return s.slots + 1
+	if l.before >= len(s.spill) {
+		return l, l.slots + 1
 	}
-	setIovec(&s.iovs[s.slots+1], s.spill[s.before:])
-	return s.slots + 2
+	setIovec(&s.iovs[l.slots+1], s.spill[l.before:])
+	return l, l.slots + 2
 }
 
-// place turns the total bytes just read into packets and returns how many slots it used.
-func (s *scatter) place(slots []packet.Packet, total int) int {
+// place turns the total bytes just read by l into packets and returns how many slots it used.
+func (s *scatter) place(slots []packet.Packet, l layout, total int) int {
 	p := &slots[0]
-	if total <= 0 {
+	if total <= 0 || total > maxPacket {
 		p.Reset()
-		p.Drop = packet.TooShort
+		if p.Drop = packet.TooShort; total > 0 {
+			p.Drop = packet.Truncated // by the kernel, which does not say so
+		}
 		return 1
 	}
 	v := parseVnet(&s.head)
 	if v.gso == unix.VIRTIO_NET_HDR_GSO_NONE {
-		s.whole(slots, &v, total)
+		s.whole(slots, l, &v, total)
 		return 1
 	}
-	s.plain = 0
 	limit := min(s.limit, p.Room())
-	first := p.Memory()[packet.Headroom:][:min(s.front, total)]
+	first := p.Memory()[packet.Headroom:][:min(l.front, total)]
 	gathered := false
 	if !s.cut.open(first, total, &v, limit) {
 		// The headers may lie across slots; only a packet in one piece is judged.
-		s.gather(slots, total)
+		l.gather(s.spill, slots, total)
 		gathered = true
 		if !s.cut.open(s.spill[:total], total, &v, limit) {
 			p.Reset()
@@ -138,31 +145,44 @@ func (s *scatter) place(slots []packet.Packet, total int) int {
 			return 1
 		}
 	}
-	if !gathered && s.segmented && s.cut.h == s.h && s.cut.size == s.size {
-		return s.keep(slots, total)
+	is := shape{s.cut.h, s.cut.size}
+	s.learn(is, p.Room())
+	if !gathered && l.shape == is {
+		return s.keep(slots, l, total)
 	}
 	if !gathered {
-		s.gather(slots, total)
+		l.gather(s.spill, slots, total)
 	}
 	s.rest = s.spill[s.cut.h:total]
-	// A datagram's size may be one that no slot takes; the layout cannot be for that.
-	if s.h, s.size = s.cut.h, s.cut.size; s.h+s.size > p.Room() {
-		s.h, s.size = 0, 0
-	}
 	return s.drain(slots)
 }
 
+// learn expects packets like the one just read, into slots with that much room. A datagram's size may be
+// one that no slot takes; a layout cannot be for that.
+func (s *scatter) learn(is shape, room int) {
+	switch {
+	case is.size == 0:
+		if s.plain++; s.plain >= forgetAfter {
+			s.learnt = shape{}
+		}
+	case is.h+is.size > room:
+		s.learnt, s.plain = shape{}, 0
+	default:
+		s.learnt, s.plain = is, 0
+	}
+}
+
 // keep finishes the segments that were guessed right, where they are.
-func (s *scatter) keep(slots []packet.Packet, total int) int {
-	n := min(s.cut.segments(), s.slots)
+func (s *scatter) keep(slots []packet.Packet, l layout, total int) int {
+	n := min(s.cut.segments(), l.slots)
 	for i := range slots[:n] {
 		p := &slots[i]
 		s.finish(p, p.Reset(), s.cut.next())
 	}
-	if total <= s.before {
+	if total <= l.before {
 		return n
 	}
-	s.rest = s.spill[s.before:total]
+	s.rest = s.spill[l.before:total]
 	if n < len(slots) {
 		n += s.drain(slots[n:])
 	}
@@ -195,16 +215,14 @@ func (s *scatter) finish(p *packet.Packet, b []byte, n int) {
 }
 
 // whole makes the first slot the packet just read, which has no segments.
-func (s *scatter) whole(slots []packet.Packet, v *vnet, total int) {
+func (s *scatter) whole(slots []packet.Packet, l layout, v *vnet, total int) {
 	p := &slots[0]
-	if s.plain++; s.plain >= forgetAfter {
-		s.h, s.size = 0, 0
-	}
-	if total <= s.front {
+	s.learn(shape{}, p.Room())
+	if total <= l.front {
 		p.Reset()
 		p.Resize(total)
 	} else {
-		s.gather(slots, total)
+		l.gather(s.spill, slots, total)
 		p.Resize(copy(p.Reset(), s.spill[:total]))
 	}
 	switch {
@@ -219,11 +237,11 @@ func (s *scatter) whole(slots []packet.Packet, v *vnet, total int) {
 	}
 }
 
-// gather puts the packet just read together at the front of spill. What went to spill directly is
+// gather puts the packet just read by l together at the front of spill. What went to spill directly is
 // in its place already.
-func (s *scatter) gather(slots []packet.Packet, total int) {
-	n := copy(s.spill[:total], slots[0].Memory()[packet.Headroom:][:s.front])
-	for i := 1; n < total && i < s.slots; i++ {
-		n += copy(s.spill[n:total], slots[i].Memory()[packet.Headroom+s.h:][:s.size])
+func (l layout) gather(spill []byte, slots []packet.Packet, total int) {
+	n := copy(spill[:total], slots[0].Memory()[packet.Headroom:][:l.front])
+	for i := 1; n < total && i < l.slots; i++ {
+		n += copy(spill[n:total], slots[i].Memory()[packet.Headroom+l.h:][:l.size])
 	}
 }

@@ -156,6 +156,45 @@ func TestRecvDoesNotCopy(t *testing.T) {
 	}
 }
 
+// TestRecvForgets: the packet that ends the expectation of super-packets was itself read by a layout for
+// them, as full-sized packets behind a burst of smaller datagrams are.
+func TestRecvForgets(t *testing.T) {
+	const mtu = 1450
+	for _, v6 := range []bool{false, true} {
+		burst := spec{v6: v6, udp: true, payload: 5000}.superOf(500)
+		full := spec{v6: v6, flags: packet.TCPFlagACK, options: timestamps(1), payload: 1350}
+		s, b, dev := newScatter(mtu), packet.NewBatch(packet.BatchSize, mtu+64), &fakeDevice{}
+		var want [][]byte
+		for range 3 {
+			dev.in, want = append(dev.in, burst.frame()), append(want, burst.cut(mtu)...)
+			for range forgetAfter + 3 {
+				full.seed++
+				w := full.superOf(0)
+				w.v.gso = unix.VIRTIO_NET_HDR_GSO_NONE
+				dev.in, want = append(dev.in, w.frame()), append(want, w.finish())
+			}
+		}
+		recvAll(t, fmt.Sprint("v6 ", v6), s, dev, b, want)
+	}
+}
+
+// TestRecvTooLarge: the kernel cuts off silently what the iovecs do not take.
+func TestRecvTooLarge(t *testing.T) {
+	large, good := spec{udp: true, payload: 60000}.superOf(1400), spec{payload: 100, flags: packet.TCPFlagACK}.build()
+	for _, learnt := range []bool{false, true} {
+		s, b := newScatter(1450), packet.NewBatch(packet.BatchSize, 1514)
+		if learnt {
+			s.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{large.frame()}})
+		}
+		huge := wire{large.v, append(bytes.Clone(large.data), make([]byte, maxPacket)...)}
+		n, _ := s.fill(b, len(b.Slots()), &fakeDevice{in: [][]byte{huge.frame(), wire{data: good}.frame()}})
+		if n != 2 || b.Slots()[0].Drop != packet.Truncated {
+			t.Fatalf("learnt %v: %d packets, %v", learnt, n, b.Slots()[0].Drop)
+		}
+		mustEqual(t, "the packet behind", received(t, &b.Slots()[1]), good)
+	}
+}
+
 // TestRecvLeavesWhatMayNotFit: a super-packet that finds too few slots waits in the device, where it
 // costs no copy.
 func TestRecvLeavesWhatMayNotFit(t *testing.T) {
@@ -381,7 +420,7 @@ func FuzzRecv(f *testing.F) {
 			return
 		}
 		s, b := newScatter(mtu), packet.NewBatch(int(slots%130)+1, mtu+64)
-		s.h, s.size = 40+size&31, max(0, min(size, 4000)) // a layout learnt from anything
+		s.learnt = shape{40 + size&31, max(0, min(size, 4000))} // from anything
 		for round := range 2 {
 			dev := &fakeDevice{in: [][]byte{bytes.Clone(frame)}}
 			w := unframe(frame)
@@ -468,9 +507,9 @@ func BenchmarkSplitWrongGuess(b *testing.B) {
 	segments := 0
 	for i := 0; b.Loop(); i++ {
 		dev.frame = shapes[i&1]
-		vecs := s.layout(batch.Slots())
+		l, vecs := s.layout(batch.Slots())
 		got, _ := dev.readv(s.iovs[:vecs])
-		segments += s.place(batch.Slots(), got-vnetHeader)
+		segments += s.place(batch.Slots(), l, got-vnetHeader)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(segments), "ns/segment")
 }
