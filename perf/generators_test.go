@@ -224,7 +224,7 @@ func (g *generators) sockperf(argv ...string) float64 {
 func (g *generators) arrived(send func()) float64 {
 	g.t.Helper()
 	count := func() uint64 {
-		link, err := g.far.Pod.Link.LinkByName("eth0")
+		link, err := g.far.Pod.Netlink().LinkByName("eth0")
 		if err != nil {
 			g.t.Fatal(err)
 		}
@@ -282,11 +282,11 @@ func sink(port string) error {
 func (g *generators) trafgen(options ...string) {
 	g.t.Helper()
 	from, to := g.near.PodAddr(4), g.far.PodAddr(4)
-	link, err := g.near.Pod.Link.LinkByName("eth0")
+	link, err := g.near.Pod.Netlink().LinkByName("eth0")
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	neighbours, err := g.near.Pod.Link.NeighList(link.Attrs().Index, unix.AF_INET)
+	neighbours, err := g.near.Pod.Netlink().NeighList(link.Attrs().Index, unix.AF_INET)
 	if err != nil || len(neighbours) == 0 {
 		g.t.Fatalf("the near pod has no gateway: %v, %v", neighbours, err)
 	}

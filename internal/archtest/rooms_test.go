@@ -81,7 +81,7 @@ var (
 		"perf/report":                {code: []string{"perf", "perf/contender", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
 		"perf/model":                 {code: []string{"perf", "perf/probe", "internal/config/strict", "gonum.org/v1/gonum/stat/..."}},
 		"perf/scenario":              {code: []string{"perf/contender", "perf/probe", "perf/testbed", "internal/config/strict"}},
-		"perf/testbed":               {code: []string{nl, netns, unix}},
+		"perf/testbed":               {code: []string{"internal/netlab", nl, unix}},
 
 		// the ground
 		"internal/api":           {},
@@ -96,7 +96,8 @@ var (
 		"internal/filter":  {code: []string{"packet"}},
 		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
-		"internal/nettest": {code: []string{nl, netns, unix}},
+		"internal/netlab":  {code: []string{nl, netns, unix}},
+		"internal/nettest": {[]string{"internal/netlab", nl, unix}, []string{netns}},
 		"internal/sockmem": {code: []string{unix}},
 		"internal/pods":    {code: []string{"control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
 		"internal/steer":   {code: []string{"internal/sockmem", "packet", unix, "golang.org/x/net/bpf"}},

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
+	"weft/internal/netlab"
 )
 
 // ClusterOptions says what Build builds. The zero value is two nodes, MTU 1500, joined by one veth.
@@ -103,14 +103,7 @@ func (c *Cluster) addFabric(o ClusterOptions) (err error) {
 	if c.Fabric, err = Create(o.Prefix); err != nil {
 		return err
 	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = "br0", o.MTU
-	// No multicast snooping: without a querier it may hold back neighbour discovery at first.
-	snoop := false
-	if err := c.Fabric.handle.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snoop}); err != nil {
-		return fmt.Errorf("nettest: %s: make bridge br0: %w", c.Fabric.name, err)
-	}
-	return c.Fabric.LinkUp("br0")
+	return c.Fabric.AddBridge("br0", o.MTU)
 }
 
 func (c *Cluster) addNode(i int, o ClusterOptions) (err error) {
@@ -145,17 +138,16 @@ var (
 
 func (n *ClusterNode) addPod(mtu int) error {
 	err := Join(
-		End{NS: n.NS, Dev: n.PodDevice, Addrs: []netip.Prefix{host(gateway4), netip.PrefixFrom(gateway6, 64)}},
-		End{NS: n.Pod, Dev: "eth0", Addrs: []netip.Prefix{host(n.PodAddrs[0]), host(n.PodAddrs[1])}}, mtu)
+		End{NS: n.NS, Dev: n.PodDevice, Addrs: []netip.Prefix{netlab.Host(gateway4), netip.PrefixFrom(gateway6, 64)}},
+		End{NS: n.Pod, Dev: "eth0", Addrs: []netip.Prefix{netlab.Host(n.PodAddrs[0]), netlab.Host(n.PodAddrs[1])}}, mtu)
 	if err != nil {
 		return err
 	}
 	for i, gw := range []netip.Addr{gateway4, gateway6} {
-		if err := n.NS.AddRoute(host(n.PodAddrs[i]), netip.Addr{}, n.PodDevice); err != nil {
+		if err := n.NS.AddRoute(netlab.Host(n.PodAddrs[i]), netip.Addr{}, n.PodDevice); err != nil {
 			return err
 		}
-		everything := netip.PrefixFrom(unspecified(gw), 0)
-		if err := n.Pod.AddRoute(everything, gw, "eth0"); err != nil {
+		if err := n.Pod.AddRoute(netlab.Everything(gw), gw, "eth0"); err != nil {
 			return err
 		}
 	}
@@ -174,21 +166,13 @@ func (c *Cluster) joinUnderlay(o ClusterOptions) error {
 		}
 		return Join(end(c.Nodes[0]), end(c.Nodes[1]), o.MTU)
 	}
-	br, err := c.Fabric.handle.LinkByName("br0")
-	if err != nil {
-		return fmt.Errorf("nettest: %s: find br0: %w", c.Fabric.name, err)
-	}
 	for i, n := range c.Nodes {
 		port := fmt.Sprintf("port%d", i+1)
 		if err := Join(end(n), End{NS: c.Fabric, Dev: port}, o.MTU); err != nil {
 			return err
 		}
-		l, err := c.Fabric.handle.LinkByName(port)
-		if err == nil {
-			err = c.Fabric.handle.LinkSetMaster(l, br)
-		}
-		if err != nil {
-			return fmt.Errorf("nettest: %s: put %s into br0: %w", c.Fabric.name, port, err)
+		if err := c.Fabric.Enslave(port, "br0"); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -210,12 +194,3 @@ func nodeName(i int) string {
 }
 
 func addr(format string, i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf(format, i)) }
-
-func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-func unspecified(a netip.Addr) netip.Addr {
-	if a.Is4() {
-		return netip.IPv4Unspecified()
-	}
-	return netip.IPv6Unspecified()
-}

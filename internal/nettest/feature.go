@@ -87,7 +87,7 @@ func probeLink(f Feature) error {
 	default:
 		l = &netlink.GenericLink{LinkAttrs: attrs, LinkType: string(f)}
 	}
-	err = ns.handle.LinkAdd(l)
+	err = ns.Netlink().LinkAdd(l)
 	if err != nil {
 		err = fmt.Errorf("make a %s device: %w", f, err)
 	}

@@ -3,7 +3,6 @@ package nettest
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,58 +11,9 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netns"
+
+	"weft/internal/netlab"
 )
-
-func TestDoEntersAndReturns(t *testing.T) {
-	ns := New(t)
-	before, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer before.Close()
-	ns.Do(func() {
-		inside, err := netns.Get()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer inside.Close()
-		if inside.Equal(before) {
-			t.Error("Do did not change the namespace")
-		}
-		ifs, err := net.Interfaces()
-		if err != nil || len(ifs) != 1 || ifs[0].Name != "lo" || ifs[0].Flags&net.FlagUp == 0 {
-			t.Errorf("interfaces inside = %v, %v; want lo alone, up", ifs, err)
-		}
-	})
-	after, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer after.Close()
-	if !after.Equal(before) {
-		t.Error("Do did not come back")
-	}
-}
-
-// TestDoSurvivesGoexit: t.FailNow inside Do ends the goroutine; the deferred return must still happen.
-func TestDoSurvivesGoexit(t *testing.T) {
-	ns := New(t)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer func() { _ = recover() }()
-		ns.Do(func() { panic("as FailNow would") })
-	}()
-	<-done
-	for range 50 { // whichever thread runs this must be at home
-		if out, err := exec.Command("ip", "-o", "link").CombinedOutput(); err != nil || len(out) == 0 {
-			t.Fatalf("%s %v", out, err)
-		}
-	}
-	if err := <-ns.Go(func() error { return errors.New("carried") }); err == nil || err.Error() != "carried" {
-		t.Errorf("Go = %v", err)
-	}
-}
 
 func TestRunAndStart(t *testing.T) {
 	ns := New(t)
@@ -110,7 +60,7 @@ func TestSweepTakesTheDeadOnly(t *testing.T) {
 	if err := sleeper.Start(); err != nil {
 		t.Fatal(err)
 	}
-	waitIn(t, sleeper.Process.Pid, filepath.Join(nsDir, orphaned))
+	waitIn(t, sleeper.Process.Pid, filepath.Join(netlab.Dir, orphaned))
 
 	removed, err := Sweep(prefix)
 	if err != nil {
@@ -123,7 +73,7 @@ func TestSweepTakesTheDeadOnly(t *testing.T) {
 		t.Error("the process in the swept namespace ended by itself; want it killed")
 	}
 	for _, name := range []string{live.Name(), foreign} {
-		if _, err := os.Stat(filepath.Join(nsDir, name)); err != nil {
+		if _, err := os.Stat(filepath.Join(netlab.Dir, name)); err != nil {
 			t.Errorf("sweep took %s: %v", name, err)
 		}
 	}

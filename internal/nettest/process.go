@@ -22,7 +22,7 @@ func (ns *NS) Start(name string, args ...string) (*Process, error) {
 	p := &Process{cmd: exec.Command(name, args...), done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	if err := ns.StartCmd(p.cmd); err != nil {
-		return nil, fmt.Errorf("%s: start %s: %w", ns.name, strings.Join(p.cmd.Args, " "), err)
+		return nil, fmt.Errorf("%s: start %s: %w", ns.Name(), strings.Join(p.cmd.Args, " "), err)
 	}
 	go func() {
 		p.err = p.cmd.Wait()

@@ -9,9 +9,6 @@ import (
 	"time"
 )
 
-// testPrefix starts the names of all namespaces that tests make.
-const testPrefix = "weft-test"
-
 // sweepOnce: one look at what dead test processes left is enough for a process.
 var sweepOnce sync.Once
 

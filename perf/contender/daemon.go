@@ -107,7 +107,7 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 
 // attach has the daemon attach the node's pod, as the CNI plugin asks for it.
 func (n node) attach(ctx context.Context, bed *testbed.Bed, mtu int) error {
-	q := api.AttachRequest{ContainerID: n.Pod.Name, IfName: testbed.PodDevice, Netns: n.Pod.Path(), Network: "weftlab", MTU: mtu}
+	q := api.AttachRequest{ContainerID: n.Pod.Name(), IfName: testbed.PodDevice, Netns: n.Pod.Path(), Network: "weftlab", MTU: mtu}
 	for _, a := range n.PodAddrs {
 		q.IPs = append(q.IPs, netip.PrefixFrom(a, a.BitLen()))
 	}

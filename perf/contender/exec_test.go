@@ -73,7 +73,7 @@ func TestExecVXLAN(t *testing.T) {
 		t.Error(err)
 	}
 	for _, n := range b.Nodes {
-		if _, err := n.Host.Link.LinkByName("weftx"); err == nil {
+		if _, err := n.Host.Netlink().LinkByName("weftx"); err == nil {
 			t.Errorf("node %s still has the device", n.Name)
 		}
 	}
@@ -178,8 +178,8 @@ esac`, "not here", false},
 				t.Errorf("%v, want an error that says %q", err, c.says)
 			}
 			for _, ns := range namespaces {
-				if _, err := ns.Link.LinkByName("weftleft"); !errors.As(err, &netlink.LinkNotFoundError{}) {
-					t.Errorf("%s: down did not run: %v", ns.Name, err)
+				if _, err := ns.Netlink().LinkByName("weftleft"); !errors.As(err, &netlink.LinkNotFoundError{}) {
+					t.Errorf("%s: down did not run: %v", ns.Name(), err)
 				}
 			}
 			if err := b.Close(); err != nil {

@@ -42,7 +42,7 @@ func upIPsec(ctx context.Context, env Env, mode, cipher string) (Overlay, error)
 		return nil, err
 	}
 	for i, n := range env.Bed.Nodes {
-		if err := all[i].install(n.Host.Link); err != nil {
+		if err := all[i].install(n.Host.Netlink()); err != nil {
 			return nil, fmt.Errorf("contender: IPsec of node %s: %w", n.Name, err)
 		}
 	}

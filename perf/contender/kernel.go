@@ -32,7 +32,7 @@ func upIPIP(_ context.Context, env Env, _, _ string) (Overlay, error) {
 			if prefix.Addr().Is6() {
 				link = &netlink.Sittun{LinkAttrs: attrs, Local: local, Remote: remote, PMtuDisc: 1}
 			}
-			if err := n.Host.Link.LinkAdd(link); err != nil {
+			if err := n.Host.Netlink().LinkAdd(link); err != nil {
 				return fmt.Errorf("contender: make %s of kind %s: %w", name, link.Type(), err)
 			}
 			if err := n.Host.SetUp(name); err != nil {
@@ -66,13 +66,13 @@ func upEthernet(bed *testbed.Bed, mtu int, device func(attrs netlink.LinkAttrs, 
 	err := towardsEach(bed, func(n, far *testbed.Node, i int) error {
 		name := fmt.Sprintf("weft%d", i)
 		link := device(netlink.LinkAttrs{Name: name, MTU: mtu, HardwareAddr: mac(n, far)}, n, far)
-		if err := n.Host.Link.LinkAdd(link); err != nil {
+		if err := n.Host.Netlink().LinkAdd(link); err != nil {
 			return fmt.Errorf("contender: make %s of kind %s: %w", name, link.Type(), err)
 		}
 		if err := n.Host.SetUp(name); err != nil {
 			return err
 		}
-		made, err := n.Host.Link.LinkByName(name)
+		made, err := n.Host.Netlink().LinkByName(name)
 		if err != nil {
 			return fmt.Errorf("contender: find %s: %w", name, err)
 		}
@@ -82,8 +82,8 @@ func upEthernet(bed *testbed.Bed, mtu int, device func(attrs netlink.LinkAttrs, 
 				gateway = net.IP{0: 0xfe, 1: 0x80, 15: byte(i + 1)}
 			}
 			err := errors.Join(
-				n.Host.Link.NeighSet(&netlink.Neigh{LinkIndex: made.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: mac(far, n)}),
-				n.Host.Link.RouteAdd(&netlink.Route{
+				n.Host.Netlink().NeighSet(&netlink.Neigh{LinkIndex: made.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: mac(far, n)}),
+				n.Host.Netlink().RouteAdd(&netlink.Route{
 					LinkIndex: made.Attrs().Index, Gw: gateway, Flags: int(netlink.FLAG_ONLINK), Protocol: 87,
 					Dst: ipNet(prefix),
 				}))

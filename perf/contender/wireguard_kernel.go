@@ -25,7 +25,7 @@ func upWireguard(_ context.Context, env Env, _, _ string) (Overlay, error) {
 	t := tunnels{env.Bed.MTU - wireguardOverhead}
 	for i, n := range env.Bed.Nodes {
 		link := &netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: wireguardDevice, MTU: t.mtu}}
-		if err := n.Host.Link.LinkAdd(link); err != nil {
+		if err := n.Host.Netlink().LinkAdd(link); err != nil {
 			return nil, fmt.Errorf("contender: make %s: %w", wireguardDevice, err)
 		}
 		if err := n.Host.Do(func() error { return configureWireguard(env.Bed.Nodes, keys, i) }); err != nil {

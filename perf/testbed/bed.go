@@ -25,15 +25,13 @@ package testbed
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+	"weft/internal/netlab"
 )
 
 // Names inside every testbed.
@@ -201,12 +199,12 @@ func openNode(c Config, i int, cpus []int) (*Node, error) {
 		return nil, fmt.Errorf("testbed: %w", err)
 	}
 	n.Prefixes, n.PodAddrs = n.Prefixes[:c.families()], n.PodAddrs[:c.families()]
-	prefix := fmt.Sprintf("%s%d-%s-%s", namePrefix, os.Getpid(), c.Label, name)
+	label := c.Label + "-" + name
 	var err error
-	if n.Host, err = newNamespace(prefix, cpus); err != nil {
+	if n.Host, err = newNamespace(label, cpus); err != nil {
 		return n, err
 	}
-	if n.Pod, err = newNamespace(prefix+"-pod", cpus); err != nil {
+	if n.Pod, err = newNamespace(label+"-pod", cpus); err != nil {
 		return n, err
 	}
 	return n, nil
@@ -218,28 +216,19 @@ func (b *Bed) connect(c Config) error {
 		return b.pair(end{b.Nodes[0].Host, Underlay}, end{b.Nodes[1].Host, Underlay}, b.MTU)
 	}
 	var err error
-	b.wire, err = newNamespace(fmt.Sprintf("%s%d-%s-wire", namePrefix, os.Getpid(), c.Label), nil)
-	if err != nil {
+	if b.wire, err = newNamespace(c.Label+"-wire", nil); err != nil {
 		return err
 	}
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: wireBridge, MTU: c.MTU}}
-	if err := b.wire.Link.LinkAdd(bridge); err != nil {
-		return fmt.Errorf("testbed: make the underlay's bridge: %w", err)
-	}
-	if err := b.wire.Link.LinkSetUp(bridge); err != nil {
-		return fmt.Errorf("testbed: set the underlay's bridge up: %w", err)
+	if err := b.wire.AddBridge(wireBridge, c.MTU); err != nil {
+		return err
 	}
 	for i, n := range b.Nodes {
 		port := fmt.Sprintf("%s%d", wirePrefix, i)
 		if err := b.pair(end{n.Host, Underlay}, end{b.wire, port}, b.MTU); err != nil {
 			return err
 		}
-		link, err := b.wire.Link.LinkByName(port)
-		if err != nil {
-			return fmt.Errorf("testbed: %s: %w", port, err)
-		}
-		if err := b.wire.Link.LinkSetMaster(link, bridge); err != nil {
-			return fmt.Errorf("testbed: put %s into the underlay's bridge: %w", port, err)
+		if err := b.wire.Enslave(port, wireBridge); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -247,19 +236,8 @@ func (b *Bed) connect(c Config) error {
 
 // pair makes a veth pair and sets both ends up.
 func (b *Bed) pair(x, y end, mtu int) error {
-	veth := &netlink.Veth{
-		LinkAttrs:     netlink.LinkAttrs{Name: x.name, MTU: mtu},
-		PeerName:      y.name,
-		PeerNamespace: netlink.NsFd(int(y.ns.file)),
-		PeerMTU:       uint32(mtu),
-	}
-	if err := x.ns.Link.LinkAdd(veth); err != nil {
-		return fmt.Errorf("testbed: make veth %s in %s: %w", x.name, x.ns.Name, err)
-	}
-	for _, e := range [...]end{x, y} {
-		if err := e.ns.SetUp(e.name); err != nil {
-			return err
-		}
+	if err := netlab.Join(netlab.End{NS: x.ns.NS, Dev: x.name}, netlab.End{NS: y.ns.NS, Dev: y.name}, mtu); err != nil {
+		return err
 	}
 	b.pairs = append(b.pairs, [2]end{x, y})
 	return nil
@@ -273,7 +251,7 @@ func (b *Bed) finish(n *Node) error {
 		}
 	}
 	for i, bits := range [...]int{24, 64} {
-		if err := n.Host.address(Underlay, n.Endpoints[i], bits); err != nil {
+		if err := n.Host.AddAddrs(Underlay, netip.PrefixFrom(n.Endpoints[i], bits)); err != nil {
 			return err
 		}
 	}
@@ -302,27 +280,26 @@ func (b *Bed) attach(n *Node, mtu int) error {
 	if err := b.pair(end{n.Host, podLink}, end{n.Pod, PodDevice}, mtu); err != nil {
 		return err
 	}
-	for i := range n.PodAddrs {
-		if err := n.Host.address(podLink, gateway[i], gateway[i].BitLen()); err != nil {
+	for i, addr := range n.PodAddrs {
+		if err := n.Host.AddAddrs(podLink, netlab.Host(gateway[i])); err != nil {
 			return err
 		}
-		if err := n.Pod.address(PodDevice, n.PodAddrs[i], n.PodAddrs[i].BitLen()); err != nil {
+		if err := n.Pod.AddAddrs(PodDevice, netlab.Host(addr)); err != nil {
 			return err
 		}
-		host := netip.PrefixFrom(n.PodAddrs[i], n.PodAddrs[i].BitLen())
-		if err := n.Host.Route(host, podLink, netip.Addr{}); err != nil {
+		if err := n.Host.Route(netlab.Host(addr), podLink, netip.Addr{}); err != nil {
 			return err
 		}
-		if err := n.Pod.Route(netip.PrefixFrom(gateway[i], gateway[i].BitLen()), PodDevice, netip.Addr{}); err != nil {
+		if err := n.Pod.Route(netlab.Host(gateway[i]), PodDevice, netip.Addr{}); err != nil {
 			return err
 		}
-		if err := n.Pod.Route(netip.PrefixFrom(zero(gateway[i]), 0), PodDevice, gateway[i]); err != nil {
+		if err := n.Pod.Route(netlab.Everything(gateway[i]), PodDevice, gateway[i]); err != nil {
 			return err
 		}
-		if err := n.Host.neighbour(podLink, n.PodAddrs[i], n.Pod, PodDevice); err != nil {
+		if err := n.Host.AddNeighbour(podLink, addr, n.Pod.NS, PodDevice); err != nil {
 			return err
 		}
-		if err := n.Pod.neighbour(PodDevice, gateway[i], n.Host, podLink); err != nil {
+		if err := n.Pod.AddNeighbour(PodDevice, gateway[i], n.Host.NS, podLink); err != nil {
 			return err
 		}
 	}
@@ -349,84 +326,11 @@ func (b *Bed) introduce() error {
 				continue
 			}
 			for _, addr := range far.Endpoints {
-				if err := n.Host.neighbour(Underlay, addr, far.Host, Underlay); err != nil {
+				if err := n.Host.AddNeighbour(Underlay, addr, far.Host.NS, Underlay); err != nil {
 					return err
 				}
 			}
 		}
-	}
-	return nil
-}
-
-// neighbour tells device that addr is at a device of another namespace.
-func (ns *Namespace) neighbour(device string, addr netip.Addr, far *Namespace, farDevice string) error {
-	link, err := ns.Link.LinkByName(device)
-	var peer netlink.Link
-	if err == nil {
-		peer, err = far.Link.LinkByName(farDevice)
-	}
-	if err == nil {
-		err = ns.Link.NeighSet(&netlink.Neigh{
-			LinkIndex: link.Attrs().Index, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: peer.Attrs().HardwareAddr,
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("testbed: tell %s in %s where %s is: %w", device, ns.Name, addr, err)
-	}
-	return nil
-}
-
-func zero(a netip.Addr) netip.Addr {
-	if a.Is4() {
-		return netip.IPv4Unspecified()
-	}
-	return netip.IPv6Unspecified()
-}
-
-// SetUp sets a device up.
-func (ns *Namespace) SetUp(device string) error {
-	link, err := ns.Link.LinkByName(device)
-	if err == nil {
-		err = ns.Link.LinkSetUp(link)
-	}
-	if err != nil {
-		return fmt.Errorf("testbed: set %s in %s up: %w", device, ns.Name, err)
-	}
-	return nil
-}
-
-// address gives a device an address, at once usable (no duplicate address detection).
-func (ns *Namespace) address(device string, addr netip.Addr, bits int) error {
-	link, err := ns.Link.LinkByName(device)
-	if err == nil {
-		err = ns.Link.AddrAdd(link, &netlink.Addr{
-			IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, addr.BitLen())},
-			Flags: unix.IFA_F_NODAD,
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("testbed: give %s in %s the address %s/%d: %w", device, ns.Name, addr, bits, err)
-	}
-	return nil
-}
-
-// Route adds a route through device; gw is the next hop, the zero Addr for a prefix on the link.
-func (ns *Namespace) Route(to netip.Prefix, device string, gw netip.Addr) error {
-	link, err := ns.Link.LinkByName(device)
-	if err == nil {
-		route := &netlink.Route{
-			LinkIndex: link.Attrs().Index,
-			Dst:       &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())},
-		}
-		if gw.IsValid() {
-			route.Gw = gw.AsSlice()
-		} else if to.Addr().Is4() {
-			route.Scope = netlink.SCOPE_LINK
-		}
-		err = ns.Link.RouteAdd(route)
-	}
-	if err != nil {
-		return fmt.Errorf("testbed: add route %s dev %s in %s: %w", to, device, ns.Name, err)
 	}
 	return nil
 }

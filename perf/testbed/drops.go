@@ -72,7 +72,7 @@ func (b *Bed) KernelCounts() (KernelCounts, error) {
 	for _, ns := range b.namespaces() {
 		counters, err := ns.counters()
 		if err != nil {
-			return k, fmt.Errorf("testbed: read the counters of %s: %w", ns.Name, err)
+			return k, fmt.Errorf("testbed: read the counters of %s: %w", ns.Name(), err)
 		}
 		for name, place := range socketCounters {
 			k.sums[place] += counters[name]
@@ -83,9 +83,9 @@ func (b *Bed) KernelCounts() (KernelCounts, error) {
 		} else {
 			k.multicast += counters["IpExt:OutMcastPkts"] + counters["Ip6OutMcastPkts"]
 		}
-		links, err := ns.Link.LinkList()
+		links, err := ns.Netlink().LinkList()
 		if err != nil {
-			return k, fmt.Errorf("testbed: read the devices of %s: %w", ns.Name, err)
+			return k, fmt.Errorf("testbed: read the devices of %s: %w", ns.Name(), err)
 		}
 		for _, l := range links {
 			a := l.Attrs()

@@ -111,7 +111,7 @@ func (ns *Namespace) listenUDP(addr netip.Addr) (c *net.UDPConn, err error) {
 		lc := net.ListenConfig{Control: neverFragment(addr.Is4())}
 		pc, err := lc.ListenPacket(context.Background(), "udp", netip.AddrPortFrom(addr, 0).String())
 		if err != nil {
-			return fmt.Errorf("testbed: open a socket in %s: %w", ns.Name, err)
+			return fmt.Errorf("testbed: open a socket in %s: %w", ns.Name(), err)
 		}
 		c = pc.(*net.UDPConn)
 		return nil

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/netlab"
 	"weft/internal/nettest"
 )
 
@@ -119,15 +120,15 @@ func TestSplit(t *testing.T) {
 						t.Fatal(err)
 					}
 					if len(masks) == 0 {
-						t.Errorf("%s has no receive queues in its /sys", ns.Name)
+						t.Errorf("%s has no receive queues in its /sys", ns.Name())
 					}
 					for f, mask := range masks {
 						if mask != strings.TrimLeft(want, "0") {
-							t.Errorf("%s: %s steers to %q, want %q", ns.Name, f, mask, want)
+							t.Errorf("%s: %s steers to %q, want %q", ns.Name(), f, mask, want)
 						}
 					}
 					if layout == Split && affinity.Count() != len(n.CPUs) {
-						t.Errorf("%s: processes may run on %d cores, want %v", ns.Name, affinity.Count(), n.CPUs)
+						t.Errorf("%s: processes may run on %d cores, want %v", ns.Name(), affinity.Count(), n.CPUs)
 					}
 				}
 			}
@@ -252,7 +253,7 @@ func TestProcess(t *testing.T) {
 			t.Fatal("the child does not speak")
 		}
 	}
-	all, err := inside([]string{ns.Name})
+	all, err := netlab.Inside([]string{ns.Name()})
 	if err != nil || len(all) < 2 {
 		t.Errorf("processes inside: %v, %v", all, err)
 	}

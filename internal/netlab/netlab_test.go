@@ -1,0 +1,198 @@
+package netlab_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"weft/internal/netlab"
+	"weft/internal/nettest"
+)
+
+// create makes a namespace that goes with the test.
+func create(t *testing.T, label string) *netlab.NS {
+	t.Helper()
+	nettest.RequireRoot(t)
+	ns, err := netlab.Create("weft-test", label)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := ns.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return ns
+}
+
+func TestDoEntersAndReturns(t *testing.T) {
+	ns := create(t, "do")
+	before, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Close()
+	ns.Do(func() {
+		inside, err := netns.Get()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer inside.Close()
+		if inside.Equal(before) {
+			t.Error("Do did not change the namespace")
+		}
+		ifs, err := net.Interfaces()
+		if err != nil || len(ifs) != 1 || ifs[0].Name != "lo" || ifs[0].Flags&net.FlagUp == 0 {
+			t.Errorf("interfaces inside = %v, %v; want lo alone, up", ifs, err)
+		}
+	})
+	after, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer after.Close()
+	if !after.Equal(before) {
+		t.Error("Do did not come back")
+	}
+}
+
+// TestDoSurvivesGoexit: t.FailNow inside Do ends the goroutine; the deferred return must still happen.
+func TestDoSurvivesGoexit(t *testing.T) {
+	ns := create(t, "do")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer func() { _ = recover() }()
+		ns.Do(func() { panic("as FailNow would") })
+	}()
+	<-done
+	for range 50 { // whichever thread runs this must be at home
+		if out, err := exec.Command("ip", "-o", "link").CombinedOutput(); err != nil || len(out) == 0 {
+			t.Fatalf("%s %v", out, err)
+		}
+	}
+	if err := <-ns.Go(func() error { return errors.New("carried") }); err == nil || err.Error() != "carried" {
+		t.Errorf("Go = %v", err)
+	}
+}
+
+// aloneEnv says that the test binary is the child of TestFreshMachine.
+const aloneEnv = "WEFT_TEST_ALONE"
+
+// TestFreshMachine runs TestAlone where all mounts are private and /run is empty, as in a container or a micro-VM
+// without systemd, in which nothing ever ran `ip netns add`.
+func TestFreshMachine(t *testing.T) {
+	nettest.RequireRoot(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run", "^TestAlone$", "-test.v")
+	cmd.Env = append(os.Environ(), aloneEnv+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestAlone") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestAlone(t *testing.T) {
+	if os.Getenv(aloneEnv) == "" {
+		return // TestFreshMachine does it
+	}
+	_ = unix.Unmount(netlab.Dir, unix.MNT_DETACH) // of this mount namespace; not everywhere is one
+	if err := unix.Mount("none", "/run", "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	early := create(t, "early")
+	thread, err := early.Thread(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer thread.Close()
+	late := create(t, "late")
+	if err := thread.Do(func() error { return isNetns(late.Path()) }); err != nil {
+		t.Errorf("a namespace is not seen in a mount namespace made before it: %v", err)
+	}
+	if err := thread.Do(func() error {
+		interfaces, err := filepath.Glob("/sys/class/net/*")
+		if len(interfaces) != 1 || filepath.Base(interfaces[0]) != "lo" {
+			err = fmt.Errorf("/sys shows %v, want lo alone", interfaces)
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(mounts), " "+netlab.Dir+" "); n != 1 {
+		t.Errorf("%s is mounted %d times, want once", netlab.Dir, n)
+	}
+	if err := late.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := thread.Do(func() error { return isNetns(late.Path()) }); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a removed namespace is still seen in a mount namespace made before: %v", err)
+	}
+}
+
+// isNetns says whether a file stands for a network namespace (ioctl_ns(2)).
+func isNetns(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	if err == nil && kind != unix.CLONE_NEWNET {
+		err = fmt.Errorf("%s is a namespace of kind %x", path, kind)
+	}
+	return err
+}
+
+// TestStaleName: an entry with this process's id that this process did not make is a dead one's, whose id came
+// round again: a namespace, or a file whose mount has gone.
+func TestStaleName(t *testing.T) {
+	create(t, "makes-the-folder")
+	for label, leave := range map[string]func(name string) error{
+		"file": func(name string) error { return os.WriteFile(filepath.Join(netlab.Dir, name), nil, 0) },
+		"namespace": func(name string) error {
+			done := make(chan error)
+			go func() {
+				runtime.LockOSThread() // never unlocked
+				ns, err := netns.NewNamed(name)
+				done <- errors.Join(err, ns.Close())
+			}()
+			return <-done
+		},
+	} {
+		t.Run(label, func(t *testing.T) {
+			if err := leave(netlab.Name("weft-test", label)); err != nil {
+				t.Fatal(err)
+			}
+			ns := create(t, label)
+			if err := isNetns(ns.Path()); err != nil {
+				t.Error(err)
+			}
+			if second, err := netlab.Create("weft-test", label); err == nil {
+				second.Close()
+				t.Error("two namespaces have the same name")
+			}
+			if err := isNetns(ns.Path()); err != nil {
+				t.Errorf("after a second of its name was refused: %v", err)
+			}
+		})
+	}
+}
