@@ -163,6 +163,9 @@ func TestOneSideStartsLater(t *testing.T) {
 		early, late := w.add(order[0], AES256GCM, 1), w.add(order[1], AES256GCM, 1)
 		early.meet([32]byte{})
 		w.run(time.Minute)
+		for early.underWay(late, crossing) { // one that could still be answered crosses the late one's, and may win
+			w.run(stepEvery)
+		}
 		w.wire = nil
 		late.meet([32]byte{})
 		w.deliver()

@@ -156,6 +156,14 @@ func (n *node) answerOnly() {
 	}
 }
 
+// underWay says whether an initiation to a peer was sent within a time and not answered.
+func (n *node) underWay(to *node, within time.Duration) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	u := n.peers[to.peer().ID].under
+	return u != nil && n.w.now.Sub(u.at) < within
+}
+
 // settled fails the test unless each has keys for the other.
 func (w *world) settled(nodes ...*node) {
 	w.t.Helper()
