@@ -37,8 +37,8 @@ func (s *Bridge) Publish(t *Table) { s.table.Store(t) }
 // Peers are the hops that a flooded frame goes to.
 func (s *Bridge) Peers() []*packet.Hop { return s.table.Load().flood }
 
-func (*Bridge) Name() string  { return "bridge" }
-func (*Bridge) Overhead() int { return 0 }
+func (*Bridge) Name() string              { return "bridge" }
+func (*Bridge) Overhead() packet.Overhead { return packet.Overhead{} }
 
 // Out sets Hop (everyone, to flood) and Flow, or drops: too-short, reserved-mac, too-big.
 func (s *Bridge) Out(b *packet.Batch) {

@@ -64,7 +64,8 @@ type Lane struct {
 	batch    *packet.Batch
 	copies   *packet.Batch // of flooded packets; nil where there are none
 	failed   error         // sending copies failed
-	overhead int           // what the stages add, to tell inner bytes on the way out
+	overhead int           // what the stages that are not opaque add, to tell inner bytes on the way out
+	opaque   packet.Opaque // the one that may have added more or nothing; nil = there is none
 	last     int           // size of the last batch: predicts whether to time Recv
 
 	mu    sync.Mutex // held from Recv's return to Send's return: what Stats sees always adds up
@@ -79,7 +80,8 @@ type Lane struct {
 
 type step struct {
 	run      func(*packet.Batch)
-	overhead int // what it puts in front and behind, bytes
+	overhead packet.Overhead // of a stage out that is not opaque
+	opaque   packet.Opaque   // a stage out that is; nil = it is not
 }
 
 // NewLane builds a lane and its batch.
@@ -88,18 +90,24 @@ func NewLane(cfg LaneConfig) *Lane {
 	names := []string{"recv " + cfg.FromName}
 	if cfg.Direction == Out {
 		for i, s := range cfg.Stages {
-			l.steps = append(l.steps, step{s.Out, s.Overhead()})
+			st := step{run: s.Out}
+			if opaque, is := bare(s).(packet.Opaque); is {
+				st.opaque, l.opaque = opaque, opaque
+			} else {
+				st.overhead = s.Overhead()
+				l.overhead += s.Overhead().Total()
+			}
+			l.steps = append(l.steps, st)
 			names = append(names, s.Name())
-			l.overhead += s.Overhead()
 			if i == 0 && cfg.Flood != nil {
-				l.steps = append(l.steps, step{l.flood, 0})
+				l.steps = append(l.steps, step{run: l.flood})
 				names = append(names, "flood")
 				l.copies = packet.NewBatch(packet.BatchSize, cfg.Room)
 			}
 		}
 	} else {
 		for i := len(cfg.Stages) - 1; i >= 0; i-- {
-			l.steps = append(l.steps, step{cfg.Stages[i].In, 0})
+			l.steps = append(l.steps, step{run: cfg.Stages[i].In})
 			names = append(names, cfg.Stages[i].Name())
 		}
 	}
@@ -220,16 +228,31 @@ func (l *Lane) account(b *packet.Batch, i, n int) {
 	}
 }
 
-// reject hands the inner packet of a TooBig one to whoever answers it. A packet that died in step i
-// carries in front what the stages before that step have put there.
+// reject hands the inner packet of a TooBig one to whoever answers it. A packet that died in step i is what the steps before
+// that one have made of it: that is taken off, the last first.
 func (l *Lane) reject(p *packet.Packet, i int) {
-	skip := l.cfg.Link
-	for s := 0; s < i-1 && s < len(l.steps); s++ {
-		skip += l.steps[s].overhead
+	for s := min(i-1, len(l.steps)) - 1; s >= 0; s-- {
+		if st := &l.steps[s]; st.opaque != nil {
+			if !st.opaque.Undo(p) {
+				return
+			}
+		} else if !shed(p, st.overhead) {
+			return
+		}
 	}
-	if b := p.Bytes(); len(b) > skip {
-		l.cfg.TooBig(b[skip:], p.Hop.MTU)
+	if b := p.Bytes(); len(b) > l.cfg.Link {
+		l.cfg.TooBig(b[l.cfg.Link:], p.Hop.MTU)
 	}
+}
+
+// shed takes an overhead off a packet; false if it does not have that much.
+func shed(p *packet.Packet, o packet.Overhead) bool {
+	if p.Len() < o.Total() {
+		return false
+	}
+	p.Strip(o.Front)
+	p.Resize(p.Len() - o.Tail)
+	return true
 }
 
 // countPeers charges the living packets to the peers they go to or come from.
@@ -251,7 +274,11 @@ func (l *Lane) countPeers(b *packet.Batch) {
 			}
 			l.peers = append(l.peers, make([]PeerStats, id+64-len(l.peers))...)
 		}
+		inner := p.Len() - overhead
+		if l.opaque != nil {
+			inner -= l.opaque.Added(p).Total()
+		}
 		l.peers[id].Packets++
-		l.peers[id].Bytes += uint64(p.Len() - overhead)
+		l.peers[id].Bytes += uint64(inner)
 	}
 }

@@ -157,8 +157,8 @@ type prefixer struct {
 	n   int
 }
 
-func (s prefixer) Name() string  { return string(s.tag) }
-func (s prefixer) Overhead() int { return s.n }
+func (s prefixer) Name() string              { return string(s.tag) }
+func (s prefixer) Overhead() packet.Overhead { return packet.Overhead{Front: s.n} }
 func (s prefixer) Out(b *packet.Batch) {
 	for i := range b.Packets() {
 		h := b.Packets()[i].Prepend(s.n)

@@ -88,8 +88,10 @@ func (l *Lane) makePoints(names []string) {
 			p.Dead = l.cfg.Link
 		case l.cfg.Direction == Out: // behind what the stages before this one have put in front
 			p.Dead = l.cfg.Link
-			for s := 0; s < i-1; s++ {
-				p.Dead += l.steps[s].overhead
+			for s := 0; s < i-1 && p.Dead >= 0; s++ {
+				if p.Dead += l.steps[s].overhead.Front; l.steps[s].opaque != nil {
+					p.Dead = -1
+				}
 			}
 		}
 		l.points = append(l.points, p)

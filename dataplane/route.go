@@ -126,8 +126,8 @@ func (r *Route) Publish(t *Table) { r.table.Store(t) }
 // Table returns the published table.
 func (r *Route) Table() *Table { return r.table.Load() }
 
-func (r *Route) Name() string  { return "route" }
-func (r *Route) Overhead() int { return 0 }
+func (r *Route) Name() string              { return "route" }
+func (r *Route) Overhead() packet.Overhead { return packet.Overhead{} }
 
 // Out sets Hop and Flow, or drops: too-short, bad-header, no-route, too-big.
 func (r *Route) Out(b *packet.Batch) {

@@ -24,6 +24,14 @@ func Slow(s packet.Stage, perPacket time.Duration) packet.Stage {
 	return &slow{Stage: s, perPacket: perPacket}
 }
 
+// bare is the stage itself, where Slow has wrapped it.
+func bare(s packet.Stage) packet.Stage {
+	if wrapped, is := s.(*slow); is {
+		return wrapped.Stage
+	}
+	return s
+}
+
 func (s *slow) Out(b *packet.Batch) {
 	n := b.Len()
 	s.Stage.Out(b)

@@ -10,10 +10,10 @@ import (
 // nop is a stage that only counts what it was given.
 type nop struct{ out, in int }
 
-func (*nop) Name() string          { return "nop" }
-func (*nop) Overhead() int         { return 7 }
-func (s *nop) Out(b *packet.Batch) { s.out += b.Len() }
-func (s *nop) In(b *packet.Batch)  { s.in += b.Len() }
+func (*nop) Name() string              { return "nop" }
+func (*nop) Overhead() packet.Overhead { return packet.Overhead{Front: 7} }
+func (s *nop) Out(b *packet.Batch)     { s.out += b.Len() }
+func (s *nop) In(b *packet.Batch)      { s.in += b.Len() }
 
 // TestSlow: a slow stage does what the stage does, under its name, and the ledger charges the fault to it.
 func TestSlow(t *testing.T) {
@@ -36,7 +36,7 @@ func TestSlow(t *testing.T) {
 			t.Errorf("%s: %d packets took stage %s %d ns", d, packets, s.Name, s.Nanos)
 		}
 	}
-	if s := Slow(&nop{}, 1); s.Name() != "nop" || s.Overhead() != 7 {
-		t.Errorf("a slow stage is %s with %d bytes", s.Name(), s.Overhead())
+	if s := Slow(&nop{}, 1); s.Name() != "nop" || s.Overhead().Front != 7 {
+		t.Errorf("a slow stage is %s with %+v bytes", s.Name(), s.Overhead())
 	}
 }

@@ -316,11 +316,27 @@ type Outward interface {
 	Outer(p *Packet) OuterHeader
 }
 
+// Overhead is what a stage adds to a packet, in bytes.
+type Overhead struct{ Front, Tail int }
+
+// Total is front and tail together.
+func (o Overhead) Total() int { return o.Front + o.Tail }
+
+// Opaque is implemented by a stage whose Out leaves nothing to read of a packet: a cipher. It stands outermost.
+type Opaque interface {
+	// Added is what Out has added to a packet that it let live: Overhead, or nothing if it let it pass as it was.
+	Added(p *Packet) Overhead
+
+	// Undo makes of a packet that Out let live what Out was given. It is for answering one that died behind the stage: called by
+	// whoever calls Out, and slow. False if the packet cannot be read any more.
+	Undo(p *Packet) bool
+}
+
 // Stage is one step on the way out, and its inverse on the way in. It belongs to one lane. It never
 // blocks, logs, allocates or counts: it edits packets or sets Drop.
 type Stage interface {
 	Name() string
-	Overhead() int // bytes it adds to a packet, front and tail together
+	Overhead() Overhead // what Out adds to a packet; an Opaque stage may add nothing to some
 	Out(b *Batch)
 	In(b *Batch)
 }

@@ -13,8 +13,8 @@ func New(mtu int) packet.Stage { return &stage{mtu} }
 
 type stage struct{ mtu int }
 
-func (*stage) Name() string  { return "ipudp" }
-func (*stage) Overhead() int { return 0 }
+func (*stage) Name() string              { return "ipudp" }
+func (*stage) Overhead() packet.Overhead { return packet.Overhead{} }
 
 func (*stage) Out(b *packet.Batch) {
 	live := b.Packets()

@@ -121,6 +121,14 @@ type table struct {
 	plain map[netip.Addr]struct{}   // outer addresses that may send plaintext
 }
 
+// face returns the face of the peer that a hop leads to, nil if there is none.
+func (t *table) face(hop *packet.Hop) *face {
+	if hop == nil || t == nil || int64(hop.Peer) >= int64(len(t.faces)) {
+		return nil
+	}
+	return t.faces[hop.Peer]
+}
+
 // slotBits of an index are the slot's number; the rest is random.
 const slotBits = 20
 

@@ -26,7 +26,39 @@ type stage struct {
 func (s *stage) Name() string { return "sealed" }
 
 // Overhead is the header and the tag.
-func (s *stage) Overhead() int { return HeaderLen + TagLen }
+func (s *stage) Overhead() packet.Overhead { return packet.Overhead{Front: HeaderLen, Tail: TagLen} }
+
+// Added implements packet.Opaque: nothing to what went out in clear.
+func (s *stage) Added(p *packet.Packet) packet.Overhead {
+	if data := p.Bytes(); len(data) == 0 || data[0] != TypeData {
+		return packet.Overhead{}
+	}
+	return s.Overhead()
+}
+
+// Undo implements packet.Opaque: it opens a packet with the key that has sealed it, and fails if that was replaced meanwhile.
+func (s *stage) Undo(p *packet.Packet) bool {
+	data := p.Bytes()
+	if s.Added(p).Front == 0 {
+		return true
+	}
+	f := s.table.Load().face(p.Hop)
+	if f == nil {
+		return false
+	}
+	ses := f.send.Load()
+	if ses == nil || len(data) < HeaderLen+TagLen || binary.BigEndian.Uint64(data) != ses.word|uint64(s.lane)<<32 {
+		return false
+	}
+	putNonce(&s.nonce, s.lane, binary.BigEndian.Uint64(data[8:]))
+	plain, err := ses.seal.Open(data[HeaderLen:HeaderLen], s.nonce[:], data[HeaderLen:], data[:HeaderLen])
+	if err != nil {
+		return false
+	}
+	p.Strip(HeaderLen)
+	p.Resize(len(plain))
+	return true
+}
 
 // Out seals packets in place and points them at where the peer is. Without a session a packet dies
 // as NoSession; only towards a peer that may be spoken to in clear it leaves as it is.
@@ -89,10 +121,7 @@ func (s *stage) Out(b *packet.Batch) {
 // resolve returns the session that seals for a hop and where the packets go; without a session where
 // plaintext goes; nil where neither may.
 func (s *stage) resolve(t *table, hop *packet.Hop) (*session, *packet.Hop) {
-	if hop == nil || t == nil || int64(hop.Peer) >= int64(len(t.faces)) {
-		return nil, nil
-	}
-	f := t.faces[hop.Peer]
+	f := t.face(hop)
 	if f == nil {
 		return nil, nil
 	}

@@ -60,8 +60,10 @@ func New(cfg Config) packet.Stage {
 // packets is the stage for inside ports that have IP packets.
 type packets struct{ cfg Config }
 
-func (*packets) Name() string  { return "vxlan" }
-func (*packets) Overhead() int { return packet.VXLANHeader + packet.EthernetHeader }
+func (*packets) Name() string { return "vxlan" }
+func (*packets) Overhead() packet.Overhead {
+	return packet.Overhead{Front: packet.VXLANHeader + packet.EthernetHeader}
+}
 
 func (s *packets) Out(b *packet.Batch) {
 	live := b.Packets()
@@ -133,8 +135,8 @@ func (s *packets) in(p *packet.Packet) packet.Drop {
 // frames is the stage for inside ports that have Ethernet frames.
 type frames struct{ cfg Config }
 
-func (*frames) Name() string  { return "vxlan" }
-func (*frames) Overhead() int { return packet.VXLANHeader }
+func (*frames) Name() string              { return "vxlan" }
+func (*frames) Overhead() packet.Overhead { return packet.Overhead{Front: packet.VXLANHeader} }
 
 func (*frames) Out(b *packet.Batch) {
 	live := b.Packets()

@@ -122,7 +122,7 @@ func TestWireDocument(t *testing.T) {
 		if len(rows) == 0 {
 			t.Fatal("no table of sizes")
 		}
-		overhead := ipStage().Overhead()
+		overhead := ipStage().Overhead().Total()
 		for _, row := range rows {
 			var n [3]int
 			for i := range n {

@@ -74,8 +74,8 @@ func (q *queue) Send(b *packet.Batch) error {
 // wrap is a stage that puts four bytes in front.
 type wrap struct{}
 
-func (wrap) Name() string  { return "wrap" }
-func (wrap) Overhead() int { return 4 }
+func (wrap) Name() string              { return "wrap" }
+func (wrap) Overhead() packet.Overhead { return packet.Overhead{Front: 4} }
 func (wrap) Out(b *packet.Batch) {
 	for i := range b.Packets() {
 		copy(b.Packets()[i].Prepend(4), "wrap")

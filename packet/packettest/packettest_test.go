@@ -11,8 +11,8 @@ import (
 // shim is the smallest honest stage: a 4-byte header that holds the length of the inner packet.
 type shim struct{}
 
-func (shim) Name() string  { return "shim" }
-func (shim) Overhead() int { return 4 }
+func (shim) Name() string              { return "shim" }
+func (shim) Overhead() packet.Overhead { return packet.Overhead{Front: 4} }
 
 func (shim) Out(b *packet.Batch) {
 	packets := b.Packets()

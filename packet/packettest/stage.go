@@ -30,8 +30,11 @@ func Stage(t *testing.T, newStage func() packet.Stage, hop *packet.Hop, layer pa
 			if p.Drop != packet.Alive {
 				t.Fatalf("packet %d (%d bytes): Out dropped it: %v", i, len(inner[i]), p.Drop)
 			}
-			if got, want := p.Len(), len(inner[i])+s.Overhead(); got != want {
+			if got, want := p.Len(), len(inner[i])+s.Overhead().Total(); got != want {
 				t.Errorf("packet %d: %d bytes on the wire, want %d = %d + Overhead", i, got, want, len(inner[i]))
+			}
+			if got, want := packet.Headroom-p.Headroom(), s.Overhead().Front; got != want {
+				t.Errorf("packet %d: %d bytes in front, Overhead says %d", i, got, want)
 			}
 		}
 		cross(in, out, hop)
@@ -40,8 +43,8 @@ func Stage(t *testing.T, newStage func() packet.Stage, hop *packet.Hop, layer pa
 	})
 
 	t.Run("OverheadFitsHeadroom", func(t *testing.T) {
-		if n := newStage().Overhead(); n < 0 || n > packet.Headroom+packet.Tailroom {
-			t.Errorf("Overhead %d, a slot has %d in front and %d behind", n, packet.Headroom, packet.Tailroom)
+		if o := newStage().Overhead(); o.Front < 0 || o.Front > packet.Headroom || o.Tail < 0 || o.Tail > packet.Tailroom {
+			t.Errorf("Overhead %+v, a slot has %d in front and %d behind", o, packet.Headroom, packet.Tailroom)
 		}
 	})
 
@@ -62,8 +65,8 @@ func Stage(t *testing.T, newStage func() packet.Stage, hop *packet.Hop, layer pa
 				load(in, [][]byte{w[:n]}, nil)
 				in.Packets()[0].From = hop.Addr
 				s.In(in)
-				if p := &in.Packets()[0]; n < s.Overhead() && p.Drop == packet.Alive {
-					t.Errorf("In accepted %d bytes, less than its overhead of %d", n, s.Overhead())
+				if p := &in.Packets()[0]; n < s.Overhead().Total() && p.Drop == packet.Alive {
+					t.Errorf("In accepted %d bytes, less than its overhead of %d", n, s.Overhead().Total())
 				} else if p.Drop == packet.Alive && p.Len() > n {
 					t.Errorf("In made %d bytes of %d", p.Len(), n)
 				}
