@@ -86,15 +86,23 @@ func (s Super) Vnet() []byte {
 // tcp_gso_segment and __udp_gso_segment do, checksums finished. What is no super-packet comes back
 // alone. An error says what is wrong with s; none of s's bytes are changed.
 func SplitOracle(s Super) ([][]byte, error) {
+	pieces, err := SplitUnfinished(s)
+	if s.NeedsChecksum {
+		for _, b := range pieces {
+			finish(b, s.Start, s.Offset)
+		}
+	}
+	return pieces, err
+}
+
+// SplitUnfinished is SplitOracle, but what s leaves unfinished is so in the packets, too: at s.Start+s.Offset is the
+// sum of the packet's own pseudo-header.
+func SplitUnfinished(s Super) ([][]byte, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
 	if s.GSO == GSONone {
-		whole := bytes.Clone(s.Packet)
-		if s.NeedsChecksum {
-			finish(whole, s.Start, s.Offset)
-		}
-		return [][]byte{whole}, nil
+		return [][]byte{bytes.Clone(s.Packet)}, nil
 	}
 	p, err := dissect(s.Packet)
 	if err != nil {
@@ -120,7 +128,6 @@ func SplitOracle(s Super) ([][]byte, error) {
 			setID(b, p.id()+uint16(at/s.Size))
 		}
 		binary.BigEndian.PutUint16(l4[s.Offset:], pseudo(b, p.l4, p.proto))
-		finish(b, p.l4, s.Offset)
 		pieces = append(pieces, b)
 	}
 	return pieces, nil

@@ -71,13 +71,14 @@ func IPHeader(a netip.Addr) int {
 // Sum is the ones' complement sum of RFC 1071 over b, added to initial and folded; the checksum
 // field of a packet is its complement. Written for clearness, not speed: it is the oracle.
 func Sum(b []byte, initial uint16) uint16 {
-	sum := uint32(initial)
-	for i, v := range b {
-		if i%2 == 0 {
-			sum += uint32(v) << 8
-		} else {
-			sum += uint32(v)
-		}
+	sum := uint64(initial)
+	for ; len(b) >= 2; b = b[2:] {
+		sum += uint64(binary.BigEndian.Uint16(b))
+	}
+	if len(b) == 1 {
+		sum += uint64(b[0]) << 8
+	}
+	for sum > 0xffff {
 		sum = sum&0xffff + sum>>16
 	}
 	return uint16(sum)
