@@ -1,0 +1,5 @@
+//go:build !race
+
+package packettest
+
+const raceDetector = false
