@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -28,10 +29,10 @@ type Ceiling struct {
 	Params  probe.Params `json:"params"`
 	Metric  string       `json:"metric"` // the test's main one
 	Unit    string       `json:"unit"`
-	Samples []float64    `json:"samples"`
-	Median  float64      `json:"median"`
-	Low     float64      `json:"low"`
-	High    float64      `json:"high"`
+	Samples Samples      `json:"samples"` // null = unanswered, as in Row
+	Median  Figure       `json:"median"`
+	Low     Figure       `json:"low"`
+	High    Figure       `json:"high"`
 }
 
 // ceilings measures the generators in the testbed of the contender without overlay, whose wire nobody else touches; without one it does not.
@@ -47,7 +48,7 @@ func (r *run) ceilings(ctx context.Context) error {
 		return err
 	}
 	defer server.Stop(context.WithoutCancel(ctx))
-	samples := make([][]float64, len(r.plan.Tests))
+	samples := make([]Samples, len(r.plan.Tests))
 	for range min(ceilingRounds, r.plan.Repeat) {
 		for k, t := range r.plan.Tests {
 			if t.Params["rate"] > 0 {
@@ -63,7 +64,7 @@ func (r *run) ceilings(ctx context.Context) error {
 				r.result.Failed = append(r.result.Failed, Failure{generatorName, t.String(), err.Error()})
 				return nil
 			}
-			samples[k] = append(samples[k], result.Metrics[0].Value)
+			samples[k] = append(samples[k], firstFigure(result))
 		}
 	}
 	for k, t := range r.plan.Tests {
@@ -74,11 +75,19 @@ func (r *run) ceilings(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		c := Ceiling{Test: t.Test, Params: t.Params, Metric: test.Metrics[0].Name, Unit: test.Metrics[0].Unit, Samples: samples[k], Median: Median(samples[k])}
-		c.Low, c.High = Interval(samples[k])
+		c := Ceiling{Test: t.Test, Params: t.Params, Metric: test.Metrics[0].Name, Unit: test.Metrics[0].Unit, Samples: samples[k]}
+		c.Median, c.Low, c.High = summary(samples[k])
 		r.result.Generator = append(r.result.Generator, c)
 	}
 	return nil
+}
+
+// firstFigure is a result's first figure; NaN where the test had no answer.
+func firstFigure(r probe.Result) float64 {
+	if len(r.Metrics) == 0 {
+		return math.NaN()
+	}
+	return r.Metrics[0].Value
 }
 
 // familyIndex is the place of a test's address family in a node's addresses.

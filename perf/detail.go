@@ -42,7 +42,11 @@ func detail(name string, t probe.Selection, samples []*sample) (Detail, bool) {
 	d := Detail{Contender: name, Test: t.Test, Params: t.Params, Latency: latencies(samples), Stages: stages(samples)}
 	for _, s := range samples {
 		d.Trials = append(d.Trials, s.result.Trials...)
-		for _, note := range s.result.Notes {
+		notes := s.result.Notes
+		if s.result.Unanswered != "" {
+			notes = append([]string{"unanswered: " + s.result.Unanswered}, notes...)
+		}
+		for _, note := range notes {
 			if !slices.Contains(d.Notes, note) {
 				d.Notes = append(d.Notes, note)
 			}

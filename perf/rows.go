@@ -1,6 +1,10 @@
 package perf
 
-import "weft/perf/probe"
+import (
+	"math"
+
+	"weft/perf/probe"
+)
 
 // rows summarises the samples of one test over one contender: one row for each of its figures.
 func rows(name string, t probe.Selection, mtu int, samples []*sample) ([]Row, error) {
@@ -14,9 +18,9 @@ func rows(name string, t probe.Selection, mtu int, samples []*sample) ([]Row, er
 		values := each(samples, func(s *sample) float64 { return s.metrics[kind.Name] })
 		row := Row{
 			Contender: name, Test: t.Test, Params: t.Params, Metric: kind.Name, Unit: kind.Unit,
-			Samples: values, Median: Median(values), InnerMTU: mtu, CPU: cpu,
+			Samples: values, InnerMTU: mtu, CPU: cpu,
 		}
-		row.Low, row.High = Interval(values)
+		row.Median, row.Low, row.High = summary(values)
 		rows = append(rows, row)
 	}
 	return rows, nil
@@ -37,10 +41,10 @@ func cost(samples []*sample) CPU {
 	}
 	if carriesStream(samples[0].result) {
 		c.CostSamples = each(samples, func(s *sample) float64 { return per(s, float64(s.result.Bytes)/1e9) })
-		c.SecondsPerGigabyte = Median(c.CostSamples)
+		c.SecondsPerGigabyte = known(Median(c.CostSamples))
 	} else {
 		c.CostSamples = each(samples, func(s *sample) float64 { return per(s, packets(s.result)) * 1e9 })
-		c.NanosecondsPerPacket = Median(c.CostSamples)
+		c.NanosecondsPerPacket = known(Median(c.CostSamples))
 	}
 	return c
 }
@@ -61,10 +65,18 @@ func packets(r probe.Result) float64 {
 	return 2 * float64(r.Transactions)
 }
 
-// per is the whole machine's processor time in seconds by amount; 0 of nothing.
+// known is v, and 0, which JSON leaves out, where there is none.
+func known(v float64) float64 {
+	if math.IsNaN(v) {
+		return 0
+	}
+	return v
+}
+
+// per is the whole machine's processor time in seconds by amount; NaN of nothing.
 func per(s *sample, amount float64) float64 {
 	if amount == 0 {
-		return 0
+		return math.NaN()
 	}
 	return s.busy.total() * s.seconds / amount
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -91,7 +92,7 @@ func (s *stand) measure(ctx context.Context, t probe.Selection, idle busy) (*sam
 // benchName is what both generators are called in reports.
 const benchName = "bench"
 
-// metrics picks the test's figures out of the generator's result; the lab measures cpu itself.
+// metrics picks the test's figures out of the generator's result; the lab measures cpu itself. Those of a test without an answer are NaN.
 func metrics(t probe.Selection, r probe.Result, b busy) (map[string]float64, error) {
 	test, err := probe.Lookup(t.Test)
 	if err != nil {
@@ -100,8 +101,11 @@ func metrics(t probe.Selection, r probe.Result, b busy) (map[string]float64, err
 	m := map[string]float64{}
 	for _, kind := range test.Metrics {
 		v, ok := r.Metric(kind.Name)
-		if kind.ByLab {
+		switch {
+		case kind.ByLab:
 			v, ok = b.total(), true
+		case r.Unanswered != "":
+			v, ok = math.NaN(), true
 		}
 		if !ok {
 			return nil, fmt.Errorf("perf: the generator's result of %s lacks %s", t.Test, kind.Name)

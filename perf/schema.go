@@ -3,7 +3,10 @@ package perf
 import "weft/perf/probe"
 
 // Schema names the form of a Result. It changes when a reader of the old one would be wrong.
-const Schema = "weft.lab/1"
+const Schema = "weft.lab/2"
+
+// schemaWithZeros had a rate of 0 where a search found none. Read understands it.
+const schemaWithZeros = "weft.lab/1"
 
 // Result is what one run of the lab found, as its JSON file has it.
 type Result struct {
@@ -49,10 +52,10 @@ type Row struct {
 	Params    probe.Params `json:"params"`
 	Metric    string       `json:"metric"`
 	Unit      string       `json:"unit"`
-	Samples   []float64    `json:"samples"` // in the order of the rounds
-	Median    float64      `json:"median"`
-	Low       float64      `json:"low"`  // of the 95 % rank interval of the median; below six
-	High      float64      `json:"high"` // samples the smallest and the largest
+	Samples   Samples      `json:"samples"` // in the order of the rounds; null = unanswered
+	Median    Figure       `json:"median"`  // of those that are answered; null = none is
+	Low       Figure       `json:"low"`     // of the 95 % rank interval of the median; below six
+	High      Figure       `json:"high"`    // samples the smallest and the largest
 	InnerMTU  int          `json:"inner_mtu"`
 	CPU       CPU          `json:"cpu"`
 }
@@ -75,7 +78,7 @@ type CPU struct {
 	SecondsPerGigabyte   float64 `json:"seconds_per_gigabyte,omitempty"`   // of payload, 10^9 bytes
 	NanosecondsPerPacket float64 `json:"nanoseconds_per_packet,omitempty"` // delivered
 
-	CostSamples []float64 `json:"cost_samples,omitempty"` // whichever of the two it has, by sample, in the order of the rounds
+	CostSamples Samples `json:"cost_samples,omitempty"` // whichever of the two it has, by sample, in the order of the rounds; null = nothing was carried
 }
 
 // Balance is one account of packets: of a lane, or of everything between two generators.

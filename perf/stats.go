@@ -8,27 +8,29 @@ import (
 // Fewest is the smallest number of samples that has a 95 % rank interval of the median.
 const Fewest = 6
 
-// Median is the middle of the samples, the mean of the two middle ones for an even number; 0 of
+// Median is the middle of the answered samples, the mean of the two middle ones for an even number; NaN of
 // none.
 func Median(samples []float64) float64 {
-	n := len(samples)
+	s := Samples(samples).Answered()
+	n := len(s)
 	if n == 0 {
-		return 0
+		return math.NaN()
 	}
-	s := slices.Sorted(slices.Values(samples))
+	slices.Sort(s)
 	return (s[(n-1)/2] + s[n/2]) / 2
 }
 
-// Interval is the 95 % rank interval of the median: two of the samples that have the median of
+// Interval is the 95 % rank interval of the median: two of the answered samples that have the median of
 // whatever the samples were drawn from between them in at least 95 % of all runs, with no
 // assumption about its distribution. Below six samples no such interval exists; then it is the
-// smallest and the largest sample.
+// smallest and the largest sample; NaN of none.
 func Interval(samples []float64) (low, high float64) {
-	n := len(samples)
+	s := Samples(samples).Answered()
+	n := len(s)
 	if n == 0 {
-		return 0, 0
+		return math.NaN(), math.NaN()
 	}
-	s := slices.Sorted(slices.Values(samples))
+	slices.Sort(s)
 	k := rank(n)
 	return s[k-1], s[n-k]
 }

@@ -1,6 +1,9 @@
 package perf
 
-import "testing"
+import (
+	"math"
+	"testing"
+)
 
 // The ranks of the 95 % interval of a median, as statistical tables print them (for example
 // Conover, Practical Nonparametric Statistics, and R's wilcox-free `qbinom(0.025, n, 0.5)`).
@@ -15,12 +18,21 @@ func TestRank(t *testing.T) {
 	}
 }
 
+var none = math.NaN()
+
+// equal is ==, and true of two that are none.
+func equal(a, b float64) bool { return a == b || math.IsNaN(a) && math.IsNaN(b) }
+
 func TestMedianAndInterval(t *testing.T) {
 	for _, c := range []struct {
 		samples           []float64
 		median, low, high float64
 	}{
-		{nil, 0, 0, 0},
+		{nil, none, none, none},
+		{[]float64{none, none}, none, none, none},
+		{[]float64{none, 7, none}, 7, 7, 7},
+		{[]float64{3, none, 1, 2}, 2, 1, 3},
+		{[]float64{9, 8, 7, 6, none, 5, 4, 3, 2, 1, none}, 5, 2, 8},
 		{[]float64{7}, 7, 7, 7},
 		{[]float64{3, 1, 2}, 2, 1, 3},
 		{[]float64{4, 1, 3, 2}, 2.5, 1, 4},
@@ -31,11 +43,11 @@ func TestMedianAndInterval(t *testing.T) {
 	} {
 		before := append([]float64(nil), c.samples...)
 		low, high := Interval(c.samples)
-		if m := Median(c.samples); m != c.median || low != c.low || high != c.high {
+		if m := Median(c.samples); !equal(m, c.median) || !equal(low, c.low) || !equal(high, c.high) {
 			t.Errorf("%v: median %v in [%v, %v], want %v in [%v, %v]", c.samples, m, low, high, c.median, c.low, c.high)
 		}
 		for i := range before {
-			if c.samples[i] != before[i] {
+			if !equal(c.samples[i], before[i]) {
 				t.Fatalf("the samples were reordered: %v, were %v", c.samples, before)
 			}
 		}

@@ -12,6 +12,9 @@ func printBench(w io.Writer, r probe.Result) {
 	for _, m := range r.Metrics {
 		row(w, m.Name, benchValue(m))
 	}
+	if r.Unanswered != "" {
+		row(w, "unanswered", r.Unanswered)
+	}
 	if r.Congestion != "" {
 		row(w, "congestion", r.Congestion)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -116,9 +117,17 @@ func (f *labFlags) runOne(cmd *cobra.Command) error {
 	if err := f.write(cmd, result); err != nil {
 		return err
 	}
+	return outcome(result)
+}
+
+// outcome says what of a result that was written is not as asked for.
+func outcome(result *perf.Result) error {
+	silent := result.WithoutMedian()
 	switch {
 	case len(result.Failed) > 0:
 		return fmt.Errorf("lab: %d failed: see the result", len(result.Failed))
+	case len(silent) > 0:
+		return fmt.Errorf("lab: no sample of %s has an answer: there is no median; run it with a longer --duration", strings.Join(silent, ", of "))
 	case len(result.Unsupported) > 0:
 		return unsupportedError{errors.New("lab: not every contender can run here: see the result")}
 	}

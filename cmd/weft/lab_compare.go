@@ -92,7 +92,7 @@ func printComparison(w io.Writer, c *compare.Comparison, all bool) {
 			row(w, "row", "A", "B", "unit", "B/A", "95 %", "p", "p by control", "")
 		}
 		shown++
-		row(w, r.Name(), figure(r.A.Median), figure(r.B.Median), r.Unit, optional("%.3f", r.Ratio), interval("%.3f", r.Low, r.High),
+		row(w, r.Name(), side(r.A), side(r.B), r.Unit, optional("%.3f", r.Ratio), interval("%.3f", r.Low, r.High),
 			fmt.Sprintf("%.2g", r.P), optional("%.2g", r.PControl), r.Verdict)
 	}
 	if shown > 0 {
@@ -103,7 +103,13 @@ func printComparison(w io.Writer, c *compare.Comparison, all bool) {
 	if n := c.Count(compare.TooFew); n > 0 {
 		fmt.Fprintf(w, ", %d with too few rounds to tell: run with a larger --repeat", n)
 	}
+	if n := c.Count(compare.Unanswered); n > 0 {
+		fmt.Fprintf(w, ", %d unanswered", n)
+	}
 	fmt.Fprintln(w)
+	if a, b := c.Unanswered(); a+b > 0 {
+		fmt.Fprintf(w, "samples without an answer, left out: %d in A, %d in B\n", a, b)
+	}
 	printStages(w, c, all)
 	for _, only := range []struct {
 		file string
@@ -127,7 +133,7 @@ func printStages(w io.Writer, c *compare.Comparison, all bool) {
 			row(w, "stage", "A", "B", "unit", "B-A", "95 %", "p", "p by control", "")
 		}
 		shown++
-		row(w, s.Name(), figure(s.A.Median), figure(s.B.Median), "ns", optional("%+.3g", s.Shift), interval("%+.3g", s.Low, s.High),
+		row(w, s.Name(), side(s.A), side(s.B), "ns", optional("%+.3g", s.Shift), interval("%+.3g", s.Low, s.High),
 			optional("%.2g", s.P), optional("%.2g", s.PControl), s.Verdict)
 	}
 	if len(c.Stages) == 0 {
@@ -151,6 +157,17 @@ func printStages(w io.Writer, c *compare.Comparison, all bool) {
 			fmt.Fprintf(w, "%s %s: longer in %d, shorter in %d of %d; %+.3g ns a packet\n", s.Contender, s.Stage, s.Longer, s.Shorter, s.Lanes, s.Shift)
 		}
 	}
+}
+
+// side prints a median, or that there is none.
+func side(s compare.Side) string {
+	if s.N == 0 && s.Unanswered > 0 {
+		return string(compare.Unanswered)
+	}
+	if !s.Median.Known() {
+		return "-"
+	}
+	return figure(float64(s.Median))
 }
 
 // figure prints a median in three digits or four.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,6 +40,21 @@ func runRoot(t *testing.T, args ...string) (out, errs string, code int) {
 	root.SetArgs(args)
 	err := execute(t.Context(), root, &stderr)
 	return stdout.String(), stderr.String(), exitCode(err, false)
+}
+
+// TestLabCompareUnanswered: samples without an answer are counted, and a row that has none is named.
+func TestLabCompareUnanswered(t *testing.T) {
+	none := math.NaN()
+	some, all := writeResult(t, "split", 1e9, none, 1.02e9, 1.03e9, 1.04e9, 1.05e9), writeResult(t, "split", none, none)
+	for _, c := range []struct{ a, b, says string }{
+		{some, some, "samples without an answer, left out: 1 in A, 1 in B"},
+		{some, all, "1 unanswered"},
+		{all, some, "tun tcp-stream throughput  unanswered"},
+	} {
+		if out, errs, code := runRoot(t, "lab", "compare", c.a, c.b); code != exitDone || !strings.Contains(out, c.says) || strings.Contains(out, "NaN") {
+			t.Errorf("exit code %d: %s%s, want %q", code, out, errs, c.says)
+		}
+	}
 }
 
 func TestLabCompare(t *testing.T) {

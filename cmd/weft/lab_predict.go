@@ -41,7 +41,10 @@ packets: [{size: 64, weight: 7}, {size: 1400, weight: 1}]`,
 		if err != nil {
 			return usageError{err}
 		}
-		models, err := model.Fit(r)
+		models, leftOut, err := model.Fit(r)
+		for _, why := range leftOut {
+			fmt.Fprintln(cmd.ErrOrStderr(), "left out:", why)
+		}
 		if err != nil {
 			return usageError{fmt.Errorf("%s: %w", args[0], err)}
 		}
@@ -78,5 +81,10 @@ func printPredictions(w io.Writer, all []model.Prediction) {
 		row(w, p.Contender, p.Family, fmt.Sprintf("%.0f", p.Time.Packet.Value), fmt.Sprintf("%.0f to %.0f", p.Time.Packet.Low, p.Time.Packet.High),
 			fmt.Sprintf("%.2f", p.Time.Byte.Value), fmt.Sprintf("%.2f to %.2f", p.Time.Byte.Low, p.Time.Byte.High), worst, fmt.Sprintf("%.0f", p.MeanSize),
 			fmt.Sprintf("%.0f", p.Nanos.Value), fmt.Sprintf("%.0f to %.0f", p.Nanos.Low, p.Nanos.High), short(p.Highest.Value), measured, off, cores, carries)
+	}
+	for _, p := range all {
+		if p.Unanswered > 0 {
+			fmt.Fprintf(w, "%s, family %d: %d samples have no answer and are left out\n", p.Contender, p.Family, p.Unanswered)
+		}
 	}
 }

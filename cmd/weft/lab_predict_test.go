@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,12 +32,23 @@ func TestLabPredict(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &got); err != nil || code != exitDone || len(got) != 1 || int(got[0].Nanos.Value+0.5) != 6000 || !*got[0].Carries {
 		t.Errorf("exit code %d, %v: %s%s", code, err, out, errs)
 	}
+	for i := range r.Results {
+		r.Results[i].Samples = append(r.Results[i].Samples, math.NaN())
+	}
+	gaps := filepath.Join(t.TempDir(), "gaps.json")
+	if data, err = json.Marshal(r); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(gaps, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args []string
 		code int
 		says string
 	}{
 		{[]string{file, "--rate", "200000"}, exitDone, "no"},
+		{[]string{gaps}, exitDone, "tun, family 4: 4 samples have no answer and are left out"},
 		{[]string{file, "--mix", "nosuch.yaml"}, exitUsage, "give imix"},
 		{[]string{file, "--rate", "-1"}, exitUsage, "rate"},
 		{[]string{writeResult(t, "split", 1)}, exitUsage, "small-packets"},

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -131,7 +132,7 @@ func TestLabReport(t *testing.T) {
 	if out, err := report(example, "-o", "-"); err != nil || out != string(written) || !strings.Contains(out, "<svg") {
 		t.Errorf("printed %d bytes and wrote %d: %v", len(out), len(written), err)
 	}
-	if out, err := report(example, "-o", "json"); err != nil || !strings.Contains(out, `"weft.lab/1"`) {
+	if out, err := report(example, "-o", "json"); err != nil || !strings.Contains(out, `"weft.lab/2"`) {
 		t.Errorf("as JSON %q, %v", out, err)
 	}
 	for name, text := range map[string]string{"no.json": "{", "old.json": `{"schema": "weft.lab/0"}`} {
@@ -154,5 +155,29 @@ func TestReproduce(t *testing.T) {
 	}
 	if got := reproduce(cmd.Flags()); !slices.Equal(got, []string{"weft", "lab", "run", "--contenders", "bare,tun", "--repeat", "7"}) {
 		t.Errorf("reproduce with %q", got)
+	}
+}
+
+// TestOutcome: what a run exits with once its result is written.
+func TestOutcome(t *testing.T) {
+	searched := func(samples ...float64) *perf.Result {
+		median, silent := perf.Median(samples), &perf.Result{}
+		silent.Results = []perf.Row{{Contender: "tun", Test: "udp-rate", Params: probe.Params{"size": 64}, Metric: "rate", Samples: samples, Median: perf.Figure(median)}}
+		return silent
+	}
+	for _, c := range []struct {
+		result *perf.Result
+		code   int
+		says   string
+	}{
+		{searched(1, math.NaN()), exitDone, ""},
+		{searched(math.NaN(), math.NaN()), exitFailed, "no sample of tun in udp-rate:size=64 has an answer"},
+		{&perf.Result{Failed: []perf.Failure{{Contender: "tun"}}}, exitFailed, "1 failed"},
+		{&perf.Result{Unsupported: []perf.Unsupported{{Contender: "tun"}}}, exitUnsupported, "not every contender"},
+	} {
+		err := outcome(c.result)
+		if exitCode(err, false) != c.code || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%v, exit code %d, want %d and %q", err, exitCode(err, false), c.code, c.says)
+		}
 	}
 }

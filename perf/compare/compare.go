@@ -67,6 +67,9 @@ const (
 	Worse   Verdict = "worse"
 	Changed Verdict = "changed"
 	TooFew  Verdict = "too few rounds" // no outcome could have been a difference
+
+	// Unanswered is a figure that one of the results does not have: none of its samples has an answer.
+	Unanswered Verdict = "unanswered"
 )
 
 // Row compares one figure.
@@ -78,7 +81,7 @@ type Row struct {
 	Unit      string       `json:"unit"`
 	A         Side         `json:"a"`
 	B         Side         `json:"b"`
-	Ratio     *float64     `json:"ratio,omitempty"` // of the medians, B/A; absent where A's is 0
+	Ratio     *float64     `json:"ratio,omitempty"` // of the medians, B/A; absent where A's is 0, or there is none
 	Low       *float64     `json:"low,omitempty"`   // of the 95 % interval of B/A, absent where a sample is not positive
 	High      *float64     `json:"high,omitempty"`
 	P         float64      `json:"p"`                   // of a difference at least as clear by chance
@@ -88,8 +91,14 @@ type Row struct {
 
 // Side is a figure in one of the runs.
 type Side struct {
-	Median float64 `json:"median"`
-	N      int     `json:"n"`
+	Median     perf.Figure `json:"median"`
+	N          int         `json:"n"`                    // samples with an answer, which are those compared
+	Unanswered int         `json:"unanswered,omitempty"` // samples without
+}
+
+func side(samples perf.Samples) Side {
+	answered := samples.Answered()
+	return Side{perf.Figure(perf.Median(answered)), len(answered), samples.Unanswered()}
 }
 
 // Count is how many rows have a verdict.
@@ -100,6 +109,14 @@ func (c *Comparison) Count(v Verdict) (n int) {
 		}
 	}
 	return n
+}
+
+// Unanswered is how many samples of the two results are left out for having no answer.
+func (c *Comparison) Unanswered() (a, b int) {
+	for _, r := range c.Rows {
+		a, b = a+r.A.Unanswered, b+r.B.Unanswered
+	}
+	return a, b
 }
 
 // Name is the row as a person names it.
@@ -224,22 +241,28 @@ func (d *differences) add(name string, a, b any) {
 func row(before, after perf.Row) Row {
 	r := Row{
 		Contender: after.Contender, Test: after.Test, Params: maps.Clone(after.Params), Metric: after.Metric, Unit: after.Unit,
-		A: Side{perf.Median(before.Samples), len(before.Samples)}, B: Side{perf.Median(after.Samples), len(after.Samples)},
+		A: side(before.Samples), B: side(after.Samples),
 	}
-	if r.A.Median != 0 {
-		ratio := r.B.Median / r.A.Median
+	if r.answered() && r.A.Median != 0 {
+		ratio := float64(r.B.Median / r.A.Median)
 		r.Ratio = &ratio
 	}
-	if low, high, ok := ratioInterval(before.Samples, after.Samples); ok {
+	if low, high, ok := ratioInterval(before.Samples.Answered(), after.Samples.Answered()); ok {
 		r.Low, r.High = &low, &high
 	}
 	return r
 }
 
+// answered says that both results have the figure.
+func (r *Row) answered() bool { return r.A.N > 0 && r.B.N > 0 }
+
 // judge sets the verdict by the row's own samples.
-func (r *Row) judge(alpha float64, a, b []float64) {
+func (r *Row) judge(alpha float64, a, b perf.Samples) {
+	a, b = a.Answered(), b.Answered()
 	r.P = mannWhitney(a, b)
 	switch {
+	case !r.answered():
+		r.Verdict = Unanswered
 	case leastP(len(a), len(b)) > alpha:
 		r.Verdict = TooFew
 	case r.P > alpha || r.A.Median == r.B.Median:
@@ -250,31 +273,35 @@ func (r *Row) judge(alpha float64, a, b []float64) {
 }
 
 // judgeRelative takes a difference back that the control has, too. It reports whether there is a control to ask.
-func (r *Row) judgeRelative(alpha float64, a, controlA, b, controlB []float64) bool {
+func (r *Row) judgeRelative(alpha float64, a, controlA, b, controlB perf.Samples) bool {
 	relA, okA := relative(a, controlA)
 	relB, okB := relative(b, controlB)
-	if !okA || !okB {
+	if !okA || !okB || !r.answered() {
 		return false
 	}
 	p := mannWhitney(relA, relB)
 	r.PControl = &p
 	up, relUp := r.B.Median > r.A.Median, perf.Median(relB) > perf.Median(relA)
+	if leastP(len(relA), len(relB)) > alpha { // too few rounds in which both have an answer
+		r.Verdict = TooFew
+	}
 	if r.Verdict != TooFew && (p > alpha || up != relUp) {
 		r.Verdict = Same
 	}
 	return true
 }
 
-// relative divides samples by the control's of the same rounds; false where that is not possible.
-func relative(samples, control []float64) ([]float64, bool) {
+// relative divides samples by the control's of the same rounds, where both have an answer; false where that is not possible.
+func relative(samples, control perf.Samples) ([]float64, bool) {
 	if len(samples) != len(control) || slices.ContainsFunc(control, func(v float64) bool { return v <= 0 }) {
 		return nil, false
 	}
-	ratios := make([]float64, len(samples))
+	ratios := make(perf.Samples, len(samples))
 	for i := range samples {
 		ratios[i] = samples[i] / control[i]
 	}
-	return ratios, true
+	answered := ratios.Answered()
+	return answered, len(answered) > 0
 }
 
 // direction says what a change of a figure means, by its unit.
@@ -294,6 +321,9 @@ func direction(unit string, up bool) Verdict {
 
 // mannWhitney is the two-sided p of samples being drawn from one distribution: exact for 50 samples at most, 25 with ties.
 func mannWhitney(a, b []float64) float64 {
+	if len(a) == 0 || len(b) == 0 {
+		return 1
+	}
 	thresholds := &benchmath.Thresholds{CompareAlpha: Alpha}
 	p := benchmath.AssumeNothing.Compare(benchmath.NewSample(slices.Clone(a), thresholds), benchmath.NewSample(slices.Clone(b), thresholds)).P
 	if math.IsNaN(p) {

@@ -1,6 +1,7 @@
 package compare_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -81,6 +82,42 @@ func TestControl(t *testing.T) {
 	}
 	if !strings.Contains(got.Method, "bare") {
 		t.Errorf("the method does not name the control: %s", got.Method)
+	}
+}
+
+// TestUnanswered: samples without an answer are left out and counted; a figure that one result does not have is neither better nor worse.
+func TestUnanswered(t *testing.T) {
+	none := math.NaN()
+	rate := func(contender string, samples ...float64) perf.Row {
+		return perf.Row{Contender: contender, Test: "udp-rate", Metric: "rate", Unit: "packet/s", Samples: samples}
+	}
+	a := result(rate("bare", 200, 201, 202, 203, 204, 205), rate("tun", 100, none, 102, 103, 104, 105), rate("xdp", 100, 101, 102, 103, 104, 105), rate("udp", 1, 2, 3, 4, none, none),
+		rate("tap", none, none, none, none, none, none))
+	b := result(rate("bare", 200, 201, 202, 203, 204, 205), rate("tun", 110, 111, 112, none, 114, 115), rate("xdp", none, none, none, none, none, none), rate("udp", 11, 12, 13, 14, 15, 16),
+		rate("tap", 1, 2, 3, 4, 5, 6))
+	got, err := compare.Results(a, b, compare.Options{Control: "bare"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []struct {
+		verdict  compare.Verdict
+		nA, nB   int
+		ratio    bool
+		relative bool
+	}{
+		{compare.Same, 6, 6, true, false}, {compare.Better, 5, 5, true, true}, {compare.Unanswered, 6, 0, false, false},
+		{compare.Better, 4, 6, true, true}, {compare.Unanswered, 0, 6, false, false},
+	} {
+		r := got.Rows[i]
+		if r.Verdict != want.verdict || r.A.N != want.nA || r.B.N != want.nB || (r.Ratio != nil) != want.ratio || (r.Low != nil) != want.ratio || (r.PControl != nil) != want.relative {
+			t.Errorf("%s: %+v, want %+v", r.Name(), r, want)
+		}
+	}
+	if a, b := got.Unanswered(); a != 1+2+6 || b != 1+6 {
+		t.Errorf("left out are %d and %d", a, b)
+	}
+	if data, err := json.Marshal(got); err != nil || !strings.Contains(string(data), `"b":{"median":null,"n":0,"unanswered":6}`) {
+		t.Errorf("%v: %s", err, data)
 	}
 }
 

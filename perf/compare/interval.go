@@ -22,6 +22,9 @@ func ratioInterval(a, b []float64) (low, high float64, ok bool) {
 			ratios = append(ratios, y/x)
 		}
 	}
+	if len(ratios) == 0 {
+		return 0, 0, false
+	}
 	slices.Sort(ratios)
 	c := critical(len(a), len(b))
 	return ratios[c-1], ratios[len(ratios)-c], true

@@ -79,11 +79,11 @@ func stages(a, b *perf.Result, o Options) []Stage {
 // entry is a stage with its samples, one for each round that timed it.
 type entry struct {
 	Stage
-	samples []float64
+	samples perf.Samples
 }
 
 func (e entry) lane() string { return key(e.Contender, e.Test, e.Params, e.Node+" "+e.Lane) }
-func (e entry) side() Side   { return Side{perf.Median(e.samples), len(e.samples)} }
+func (e entry) side() Side   { return side(e.samples) }
 
 func (e entry) only(a, b Side, v Verdict) Stage {
 	s := e.Stage
@@ -117,7 +117,7 @@ func find(list []entry, name string) (entry, bool) {
 }
 
 // costs is what the control cost the machine in the stage's test, by round; nil where it was not there.
-func costs(r *perf.Result, control string, s Stage) []float64 {
+func costs(r *perf.Result, control string, s Stage) perf.Samples {
 	i := slices.IndexFunc(r.Results, func(row perf.Row) bool {
 		return row.Contender == control && key("", row.Test, row.Params, "") == key("", s.Test, s.Params, "")
 	})
@@ -127,7 +127,7 @@ func costs(r *perf.Result, control string, s Stage) []float64 {
 	return r.Results[i].CPU.CostSamples
 }
 
-func judgeStage(a, b entry, alpha float64, controlA, controlB []float64) Stage {
+func judgeStage(a, b entry, alpha float64, controlA, controlB perf.Samples) Stage {
 	r := Row{Unit: "ns", A: a.side(), B: b.side()}
 	r.judge(alpha, a.samples, b.samples)
 	switch {
@@ -169,7 +169,9 @@ func sum(all []Stage) []StageSum {
 		shifts[i] = append(shifts[i], *s.Shift)
 	}
 	for i := range sums {
-		sums[i].Shift = perf.Median(shifts[i])
+		if len(shifts[i]) > 0 {
+			sums[i].Shift = perf.Median(shifts[i])
+		}
 	}
 	slices.SortStableFunc(sums, func(a, b StageSum) int { return b.Longer + b.Shorter - a.Longer - a.Shorter })
 	return sums

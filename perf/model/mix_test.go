@@ -54,7 +54,7 @@ func TestBreaks(t *testing.T) {
 	}
 	mixed := fixed + perByte*imix().mean(1450) + run*imix().runs()
 	res.Results = append(res.Results, row(fixed+perByte*(64+1360)/2+run/2, probe.Params{"size": 64, "second": 1360}), row(1.1*mixed, probe.Params{"size": 64, "imix": 1}))
-	all, err := Fit(res)
+	all, _, err := Fit(res)
 	if err != nil || len(all) != 1 {
 		t.Fatal(all, err)
 	}

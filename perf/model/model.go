@@ -61,6 +61,9 @@ type Model struct {
 	Run    *Estimate `json:"run,omitempty"`
 	RunCPU *Estimate `json:"run_cpu,omitempty"`
 
+	// Unanswered is how many samples have no answer. They are left out.
+	Unanswered int `json:"unanswered,omitempty"`
+
 	measured map[int]point // by size; imixSize = of the mix
 }
 
@@ -83,8 +86,9 @@ func kind(p probe.Params) string {
 	return "size"
 }
 
-// Fit makes a model for every contender that was measured at enough sizes. The error says that there is none.
-func Fit(r *perf.Result) ([]Model, error) {
+// Fit makes a model for every contender that has an answer at enough sizes; leftOut says who has not for having none. The error says that there is
+// no model.
+func Fit(r *perf.Result) (models []Model, leftOut []string, err error) {
 	type group struct {
 		Model
 		time, cpu []point
@@ -93,7 +97,7 @@ func Fit(r *perf.Result) ([]Model, error) {
 	var groups []*group
 	for _, row := range r.Results {
 		k := kind(row.Params)
-		if row.Test != sweep || row.Metric != "rate" || k == "" || perf.Median(row.Samples) <= 0 {
+		if row.Test != sweep || row.Metric != "rate" || k == "" {
 			continue
 		}
 		family := int(row.Params["family"])
@@ -101,6 +105,10 @@ func Fit(r *perf.Result) ([]Model, error) {
 		if i < 0 {
 			i = len(groups)
 			groups = append(groups, &group{Model: Model{Contender: row.Contender, Family: family, InnerMTU: row.InnerMTU, measured: map[int]point{}}})
+		}
+		groups[i].Unanswered += row.Samples.Unanswered()
+		if !(perf.Median(row.Samples) > 0) { // no sample has an answer
+			continue
 		}
 		size, nanos := row.Params["size"], 1e9/perf.Median(row.Samples)
 		switch k {
@@ -116,9 +124,12 @@ func Fit(r *perf.Result) ([]Model, error) {
 			groups[i].cpu = append(groups[i].cpu, point{size, row.CPU.NanosecondsPerPacket})
 		}
 	}
-	var models []Model
 	for _, g := range groups {
 		if len(g.time) < Fewest {
+			if g.Unanswered > 0 {
+				leftOut = append(leftOut, fmt.Sprintf("%s, family %d: %d samples have no answer, and only %d sizes have one: %d are needed",
+					g.Contender, g.Family, g.Unanswered, len(g.time), Fewest))
+			}
 			continue
 		}
 		g.Time = validated(g.time)
@@ -133,9 +144,9 @@ func Fit(r *perf.Result) ([]Model, error) {
 		models = append(models, g.Model)
 	}
 	if models == nil {
-		return nil, fmt.Errorf("no contender has %s at %d sizes: run `weft lab run --scenario small-packets`", sweep, Fewest)
+		return nil, leftOut, fmt.Errorf("no contender has %s at %d sizes: run `weft lab run --scenario small-packets`", sweep, Fewest)
 	}
-	return models, nil
+	return models, leftOut, nil
 }
 
 // breaks estimates what the end of a run costs: what two sizes in turn took more than the line says of their mean, for each run of theirs. The
@@ -148,7 +159,7 @@ func (m *Model) breaks(pairs []perf.Row) {
 		size := pair.mean(m.InnerMTU)
 		low, high := perf.Interval(row.Samples)
 		run = append(run, beyond(m.Time.At(size), 1e9/perf.Median(row.Samples), 1e9/max(high, 1), 1e9/max(low, 1), runs))
-		if m.CPU != nil {
+		if m.CPU != nil && row.CPU.NanosecondsPerPacket > 0 {
 			low, high := perf.Interval(row.CPU.CostSamples)
 			cpu = append(cpu, beyond(m.CPU.At(size), row.CPU.NanosecondsPerPacket, low, high, runs))
 		}

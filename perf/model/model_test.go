@@ -29,7 +29,7 @@ func sweep(r *rand.Rand, fixed, perByte, noise float64, sizes ...float64) *perf.
 var sizes = []float64{64, 256, 512, 1024, 1360}
 
 func TestExact(t *testing.T) {
-	all, err := model.Fit(sweep(rand.New(rand.NewPCG(1, 1)), 5000, 2, 0, sizes...))
+	all, _, err := model.Fit(sweep(rand.New(rand.NewPCG(1, 1)), 5000, 2, 0, sizes...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestCoverage(t *testing.T) {
 		return 0
 	}
 	for range runs {
-		all, err := model.Fit(sweep(r, 5000, 2, 0.03, sizes...))
+		all, _, err := model.Fit(sweep(r, 5000, 2, 0.03, sizes...))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,15 +81,36 @@ func TestCoverage(t *testing.T) {
 	}
 }
 
+// TestUnanswered: samples without an answer are in no model, and one that has too few sizes left says why it is not there.
+func TestUnanswered(t *testing.T) {
+	res := sweep(rand.New(rand.NewPCG(1, 1)), 5000, 2, 0, sizes...)
+	for i := range res.Results {
+		res.Results[i].Samples = append(res.Results[i].Samples, math.NaN())
+		other := res.Results[i]
+		other.Contender = "udp"
+		if i > 1 {
+			other.Samples = []float64{math.NaN(), math.NaN()}
+		}
+		res.Results = append(res.Results, other)
+	}
+	all, leftOut, err := model.Fit(res)
+	if err != nil || len(all) != 1 || math.Abs(all[0].Time.Packet.Value-5000) > 1e-6 || all[0].Unanswered != len(sizes) {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if len(leftOut) != 1 || leftOut[0] != "udp, family 4: 8 samples have no answer, and only 2 sizes have one: 3 are needed" {
+		t.Errorf("left out: %q", leftOut)
+	}
+}
+
 // TestMisfit: what is no line shows in the sizes held out.
 func TestMisfit(t *testing.T) {
 	res := sweep(rand.New(rand.NewPCG(1, 1)), 5000, 2, 0, sizes...)
 	res.Results[2].Samples[0] /= 3
-	all, err := model.Fit(res)
+	all, _, err := model.Fit(res)
 	if err != nil || !(all[0].Time.Worst() > 0.5) {
 		t.Errorf("%+v, %v", all, err)
 	}
-	if _, err := model.Fit(sweep(rand.New(rand.NewPCG(1, 1)), 1, 1, 0, 64, 128)); err == nil || !strings.Contains(err.Error(), "small-packets") {
+	if _, _, err := model.Fit(sweep(rand.New(rand.NewPCG(1, 1)), 1, 1, 0, 64, 128)); err == nil || !strings.Contains(err.Error(), "small-packets") {
 		t.Errorf("two sizes: %v", err)
 	}
 }

@@ -43,6 +43,9 @@ type Result struct {
 	Payload    int      `json:"payload,omitempty"` // bytes a packet or transaction carried
 	Metrics    []Metric `json:"metrics"`
 
+	// Unanswered is why the test has no figures although it ran; "" = it has them.
+	Unanswered string `json:"unanswered,omitempty"`
+
 	Generated    uint64            `json:"generated,omitempty"`    // UDP packets the kernel took
 	Delivered    uint64            `json:"delivered,omitempty"`    // UDP packets received, without duplicates
 	Duplicates   uint64            `json:"duplicates,omitempty"`   // UDP packets received again
@@ -105,7 +108,7 @@ func Run(ctx context.Context, spec Spec) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	r := Result{Test: spec.Test, Params: spec.Params, Target: spec.Target.String()}
+	r := Result{Test: spec.Test, Params: spec.Params, Target: spec.Target.String(), Metrics: []Metric{}}
 	if err := spec.run(ctx, &r); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause

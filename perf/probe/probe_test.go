@@ -60,6 +60,9 @@ func TestEveryTestOnLoopback(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				if unanswered(t, r) {
+					return
+				}
 				for _, m := range test.Metrics {
 					v, ok := r.Metric(m.Name)
 					if ok == m.ByLab {
@@ -83,6 +86,18 @@ func TestEveryTestOnLoopback(t *testing.T) {
 			})
 		}
 	})
+}
+
+// unanswered says that a search found no rate, as may be where the machine does other things, and then has no figures.
+func unanswered(t *testing.T, r Result) bool {
+	t.Helper()
+	if r.Unanswered == "" {
+		return false
+	}
+	if len(r.Metrics) > 0 || len(r.Trials) == 0 || r.Test != "udp-rate" && r.Test != "udp-overload" {
+		t.Errorf("unanswered: %+v", r)
+	}
+	return true
 }
 
 // conserved: on loopback nothing is lost but in the receiver's socket.

@@ -9,37 +9,59 @@ import (
 const (
 	// maxLoss is the loss that still counts as none, as in CONTRACT: 0.1 %.
 	maxLoss = 0.001
-	// searchStep is the resolution of the search: neighbouring rates differ by 2 %.
-	searchStep = 1.02
-	// descent is how fast the search goes down while no rate has passed yet.
+	// searchStep is the resolution of the search: neighbouring rates differ by 1 %.
+	searchStep = 1.01
+	// descent is how fast short trials go down while no rate has passed yet.
 	descent = .7
-	// trialMargin is what counting costs a trial beyond its length.
-	trialMargin = 2 * settleQuiet
+	// nearEnough is how far apart the bounds are when short trials have done their part: they cannot tell more.
+	nearEnough = 1.1
+	// firstStride and longestStride are how far long trials go up or down at once.
+	firstStride, longestStride = 1.08, 1.3
+	// trialMargin is what counting, and a queue that empties, cost a trial beyond its length.
+	trialMargin = 3 * settleQuiet
 )
 
 // found is what a search found.
 type found struct {
-	best   Trial // the fastest confirmed trial
-	trials []Trial
-	notes  []string
+	best     Trial // the fastest long trial that passed
+	answered bool  // there is one
+	trials   []Trial
+}
+
+// lacking says why there is no answer; "" = there is one.
+func (f found) lacking() string {
+	if f.answered {
+		return ""
+	}
+	least, long := Trial{Loss: math.Inf(1)}, 0
+	for _, t := range f.trials {
+		if t.Loss < least.Loss {
+			least = t
+		}
+		if t.Confirmed {
+			long++
+		}
+	}
+	return fmt.Sprintf("none of %d long trials passed: the least loss of all trials was %.3g %%, at %.0f packet/s", long, least.Loss*100, least.Offered)
 }
 
 // search finds the highest rate with a loss of at most maxLoss, in at most total.
 //
 //  1. One trial flat out: nothing faster can be offered, and what it delivers is a first guess.
-//  2. Half of the time: short trials go down until one passes, then bisect. There, a trial that fails is repeated,
-//     so that a single hiccup of the machine decides nothing.
-//  3. The other half: trials a sixth of the total long confirm. Only they make a result: after one that passes a
-//     faster one is tried, after one that fails a slower one, in steps that double while the direction stays.
+//  2. For a quarter of the time at most, short trials go down until one passes, then bisect. They only say where to begin: a
+//     queue on the way holds what a short trial has too much, and a hiccup is all that it sees.
+//  3. Long trials, a tenth of the total each, decide, and only they: after one that passes a faster one is tried, after one that
+//     fails a slower one, in strides that double while the direction stays and halve when it turns. So a path that
+//     is slower than it looked, or that only now is slow, is met before the time is over.
 //
 // run runs a trial; now is the time since the search began.
 func search(run func(rate float64, length time.Duration) (Trial, error), now func() time.Duration, total time.Duration) (found, error) {
 	s := searcher{run: run, now: now, total: total}
 	short := min(max(total/40, 10*time.Millisecond), time.Second)
-	if err := s.narrow(short); err != nil {
-		return s.found, err
+	rate, err := s.narrow(short)
+	if err == nil {
+		err = s.decide(rate, max(total/10, short))
 	}
-	err := s.confirm(max(total/6, short))
 	return s.found, err
 }
 
@@ -48,9 +70,6 @@ type searcher struct {
 	now   func() time.Duration
 	total time.Duration
 	found
-
-	low, high float64 // the highest rate that passed and the lowest that did not
-	guess     float64
 }
 
 func (t Trial) passed() bool { return t.Loss <= maxLoss }
@@ -63,51 +82,39 @@ func (s *searcher) trial(rate float64, length time.Duration) (Trial, error) {
 	return t, err
 }
 
-// narrow does steps 1 and 2.
-func (s *searcher) narrow(short time.Duration) error {
+// narrow does steps 1 and 2 and returns the rate to begin step 3 with.
+func (s *searcher) narrow(short time.Duration) (rate float64, err error) {
 	t, err := s.trial(0, short)
-	if err != nil {
-		return err
+	if err != nil || t.passed() {
+		return t.Offered, err
 	}
-	s.high = t.Offered
-	if s.guess = t.Rate / searchStep; t.passed() {
-		s.low, s.guess = t.Offered, t.Offered
+	low, high := 0.0, t.Offered
+	if rate = t.Rate / searchStep; rate == 0 { // overload may deliver nothing
+		rate = high * descent * descent
 	}
-	for repeated := false; s.low*searchStep < s.high && s.now()+short+trialMargin < s.total/2; {
-		if t, err = s.trial(s.guess, short); err != nil {
-			return err
+	for low*nearEnough < high && s.now()+short+trialMargin < s.total/4 {
+		if t, err = s.trial(rate, short); err != nil {
+			return 0, err
 		}
-		if !t.passed() && s.low > 0 && !repeated {
-			repeated = true
-			continue
+		if t.passed() {
+			low = max(low, t.Rate) // what was offered beyond that still queued when the sender had ended
+		} else {
+			high = min(high, rate)
 		}
-		repeated = false
-		s.learn(t)
+		if rate = high * descent; low > 0 {
+			rate = math.Sqrt(low * high)
+		}
 	}
-	return nil
+	if low > 0 {
+		rate = low
+	}
+	return rate, nil
 }
 
-// learn moves the bounds by a trial and chooses the next rate to try.
-func (s *searcher) learn(t Trial) {
-	switch {
-	case !t.passed():
-		s.high = min(s.high, t.Target)
-	default: // a sender held up has shown no more than what it offered
-		s.low = max(s.low, min(t.Offered, t.Target))
-	}
-	if s.low > 0 {
-		s.guess = math.Sqrt(s.low * s.high)
-	} else {
-		s.guess = s.high * descent
-	}
-}
-
-// confirm does step 3.
-func (s *searcher) confirm(long time.Duration) error {
-	rate, step, rising := s.low, searchStep, true
-	if rate == 0 {
-		rate, step = s.guess, 1/descent
-	}
+// decide does step 3.
+func (s *searcher) decide(rate float64, long time.Duration) error {
+	stride, rising := firstStride, true
+	var passed, failed float64 // the last rates that did
 	for first := true; s.now()+long+trialMargin <= s.total; first = false {
 		t, err := s.trial(rate, long)
 		if err != nil {
@@ -118,43 +125,26 @@ func (s *searcher) confirm(long time.Duration) error {
 		switch {
 		case first:
 		case t.passed() == rising:
-			step *= step
+			stride = min(stride*stride, longestStride)
 		default:
-			step = searchStep
+			stride = max(math.Sqrt(stride), searchStep)
 		}
-		if rising = t.passed(); !rising {
-			s.high = min(s.high, rate)
-			// What came through is a hint of what the path carries, but no more than one.
-			slower := min(rate/step, max(t.Rate/searchStep, rate*.9))
-			rate = max(slower, math.Sqrt(rate*s.best.Rate))
+		if rising = t.passed(); rising {
+			if !s.answered || t.Rate > s.best.Rate {
+				s.best, s.answered = t, true
+			}
+			passed, rate = t.Rate, t.Rate*stride
+			if middle := math.Sqrt(passed * failed); middle > passed*searchStep {
+				rate = min(rate, middle)
+			}
 			continue
 		}
-		if t.Rate > s.best.Rate {
-			s.best = t
+		failed = rate
+		// What came through is a hint of what the path carries, but no more than one.
+		rate = min(rate/stride, max(t.Rate/searchStep, rate*.9))
+		if middle := math.Sqrt(passed * failed); middle < failed/searchStep {
+			rate = max(rate, middle)
 		}
-		rate *= step
-	}
-	if s.best.Rate == 0 {
-		s.unconfirmed()
 	}
 	return nil
-}
-
-// unconfirmed falls back to the fastest short trial that passed below the rates that did not, and says so.
-func (s *searcher) unconfirmed() {
-	least := Trial{Loss: 1}
-	for _, t := range s.trials {
-		if t.passed() && t.Rate > s.best.Rate && t.Rate < s.high {
-			s.best = t
-		}
-		if t.Loss < least.Loss {
-			least = t
-		}
-	}
-	if s.best.Rate > 0 {
-		s.notes = append(s.notes, "no long trial passed: this is the fastest short one below them")
-		return
-	}
-	s.best = Trial{Loss: least.Loss}
-	s.notes = append(s.notes, fmt.Sprintf("no rate passed: the least loss was %.3g %%, at %.0f packet/s", least.Loss*100, least.Offered))
 }

@@ -51,7 +51,7 @@ func TestSearchConverges(t *testing.T) {
 				return 15e3
 			}
 			return o
-		}}, 150e3, .05},
+		}}, 150e3, .06},
 		"loss that grows with the rate": {path{most: 400e3, carry: func(_ int, o float64) float64 {
 			return o * (1 - max(0, o-100e3)/10e6) // 0.1 % is at 110,000
 		}}, 110e3, .03},
@@ -78,7 +78,7 @@ func TestSearchConverges(t *testing.T) {
 				if p.elapsed > total {
 					t.Errorf("%s: the search took %s", total, p.elapsed)
 				}
-				if found.best.Loss > maxLoss || !found.best.Confirmed {
+				if found.best.Loss > maxLoss || !found.best.Confirmed || !found.answered || found.lacking() != "" {
 					t.Errorf("%s: the result %+v is not a confirmed one without loss", total, found.best)
 				}
 				if math.Abs(found.best.Rate/c.want-1) > c.tol {
@@ -97,14 +97,27 @@ func list(trials []Trial) string {
 	return b.String()
 }
 
+// TestSearchWithoutALossFreeRate: where nothing passes there is no answer, and no number that looks like one. Short trials that pass
+// decide nothing.
 func TestSearchWithoutALossFreeRate(t *testing.T) {
-	p := &path{most: 100e3, carry: func(_ int, o float64) float64 { return o * .99 }}
-	found, err := search(p.run, p.now, 2*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if found.best.Rate != 0 || math.Abs(found.best.Loss-.01) > 1e-9 || len(found.notes) != 1 {
-		t.Errorf("got %+v, notes %q", found.best, found.notes)
+	for name, loss := range map[string]func(length time.Duration) float64{
+		"1 % of any rate":                 func(time.Duration) float64 { return .01 },
+		"all of any rate":                 func(time.Duration) float64 { return 1 },
+		"1 % of any rate, in long trials": func(length time.Duration) float64 { return .01 * min(1, math.Floor(length.Seconds()/.1)) },
+	} {
+		p := &path{most: 100e3, carry: func(_ int, o float64) float64 { return o }}
+		found, err := search(func(rate float64, length time.Duration) (Trial, error) {
+			trial, err := p.run(rate, length)
+			trial.Loss = loss(length)
+			trial.Rate *= 1 - trial.Loss
+			return trial, err
+		}, p.now, 2*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found.answered || found.best != (Trial{}) || !strings.Contains(found.lacking(), "long trials passed: the least loss") {
+			t.Errorf("%s: got %+v, %q", name, found.best, found.lacking())
+		}
 	}
 }
 

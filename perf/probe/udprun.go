@@ -121,17 +121,21 @@ func (l *trials) measure(s Spec, r *Result) (map[string]float64, error) {
 
 	case "udp-rate":
 		found, err := search(l.run, sinceNow(), s.Duration)
-		r.Trials, r.Notes = found.trials, found.notes
+		r.Trials, r.Unanswered = found.trials, found.lacking()
+		if r.Unanswered != "" {
+			return nil, err
+		}
 		return map[string]float64{"rate": found.best.Rate, "loss": found.best.Loss}, err
 
 	case "udp-overload":
 		// The search has two thirds of the time, the overload the last.
 		found, err := search(l.run, sinceNow(), s.Duration*2/3)
-		if err != nil {
+		r.Trials, r.Unanswered = found.trials, found.lacking()
+		if err != nil || r.Unanswered != "" {
 			return nil, err
 		}
 		t, err := l.run(found.best.Rate*s.Params["factor"], s.Duration/3)
-		r.Trials, r.Notes = append(found.trials, t), found.notes
+		r.Trials = append(r.Trials, t)
 		if asked := found.best.Rate * s.Params["factor"]; t.Offered < keptUp*asked {
 			r.Notes = append(r.Notes, fmt.Sprintf("the sender reached %.0f of the %.0f packet/s to offer", t.Offered, asked))
 		}

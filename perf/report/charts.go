@@ -17,7 +17,7 @@ func bars(id string, g *group, order []string) template.HTML {
 	s := g.scale(metric)
 	top := 0.0
 	for _, c := range g.contenders {
-		for _, v := range append(g.main(c).Samples, g.main(c).High) {
+		for _, v := range g.main(c).Samples.Answered() {
 			top = max(top, v/s.by)
 		}
 	}
@@ -32,20 +32,27 @@ func bars(id string, g *group, order []string) template.HTML {
 	for i, c := range g.contenders {
 		r := g.main(c)
 		y := row*float64(i) + 4
-		value := digits(r.Median/s.by) + " " + s.name + "  [" + between(r.Low/s.by, r.High/s.by) + "]"
+		value := unanswered
+		if r.Median.Known() {
+			value = digits(r.Median.In(s.by)) + " " + s.name + "  [" + between(r.Low.In(s.by), r.High.In(s.by)) + "]"
+		}
 		if _, _, is := Bimodal(r.Samples); is {
 			value = "bimodal  " + value
 		}
 		d.text("name", "start", left, y+13, fit(c, value))
 		d.text("value", "end", right, y+13, value)
-		d.rect(fmt.Sprintf("bar s%d", slices.Index(order, c)%series), left, y+19, x.at(r.Median/s.by)-left, 16)
-		d.line("whisker", x.at(r.Low/s.by), y+27, x.at(r.High/s.by), y+27)
-		d.line("whisker", x.at(r.Low/s.by), y+22, x.at(r.Low/s.by), y+32)
-		d.line("whisker", x.at(r.High/s.by), y+22, x.at(r.High/s.by), y+32)
-		for k, v := range r.Samples { // shifted up and down a little, so that equal ones are seen
+		said = append(said, c+" "+value)
+		if !r.Median.Known() {
+			continue
+		}
+		middle, low, high := x.at(r.Median.In(s.by)), x.at(r.Low.In(s.by)), x.at(r.High.In(s.by))
+		d.rect(fmt.Sprintf("bar s%d", slices.Index(order, c)%series), left, y+19, middle-left, 16)
+		d.line("whisker", low, y+27, high, y+27)
+		d.line("whisker", low, y+22, low, y+32)
+		d.line("whisker", high, y+22, high, y+32)
+		for k, v := range r.Samples.Answered() { // shifted up and down a little, so that equal ones are seen
 			fmt.Fprintf(&d.b, `<circle class="sample" cx="%.1f" cy="%.1f" r="2.2"/>`, x.at(v/s.by), y+27+float64(k%3-1)*3.6)
 		}
-		said = append(said, c+" "+value)
 	}
 	d.desc = "Bars from zero, best read in the table below. " + strings.Join(said, "; ") + "."
 	return d.html()

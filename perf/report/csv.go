@@ -4,27 +4,29 @@ import (
 	"encoding/csv"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"strings"
 
 	"weft/perf"
 )
 
-// CSV writes one line a row of the result, under one of names; samples are separated by blanks.
+// CSV writes one line a row of the result, under one of names; samples are separated by blanks. A figure that there is not is empty, a sample
+// without an answer the word for it.
 func CSV(w io.Writer, r *perf.Result) error {
 	c := csv.NewWriter(w)
 	lines := [][]string{{
 		"contender", "test", "metric", "unit", "median", "low", "high", "samples", "inner_mtu", "layout",
-		"cpu_user", "cpu_system", "cpu_softirq", "seconds_per_gigabyte", "nanoseconds_per_packet",
+		"cpu_user", "cpu_system", "cpu_softirq", "seconds_per_gigabyte", "nanoseconds_per_packet", "unanswered",
 	}}
 	for _, row := range r.Results {
 		samples := strings.Trim(fmt.Sprint(texts(row.Samples)), "[]")
 		lines = append(lines, []string{
 			row.Contender, title(row.Test, row.Params), row.Metric, row.Unit,
-			number(row.Median), number(row.Low), number(row.High), samples,
+			figure(row.Median), figure(row.Low), figure(row.High), samples,
 			strconv.Itoa(row.InnerMTU), r.Settings.Layout,
 			number(row.CPU.User), number(row.CPU.System), number(row.CPU.SoftIRQ),
-			number(row.CPU.SecondsPerGigabyte), number(row.CPU.NanosecondsPerPacket),
+			number(row.CPU.SecondsPerGigabyte), number(row.CPU.NanosecondsPerPacket), strconv.Itoa(row.Samples.Unanswered()),
 		})
 	}
 	if err := c.WriteAll(lines); err != nil {
@@ -35,10 +37,20 @@ func CSV(w io.Writer, r *perf.Result) error {
 
 func number(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
 
+func figure(f perf.Figure) string {
+	if !f.Known() {
+		return ""
+	}
+	return number(float64(f))
+}
+
 func texts(values []float64) []string {
 	list := make([]string, len(values))
 	for i, v := range values {
-		list[i] = number(v)
+		list[i] = unanswered
+		if !math.IsNaN(v) {
+			list[i] = number(v)
+		}
 	}
 	return list
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"math"
 	"slices"
 	"strings"
 
@@ -126,7 +127,10 @@ func testSection(i int, g *group, order []string) section {
 	s.Heads = append(s.Heads, "samples, "+scale.name)
 	for _, c := range g.contenders {
 		r := g.main(c)
-		row := []string{c, digits(r.Median / scale.by), between(r.Low/scale.by, r.High/scale.by)}
+		row := []string{c, median(r, scale.by), between(r.Low.In(scale.by), r.High.In(scale.by))}
+		if why := lacking(r); why != "" {
+			s.Notes = append(s.Notes, c+": "+why+".")
+		}
 		if ratio, ok := ratioOf(r.Samples, g.main(baseline).Samples); ok && c != baseline {
 			row = append(row, digits(ratio.median), between(ratio.low, ratio.high))
 			if ratio.same() {
@@ -136,10 +140,14 @@ func testSection(i int, g *group, order []string) section {
 			row = append(row, "–", "–")
 		}
 		for _, m := range g.metrics[1:] {
-			row = append(row, digits(g.rows[[2]string{c, m}].Median/g.scale(m).by))
+			row = append(row, median(g.rows[[2]string{c, m}], g.scale(m).by))
 		}
 		var samples []string
 		for _, v := range r.Samples {
+			if math.IsNaN(v) {
+				samples = append(samples, unanswered)
+				continue
+			}
 			samples = append(samples, digits(v/scale.by))
 		}
 		s.Rows = append(s.Rows, append(row, strings.Join(samples, " ")))
@@ -227,7 +235,7 @@ func latencySection(i int, details []perf.Detail, groups []*group, order []strin
 			row := []string{c}
 			for _, q := range quantiles {
 				r := g.rows[[2]string{c, q}]
-				row = append(row, digits(r.Median), between(r.Low, r.High))
+				row = append(row, median(r, 1), between(r.Low.In(1), r.High.In(1)))
 			}
 			s.Rows = append(s.Rows, row)
 		}

@@ -62,10 +62,10 @@ func loadSection(i int, list []load, order []string) section {
 	}
 	for _, l := range list {
 		for _, c := range l.contenders {
-			row := []string{short(l.rate), c, fmt.Sprintf("%.0f", l.rows[[2]string{c, "rate"}].Median), fmt.Sprintf("%.2f %%", 100*l.rows[[2]string{c, "loss"}].Median)}
+			row := []string{short(l.rate), c, fmt.Sprintf("%.0f", float64(l.rows[[2]string{c, "rate"}].Median)), fmt.Sprintf("%.2f %%", 100*float64(l.rows[[2]string{c, "loss"}].Median))}
 			for _, q := range quantiles {
 				r := l.rows[[2]string{c, q}]
-				row = append(row, digits(r.Median), between(r.Low, r.High))
+				row = append(row, median(r, 1), between(r.Low.In(1), r.High.In(1)))
 				if lower, upper, is := Bimodal(r.Samples); is && q == "p50" {
 					s.Notes = append(s.Notes, fmt.Sprintf("%s at %s/s is bimodal: around %s and around %s µs.", c, short(l.rate), digits(lower), digits(upper)))
 				}
@@ -84,17 +84,18 @@ func loadCurves(id, title, metric string, list []load, order []string) template.
 	for _, l := range list {
 		for _, c := range l.contenders {
 			r := l.rows[[2]string{c, metric}]
-			if r.Median <= 0 {
+			if !(r.Median > 0) {
 				continue
 			}
+			middle, from, to := r.Median.In(1), max(r.Low.In(1), 1e-3), r.High.In(1)
 			if curves[c] == nil {
 				curves[c] = &curve{series: slices.Index(order, c), name: c}
 			}
 			k := curves[c]
-			k.points = append(k.points, [2]float64{l.rate, r.Median})
-			k.low, k.high = append(k.low, [2]float64{l.rate, max(r.Low, 1e-3)}), append(k.high, [2]float64{l.rate, r.High})
-			low, top = min(low, max(r.Low, 1e-3)), max(top, r.High)
-			said = append(said, fmt.Sprintf("%s at %s/s %s µs", c, short(l.rate), digits(r.Median)))
+			k.points = append(k.points, [2]float64{l.rate, middle})
+			k.low, k.high = append(k.low, [2]float64{l.rate, from}), append(k.high, [2]float64{l.rate, to})
+			low, top = min(low, from), max(top, to)
+			said = append(said, fmt.Sprintf("%s at %s/s %s µs", c, short(l.rate), digits(middle)))
 		}
 	}
 	first, last := list[0].rate, list[len(list)-1].rate
@@ -122,11 +123,18 @@ func generatorSection(all []perf.Ceiling, groups []*group) *section {
 	for _, c := range all {
 		name := title(c.Test, c.Params)
 		i := slices.IndexFunc(groups, func(g *group) bool { return g.title == name })
-		sc := scaleOf(c.Unit, c.Median)
-		row := []string{name, c.Metric + ", " + sc.name, digits(c.Median / sc.by), between(c.Low/sc.by, c.High/sc.by), "–", "–"}
+		sc := scaleOf(c.Unit, c.Median.In(1))
+		row := []string{name, c.Metric + ", " + sc.name, digits(c.Median.In(sc.by)), between(c.Low.In(sc.by), c.High.In(sc.by)), "–", "–"}
+		if n := c.Samples.Unanswered(); n > 0 {
+			s.Notes = append(s.Notes, fmt.Sprintf("%s: %d of %d samples have no answer and are in no figure.", name, n, len(c.Samples)))
+		}
 		if i >= 0 && c.Median > 0 {
 			best := slices.MaxFunc(groups[i].contenders, func(a, b string) int { return cmp.Compare(groups[i].main(a).Median, groups[i].main(b).Median) })
-			share := groups[i].main(best).Median / c.Median
+			share := groups[i].main(best).Median.In(float64(c.Median))
+			if math.IsNaN(share) { // no contender has an answer
+				s.Rows = append(s.Rows, row)
+				continue
+			}
 			row[4], row[5] = best, fmt.Sprintf("%.0f %%", 100*share)
 			if share >= near {
 				s.Notes = append(s.Notes, fmt.Sprintf("%s: %s reaches %.0f %% of what the generators do by themselves; it may be better than shown.", name, best, 100*share))

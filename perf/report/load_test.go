@@ -15,7 +15,7 @@ func TestLoads(t *testing.T) {
 	open := func(c string, rate, p50 float64) {
 		for metric, v := range map[string]float64{"rate": rate, "p50": p50, "p90": 2 * p50, "p99": 3 * p50, "p999": 4 * p50, "loss": .01} {
 			r.Results = append(r.Results, perf.Row{Contender: c, Test: openLoop, Params: probe.Params{"family": 4, "size": 64, "rate": rate}, Metric: metric,
-				Unit: "us", Samples: []float64{v, v, v * 3, v * 3}, Median: v, Low: v, High: v * 3})
+				Unit: "us", Samples: []float64{v, v, v * 3, v * 3}, Median: perf.Figure(v), Low: perf.Figure(v), High: perf.Figure(v * 3)})
 		}
 	}
 	open("tun", 5000, 90)

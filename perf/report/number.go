@@ -3,6 +3,8 @@ package report
 import (
 	"fmt"
 	"math"
+
+	"weft/perf"
 )
 
 // scale is how a unit is shown: figures divided by by, under the name.
@@ -36,14 +38,47 @@ func scaleOf(unit string, largest float64) scale {
 	return scale{1, unit}
 }
 
-// digits writes a figure with three significant digits.
+// digits writes a figure with three significant digits; – where there is none.
 func digits(v float64) string {
-	if v == 0 || math.IsNaN(v) || math.IsInf(v, 0) {
+	if math.IsNaN(v) {
+		return "–"
+	}
+	if v == 0 || math.IsInf(v, 0) {
 		return fmt.Sprintf("%.0f", v)
 	}
 	places := 2 - int(math.Floor(math.Log10(math.Abs(v))))
 	return fmt.Sprintf("%.*f", min(max(places, 0), 4), v)
 }
 
-// between writes an interval.
-func between(low, high float64) string { return digits(low) + "–" + digits(high) }
+// between writes an interval; – where there is none.
+func between(low, high float64) string {
+	if math.IsNaN(low) || math.IsNaN(high) {
+		return "–"
+	}
+	return digits(low) + "–" + digits(high)
+}
+
+// unanswered is what stands for a figure where no sample has an answer.
+const unanswered = "unanswered"
+
+// median writes a row's median in a multiple of its unit.
+func median(r perf.Row, by float64) string {
+	if r.Samples.Unanswered() > 0 && !r.Median.Known() {
+		return unanswered
+	}
+	return digits(r.Median.In(by))
+}
+
+// lacking says how many of a row's samples have no answer; "" = all have.
+func lacking(r perf.Row) string {
+	n, all := r.Samples.Unanswered(), len(r.Samples)
+	switch {
+	case n == 0:
+		return ""
+	case n == all:
+		return fmt.Sprintf("none of %d samples has an answer: there is no median", all)
+	case all >= perf.Fewest && all-n < perf.Fewest:
+		return fmt.Sprintf("%d of %d samples have no answer and are in no figure; of the others there is no 95 %% interval, it is the smallest to the largest", n, all)
+	}
+	return fmt.Sprintf("%d of %d samples have no answer and are in no figure", n, all)
+}

@@ -42,10 +42,11 @@ func TestScale(t *testing.T) {
 func row(contender, metric, unit string, samples ...float64) perf.Row {
 	r := perf.Row{
 		Contender: contender, Test: "tcp-rr", Params: probe.Params{"family": 4, "size": 64}, Metric: metric, Unit: unit,
-		Samples: samples, Median: perf.Median(samples), InnerMTU: 1450,
+		Samples: samples, Median: perf.Figure(perf.Median(samples)), InnerMTU: 1450,
 		CPU: perf.CPU{User: 0.1, System: 1.25, SoftIRQ: 0.4, NanosecondsPerPacket: 6100},
 	}
-	r.Low, r.High = perf.Interval(samples)
+	low, high := perf.Interval(samples)
+	r.Low, r.High = perf.Figure(low), perf.Figure(high)
 	return r
 }
 

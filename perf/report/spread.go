@@ -10,7 +10,8 @@ import (
 // of the whole range and a tenth of the median, with at least two samples on either side. Five samples that are spread
 // evenly look like that once in 14 times, ten once in 1000. Below four samples nothing can be said.
 func Bimodal(samples []float64) (lower, upper float64, is bool) {
-	s := slices.Sorted(slices.Values(samples))
+	s := perf.Samples(samples).Answered()
+	slices.Sort(s)
 	n := len(s)
 	for i := 2; i <= n-2; i++ {
 		gap := s[i] - s[i-1]
@@ -22,14 +23,14 @@ func Bimodal(samples []float64) (lower, upper float64, is bool) {
 }
 
 // ratio is a comparison with the baseline round by round: the samples of one round were taken next to each other, so
-// what drifted on the machine is in both.
+// what drifted on the machine is in both. A round in which either has no answer is left out.
 type ratio struct{ median, low, high float64 }
 
 func ratioOf(samples, base []float64) (ratio, bool) {
 	if len(samples) == 0 || len(samples) != len(base) {
 		return ratio{}, false
 	}
-	list := make([]float64, len(samples))
+	list := make(perf.Samples, len(samples))
 	for i := range list {
 		if base[i] == 0 {
 			return ratio{}, false
@@ -37,7 +38,7 @@ func ratioOf(samples, base []float64) (ratio, bool) {
 		list[i] = samples[i] / base[i]
 	}
 	low, high := perf.Interval(list)
-	return ratio{perf.Median(list), low, high}, true
+	return ratio{perf.Median(list), low, high}, len(list.Answered()) > 0
 }
 
 // same says that the interval does not tell the two apart.

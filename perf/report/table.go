@@ -117,9 +117,9 @@ func (g *group) table() string {
 		for i, m := range g.metrics {
 			r := g.rows[[2]string{c, m}]
 			by := scales[i].by
-			row = append(row, digits(r.Median/by))
+			row = append(row, median(r, by))
 			if i == 0 {
-				row = append(row, between(r.Low/by, r.High/by))
+				row = append(row, between(r.Low.In(by), r.High.In(by)))
 				row = append(row, g.ratio(r)...)
 			}
 		}
@@ -157,7 +157,10 @@ func (g *group) scale(metric string) scale {
 	unit := ""
 	for _, c := range g.contenders {
 		r := g.rows[[2]string{c, metric}]
-		unit, largest = r.Unit, max(largest, r.Median)
+		unit = r.Unit
+		if r.Median.Known() {
+			largest = max(largest, float64(r.Median))
+		}
 	}
 	return scaleOf(unit, largest)
 }
@@ -194,6 +197,11 @@ func notes(r *perf.Result) []string {
 		}
 		lines = append(lines, fmt.Sprintf("failed: %s: %s", what, f.Reason))
 	}
+	for _, row := range mains(r.Results) {
+		if why := lacking(row); why != "" {
+			lines = append(lines, fmt.Sprintf("unanswered: %s, %s: %s", row.Contender, title(row.Test, row.Params), why))
+		}
+	}
 	if most := background(r); most >= busyMachine {
 		lines = append(lines, fmt.Sprintf("busy: before rounds the machine was doing %.1f cores' worth of something else: run it again when it is idle", most))
 	}
@@ -209,6 +217,17 @@ func notes(r *perf.Result) []string {
 		}
 	}
 	return lines
+}
+
+// mains are the rows of the tests' main figures: a test has an answer or not, with all its figures.
+func mains(rows []perf.Row) []perf.Row {
+	var list []perf.Row
+	for _, g := range groups(rows) {
+		for _, c := range g.contenders {
+			list = append(list, g.main(c))
+		}
+	}
+	return list
 }
 
 // busyMachine is how many cores may be busy with something else before figures should not be trusted.

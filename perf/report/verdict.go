@@ -74,8 +74,12 @@ func judge(groups []*group) *verdict {
 		base = b.InnerMTU
 		v.Heads = append(v.Heads, head(q.head, g))
 		for i, c := range order {
-			r, ok := ratioOf(g.rows[[2]string{c, q.metric}].Samples, b.Samples)
+			row := g.rows[[2]string{c, q.metric}]
+			r, ok := ratioOf(row.Samples, b.Samples)
 			cell, clause := q.answer(r, ok)
+			if !ok && row.Samples.Unanswered()+b.Samples.Unanswered() > 0 {
+				cell.Text = unanswered
+			}
 			standings[i].Cells = append(standings[i].Cells, cell)
 			if clause != "" {
 				sentences[i] = append(sentences[i], sentence(clause))
