@@ -131,7 +131,7 @@ func (v IPView) checksumField() (start, offset int, ok bool) {
 }
 
 // UnfinishedChecksum reports whether the TCP or UDP checksum field holds only the pseudo-header
-// sum, and where. That is what a Linux vxlan device sends over a link which promises to finish
+// sum of all bytes from where it starts to the packet's end, and where. That is what a Linux vxlan device sends over a link which promises to finish
 // checksums and does not (veth with tx offload on). A whole checksum looks like this once in 65,536
 // packets; finishing it then computes what it already was.
 func (v IPView) UnfinishedChecksum() (start, offset int, ok bool) {
@@ -140,7 +140,7 @@ func (v IPView) UnfinishedChecksum() (start, offset int, ok bool) {
 		return 0, 0, false
 	}
 	field := binary.BigEndian.Uint16(v.b[start+offset:])
-	return start, offset, field == PseudoSum(v.addrs(), v.proto, len(v.b)-start)
+	return start, offset, field == PseudoSum(v.addrs(), v.proto, len(v.b)-start) && v.wholeDatagram(start)
 }
 
 // VerifyTransport reports whether the packet is TCP, UDP or ICMP with a checksum that is right, or
@@ -187,19 +187,58 @@ func (v IPView) VerifyTransport() bool {
 	return Sum(body, sum) == 0xffff
 }
 
-// FinishPartial completes the checksum of a packet that is marked ChecksumPartial and does nothing
-// to others. The packet must end where its IP packet does. A mark that points outside the packet
-// kills it with BadHeader.
-func FinishPartial(p *Packet) {
+// CheckPartial says whether the checksum of a packet that is marked ChecksumPartial may be finished, here or by whoever the packet
+// is handed to; Alive for packets without the mark. front is where the IP header is, bytes from the packet's front.
+//
+// A finished checksum vouches for all bytes it covers. So they must be those that the pseudo-header sum in the field was made for:
+// the IP packet ends where the packet does, the mark is at its TCP or UDP header, and the field holds the sum of the addresses, the
+// protocol and the length that are there. The reasons: BadHeader for a mark or lengths that the headers contradict, BadChecksum for
+// another sum, else ParseIP's. Nothing is known about the payload: no sum of it has been made yet. Where an IPv6 routing header has
+// segments left, the sum is over a destination that is not in the header, and is believed.
+func CheckPartial(p *Packet, front int) Drop {
+	start, offset, ok := p.Partial()
+	if !ok {
+		return Alive
+	}
+	b := p.Bytes()
+	if start < front || offset < 0 || start+offset+2 > len(b) {
+		return BadHeader
+	}
+	v, drop := ParseIP(b[front:])
+	if drop != Alive {
+		return drop
+	}
+	if len(v.b) != len(b)-front {
+		return BadHeader
+	}
+	at, field, ok := v.checksumField()
+	switch {
+	case !ok && v.proto == extRouting && v.frag == 0:
+		return Alive
+	case !ok || at != start-front || field != offset || !v.wholeDatagram(at):
+		return BadHeader
+	case binary.BigEndian.Uint16(b[start+offset:]) != PseudoSum(v.addrs(), v.proto, len(v.b)-at):
+		return BadChecksum
+	}
+	return Alive
+}
+
+// wholeDatagram reports whether the packet is UDP whose own length is that of all bytes from start on, or no UDP.
+func (v IPView) wholeDatagram(start int) bool {
+	return v.proto != ProtoUDP || int(binary.BigEndian.Uint16(v.b[start+4:])) == len(v.b)-start
+}
+
+// FinishPartial completes the checksum of a packet that is marked ChecksumPartial and does nothing to others. One that CheckPartial
+// refuses dies as it says; front is as there.
+func FinishPartial(p *Packet, front int) {
 	start, offset, ok := p.Partial()
 	if !ok {
 		return
 	}
-	if !FinishChecksum(p.Bytes(), start, offset) {
-		p.Drop = BadHeader
-		return
+	if p.Drop = CheckPartial(p, front); p.Drop == Alive {
+		FinishChecksum(p.Bytes(), start, offset)
+		p.SetChecksum(ChecksumComplete)
 	}
-	p.SetChecksum(ChecksumComplete)
 }
 
 // FinishChecksum sums b from start on, where the checksum field at start+offset holds the

@@ -112,7 +112,7 @@ func TestFinishPartial(t *testing.T) {
 				t.Fatalf("UnfinishedChecksum = %d, %d, %v", at, off, ok)
 			}
 			p[0].SetPartial(start, offset)
-			FinishPartial(&p[0])
+			FinishPartial(&p[0], 0)
 			if string(b) != string(want) {
 				t.Fatalf("got  %x\nwant %x", b, want)
 			}
@@ -132,7 +132,7 @@ func TestFinishPartialOutsideThePacket(t *testing.T) {
 		p.Reset()
 		p.Resize(mark[0] + mark[1] + 1)
 		p.SetPartial(mark[0], mark[1])
-		if FinishPartial(p); p.Drop != BadHeader {
+		if FinishPartial(p, 0); p.Drop != BadHeader {
 			t.Errorf("mark %v on %d bytes: %v", mark, p.Len(), p.Drop)
 		}
 	}

@@ -120,20 +120,26 @@ func (p *Packet) Reset() []byte {
 
 // Borrow makes the packet a window [off, end) onto a buffer that is not the slot's own: a datagram
 // larger than a slot. The lender keeps buf untouched until the next Recv; Reset returns to the
-// slot's own memory. What was learnt is kept.
+// slot's own memory. What was learnt of the packet is kept, of its bytes forgotten: they are others.
 func (p *Packet) Borrow(buf []byte, off, end int) {
 	_ = buf[off:end]
 	p.buf, p.off, p.end = buf, off, end
+	p.forgetBytes()
 }
 
 // Exchange replaces the slot's own memory by mem and returns the old one: how AF_XDP ports move
-// frames between rings and slots without a copy. The window becomes [off, end) of mem.
+// frames between rings and slots without a copy. The window becomes [off, end) of mem. What was learnt is kept and forgotten as
+// by Borrow.
 func (p *Packet) Exchange(mem []byte, off, end int) (old []byte) {
 	_ = mem[off:end]
 	old = p.mem
 	p.mem, p.buf, p.off, p.end = mem, mem, off, end
+	p.forgetBytes()
 	return old
 }
+
+// forgetBytes forgets what was learnt of the bytes in the window.
+func (p *Packet) forgetBytes() { p.csum, p.segment, p.outer = ChecksumComplete, 0, 0 }
 
 // Memory returns the slot's own memory.
 func (p *Packet) Memory() []byte { return p.mem }

@@ -27,8 +27,8 @@ type Cutter struct {
 
 // Start takes a super-packet; ip must stay unchanged until Next has returned the last packet. mtu is
 // the largest packet to make, in bytes. partial says that the TCP checksum was left unfinished
-// (ChecksumPartial) by somebody who vouches for the bytes. Without it the checksum is verified here,
-// so that cutting never gives a damaged packet right checksums; so is the IPv4 header's always.
+// (ChecksumPartial) by somebody who vouches for the bytes; the field must hold the sum of their pseudo-header then. Without it the
+// checksum is verified here, so that cutting never gives a damaged packet right checksums; so is the IPv4 header's always.
 //
 // It is false for what cannot be cut: no TCP, a fragment, SYN, RST or URG, a wrong checksum, an mtu
 // that the headers fill. A packet that fits already is "cut" into one.
@@ -49,7 +49,12 @@ func (c *Cutter) Start(ip []byte, mtu int, partial bool) bool {
 	if mtu <= headers {
 		return false
 	}
-	if !partial && !v.VerifyTransport() {
+	if partial {
+		_, _, ok = v.UnfinishedChecksum()
+	} else {
+		ok = v.VerifyTransport()
+	}
+	if !ok {
 		return false
 	}
 	*c = Cutter{super: v.Bytes(), tcp: at, payload: headers, at: headers, mss: mtu - headers, seq: segment.Seq()}

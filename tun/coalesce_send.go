@@ -221,8 +221,7 @@ func (w *gather) write(g *group) {
 func (w *gather) single(p *packet.Packet) {
 	var v vnet
 	if start, offset, partial := p.Partial(); partial {
-		if start < 0 || start+offset+2 > p.Len() {
-			p.Drop = packet.BadHeader
+		if p.Drop = packet.CheckPartial(p, 0); p.Drop != packet.Alive {
 			return
 		}
 		v.flags, v.start, v.offset = unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, start, offset

@@ -129,7 +129,7 @@ func untouched() between { return func(*packet.Batch) {} }
 func finished() between {
 	return func(b *packet.Batch) {
 		for i := range b.Packets() {
-			packet.FinishPartial(&b.Packets()[i])
+			packet.FinishPartial(&b.Packets()[i], 0)
 		}
 	}
 }

@@ -100,7 +100,7 @@ func (q *plainQueue) Send(b *packet.Batch) error {
 // to cut; there is none on this side of the tunnel, so it is cut here. Other oversize packets are
 // for the kernel: it knows whether to cut them into fragments or to answer their sender.
 func (q *plainQueue) send(p *packet.Packet) unix.Errno {
-	if p.Len()-q.link > q.mtu && q.cutter.Start(p.Bytes()[q.link:], q.mtu, p.Checksum() != packet.ChecksumComplete) {
+	if p.Len()-q.link > q.mtu && q.cutter.Start(p.Bytes()[q.link:], q.mtu, p.Checksum() == packet.ChecksumPartial) {
 		copy(q.segment[:q.link], p.Bytes())
 		for more := true; more; {
 			var n int
@@ -111,7 +111,7 @@ func (q *plainQueue) send(p *packet.Packet) unix.Errno {
 		}
 		return 0
 	}
-	if packet.FinishPartial(p); p.Drop != packet.Alive {
+	if packet.FinishPartial(p, q.link); p.Drop != packet.Alive {
 		return 0
 	}
 	return write(q.fd, p.Bytes())

@@ -155,7 +155,7 @@ func (q *insideQueue) Send(b *packet.Batch) error {
 			q.cut(p)
 			continue
 		}
-		if packet.FinishPartial(p); p.Drop == packet.Alive {
+		if packet.FinishPartial(p, 0); p.Drop == packet.Alive {
 			q.put(p)
 		}
 	}
@@ -175,8 +175,10 @@ func (q *insideQueue) put(p *packet.Packet) {
 
 // cut stages the pieces of a super-packet.
 func (q *insideQueue) cut(p *packet.Packet) {
-	if !q.cutter.Start(p.Bytes(), q.mtu, p.Checksum() != packet.ChecksumComplete) {
-		p.Drop = packet.TooBig
+	if !q.cutter.Start(p.Bytes(), q.mtu, p.Checksum() == packet.ChecksumPartial) {
+		if p.Drop = packet.CheckPartial(p, 0); p.Drop == packet.Alive {
+			p.Drop = packet.TooBig
+		}
 		return
 	}
 	piece := &q.piece.Slots()[0]

@@ -25,7 +25,7 @@ func (*stage) Out(b *packet.Batch) {
 		case !isIP(p.Bytes()):
 			p.Drop = packet.NotIP
 		default:
-			packet.FinishPartial(p)
+			packet.FinishPartial(p, 0)
 		}
 	}
 }

@@ -50,7 +50,7 @@ func TestRCOLeavesTheSumToThePeer(t *testing.T) {
 	if p.Drop != packet.Alive || !p.RCO || !partial || start != 20 || offset != 6 {
 		t.Fatalf("in: drop %v, rco %v, partial %v at %d+%d", p.Drop, p.RCO, partial, start, offset)
 	}
-	packet.FinishPartial(p)
+	packet.FinishPartial(p, 0)
 	if v, _ := packet.ParseIP(p.Bytes()); !v.VerifyTransport() {
 		t.Error("the finished checksum is wrong")
 	}

@@ -82,7 +82,7 @@ func (s *packets) Out(b *packet.Batch) {
 			rco = rcoBits(p)
 		}
 		if rco == 0 {
-			if packet.FinishPartial(p); p.Drop != packet.Alive {
+			if packet.FinishPartial(p, 0); p.Drop != packet.Alive {
 				continue
 			}
 		}
@@ -145,7 +145,7 @@ func (*frames) Out(b *packet.Batch) {
 		if p.Drop != packet.Alive {
 			continue
 		}
-		packet.FinishPartial(p)
+		packet.FinishPartial(p, packet.EthernetHeader)
 		if p.Drop != packet.Alive {
 			continue
 		}
