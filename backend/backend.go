@@ -9,7 +9,11 @@ import (
 	"go.uber.org/zap"
 
 	"weft/control"
+	"weft/internal/hostnet"
 )
+
+// Owner is the name under which a backend hands the Host what it wants.
+const Owner = "mode"
 
 // Settings is what a backend is made from: the effective configuration, nothing about the cluster.
 type Settings struct {
@@ -23,6 +27,7 @@ type Settings struct {
 	Queues      int            // queue pairs, already chosen (≥ 1)
 	Seal        *Seal          // how traffic between nodes is sealed; nil = it is not
 	Fault       *Fault         // a stage slowed on purpose; nil = none. A backend without such a stage must not start
+	Host        *hostnet.Host  // the kernel's owner; somebody else runs and closes it
 	Log         *zap.Logger
 }
 

@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"weft/backend"
 	"weft/control"
+	"weft/internal/hostnet"
 	"weft/internal/nettest"
 )
 
@@ -26,10 +28,14 @@ func TestEveryModeCarries(t *testing.T) {
 			backends := map[string]backend.Backend{}
 			for _, n := range c.Nodes {
 				var be backend.Backend
+				var host *hostnet.Host
 				var err error
 				n.NS.Do(func() {
+					if host, err = hostnet.New(zaptest.NewLogger(t).Named(n.Name), backend.Owner); err != nil {
+						return
+					}
 					if be, err = m.New(backend.Settings{Mode: m.Name, Node: n.Name, Network: c.Network(), VNI: 1, Port: m.Port,
-						Queues: 1, Log: zaptest.NewLogger(t).Named(n.Name)}); err != nil {
+						Queues: 1, Host: host, Log: zaptest.NewLogger(t).Named(n.Name)}); err != nil {
 						return
 					}
 					err = be.Apply(stateOf(c, n))
@@ -38,12 +44,13 @@ func TestEveryModeCarries(t *testing.T) {
 					t.Fatalf("%s: %v", n.Name, err)
 				}
 				done := n.NS.Go(func() error { return be.Run(ctx) })
+				watched := n.NS.Go(func() error { return host.Run(ctx) })
 				t.Cleanup(func() {
 					cancel()
-					if err := <-done; err != nil {
+					if err := errors.Join(<-done, <-watched); err != nil {
 						t.Errorf("%s: Run: %v", n.Name, err)
 					}
-					if err := be.Close(); err != nil {
+					if err := errors.Join(be.Close(), host.Close()); err != nil {
 						t.Errorf("%s: Close: %v", n.Name, err)
 					}
 				})

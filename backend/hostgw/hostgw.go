@@ -63,20 +63,17 @@ func New(s backend.Settings) (backend.Backend, error) {
 	if s.Log == nil {
 		s.Log = zap.NewNop()
 	}
-	host, err := hostnet.New(s.Log)
-	if err != nil {
-		return nil, err
-	}
+	host := s.Host
 	if err := host.Guard(s.Network); err != nil {
-		return nil, errors.Join(err, host.Close())
+		return nil, err
 	}
 	if s.Seal != nil {
 		// Not with the routes of an earlier, unsealed run in force: they would go on sending in clear.
 		return nil, errors.Join(errors.New("hostgw: mode host-gw cannot seal traffic: set encryption.cipher: none, or mode: tun-gso"),
-			host.Apply(hostnet.Want{Network: s.Network}), host.Close())
+			host.Apply(backend.Owner, hostnet.Want{Network: s.Network}))
 	}
 	if s.Fault != nil {
-		return nil, errors.Join(errors.New("hostgw: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault"), host.Close())
+		return nil, errors.New("hostgw: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault")
 	}
 	return &Backend{set: s, log: s.Log, host: host}, nil
 }
@@ -92,8 +89,17 @@ func (b *Backend) Apply(s control.State) error {
 	return b.sync()
 }
 
-// Run puts back what others remove or change, and follows the underlay, until ctx ends.
-func (b *Backend) Run(ctx context.Context) error { return b.host.Watch(ctx, b.repair) }
+// Run follows the underlay until ctx ends; what others remove or change, the Host puts back.
+func (b *Backend) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-b.host.Changed(backend.Owner):
+			b.repair()
+		}
+	}
+}
 
 func (b *Backend) repair() {
 	b.mu.Lock()
@@ -107,8 +113,8 @@ func (b *Backend) repair() {
 	}
 }
 
-// Close frees what this process holds. The kernel goes on forwarding. Call it after Run returned.
-func (b *Backend) Close() error { return b.host.Close() }
+// Close does nothing: the kernel goes on forwarding.
+func (b *Backend) Close() error { return nil }
 
 // sync brings the kernel in line with b.state. The caller holds b.mu.
 func (b *Backend) sync() error {
@@ -130,7 +136,7 @@ func (b *Backend) sync() error {
 		}
 	}
 	b.path, b.hops, b.problems = p, hops, problems
-	b.err = errors.Join(err, b.host.Apply(want))
+	b.err = errors.Join(err, b.host.Apply(backend.Owner, want))
 	return b.err
 }
 

@@ -2,6 +2,7 @@ package hostgw
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"strings"
 	"testing"
@@ -59,6 +60,7 @@ func openWith(t *testing.T, n *nettest.ClusterNode, s backend.Settings) backend.
 	t.Helper()
 	var b backend.Backend
 	var err error
+	s.Host = openHost(t, n)
 	n.NS.Do(func() { b, err = New(s) })
 	if err != nil {
 		t.Fatal(err)
@@ -69,6 +71,21 @@ func openWith(t *testing.T, n *nettest.ClusterNode, s backend.Settings) backend.
 		}
 	})
 	return b
+}
+
+func openHost(t *testing.T, n *nettest.ClusterNode) (h *hostnet.Host) {
+	t.Helper()
+	var err error
+	n.NS.Do(func() { h, err = hostnet.New(zaptest.NewLogger(t), backend.Owner) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
 }
 
 func pings(t *testing.T, from *nettest.NS, to netip.Addr, args ...string) {
@@ -149,9 +166,10 @@ func TestPeerBehindARouter(t *testing.T) {
 	be := open(t, c, a, state(c, a, both))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := a.NS.Go(func() error { return be.Run(ctx) })
+	watched := a.NS.Go(func() error { return be.(*Backend).host.Run(ctx) })
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := errors.Join(<-done, <-watched); err != nil {
 			t.Errorf("Run: %v", err)
 		}
 	})
@@ -215,12 +233,12 @@ func TestOwnAddresses(t *testing.T) {
 
 	var host *hostnet.Host
 	var err error
-	a.NS.Do(func() { host, err = hostnet.New(zaptest.NewLogger(t)) })
+	a.NS.Do(func() { host, err = hostnet.New(zaptest.NewLogger(t), backend.Owner) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { host.Close() })
-	if err := host.Apply(hostnet.Want{Network: c.Network()}); err != nil { // a mode that wants none
+	if err := host.Apply(backend.Owner, hostnet.Want{Network: c.Network()}); err != nil { // a mode that wants none
 		t.Fatal(err)
 	}
 	holds(false)
@@ -242,8 +260,9 @@ func TestSealedIsRefused(t *testing.T) {
 	nettest.RequireRoot(t)
 	c, a, _ := nettest.TwoNodes(t, 1500)
 	open(t, c, a, state(c, a, both))
+	host := openHost(t, a)
 	a.NS.Do(func() {
-		_, err := New(backend.Settings{Mode: "host-gw", Node: a.Name, Network: c.Network(), Seal: &backend.Seal{Cipher: "auto"}})
+		_, err := New(backend.Settings{Mode: "host-gw", Node: a.Name, Network: c.Network(), Seal: &backend.Seal{Cipher: "auto"}, Host: host})
 		if err == nil || !strings.Contains(err.Error(), "encryption.cipher: none") {
 			t.Errorf("New: %v", err)
 		}

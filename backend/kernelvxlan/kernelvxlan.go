@@ -76,18 +76,15 @@ func open(s backend.Settings, checksum bool) (*Backend, error) {
 	if s.Log == nil {
 		s.Log = zap.NewNop()
 	}
-	host, err := hostnet.New(s.Log)
-	if err != nil {
+	host := s.Host
+	if err := host.Guard(s.Network); err != nil {
 		return nil, err
 	}
-	if err := host.Guard(s.Network); err != nil {
-		return nil, errors.Join(err, host.Close())
-	}
 	if s.Seal != nil { // behind the guard: nothing leaves in clear while somebody mends this
-		return nil, errors.Join(fmt.Errorf("kernelvxlan: mode %s cannot seal traffic: set encryption.cipher: none, or mode: tun-gso", s.Mode), host.Close())
+		return nil, fmt.Errorf("kernelvxlan: mode %s cannot seal traffic: set encryption.cipher: none, or mode: tun-gso", s.Mode)
 	}
 	if s.Fault != nil {
-		return nil, errors.Join(errors.New("kernelvxlan: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault"), host.Close())
+		return nil, errors.New("kernelvxlan: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault")
 	}
 	return &Backend{set: s, checksum: checksum, log: s.Log, host: host}, nil
 }
@@ -105,9 +102,16 @@ func (b *Backend) Apply(s control.State) error {
 	return b.sync()
 }
 
-// Run puts back what others remove or change, and follows the underlay's MTU, until ctx ends.
+// Run follows the underlay until ctx ends; what others remove or change, the Host puts back.
 func (b *Backend) Run(ctx context.Context) error {
-	return b.host.Watch(ctx, b.repair)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-b.host.Changed(backend.Owner):
+			b.repair()
+		}
+	}
 }
 
 func (b *Backend) repair() {
@@ -122,8 +126,8 @@ func (b *Backend) repair() {
 	}
 }
 
-// Close frees what this process holds. The kernel goes on forwarding. Call it after Run returned.
-func (b *Backend) Close() error { return b.host.Close() }
+// Close does nothing: the kernel goes on forwarding.
+func (b *Backend) Close() error { return nil }
 
 // sync brings the kernel in line with b.state. The caller holds b.mu.
 func (b *Backend) sync() error {
@@ -141,7 +145,7 @@ func (b *Backend) sync() error {
 	}
 	want, hops := b.want(p)
 	b.path, b.hops = p, hops
-	b.err = errors.Join(err, b.host.Apply(want))
+	b.err = errors.Join(err, b.host.Apply(backend.Owner, want))
 	return b.err
 }
 

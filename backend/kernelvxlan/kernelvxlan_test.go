@@ -20,6 +20,7 @@ import (
 
 	"weft/backend"
 	"weft/control"
+	"weft/internal/hostnet"
 	"weft/internal/nettest"
 )
 
@@ -56,12 +57,17 @@ func (p *pair) settings(i int) backend.Settings {
 func (p *pair) open(i int, checksum bool) (b *Backend) {
 	p.t.Helper()
 	var err error
-	p.Nodes[i].NS.Do(func() { b, err = open(p.settings(i), checksum) })
+	set := p.settings(i)
+	p.Nodes[i].NS.Do(func() {
+		if set.Host, err = hostnet.New(set.Log, backend.Owner); err == nil {
+			b, err = open(set, checksum)
+		}
+	})
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() {
-		if err := b.Close(); err != nil {
+		if err := errors.Join(b.Close(), b.host.Close()); err != nil {
 			p.t.Error(err)
 		}
 	})
@@ -341,11 +347,12 @@ func TestRefusedBeforeFirstState(t *testing.T) {
 func (p *pair) run(i int) {
 	p.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
+	done := make(chan error, 2)
+	go func() { done <- p.backends[i].host.Run(ctx) }()
 	go func() { done <- p.backends[i].Run(ctx) }()
 	p.t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := errors.Join(<-done, <-done); err != nil {
 			p.t.Errorf("Run = %v", err)
 		}
 	})
@@ -472,12 +479,7 @@ func TestRestartLosesNothing(t *testing.T) {
 			for _, to := range p.Nodes[1].PodAddrs {
 				stop := p.flood(to)
 				for range 10 {
-					var b *Backend
-					var err error
-					p.Nodes[0].NS.Do(func() { b, err = open(p.settings(0), true) })
-					if err != nil {
-						t.Fatal(err)
-					}
+					b := p.open(0, true)
 					if err := b.Apply(p.state(0)); err != nil {
 						t.Fatal(err)
 					}
@@ -561,7 +563,12 @@ func TestHelperDaemon(t *testing.T) {
 		{Name: "node-a", Underlay: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Prefixes: prefixes(1)},
 		{Name: "node-b", Underlay: []netip.Addr{netip.MustParseAddr("192.0.2.2")}, Prefixes: prefixes(2)},
 	}}}
-	b, err := open(p.settings(0), true)
+	set := p.settings(0)
+	var err error
+	if set.Host, err = hostnet.New(set.Log, backend.Owner); err != nil {
+		t.Fatal(err)
+	}
+	b, err := open(set, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -569,7 +576,7 @@ func TestHelperDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	fmt.Println("applied")
-	if err := b.Run(t.Context()); err != nil { // until killed
+	if err := set.Host.Run(t.Context()); err != nil { // until killed
 		t.Fatal(err)
 	}
 }

@@ -67,13 +67,10 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 		if err := wait.SlackTimers(); err != nil {
 			s.Log.Info("round trips take longer than they need to", zap.Error(err))
 		}
-		host, err := hostnet.New(s.Log)
-		if err != nil {
-			return nil, err
-		}
+		host := s.Host
 		reply, err := newRejecter()
 		if err != nil {
-			return nil, errors.Join(err, host.Close())
+			return nil, err
 		}
 		b := &Backend{kind: kind, set: s, log: s.Log, host: host, route: newForwarder(kind.Inner), reply: reply,
 			failed: make(chan failure, 1), ids: map[string]uint32{}}
@@ -107,35 +104,19 @@ func (b *Backend) Apply(s control.State) error {
 	return b.err
 }
 
-// Run repairs the path until ctx ends: it reopens ports whose device was deleted, and puts kernel
-// objects back.
+// Run repairs the path until ctx ends: it reopens ports whose device was deleted, and follows the underlay. Kernel objects that
+// others remove or change, the Host puts back.
 func (b *Backend) Run(ctx context.Context) error {
-	wake := make(chan struct{}, 1)
-	watched := make(chan error, 1)
-	go func() {
-		watched <- b.host.Watch(ctx, func() {
-			select {
-			case wake <- struct{}{}:
-			default:
-			}
-		})
-	}()
 	var retry <-chan time.Time
 	pause := retryFirst
 	for {
 		select {
 		case <-ctx.Done():
-			<-watched
 			return nil
-		case err := <-watched:
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("userspace: watch the kernel's network state: %w", err)
 		case f := <-b.failed:
 			b.log.Warn("path failed, reopening", zap.String("device", device), zap.Error(f.err))
 			b.drop(f.engine)
-		case <-wake:
+		case <-b.host.Changed(backend.Owner):
 		case <-retry:
 		}
 		if err := b.repair(); err != nil {
@@ -214,7 +195,7 @@ func (b *Backend) sync() error {
 			return err
 		}
 	}
-	return b.host.Apply(b.want(s, path, devices))
+	return b.host.Apply(backend.Owner, b.want(s, path, devices))
 }
 
 // pathFor derives the fixed part of the path from what the source granted this node.
@@ -428,5 +409,5 @@ func (b *Backend) Close() error {
 	defer b.mu.Unlock()
 	b.closeEngine()
 	b.reply.Close()
-	return b.host.Close()
+	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -47,6 +46,7 @@ type Daemon struct {
 	version string
 	log     *zap.Logger
 	backend backend.Backend
+	host    *hostnet.Host
 	started time.Time
 	manager systemd.Manager
 	shown   []config.Shown // the configuration at the start
@@ -88,14 +88,21 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	if watched != nil {
 		defer watched.Close()
 	}
-	b, err := parts.Backend(settings(cfg, log))
+	host, err := hostnet.New(log, backend.Owner)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	told := settings(cfg, log)
+	told.Host = host
+	b, err := parts.Backend(told)
 	if err != nil {
 		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode, err)
 	}
-	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, started: time.Now(),
+	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, started: time.Now(),
 		manager: manager, shown: cfg.Show(), wake: make(chan struct{}, 1)}
 
-	me := self(cfg, b, log)
+	me := self(cfg, b, host, log)
 
 	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, Node: d.forPods, Log: log})
 	if err != nil {
@@ -110,6 +117,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	if watched != nil {
 		group.Go(func() error { return metrics.Serve(ctx, watched, d) })
 	}
+	group.Go(func() error { return host.Run(ctx) })
 	group.Go(func() error { return b.Run(ctx) })
 	source := parts.Source(cfg, log)
 	group.Go(func() error { return d.follow(ctx, source, me) })
@@ -158,27 +166,18 @@ func (d *Daemon) follow(ctx context.Context, s control.Source, self control.Node
 }
 
 // self is what this node knows about itself before any source has spoken.
-func self(cfg *config.Config, b control.Backend, log *zap.Logger) control.Node {
+func self(cfg *config.Config, b control.Backend, host *hostnet.Host, log *zap.Logger) control.Node {
 	var n control.Node
 	if b != nil {
 		n = b.Self()
 	}
 	n.Name = cfg.Node.Name
-	endpoints, err := localEndpoints(cfg.Node.Interface)
+	endpoints, err := host.Endpoints(cfg.Node.Interface)
 	if err != nil {
 		log.Warn("no address of this node that others could reach", zap.Error(err))
 	}
 	n.Endpoints = endpoints
 	return n
-}
-
-func localEndpoints(device string) ([]netip.Addr, error) {
-	h, err := hostnet.New(nil)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	return h.Endpoints(device)
 }
 
 // update takes a State from the source. One that differs in its date and its problems only is nothing
@@ -205,7 +204,12 @@ func sameCluster(a, b *control.State) bool {
 
 // Check reads all that a daemon would read and reports every mistake, without touching the machine.
 func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
-	state, err := read(cfg, parts, log)
+	h, err := hostnet.New(nil)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	state, err := read(cfg, parts, h, log)
 	if err != nil || state == nil {
 		return err
 	}
@@ -240,7 +244,7 @@ type reader interface {
 }
 
 // read returns the cluster as its source tells it, nil where that takes joining it.
-func read(cfg *config.Config, parts Parts, log *zap.Logger) (*control.State, error) {
+func read(cfg *config.Config, parts Parts, h *hostnet.Host, log *zap.Logger) (*control.State, error) {
 	if err := nodesFile(cfg); err != nil {
 		return nil, err
 	}
@@ -248,7 +252,7 @@ func read(cfg *config.Config, parts Parts, log *zap.Logger) (*control.State, err
 	if !ok {
 		return nil, nil
 	}
-	state, err := r.Read(self(cfg, nil, zap.NewNop()))
+	state, err := r.Read(self(cfg, nil, h, zap.NewNop()))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
@@ -257,15 +261,15 @@ func read(cfg *config.Config, parts Parts, log *zap.Logger) (*control.State, err
 
 // DetectUnderlay finds the underlay device and its MTU as the backend would, for `config show`.
 func DetectUnderlay(cfg *config.Config, parts Parts) error {
-	state, err := read(cfg, parts, zap.NewNop())
-	if err != nil {
-		return err
-	}
 	h, err := hostnet.New(nil)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
+	state, err := read(cfg, parts, h, zap.NewNop())
+	if err != nil {
+		return err
+	}
 	if device := cfg.Node.Interface; device != "" {
 		mtu, err := h.MTU(device)
 		if err == nil {
@@ -277,7 +281,7 @@ func DetectUnderlay(cfg *config.Config, parts Parts) error {
 	if state != nil {
 		me = state.Self
 	} else { // what this node would tell the source about itself
-		me = self(cfg, nil, zap.NewNop())
+		me = self(cfg, nil, h, zap.NewNop())
 	}
 	if len(me.Endpoints) == 0 {
 		return errors.New("hostnet: no endpoint of this node is known: set node.interface")

@@ -12,7 +12,6 @@ import (
 	"weft/dataplane"
 	"weft/internal/api"
 	"weft/internal/filter"
-	"weft/internal/hostnet"
 	"weft/internal/trace"
 	"weft/packet"
 )
@@ -94,12 +93,7 @@ func (d *Daemon) Path(q api.PathQuestion) (api.Path, error) {
 	if state == nil {
 		return api.Path{}, errors.New("trace: the control source has not spoken yet: see `weft status`")
 	}
-	host, err := hostnet.New(d.log)
-	if err != nil {
-		return api.Path{}, err
-	}
-	defer host.Close()
-	n := trace.Node{State: state, Status: d.backend.Status(), Mode: d.cfg.Mode, Host: host}
+	n := trace.Node{State: state, Status: d.backend.Status(), Mode: d.cfg.Mode, Host: d.host}
 	if b, ok := d.backend.(decided); ok {
 		n.Decide = b.Decide
 	}

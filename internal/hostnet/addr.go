@@ -69,6 +69,8 @@ func addrFrom(k netlink.Addr, dev string) Addr {
 // localTimeout bounds the wait for an IPv6 address to begin to work.
 const localTimeout = 2 * time.Second
 
+func (p *pass) awaitLocal(addrs iter.Seq[Addr]) { p.fail(awaitLocal(p.h.rt, addrs)) }
+
 // awaitLocal waits until the node takes packets to the given IPv6 addresses as its own. The kernel does so in a
 // work queue some time after it has accepted an address, and until then would forward them.
 func awaitLocal(rt *netlink.Handle, addrs iter.Seq[Addr]) error {

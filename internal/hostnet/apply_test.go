@@ -38,12 +38,12 @@ func newBench(t testing.TB) *bench {
 }
 
 // open makes another Host, as a restarted daemon would.
-func (b *bench) open() (*Host, *observer.ObservedLogs) {
+func (b *bench) open(owners ...string) (*Host, *observer.ObservedLogs) {
 	b.t.Helper()
 	core, logs := observer.New(zap.DebugLevel)
 	var h *Host
 	var err error
-	b.ns.Do(func() { h, err = New(zap.New(core)) })
+	b.ns.Do(func() { h, err = New(zap.New(core), owners...) })
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func (b *bench) open() (*Host, *observer.ObservedLogs) {
 
 func (b *bench) apply(w Want) {
 	b.t.Helper()
-	if err := b.host.Apply(w); err != nil {
+	if err := b.host.Apply("test", w); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -171,7 +171,7 @@ func TestApplyIsIdempotent(t *testing.T) {
 	mon := b.monitor()
 	b.apply(sample())
 	restarted, logs := b.open()
-	if err := restarted.Apply(sample()); err != nil {
+	if err := restarted.Apply("test", sample()); err != nil {
 		t.Fatal(err)
 	}
 	if events := mon(); len(events) > 0 {
@@ -395,7 +395,7 @@ func TestApplyRetires(t *testing.T) {
 func TestApplyForeignRouteInOurPlace(t *testing.T) {
 	b := newBench(t)
 	b.ip("route", "add", "10.244.2.0/24", "via", "192.0.2.2", "proto", "static")
-	err := b.host.Apply(sample())
+	err := b.host.Apply("test", sample())
 	if err == nil || !strings.Contains(err.Error(), "10.244.2.0/24") || !strings.Contains(err.Error(), "not weft's") {
 		t.Errorf("Apply = %v, want an error that names the route and the remedy", err)
 	}
@@ -454,7 +454,7 @@ func TestApplyGuardsFirst(t *testing.T) {
 	b := newBench(t)
 	w := sample()
 	w.Links[0].Vxlan = &Vxlan{VNI: 1 << 25, Port: 4789, Local: netip.MustParseAddr("192.0.2.1")}
-	if err := b.host.Apply(w); err == nil || !strings.Contains(err.Error(), "weft-vx4") {
+	if err := b.host.Apply("test", w); err == nil || !strings.Contains(err.Error(), "weft-vx4") {
 		t.Errorf("Apply with an impossible VNI = %v", err)
 	}
 	b.mustHave("unreachable 10.244.0.0/16", "unreachable fd00:10:244::/48")
@@ -579,7 +579,7 @@ func TestSysctls(t *testing.T) {
 		t.Errorf("Cleanup turned forwarding off, %v", err)
 	}
 	w.Sysctls = []Sysctl{{Key: "ipv4/no_such", Value: "1"}}
-	if err := b.host.Apply(w); err == nil || !strings.Contains(err.Error(), "no_such") {
+	if err := b.host.Apply("test", w); err == nil || !strings.Contains(err.Error(), "no_such") {
 		t.Errorf("an unknown sysctl: %v", err)
 	}
 	if got := Forwarding(w.Network[:1]); len(got) != 1 || got[0].Key != "ipv4/ip_forward" {
@@ -594,7 +594,7 @@ func TestLinkOfAnotherMaker(t *testing.T) {
 		Links: []Link{{Name: "weft0", MTU: 1400}},
 		Addrs: []Addr{{Dev: "weft0", Prefix: netip.MustParsePrefix("10.244.1.1/32")}},
 	}
-	if err := b.host.Apply(w); err == nil || !strings.Contains(err.Error(), "weft0") {
+	if err := b.host.Apply("test", w); err == nil || !strings.Contains(err.Error(), "weft0") {
 		t.Errorf("Apply without the device = %v", err)
 	}
 	b.ip("tuntap", "add", "weft0", "mode", "tun")
@@ -608,7 +608,7 @@ func TestLinkOfAnotherMaker(t *testing.T) {
 		t.Errorf("repairs = %d: %v", b.host.Repairs(), b.logs.All())
 	}
 	foreign := Want{Links: []Link{{Name: "eth0", MTU: 1300}}}
-	if err := b.host.Apply(foreign); err == nil || !strings.Contains(b.ip("link", "show", "eth0"), "mtu 1500") {
+	if err := b.host.Apply("test", foreign); err == nil || !strings.Contains(b.ip("link", "show", "eth0"), "mtu 1500") {
 		t.Errorf("Apply touched a foreign device: %v", err)
 	}
 }

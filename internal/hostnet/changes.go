@@ -12,23 +12,25 @@ func (w *Want) differsInPeersOnly(o Want) bool {
 		slices.Equal(w.Addrs, o.Addrs) && slices.Equal(w.Own, o.Own) && slices.Equal(w.Watch, o.Watch)
 }
 
-// applyChanges puts in force what w says about peers otherwise than the last Want, which is wholly in force. After an error the
-// kernel holds something in between. The caller holds h.mu.
-func (h *Host) applyChanges(w Want) error {
-	last := h.prev
-	neighborsGone, neighbors := difference(last.want.Neighbors, w.Neighbors)
-	fdbGone, fdb := difference(last.want.FDB, w.FDB)
-	routesGone, routes := difference(last.want.Routes, w.Routes)
+// applyChanges puts in force what w says about peers otherwise than the owner's last Want, which is wholly in force. After an error
+// the kernel holds something in between. The caller holds h.mu.
+func (h *Host) applyChanges(o *owner, w Want) error {
+	have := h.prev
+	neighborsGone, neighbors := difference(o.want.Neighbors, w.Neighbors)
+	fdbGone, fdb := difference(o.want.FDB, w.FDB)
+	routesGone, routes := difference(o.want.Routes, w.Routes)
 	for _, list := range [][]Route{routesGone, routes} {
 		for i := range list {
 			list[i] = list[i].normal()
 		}
 	}
-	// As in a whole Apply: additions from the bottom up, removals from the top down.
+	// As in a look at everything: additions from the bottom up, removals from the top down.
 	err := errors.Join(
-		addTo(h, last.neighbors, neighbors), addTo(h, last.fdb, fdb), addTo(h, last.routes, routes),
-		removeFrom(h, last.routes, routesGone), removeFrom(h, last.fdb, fdbGone), removeFrom(h, last.neighbors, neighborsGone))
-	last.want = w
+		addTo(h, have.neighbors, neighborsGone, neighbors), addTo(h, have.fdb, fdbGone, fdb), addTo(h, have.routes, routesGone, routes),
+		removeFrom(h, have.routes, routesGone), removeFrom(h, have.fdb, fdbGone), removeFrom(h, have.neighbors, neighborsGone))
+	if err == nil {
+		o.want = w
+	}
 	return err
 }
 
@@ -59,11 +61,29 @@ func difference[T comparable](old, now []T) (gone, come []T) {
 	return gone, come
 }
 
-// addTo puts objects into the kernel, and into the table of what it holds.
-func addTo[T object[K], K comparable](h *Host, table map[K]T, list []T) error {
+// errTaken is an object whose place another owner's has.
+var errTaken = errors.New("another owner has its place")
+
+// addTo puts objects into the kernel, and into the table of what it holds. gone are those that the same owner has had and wants no
+// more: one of them may be replaced, another owner's not.
+func addTo[T object[K], K comparable](h *Host, table map[K]T, gone, list []T) error {
+	var mine map[K]bool
 	for _, o := range list {
-		_, replace := table[o.key()]
-		if err := o.add(h.rt, h.prev.index[o.device()], replace); err != nil {
+		have, taken := table[o.key()]
+		if taken && mine == nil {
+			mine = make(map[K]bool, len(gone))
+			for _, g := range gone {
+				mine[g.key()] = true
+			}
+		}
+		switch {
+		case taken && !mine[o.key()] && have == o: // both want the same
+			h.prev.common[o.key()] = true
+			continue
+		case taken && !mine[o.key()]:
+			return errTaken
+		}
+		if err := o.add(h.rt, h.prev.index[o.device()], taken); err != nil {
 			return err
 		}
 		table[o.key()] = o
@@ -76,6 +96,9 @@ func removeFrom[T object[K], K comparable](h *Host, table map[K]T, list []T) err
 	for _, o := range list {
 		if !holds(table, o) {
 			continue
+		}
+		if h.prev.common[o.key()] {
+			return errTaken
 		}
 		if err := o.remove(h.rt, h.prev.index[o.device()]); err != nil && !gone(err) {
 			return err

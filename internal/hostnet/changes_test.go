@@ -12,7 +12,7 @@ import (
 	"weft/internal/nettest"
 )
 
-// heard has a bench's Host hear of all changes, as Watch does, until the test ends; but nobody acts on them.
+// heard has a bench's Host hear of all changes, as Run does, until the test ends; but nobody acts on them.
 func (b *bench) heard() {
 	b.t.Helper()
 	listener, err := b.host.listen()
@@ -28,6 +28,8 @@ func (b *bench) heard() {
 	}()
 	b.t.Cleanup(func() { cancel(); <-ended })
 }
+
+func (b *bench) want() Want { return b.host.owner("test").want }
 
 func (b *bench) doubtful() bool {
 	b.host.mu.Lock()
@@ -87,7 +89,7 @@ func TestChanges(t *testing.T) {
 		}
 		got := b.kernel()
 		other, _ := b.open()
-		if err := other.Apply(w); err != nil {
+		if err := other.Apply("test", w); err != nil {
 			t.Fatal(err)
 		}
 		if want := b.kernel(); !slices.Equal(got, want) {
@@ -102,13 +104,13 @@ func TestChanges(t *testing.T) {
 		})
 	}
 	for _, cmd := range []string{
-		"ip route del " + b.host.prev.want.Routes[0].Dst.String(),
-		"ip neigh del " + b.host.prev.want.Neighbors[0].IP.String() + " dev weft-vx4",
-		"ip neigh replace " + b.host.prev.want.Neighbors[2].IP.String() + " lladdr 02:00:00:00:00:99 dev weft-vx4 nud reachable",
-		"bridge fdb replace " + macString(b.host.prev.want.FDB[0].MAC) + " dev weft-vx4 dst 192.0.2.77 self permanent",
-		"bridge fdb del " + macString(b.host.prev.want.FDB[1].MAC) + " dev weft-vx4 self",
+		"ip route del " + b.want().Routes[0].Dst.String(),
+		"ip neigh del " + b.want().Neighbors[0].IP.String() + " dev weft-vx4",
+		"ip neigh replace " + b.want().Neighbors[2].IP.String() + " lladdr 02:00:00:00:00:99 dev weft-vx4 nud reachable",
+		"bridge fdb replace " + macString(b.want().FDB[0].MAC) + " dev weft-vx4 dst 192.0.2.77 self permanent",
+		"bridge fdb del " + macString(b.want().FDB[1].MAC) + " dev weft-vx4 self",
 		"ip route add 10.244.200.0/24 dev weft-vx4 proto 87",
-		"ip route replace " + b.host.prev.want.Routes[2].Dst.String() + " via 192.0.2.2 proto static",
+		"ip route replace " + b.want().Routes[2].Dst.String() + " via 192.0.2.2 proto static",
 	} {
 		b.ns.MustRun(t, "sh", "-c", cmd)
 		nettest.Eventually(t, waitLong, func() error {
@@ -117,11 +119,11 @@ func TestChanges(t *testing.T) {
 			}
 			return nil
 		})
-		want := b.host.prev.want
+		want := b.want()
 		b.apply(want) // with a look at everything, because of the doubt
 		got := b.kernel()
 		other, _ := b.open()
-		if err := other.Apply(want); err != nil {
+		if err := other.Apply("test", want); err != nil {
 			t.Fatal(err)
 		}
 		if again := b.kernel(); !slices.Equal(got, again) {

@@ -1,8 +1,8 @@
 // Package hostnet makes the kernel's network state of one namespace be what weft wants, and keeps it so.
 //
-// It is declarative: Apply takes the whole Want, dumps what the kernel has, and adds, corrects and removes the
-// difference. The kernel is the only memory, so that a restarted or killed daemon adopts what it finds: equal
-// objects are never touched and traffic never notices.
+// It is declarative: each part of the daemon hands Apply all that it wants, under its name. The Host puts these
+// together (merge), dumps what the kernel has, and adds, corrects and removes the difference. The kernel is the only memory, so that a
+// restarted or killed daemon adopts what it finds: equal objects are never touched and traffic never notices.
 //
 // What is ours, and may therefore be changed and removed:
 //
@@ -75,12 +75,12 @@ type Want struct {
 	Neighbors []Neighbor
 	FDB       []FDBEntry
 
-	// Watch names further devices whose changes wake Watch's caller: the underlay's.
+	// Watch names further devices whose changes the owner is told of: the underlay's.
 	Watch []string
 }
 
-// Host reconciles one network namespace: that of the thread which called New. Methods are safe for concurrent
-// use; Apply runs one at a time.
+// Host reconciles one network namespace: that of the thread which called New. There is one in a daemon, and its parts hand it what
+// they want. Methods are safe for concurrent use; Apply runs one at a time.
 type Host struct {
 	log     *zap.Logger
 	ns      netns.NsHandle
@@ -89,11 +89,12 @@ type Host struct {
 	raw     raw
 	sysctls *sysctls
 
-	mu       sync.Mutex   // held by Apply; guards prev and suspects
+	mu       sync.Mutex   // held by Apply; guards owners, prev and suspects
+	owners   []*owner     // in the order in which they were named, or spoke first
 	prev     *inForce     // after the last Apply; nil before the first
 	suspects map[any]bool // keys of objects of which the latest news is not what the last Apply left
 
-	listening atomic.Bool // Watch hears of every change
+	listening atomic.Bool // Run hears of every change
 	doubt     atomic.Bool // it heard of another one that may concern us, or may have missed some
 
 	whole atomic.Int64 // how long the last look at everything took, ns
@@ -102,8 +103,9 @@ type Host struct {
 	repairs atomic.Uint64
 }
 
-// New opens the namespace the calling thread is in. It changes nothing.
-func New(log *zap.Logger) (*Host, error) {
+// New opens the namespace the calling thread is in. It changes nothing. Owners are the parts that will Apply, the one whose word
+// goes first first: until each of them has spoken, nothing is swept that this Host has not made itself.
+func New(log *zap.Logger, owners ...string) (*Host, error) {
 	if log == nil {
 		log = zap.NewNop()
 	}
@@ -112,6 +114,9 @@ func New(log *zap.Logger) (*Host, error) {
 		return nil, fmt.Errorf("hostnet: open the network namespace: %w", err)
 	}
 	h := &Host{log: log, ns: ns, sysctls: openSysctls(), suspects: map[any]bool{}}
+	for _, name := range owners {
+		h.owner(name)
+	}
 	if err := h.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("hostnet: open netlink: %w", err), h.Close())
 	}
@@ -138,7 +143,7 @@ func (h *Host) open() (err error) {
 	return err
 }
 
-// Close frees what the Host holds. Everything it put into the kernel stays. Call it once, after Watch returned.
+// Close frees what the Host holds. Everything it put into the kernel stays. Call it once, after Run returned.
 func (h *Host) Close() error {
 	for _, handle := range []*netlink.Handle{h.rt, h.strict} {
 		if handle != nil {

@@ -47,6 +47,14 @@ func (v Vxlan) is(have netlink.Link) bool {
 		k.UDP6ZeroCSumTx == v.zero6() && k.UDP6ZeroCSumRx == v.zero6()
 }
 
+func (l Link) String() string {
+	s := "link " + l.Name
+	if l.Vxlan != nil {
+		s += fmt.Sprintf(" vxlan %d port %d local %s", l.Vxlan.VNI, l.Vxlan.Port, l.Vxlan.Local)
+	}
+	return fmt.Sprintf("%s mtu %d", s, l.MTU)
+}
+
 // dumpLinks returns all devices of the namespace.
 func dumpLinks(rt *netlink.Handle) ([]netlink.Link, error) { return dump(rt.LinkList) }
 
@@ -58,42 +66,70 @@ func (l Link) same(o Link) bool {
 	return l.Name == o.Name && l.MTU == o.MTU && l.MAC == o.MAC && l.Quiet == o.Quiet
 }
 
-// syncLinks makes the wanted devices exist as described and removes Owned ones that nobody wants. It returns
-// all devices as they are afterwards.
-func (p *pass) syncLinks() ([]netlink.Link, error) {
+// syncLinks makes the wanted devices exist as described, and learns all devices' numbers.
+func (p *pass) syncLinks() {
 	links, err := dumpLinks(p.h.rt)
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: list links: %w", err)
+		p.fail(fmt.Errorf("hostnet: list links: %w", err))
+		return
 	}
 	byName := map[string]netlink.Link{}
 	for _, l := range links {
 		byName[l.Attrs().Name] = l
 	}
-	var errs []error
 	changed := false
-	// Strangers first: a leftover device with our VNI and port would keep the new one from being made.
-	for _, l := range links {
-		if name := l.Attrs().Name; Owned(name) && !p.ours[name] {
-			_, retired := p.before.links[name]
-			errs = append(errs, p.removeLink(l, !p.first && !retired, "not wanted"))
-			changed = true
-		}
-	}
-	for _, want := range p.w.Links {
-		did, err := p.syncLink(want, byName[want.Name])
+	for _, want := range p.links {
+		did, err := p.syncLink(want.object, byName[want.object.Name], links)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("hostnet: link %s: %w%s", want.Name, err, hint(err)))
+			want.owner.fail(fmt.Errorf("hostnet: link %s: %w%s", want.object.Name, err, hint(err)))
 		} else {
-			p.now.links[want.Name] = want
+			p.now.links[want.object.Name] = want.object
 		}
 		changed = changed || did
 	}
 	if changed {
 		if links, err = dumpLinks(p.h.rt); err != nil {
-			errs = append(errs, fmt.Errorf("hostnet: list links: %w", err))
+			p.fail(fmt.Errorf("hostnet: list links: %w", err))
 		}
 	}
-	return links, errors.Join(errs...)
+	for _, l := range links {
+		p.names[l.Attrs().Index], p.index[l.Attrs().Name] = l.Attrs().Name, l.Attrs().Index
+	}
+	p.watch()
+}
+
+// strayLink says whether a device is one of ours that nobody wants.
+func (p *pass) strayLink(name string) bool {
+	_, retired := p.before.links[name]
+	return Owned(name) && !p.ours[name] && (p.settled || retired)
+}
+
+// removeStrayLinks removes devices of ours that nobody wants any more, once nothing leads over them.
+func (p *pass) removeStrayLinks() {
+	for index, name := range p.names {
+		if !p.strayLink(name) {
+			continue
+		}
+		_, retired := p.before.links[name]
+		p.h.changed("removed", name, !p.first && !retired, "not wanted")
+		p.fail(p.h.removeLink(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}}))
+		delete(p.names, index)
+		delete(p.index, name)
+	}
+}
+
+// yield removes strays among VXLAN devices with this VNI and port: only one device can have them.
+func (p *pass) yield(to Vxlan, links []netlink.Link) (did bool) {
+	for _, l := range links {
+		have, ok := l.(*netlink.Vxlan)
+		if ok && uint32(have.VxlanId) == to.VNI && uint16(have.Port) == to.Port && p.strayLink(have.Name) {
+			_, retired := p.before.links[have.Name]
+			p.h.changed("removed", have.Name, !p.first && !retired, "not wanted")
+			p.fail(p.h.removeLink(l))
+			did = true
+		}
+	}
+	return did
 }
 
 // Clear removes devices of ours but the one called keep: those of the mode that this node had before. A backend that opens
@@ -110,26 +146,22 @@ func (h *Host) Clear(keep string) error {
 	for _, l := range links {
 		if name := l.Attrs().Name; Owned(name) && name != keep {
 			h.log.Info("removed", zap.String("object", name), zap.String("reason", "it is another mode's"))
-			if err := h.rt.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-				errs = append(errs, fmt.Errorf("hostnet: remove link %s: %w%s", name, err, hint(err)))
-			}
+			errs = append(errs, h.removeLink(l))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (p *pass) removeLink(l netlink.Link, repair bool, reason string) error {
-	name := l.Attrs().Name
-	p.changed("removed", name, repair, reason)
-	if err := p.h.rt.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("hostnet: remove link %s: %w%s", name, err, hint(err))
+func (h *Host) removeLink(l netlink.Link) error {
+	if err := h.rt.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("hostnet: remove link %s: %w%s", l.Attrs().Name, err, hint(err))
 	}
 	return nil
 }
 
 // syncLink corrects a device, nil for one that does not exist, or makes it (anew). It says whether it changed
 // anything.
-func (p *pass) syncLink(want Link, have netlink.Link) (bool, error) {
+func (p *pass) syncLink(want Link, have netlink.Link, all []netlink.Link) (bool, error) {
 	if !strings.HasPrefix(want.Name, LinkPrefix) {
 		return false, fmt.Errorf("not ours: its name does not start with %s", LinkPrefix)
 	}
@@ -153,8 +185,12 @@ func (p *pass) syncLink(want Link, have netlink.Link) (bool, error) {
 		}
 	}
 	p.anew[want.Name] = !repair
-	p.changed("made", want.Name, repair, reason)
-	if err := p.h.raw.addVxlan(want.Name, *want.Vxlan); err != nil {
+	p.h.changed("made", want.Name, repair, reason)
+	err := p.h.raw.addVxlan(want.Name, *want.Vxlan)
+	if errors.Is(err, unix.EEXIST) && p.yield(*want.Vxlan, all) {
+		err = p.h.raw.addVxlan(want.Name, *want.Vxlan)
+	}
+	if err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			return true, fmt.Errorf("make vxlan %d port %d: %w: another device has this VNI and port",
 				want.Vxlan.VNI, want.Vxlan.Port, err)
@@ -198,7 +234,7 @@ func (p *pass) adjustLink(want Link, have netlink.Link, repair bool) (bool, erro
 		errs = append(errs, p.h.rt.LinkSetUp(have))
 	}
 	if len(wrong) > 0 && repair {
-		p.changed("corrected", want.Name, true, strings.Join(wrong, ", "))
+		p.h.changed("corrected", want.Name, true, strings.Join(wrong, ", "))
 	}
 	return len(wrong) > 0, errors.Join(errs...)
 }

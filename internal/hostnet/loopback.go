@@ -20,35 +20,38 @@ const ifaProto = 11
 
 // syncOwn puts the addresses of Want.Own on the loopback device, and returns those there that are ours by their protocol
 // and no longer wanted. Whatever else the device holds is left alone.
-func (p *pass) syncOwn() (strays []netip.Addr, err error) {
+func (p *pass) syncOwn() (strays []netip.Addr) {
 	p.now.own = map[netip.Addr]bool{}
 	have, err := p.h.raw.hostAddrs(p.index[loopback])
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: list addresses of %s: %w", loopback, err)
+		p.fail(fmt.Errorf("hostnet: list addresses of %s: %w", loopback, err))
+		return nil
 	}
-	var errs []error
-	for _, a := range p.w.Own {
-		p.now.own[a] = true
-		if _, there := have[a]; there {
-			continue // with another mark too: then somebody else keeps it there
-		}
-		if err := p.h.raw.addHostAddr(p.index[loopback], a); err != nil && !errors.Is(err, unix.EEXIST) {
-			errs = append(errs, fmt.Errorf("hostnet: add address %s dev %s: %w%s", a, loopback, err, hint(err)))
-			delete(p.now.own, a)
-		} else if p.before.own[a] {
-			p.repaired("put back", own{a}, "it was missing")
+	for _, o := range p.h.owners {
+		for _, a := range o.want.Own {
+			p.now.own[a] = true
+			if _, there := have[a]; there {
+				continue // with another mark too: then somebody else keeps it there
+			}
+			if err := p.h.raw.addHostAddr(p.index[loopback], a); err != nil && !errors.Is(err, unix.EEXIST) {
+				o.fail(fmt.Errorf("hostnet: add address %s dev %s: %w%s", a, loopback, err, hint(err)))
+				delete(p.now.own, a)
+			} else if p.before.own[a] {
+				p.repaired("put back", own{a}, "it was missing")
+			}
 		}
 	}
 	var works []Addr
 	for a := range p.now.own {
 		works = append(works, Addr{Dev: loopback, Prefix: hostPrefix(a)})
 	}
+	p.awaitLocal(slices.Values(works))
 	for a, ours := range have {
-		if ours && !p.now.own[a] {
+		if ours && !p.now.own[a] && (p.settled || p.before.own[a]) {
 			strays = append(strays, a)
 		}
 	}
-	return strays, errors.Join(append(errs, awaitLocal(p.h.rt, slices.Values(works)))...)
+	return strays
 }
 
 // removeOwn takes addresses off the loopback device.

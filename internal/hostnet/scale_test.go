@@ -99,7 +99,7 @@ func TestApplyAmidChanges(t *testing.T) {
 	for range 15 {
 		b.apply(w)
 		started, logs := b.open()
-		if err := started.Apply(w); err != nil {
+		if err := started.Apply("test", w); err != nil {
 			t.Fatal(err)
 		}
 		if n := logs.FilterMessage("changed").Len(); n != 0 {

@@ -19,6 +19,8 @@ type Sysctl struct {
 	Value string
 }
 
+func (s Sysctl) String() string { return s.Key + "=" + s.Value }
+
 // Forwarding are the settings without which a node drops its pods' packets, for the families in network.
 func Forwarding(network []netip.Prefix) (list []Sysctl) {
 	has := func(v6 bool) bool {
@@ -97,28 +99,29 @@ func (s *sysctls) set(key, value string) error {
 }
 
 // syncSysctls sets what differs.
-func (h *Host) syncSysctls(want []Sysctl) error {
-	var errs []error
-	for _, w := range want {
-		have, err := h.sysctls.get(w.Key)
-		if err == nil && have == w.Value {
-			continue
-		}
-		if err == nil {
-			if w.Key == forward6 {
-				h.keepRouterAdvertisements()
-			}
-			err = h.sysctls.set(w.Key, w.Value)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("hostnet: sysctl net/%s=%s: %w: run as root, with /proc/sys writable",
-				w.Key, w.Value, err))
-			continue
-		}
-		h.log.Info("set sysctl; it stays so when weft stops", zap.String("key", "net/"+w.Key),
-			zap.String("was", have), zap.String("value", w.Value))
+func (p *pass) syncSysctls() {
+	for _, w := range p.h.mergeSysctls() {
+		w.owner.fail(p.h.setSysctl(w.object))
 	}
-	return errors.Join(errs...)
+}
+
+// setSysctl sets a setting where it differs.
+func (h *Host) setSysctl(w Sysctl) error {
+	have, err := h.sysctls.get(w.Key)
+	if err == nil && have == w.Value {
+		return nil
+	}
+	if err == nil {
+		if w.Key == forward6 {
+			h.keepRouterAdvertisements()
+		}
+		err = h.sysctls.set(w.Key, w.Value)
+	}
+	if err != nil {
+		return fmt.Errorf("hostnet: sysctl net/%s: %w: run as root, with /proc/sys writable", w, err)
+	}
+	h.log.Info("set sysctl; it stays so when weft stops", zap.String("key", "net/"+w.Key), zap.String("was", have), zap.String("value", w.Value))
+	return nil
 }
 
 // keepRouterAdvertisements prepares for IPv6 forwarding: a forwarding host ignores router advertisements, and

@@ -16,13 +16,13 @@ import (
 )
 
 const (
-	// settle is how long Watch lets a burst of changes pass before it wakes the caller.
+	// settle is how long Run lets a burst of changes pass before it looks.
 	settle = 20 * time.Millisecond
 	// spacing bounds how often somebody who keeps undoing our work makes us redo it.
 	spacing = 100 * time.Millisecond
-	// belt is the longest time without a wake-up, for what no notification tells.
+	// belt is the longest time without a look, for what no notification tells.
 	belt = time.Second
-	// share bounds what the belt costs: after a wake that took d, at least share × d pass without news.
+	// share bounds what the belt costs: after a look that took d, at least share × d pass without news.
 	share = 100
 )
 
@@ -35,12 +35,11 @@ const (
 	ours            // named in Want.Links: everything about it does
 )
 
-// Watch calls wake soon after something that concerns the last Want changed by anybody's hand: our links,
-// addresses, routes, neighbours and FDB entries, and the devices named in Want.Watch. It also calls wake when
-// changes may have been missed, at its start, and every second (more rarely where a look at everything takes longer than 10 ms).
-// wake runs in Watch's goroutine; it should Apply. Watch returns when ctx ends (nil), or when the kernel's
-// notifications cannot be had at all.
-func (h *Host) Watch(ctx context.Context, wake func()) error {
+// Run keeps what the owners want in force until ctx ends: whatever anybody else removes or changes is put back, soon after netlink
+// tells of it, and at the latest after a second (more where a look at everything takes longer than 10 ms). It tells the owners
+// (Changed) when it has looked, and when a device named in a Want.Watch has changed: then their plans may be others. Run fails when
+// the kernel's notifications cannot be had at all.
+func (h *Host) Run(ctx context.Context) error {
 	news := make(chan struct{}, 1)
 	notify := func() {
 		select {
@@ -90,12 +89,25 @@ func (h *Host) Watch(ctx context.Context, wake func()) error {
 			}
 		}
 		start := time.Now()
-		wake()
-		took := max(time.Since(start), time.Duration(h.whole.Load())) // wake may leave it to another goroutine
+		h.repair()
+		h.tell()
+		took := max(time.Since(start), time.Duration(h.whole.Load())) // an owner may have been at it too
 		if !sleep(ctx, spacing) {
 			return nil
 		}
 		timer.Reset(max(belt, share*took) - spacing)
+	}
+}
+
+// tell lets every owner know that something may have changed.
+func (h *Host) tell() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, o := range h.owners {
+		select {
+		case o.changed <- struct{}{}:
+		default: // it has not looked since the last
+		}
 	}
 }
 

@@ -16,34 +16,24 @@ import (
 // waitLong ends a wait for something that takes a fraction of it, however busy the machine.
 const waitLong = 20 * time.Second
 
-// guarded runs Watch, re-applying w, until the test ends.
-func (b *bench) guarded(w Want) (wakes chan struct{}) {
+// guarded applies w and runs the Host until the test ends. It returns the owner's channel.
+func (b *bench) guarded(w Want) (changed <-chan struct{}) {
 	b.t.Helper()
-	wakes = make(chan struct{}, 1000)
+	b.apply(w)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() {
-		done <- b.host.Watch(ctx, func() {
-			if err := b.host.Apply(w); err != nil {
-				b.t.Logf("apply: %v", err)
-			}
-			select {
-			case wakes <- struct{}{}:
-			default:
-			}
-		})
-	}()
+	go func() { done <- b.host.Run(ctx) }()
 	b.t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
-			b.t.Errorf("Watch = %v", err)
+			b.t.Errorf("Run = %v", err)
 		}
 	})
-	return wakes
+	return b.host.Changed("test")
 }
 
-// TestWatchPutsBack: whatever is removed or changed behind our back returns.
-func TestWatchPutsBack(t *testing.T) {
+// TestRunPutsBack: whatever is removed or changed behind our back returns.
+func TestRunPutsBack(t *testing.T) {
 	b := newBench(t)
 	b.apply(sample())
 	right := b.withoutIndex()
@@ -175,13 +165,12 @@ func TestOverrunIsNews(t *testing.T) {
 	expect("a route of ours")
 }
 
-// TestWatchSurvivesFlap: thousands of objects go at once, and return.
-func TestWatchSurvivesFlap(t *testing.T) {
+// TestRunSurvivesFlap: thousands of objects go at once, and return.
+func TestRunSurvivesFlap(t *testing.T) {
 	b := newBench(t)
 	w := many(t, 5000)
 	b.apply(w)
-	wakes := b.guarded(w)
-	<-wakes
+	<-b.guarded(w)
 	b.ip("link", "set", "weft-vx4", "down") // thousands of notifications at once
 	nettest.Eventually(t, waitLong, func() error {
 		n, err := b.count()
@@ -192,16 +181,20 @@ func TestWatchSurvivesFlap(t *testing.T) {
 	})
 }
 
-func TestWatchEndsWithContext(t *testing.T) {
+func TestRunEndsWithContext(t *testing.T) {
 	b := newBench(t)
 	ctx, cancel := context.WithCancel(context.Background())
-	n := 0
-	err := b.host.Watch(ctx, func() {
-		if n++; n == 3 { // the first at the start, the others by the belt alone
-			cancel()
+	done := make(chan error, 1)
+	go func() { done <- b.host.Run(ctx) }()
+	for i := range 3 { // the first at the start, the others by the belt alone
+		select {
+		case <-b.host.Changed("test"):
+		case <-time.After(waitLong):
+			t.Fatalf("told %d times", i)
 		}
-	})
-	if err != nil || n != 3 {
-		t.Errorf("Watch = %v after %d wakes", err, n)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run = %v", err)
 	}
 }
