@@ -200,10 +200,10 @@ func (w *gather) write(g *group) {
 	if errno == 0 {
 		return
 	}
+	copy(b, saved[:g.h])
 	if errno == unix.EINVAL {
 		// Nothing is wrong with the packets, so it is the offload that the device refuses.
 		w.port.refused(v.gso)
-		copy(b, saved[:g.h])
 	}
 	for i := g.first; ; i = int(w.next[i]) {
 		if errno == unix.EINVAL {
@@ -252,6 +252,7 @@ func (w *gather) super(p *packet.Packet, s *segment) {
 		return
 	}
 	binary.BigEndian.PutUint16(b[s.l4+s.checksumOffset():], s.pseudo(b, len(b)-s.l4))
+	p.SetPartial(s.l4, s.checksumOffset()) // from now on, if it comes to be dropped
 	v := vnet{
 		flags: unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, gso: s.gso(), size: size,
 		start: s.l4, offset: s.checksumOffset(), headers: s.h,

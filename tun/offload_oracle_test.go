@@ -326,11 +326,15 @@ func (d *fakeDevice) writev(iovs []unix.Iovec) unix.Errno {
 	if len(iovs) > maxVectors {
 		return unix.EINVAL
 	}
-	var frame []byte
+	total := 0
+	for _, v := range iovs {
+		total += int(v.Len)
+	}
+	frame := make([]byte, 0, total)
 	for _, v := range iovs {
 		frame = append(frame, unsafeBytes(v)...)
 	}
-	w := unframe(frame)
+	w := wire{parseVnet((*[vnetHeader]byte)(frame)), frame[vnetHeader:]}
 	if d.refuses != nil {
 		if errno := d.refuses(w); errno != 0 {
 			return errno
