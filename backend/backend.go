@@ -22,8 +22,8 @@ type Settings struct {
 	Network     []netip.Prefix // the overlay's inner prefixes
 	VNI         uint32         // 24 bits
 	Port        uint16         // UDP port of the tunnel, already chosen (never 0)
-	Interface   string         // underlay interface; "" = the one that holds the endpoint
-	UnderlayMTU int            // bytes; 0 = that interface's
+	Interface   string         // node.interface, see package egress; "" = the one that has the endpoint
+	UnderlayMTU int            // node.mtu, bytes; 0 = that interface's
 	Queues      int            // queue pairs, already chosen (≥ 1)
 	Seal        *Seal          // how traffic between nodes is sealed; nil = it is not
 	Fault       *Fault         // a stage slowed on purpose; nil = none. A backend without such a stage must not start
@@ -52,6 +52,7 @@ type Backend interface {
 type Status struct {
 	Ready       bool              // the path for the last State is programmed
 	Reason      string            // why it is not; "" when Ready
+	Underlay    []string          // devices that packets to peers leave by, or that have our endpoints; UnderlayMTU is the first's
 	UnderlayMTU int               // bytes
 	InnerMTU    int               // largest inner IP packet, bytes
 	Devices     []string          // interfaces it made or adopted

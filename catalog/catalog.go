@@ -156,7 +156,7 @@ func overXDP(p userspace.Path, rings func(xdp.Request) (xdp.Rings, error)) (insi
 }
 
 func xdpConfig(p userspace.Path) xdp.Config {
-	return xdp.Config{Inside: p.Device, InnerMTU: p.InnerMTU, Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Queues: p.Queues}
+	return xdp.Config{Inside: p.Device, InnerMTU: p.InnerMTU, Device: p.Underlay, Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Queues: p.Queues}
 }
 
 // insideXDP is for an underlay whose device AF_XDP cannot have.

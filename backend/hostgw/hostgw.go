@@ -26,15 +26,14 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 
 	"go.uber.org/zap"
 
 	"weft/backend"
 	"weft/control"
+	"weft/internal/egress"
 	"weft/internal/hostnet"
-	"weft/packet"
 )
 
 // Backend programs routes. It implements backend.Backend.
@@ -42,19 +41,14 @@ type Backend struct {
 	set  backend.Settings
 	log  *zap.Logger
 	host *hostnet.Host
+	ways *egress.Finder
 
 	mu       sync.Mutex
 	state    *control.State // the last applied; nil before the first
-	path     path
+	under    egress.Underlay
 	hops     []backend.Hop
 	problems []control.Problem
 	err      error // why the last state is not wholly in force
-}
-
-// path is what follows from the node's own endpoints.
-type path struct {
-	devices []string // that hold them, each once
-	mtu     int
 }
 
 // New makes the backend of mode host-gw. It puts the unreachable routes of s.Network in force, and nothing else yet. It works in
@@ -75,7 +69,8 @@ func New(s backend.Settings) (backend.Backend, error) {
 	if s.Fault != nil {
 		return nil, errors.New("hostgw: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault")
 	}
-	return &Backend{set: s, log: s.Log, host: host}, nil
+	return &Backend{set: s, log: s.Log, host: host,
+		ways: egress.NewFinder(host, egress.Choice{Interface: s.Interface, MTU: s.UnderlayMTU})}, nil
 }
 
 // Self returns what to publish about this node.
@@ -118,63 +113,43 @@ func (b *Backend) Close() error { return nil }
 
 // sync brings the kernel in line with b.state. The caller holds b.mu.
 func (b *Backend) sync() error {
-	p, err := b.pathFor(b.state.Self)
+	u, err := b.derive()
 	if err != nil {
-		if len(b.path.devices) == 0 {
+		if len(b.under.Devices) == 0 {
 			b.err = err
 			return err
 		}
-		p = b.path // the underlay is not well now; nodes still come and go
+		u = &b.under // the underlay is not well now; nodes still come and go
 	}
-	if b.path.mtu != p.mtu || !slices.Equal(b.path.devices, p.devices) {
-		b.log.Info("path", zap.Strings("device", p.devices), zap.Int("mtu", p.mtu))
+	if b.under.MTU != u.MTU || !slices.Equal(b.under.Devices, u.Devices) {
+		b.log.Info("path", zap.Strings("device", u.Devices), zap.Int("mtu", u.MTU))
 	}
-	want, hops, problems := b.want(p)
+	want, hops, problems := b.want(u)
 	for _, problem := range problems {
 		if !slices.Contains(b.problems, problem) {
 			b.log.Warn("peer refused", zap.String("peer", problem.Node), zap.String("reason", problem.Text))
 		}
 	}
-	b.path, b.hops, b.problems = p, hops, problems
+	b.under, b.hops, b.problems = *u, hops, problems
 	b.err = errors.Join(err, b.host.Apply(backend.Owner, want))
 	return b.err
 }
 
-// pathFor derives devices and MTU from the endpoints the source granted this node.
-func (b *Backend) pathFor(self control.Node) (path, error) {
-	p := path{mtu: b.set.UnderlayMTU}
-	for _, a := range self.Endpoints {
-		dev, mtu, err := b.host.Underlay(a)
-		if err != nil {
-			return p, err
-		}
-		if !slices.Contains(p.devices, dev) {
-			p.devices = append(p.devices, dev)
-		}
-		if b.set.UnderlayMTU == 0 && (p.mtu == 0 || mtu < p.mtu) {
-			p.mtu = mtu
-		}
+// derive finds devices and MTU by what the source granted this node, and by how it reaches the others.
+func (b *Backend) derive() (*egress.Underlay, error) {
+	u, err := b.ways.Derive(b.state.Self, b.state.Nodes)
+	if err != nil {
+		return nil, err
 	}
-	if len(p.devices) == 0 {
-		return p, fmt.Errorf("hostgw: node %q has no endpoint: give it one in the control plane", self.Name)
-	}
-	least := packet.MinIPv4MTU
-	if slices.ContainsFunc(b.set.Network, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		least = packet.MinIPv6MTU
-	}
-	if p.mtu < least {
-		return p, fmt.Errorf("hostgw: an MTU of %d is too small, %d are needed: raise that of %s, or take IPv6 out of network.prefixes",
-			p.mtu, least, strings.Join(p.devices, ", "))
-	}
-	return p, nil
+	return u, u.Fits(u.MTU, b.set.Network)
 }
 
 // want says what the kernel must hold, how each peer is reached, and who is not and why.
-func (b *Backend) want(p path) (hostnet.Want, []backend.Hop, []control.Problem) {
+func (b *Backend) want(u *egress.Underlay) (hostnet.Want, []backend.Hop, []control.Problem) {
 	w := hostnet.Want{
 		Network: b.set.Network,
 		Sysctls: hostnet.Forwarding(b.set.Network),
-		Watch:   slices.Clone(p.devices),
+		Watch:   slices.Clone(u.Devices),
 	}
 	for _, prefix := range b.state.Self.Prefixes {
 		w.Own = append(w.Own, control.HostAddr(prefix))
@@ -183,7 +158,7 @@ func (b *Backend) want(p path) (hostnet.Want, []backend.Hop, []control.Problem) 
 	var problems []control.Problem
 	for i := range b.state.Nodes {
 		n := &b.state.Nodes[i]
-		hop := backend.Hop{Node: n.Name, MTU: p.mtu}
+		hop := backend.Hop{Node: n.Name}
 		links := map[netip.Addr]link{} // endpoints are asked for once a node
 		for _, prefix := range n.Prefixes {
 			via, dev, err := b.nextHop(prefix, n.Endpoints, links)
@@ -197,7 +172,8 @@ func (b *Backend) want(p path) (hostnet.Want, []backend.Hop, []control.Problem) 
 			}
 			w.Routes = append(w.Routes, r)
 			if !hop.Endpoint.IsValid() {
-				hop.Endpoint = netip.AddrPortFrom(via, 0)
+				way, _ := u.To(via)
+				hop.Endpoint, hop.MTU = netip.AddrPortFrom(via, 0), way.MTU
 			}
 			hop.Prefixes = append(hop.Prefixes, prefix)
 			if !slices.Contains(w.Watch, dev) {
@@ -252,7 +228,7 @@ func (b *Backend) Status() backend.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := backend.Status{
-		Ready: b.state != nil && b.err == nil, UnderlayMTU: b.path.mtu, InnerMTU: b.path.mtu, Repairs: b.host.Repairs(),
+		Ready: b.state != nil && b.err == nil, Underlay: b.under.Devices, UnderlayMTU: b.under.MTU, InnerMTU: b.under.MTU, Repairs: b.host.Repairs(),
 		Features: map[string]string{}, KernelDrops: map[string]uint64{}, Hops: slices.Clone(b.hops), Problems: slices.Clone(b.problems),
 	}
 	switch {

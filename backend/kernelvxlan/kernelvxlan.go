@@ -20,13 +20,13 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 
 	"go.uber.org/zap"
 
 	"weft/backend"
 	"weft/control"
+	"weft/internal/egress"
 	"weft/internal/hostnet"
 	"weft/packet"
 )
@@ -46,6 +46,7 @@ type Backend struct {
 	checksum bool
 	log      *zap.Logger
 	host     *hostnet.Host
+	ways     *egress.Finder
 
 	mu    sync.Mutex
 	state *control.State // the last applied; nil before the first
@@ -54,12 +55,10 @@ type Backend struct {
 	err   error // why the last state is not wholly in force
 }
 
-// path is what follows from the node's own endpoints.
+// path is what follows from how this node reaches the others.
 type path struct {
-	local    []netip.Addr // one per family, most preferred first
-	devices  []string     // ours, as local
-	underlay []string     // the devices that hold local, each once
-	outerMTU int
+	under    egress.Underlay
+	devices  []string // ours, as under.Local
 	innerMTU int
 }
 
@@ -86,7 +85,8 @@ func open(s backend.Settings, checksum bool) (*Backend, error) {
 	if s.Fault != nil {
 		return nil, errors.New("kernelvxlan: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault")
 	}
-	return &Backend{set: s, checksum: checksum, log: s.Log, host: host}, nil
+	return &Backend{set: s, checksum: checksum, log: s.Log, host: host,
+		ways: egress.NewFinder(host, egress.Choice{Interface: s.Interface, MTU: s.UnderlayMTU})}, nil
 }
 
 // Self returns what to publish about this node.
@@ -131,16 +131,16 @@ func (b *Backend) Close() error { return nil }
 
 // sync brings the kernel in line with b.state. The caller holds b.mu.
 func (b *Backend) sync() error {
-	p, err := b.pathFor(b.state.Self)
+	p, err := b.pathFor(b.state)
 	if err != nil {
-		if len(b.path.local) == 0 {
+		if len(b.path.devices) == 0 {
 			b.err = err
 			return err
 		}
 		p = b.path // the underlay is not well now; nodes still come and go
 	}
-	if b.path.innerMTU != p.innerMTU || !slices.Equal(b.path.local, p.local) {
-		b.log.Info("path", zap.Strings("device", p.devices), zap.Stringers("local", p.local),
+	if b.path.innerMTU != p.innerMTU || !slices.Equal(b.path.under.Local, p.under.Local) {
+		b.log.Info("path", zap.Strings("device", p.devices), zap.Stringers("local", p.under.Local),
 			zap.Uint16("port", b.set.Port), zap.Uint32("vni", b.set.VNI), zap.Int("mtu", p.innerMTU))
 	}
 	want, hops := b.want(p)
@@ -149,42 +149,17 @@ func (b *Backend) sync() error {
 	return b.err
 }
 
-// pathFor derives devices and MTU from the endpoints the source granted this node.
-func (b *Backend) pathFor(self control.Node) (path, error) {
-	p := path{outerMTU: b.set.UnderlayMTU}
-	v6 := false
-	for _, a := range self.Endpoints {
-		if slices.ContainsFunc(p.local, func(l netip.Addr) bool { return l.Is4() == a.Is4() }) {
-			continue // one of each family
-		}
-		dev, mtu, err := b.host.Underlay(a)
-		if err != nil {
-			return p, err
-		}
-		p.local = append(p.local, a)
+// pathFor derives devices and MTU from what the source granted this node, and from how it reaches the others.
+func (b *Backend) pathFor(s *control.State) (p path, err error) {
+	under, err := b.ways.Derive(s.Self, s.Nodes)
+	if err != nil {
+		return p, err
+	}
+	p = path{under: *under, innerMTU: packet.InnerMTU(under.MTU, under.V6(), overhead)}
+	for _, a := range under.Local {
 		p.devices = append(p.devices, deviceFor(a))
-		if !slices.Contains(p.underlay, dev) {
-			p.underlay = append(p.underlay, dev)
-		}
-		if b.set.UnderlayMTU == 0 && (p.outerMTU == 0 || mtu < p.outerMTU) {
-			p.outerMTU = mtu
-		}
-		v6 = v6 || a.Is6()
 	}
-	if len(p.local) == 0 {
-		return p, fmt.Errorf("kernelvxlan: node %q has no endpoint: give it one in the control plane", self.Name)
-	}
-	p.innerMTU = packet.InnerMTU(p.outerMTU, v6, overhead)
-	least := packet.MinIPv4MTU
-	if slices.ContainsFunc(b.set.Network, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		least = packet.MinIPv6MTU
-	}
-	if p.innerMTU < least {
-		return p, fmt.Errorf("kernelvxlan: an underlay MTU of %d leaves %d bytes for inner packets and %d are needed: "+
-			"raise the MTU of %s, or take IPv6 out of network.prefixes", p.outerMTU, p.innerMTU, least,
-			strings.Join(p.underlay, ", "))
-	}
-	return p, nil
+	return p, under.Fits(p.innerMTU, b.set.Network)
 }
 
 func deviceFor(endpoint netip.Addr) string {
@@ -196,14 +171,14 @@ func deviceFor(endpoint netip.Addr) string {
 
 // want says what the kernel must hold, and how each peer is reached.
 func (b *Backend) want(p path) (hostnet.Want, []backend.Hop) {
-	self, nodes := b.state.Self, b.state.Nodes
+	self, nodes := p.under.Self(b.state.Self), b.state.Nodes
 	w := hostnet.Want{
 		Network: b.set.Network,
 		Sysctls: hostnet.Forwarding(b.set.Network),
-		Watch:   p.underlay,
+		Watch:   p.under.Devices,
 	}
 	mac := self.VTEP()
-	for i, local := range p.local {
+	for i, local := range p.under.Local {
 		w.Links = append(w.Links, hostnet.Link{
 			Name: p.devices[i], MTU: p.innerMTU, MAC: mac,
 			Vxlan: &hostnet.Vxlan{VNI: b.set.VNI, Port: b.set.Port, Local: local, Checksum: b.checksum},
@@ -232,17 +207,22 @@ func (b *Backend) want(p path) (hostnet.Want, []backend.Hop) {
 		}
 		dev, vtep := deviceFor(endpoint), n.VTEP()
 		w.FDB = append(w.FDB, hostnet.FDBEntry{Dev: dev, MAC: vtep, Remote: endpoint})
+		way, _ := p.under.To(endpoint)
+		mtu, routeMTU := p.innerMTU-(p.under.MTU-way.MTU), uint32(0)
+		if mtu < p.innerMTU {
+			routeMTU = uint32(mtu)
+		}
 		for _, prefix := range n.Prefixes {
 			hop := prefix.Masked().Addr()
 			w.Neighbors = append(w.Neighbors, hostnet.Neighbor{Dev: dev, IP: hop, MAC: vtep})
-			w.Routes = append(w.Routes, hostnet.Route{Dst: prefix, Dev: dev, Via: hop, Src: source[familyIndex(hop)]})
+			w.Routes = append(w.Routes, hostnet.Route{Dst: prefix, Dev: dev, Via: hop, Src: source[familyIndex(hop)], MTU: routeMTU})
 		}
 		hops = append(hops, backend.Hop{
 			Node: n.Name, Endpoint: netip.AddrPortFrom(endpoint, b.set.Port), Prefixes: n.Prefixes,
-			VNI: b.set.VNI, MTU: p.innerMTU, MAC: vtep.String(),
+			VNI: b.set.VNI, MTU: mtu, MAC: vtep.String(),
 		})
 	}
-	if len(p.local) == 2 {
+	if len(p.devices) == 2 {
 		// A peer may prefer the other family: its packets then come in by the other device than replies
 		// leave by, which strict reverse path filtering would drop. Loose (2) overrides it.
 		for _, dev := range p.devices {
@@ -264,7 +244,7 @@ func (b *Backend) Status() backend.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := backend.Status{
-		Ready: b.state != nil && b.err == nil, UnderlayMTU: b.path.outerMTU, InnerMTU: b.path.innerMTU,
+		Ready: b.state != nil && b.err == nil, Underlay: b.path.under.Devices, UnderlayMTU: b.path.under.MTU, InnerMTU: b.path.innerMTU,
 		Devices: slices.Clone(b.path.devices), Repairs: b.host.Repairs(), Hops: slices.Clone(b.hops),
 		Features: map[string]string{"udp-checksum": "on"}, KernelDrops: map[string]uint64{},
 	}

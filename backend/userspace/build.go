@@ -8,6 +8,7 @@ import (
 	"weft/backend"
 	"weft/control"
 	"weft/dataplane"
+	"weft/internal/egress"
 	"weft/packet"
 )
 
@@ -16,6 +17,7 @@ type built struct {
 	self  control.Node
 	nodes []control.Node
 	path  Path
+	ways  uint64 // egress.Underlay.Revision
 
 	table *dataplane.Table
 	hops  []backend.Hop // of the nodes that can be reached, sorted by name; traffic is filled in by Status
@@ -26,11 +28,11 @@ type built struct {
 const patchMost = 64
 
 // build makes the route table, the report of it and the list of peers. Where only some nodes are others than before, so is the work.
-func (b *Backend) build(s *control.State, path Path) built {
+func (b *Backend) build(s *control.State, path Path, under *egress.Underlay) built {
 	last := &b.built
-	now := built{self: s.Self, nodes: s.Nodes, path: path}
+	now := built{self: s.Self, nodes: s.Nodes, path: path, ways: under.Revision}
 	first, old, fresh := changed(last.nodes, s.Nodes)
-	if last.table != nil && last.path.equal(path) && last.self.Equal(s.Self) && last.table.Unambiguous() && len(old)+len(fresh) <= patchMost {
+	if last.table != nil && last.path.equal(path) && last.ways == now.ways && last.self.Equal(s.Self) && last.table.Unambiguous() && len(old)+len(fresh) <= patchMost {
 		if len(old)+len(fresh) == 0 {
 			now.table, now.hops, now.peers = last.table, last.hops, last.peers
 			return now
@@ -44,7 +46,7 @@ func (b *Backend) build(s *control.State, path Path) built {
 		for i := range last.peers[from:to] {
 			take(now.table, &last.peers[from+i], path)
 		}
-		hops, peers := b.insert(now.table, s.Self, fresh, path)
+		hops, peers := b.insert(now.table, s.Self, fresh, path, under)
 		now.hops = slices.Concat(last.hops[:from], hops, last.hops[to:])
 		now.peers = slices.Concat(last.peers[:from], peers, last.peers[to:])
 		return now
@@ -54,7 +56,7 @@ func (b *Backend) build(s *control.State, path Path) built {
 	for _, p := range s.Self.Prefixes {
 		now.table.InsertSelf(p)
 	}
-	now.hops, now.peers = b.insert(now.table, s.Self, s.Nodes, path)
+	now.hops, now.peers = b.insert(now.table, s.Self, s.Nodes, path, under)
 	return now
 }
 
@@ -81,7 +83,7 @@ func changed(old, now []control.Node) (first string, was, is []control.Node) {
 }
 
 // insert puts nodes into a table, and returns those that can be reached.
-func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.Node, path Path) ([]backend.Hop, []SealedPeer) {
+func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.Node, path Path, under *egress.Underlay) ([]backend.Hop, []SealedPeer) {
 	// Remote checksum offload is used where both sides announced it and this mode can do it.
 	rco := slices.Contains(b.kind.Features, control.FeatureRCO) && slices.Contains(self.Features, control.FeatureRCO)
 	hops, peers := make([]backend.Hop, 0, len(nodes)), make([]SealedPeer, 0, len(nodes))
@@ -96,7 +98,7 @@ func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.
 			id = uint32(len(b.ids)) // never reused: counters and sessions go by it
 			b.ids[n.Name] = id
 		}
-		h := &packet.Hop{Addr: netip.AddrPortFrom(at, path.Port), Peer: id, VNI: path.VNI, MAC: n.VTEP(), MTU: path.InnerMTU,
+		h := &packet.Hop{Addr: netip.AddrPortFrom(at, path.Port), Peer: id, VNI: path.VNI, MAC: n.VTEP(), MTU: path.towards(at, under),
 			RCO: rco && slices.Contains(n.Features, control.FeatureRCO)}
 		t.InsertStation(h)
 		for _, p := range n.Prefixes {

@@ -11,6 +11,7 @@ import (
 
 	"weft/backend"
 	"weft/control"
+	"weft/internal/egress"
 )
 
 // some is a random choice of forty nodes, which take over what others had.
@@ -39,7 +40,8 @@ func some(random *rand.Rand) (nodes []control.Node) {
 func TestBuildFromTheLast(t *testing.T) {
 	random := rand.New(rand.NewPCG(3, 4))
 	self := control.Node{Name: "self", Endpoints: []netip.Addr{netip.MustParseAddr("192.0.2.250")}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.250.0/24")}}
-	path := Path{Port: 4789, VNI: 1, InnerMTU: 1450, MAC: control.VTEPMAC("self")}
+	under := &egress.Underlay{Local: self.Endpoints, Device: "eth0", MTU: 1500}
+	path := Path{Port: 4789, VNI: 1, UnderlayMTU: 1500, InnerMTU: 1450, MAC: control.VTEPMAC("self")}
 	b := &Backend{ids: map[string]uint32{}}
 	nodes := some(random)
 	for round := range 300 {
@@ -57,11 +59,11 @@ func TestBuildFromTheLast(t *testing.T) {
 		old := b.built.table
 		oldHops := slices.Clone(b.built.hops)
 		last := b.built
-		b.built = b.build(s, path)
+		b.built = b.build(s, path, under)
 		if old != nil && !reflect.DeepEqual(last.hops, oldHops) {
 			t.Fatalf("round %d: what was built before was edited", round)
 		}
-		fresh := (&Backend{ids: b.ids}).build(s, path)
+		fresh := (&Backend{ids: b.ids}).build(s, path, under)
 		if !reflect.DeepEqual(b.built.hops, fresh.hops) || !reflect.DeepEqual(b.built.peers, fresh.peers) || b.built.table.Len() != fresh.table.Len() {
 			t.Fatalf("round %d: %d hops, %d peers, %d prefixes; want %d, %d, %d", round, len(b.built.hops), len(b.built.peers), b.built.table.Len(),
 				len(fresh.hops), len(fresh.peers), fresh.table.Len())

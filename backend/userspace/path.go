@@ -6,12 +6,14 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
 	"weft/backend"
 	"weft/control"
 	"weft/dataplane"
+	"weft/internal/egress"
 	"weft/packet"
 )
 
@@ -25,21 +27,20 @@ type Path struct {
 	VNI         uint32
 	MAC         control.MAC // our VTEP MAC
 	Queues      int
-	UnderlayMTU int // bytes
-	InnerMTU    int // bytes
+	Underlay    string // the device by which packets leave
+	UnderlayMTU int    // bytes, its
+	InnerMTU    int    // bytes
 }
 
 func (p Path) equal(o Path) bool {
-	if len(p.Local) != len(o.Local) {
-		return false
-	}
-	for i := range p.Local {
-		if p.Local[i] != o.Local[i] {
-			return false
-		}
-	}
-	return p.Device == o.Device && p.Port == o.Port && p.Sealed == o.Sealed && p.PlainPort == o.PlainPort && p.VNI == o.VNI && p.MAC == o.MAC &&
+	return slices.Equal(p.Local, o.Local) && p.Underlay == o.Underlay && p.Device == o.Device && p.Port == o.Port && p.Sealed == o.Sealed && p.PlainPort == o.PlainPort && p.VNI == o.VNI && p.MAC == o.MAC &&
 		p.Queues == o.Queues && p.UnderlayMTU == o.UnderlayMTU && p.InnerMTU == o.InnerMTU
+}
+
+// towards is the largest inner packet to the peer at an endpoint.
+func (p Path) towards(endpoint netip.Addr, under *egress.Underlay) int {
+	way, _ := under.To(endpoint)
+	return p.InnerMTU - (p.UnderlayMTU - way.MTU)
 }
 
 // Kind is what distinguishes one userspace mode from another.

@@ -6,7 +6,6 @@ package userspace
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"weft/backend"
 	"weft/control"
 	"weft/dataplane"
+	"weft/internal/egress"
 	"weft/internal/hostnet"
 	"weft/internal/wait"
 	"weft/packet"
@@ -38,6 +38,7 @@ type Backend struct {
 	set   backend.Settings
 	log   *zap.Logger
 	host  *hostnet.Host
+	ways  *egress.Finder
 	route forwarder
 	reply *rejecter
 	seal  Sealer // nil where nothing is sealed
@@ -52,6 +53,7 @@ type Backend struct {
 	built  built
 	err    error // why the last state is not in force
 	path   Path
+	under  []string // underlay devices in use
 
 	observers []dataplane.Observer // of all lanes, also of those to come
 }
@@ -72,7 +74,8 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 		if err != nil {
 			return nil, err
 		}
-		b := &Backend{kind: kind, set: s, log: s.Log, host: host, route: newForwarder(kind.Inner), reply: reply,
+		b := &Backend{kind: kind, set: s, log: s.Log, host: host,
+			ways: egress.NewFinder(host, egress.Choice{Interface: s.Interface, MTU: s.UnderlayMTU}), route: newForwarder(kind.Inner), reply: reply,
 			failed: make(chan failure, 1), ids: map[string]uint32{}}
 		if err := host.Guard(s.Network); err != nil { // before anything can be sent
 			return nil, errors.Join(err, b.Close())
@@ -161,8 +164,14 @@ func (b *Backend) closeEngine() {
 
 // sync brings everything in line with b.state. The caller holds b.mu.
 func (b *Backend) sync() error {
-	s := b.state
-	path, devices, err := b.pathFor(s.Self)
+	under, err := b.ways.Derive(b.state.Self, b.state.Nodes)
+	if err != nil {
+		return err
+	}
+	state := *b.state
+	state.Self = under.Self(state.Self) // with the endpoints in use
+	s := &state
+	path, err := b.pathFor(s.Self, under)
 	if err != nil {
 		return err
 	}
@@ -187,21 +196,21 @@ func (b *Backend) sync() error {
 			zap.Uint16("port", path.Port), zap.Uint32("vni", path.VNI), zap.Int("mtu", path.InnerMTU),
 			zap.Int("queues", path.Queues), zap.Any("features", features(e)))
 	}
-	b.path = path
-	b.built = b.build(s, path)
+	b.path, b.under = path, under.Devices
+	b.built = b.build(s, path, under)
 	b.route.Publish(b.built.table)
 	if b.seal != nil {
 		if err := b.seal.Update(s.Self, b.built.peers); err != nil {
 			return err
 		}
 	}
-	return b.host.Apply(backend.Owner, b.want(s, path, devices))
+	return b.host.Apply(backend.Owner, b.want(s, path, under))
 }
 
-// pathFor derives the fixed part of the path from what the source granted this node.
-func (b *Backend) pathFor(self control.Node) (Path, []string, error) {
-	p := Path{Device: device, Port: b.set.Port, VNI: b.set.VNI, MAC: self.VTEP(), Queues: b.set.Queues,
-		UnderlayMTU: b.set.UnderlayMTU}
+// pathFor derives the fixed part of the path from what the source granted this node, and from how it reaches the others.
+func (b *Backend) pathFor(self control.Node, under *egress.Underlay) (Path, error) {
+	p := Path{Device: device, Local: under.Local, Underlay: under.Device, UnderlayMTU: under.MTU, Port: b.set.Port, VNI: b.set.VNI,
+		MAC: self.VTEP(), Queues: b.set.Queues}
 	overhead := b.kind.Overhead
 	if seal := b.set.Seal; seal != nil {
 		p.Port, p.Sealed = seal.Port, true
@@ -210,47 +219,17 @@ func (b *Backend) pathFor(self control.Node) (Path, []string, error) {
 			p.PlainPort = b.set.Port
 		}
 	}
-	var devices []string
-	v6 := false
-	for _, a := range self.Endpoints {
-		if slices.ContainsFunc(p.Local, func(l netip.Addr) bool { return l.Is4() == a.Is4() }) {
-			continue // one per family, the preferred
-		}
-		p.Local = append(p.Local, a)
-		v6 = v6 || a.Is6()
-		dev, mtu, err := b.host.Underlay(a)
-		if err != nil {
-			return p, nil, err
-		}
-		if !slices.Contains(devices, dev) {
-			devices = append(devices, dev)
-		}
-		if b.set.UnderlayMTU == 0 && (p.UnderlayMTU == 0 || mtu < p.UnderlayMTU) {
-			p.UnderlayMTU = mtu
-		}
-	}
-	if len(p.Local) == 0 {
-		return p, nil, fmt.Errorf("userspace: node %q has no endpoint: give it one in the control plane", self.Name)
-	}
-	p.InnerMTU = packet.InnerMTU(p.UnderlayMTU, v6, overhead)
-	least := packet.MinIPv4MTU
-	if slices.ContainsFunc(self.Prefixes, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		least = packet.MinIPv6MTU
-	}
-	if p.InnerMTU < least {
-		return p, nil, fmt.Errorf("userspace: an underlay MTU of %d leaves %d bytes for inner packets and %d are needed: "+
-			"raise the MTU of %s, or take IPv6 prefixes out of the network", p.UnderlayMTU, p.InnerMTU, least, strings.Join(devices, ", "))
-	}
-	return p, devices, nil
+	p.InnerMTU = packet.InnerMTU(p.UnderlayMTU, under.V6(), overhead)
+	return p, under.Fits(p.InnerMTU, b.set.Network)
 }
 
 // want says what the kernel must hold for this path.
-func (b *Backend) want(s *control.State, path Path, underlay []string) hostnet.Want {
+func (b *Backend) want(s *control.State, path Path, under *egress.Underlay) hostnet.Want {
 	w := hostnet.Want{
 		Network: b.set.Network,
 		Sysctls: hostnet.Forwarding(b.set.Network),
 		Links:   []hostnet.Link{{Name: device, MTU: path.InnerMTU}},
-		Watch:   underlay,
+		Watch:   under.Devices,
 	}
 	ethernet := b.kind.Inner == packet.Ethernet
 	if ethernet {
@@ -263,11 +242,15 @@ func (b *Backend) want(s *control.State, path Path, underlay []string) hostnet.W
 	}
 	w.Routes = make([]hostnet.Route, 0, 2*len(s.Nodes))
 	for _, n := range s.Nodes {
-		if _, ok := control.Endpoint(s.Self, n); !ok {
+		at, ok := control.Endpoint(s.Self, n)
+		if !ok {
 			continue
 		}
 		for _, p := range n.Prefixes {
 			r := hostnet.Route{Dst: p, Dev: device}
+			if mtu := path.towards(at, under); mtu < path.InnerMTU {
+				r.MTU = uint32(mtu)
+			}
 			if ethernet {
 				r.Via = control.HostAddr(p) // which the peer itself holds: it answers ARP and neighbour discovery
 			}
@@ -301,7 +284,7 @@ func hostAddrs(self control.Node) (own []netip.Addr) {
 func (b *Backend) Status() backend.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := backend.Status{Ready: b.engine != nil && b.err == nil, UnderlayMTU: b.path.UnderlayMTU, InnerMTU: b.path.InnerMTU,
+	s := backend.Status{Ready: b.engine != nil && b.err == nil, Underlay: b.under, UnderlayMTU: b.path.UnderlayMTU, InnerMTU: b.path.InnerMTU,
 		Repairs: b.host.Repairs(), Hops: slices.Clone(b.built.hops)}
 	switch {
 	case b.err != nil:

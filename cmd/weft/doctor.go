@@ -12,9 +12,9 @@ import (
 
 	"weft/catalog"
 	"weft/internal/api"
-	"weft/internal/config"
 	"weft/internal/daemon"
 	"weft/internal/doctor"
+	"weft/internal/hostnet"
 )
 
 // newDoctorCommand is `weft doctor`.
@@ -35,8 +35,7 @@ what the configured mode needs.`,
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		patient := doctor.Patient{Modes: catalog.Built().Modes, Client: api.NewClient(*socket), Visit: *visit}
 		defer patient.Client.Close()
-		cfg, findings := examineConfig(*file, c.Flags().Changed("config"))
-		patient.Config = cfg
+		findings := examineConfig(&patient, *file, c.Flags().Changed("config"))
 		findings = append(findings, doctor.Examine(c.Context(), patient)...)
 		if err := show(c.OutOrStdout(), *form, findings, func(w io.Writer) { printFindings(w, findings) }); err != nil {
 			return err
@@ -48,20 +47,27 @@ what the configured mode needs.`,
 
 // examineConfig reads the configuration and the nodes; without a configuration that was not asked
 // for the rest can still be looked at.
-func examineConfig(file string, asked bool) (*config.Config, []doctor.Finding) {
+func examineConfig(p *doctor.Patient, file string, asked bool) []doctor.Finding {
 	const name = "configuration"
 	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) && !asked {
-		return nil, []doctor.Finding{{Name: name, Level: doctor.Note, Found: file + " does not exist", Remedy: "write it; `network: 10.244.0.0/16` is enough"}}
+		return []doctor.Finding{{Name: name, Level: doctor.Note, Found: file + " does not exist", Remedy: "write it; `network: 10.244.0.0/16` is enough"}}
 	}
 	cfg, parts, err := load(file)
+	p.Config = cfg
 	if err == nil {
 		err = daemon.Check(cfg, parts, zap.NewNop())
 	}
-	if err != nil {
-		return cfg, []doctor.Finding{{Name: name, Level: doctor.Wrong, Found: err.Error(), Remedy: "correct it; `weft daemon --check` looks again"}}
+	if err == nil {
+		var h *hostnet.Host
+		if h, err = hostnet.New(nil); err == nil {
+			p.Self, p.Nodes, err = daemon.Cluster(cfg, parts, h)
+			h.Close()
+		}
 	}
-	_ = daemon.DetectUnderlay(cfg, parts) // what fails here the underlay's own question says
-	return cfg, []doctor.Finding{{Name: name, Level: doctor.OK, Found: file}}
+	if err != nil {
+		return []doctor.Finding{{Name: name, Level: doctor.Wrong, Found: err.Error(), Remedy: "correct it; `weft daemon --check` looks again"}}
+	}
+	return []doctor.Finding{{Name: name, Level: doctor.OK, Found: file}}
 }
 
 func printFindings(w io.Writer, findings []doctor.Finding) {

@@ -46,7 +46,8 @@ type Status struct {
 
 	Ready       bool              `json:"ready"`            // the path for the newest State is programmed
 	Reason      string            `json:"reason,omitempty"` // why it is not
-	UnderlayMTU int               `json:"underlay_mtu"`     // bytes
+	Underlay    []string          `json:"underlay"`         // devices that packets to peers leave by, or that have our endpoints
+	UnderlayMTU int               `json:"underlay_mtu"`     // bytes, the first's, or what node.mtu says
 	InnerMTU    int               `json:"inner_mtu"`        // bytes, the largest inner IP packet
 	Devices     []string          `json:"devices"`
 	Features    map[string]string `json:"features"`        // ability → "on" or why it is off

@@ -58,9 +58,9 @@ var (
 		// the engine names no part; its tests drive the real ones
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest", "encap/ipudp", "encap/sealed", "encap/vxlan"}},
 
-		"backend/userspace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/hostnet", "internal/wait", unix, zap}},
-		"backend/hostgw":      {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
-		"backend/kernelvxlan": {code: []string{"backend", "control", "packet", "internal/hostnet", zap}},
+		"backend/userspace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", "internal/wait", unix, zap}},
+		"backend/hostgw":      {code: []string{"backend", "control", "internal/egress", "internal/hostnet", zap}},
+		"backend/kernelvxlan": {code: []string{"backend", "control", "packet", "internal/egress", "internal/hostnet", zap}},
 
 		// the roof
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
@@ -89,9 +89,10 @@ var (
 		"internal/capture":       {[]string{"backend", "dataplane", "packet", "internal/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
 		"internal/config":        {code: []string{"control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/capture", "internal/config", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
+		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/capture", "internal/config", "internal/egress", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
 			"internal/filter", "internal/trace", "packet", "golang.org/x/sync/errgroup", unix, zap}, nil},
-		"internal/doctor":  {code: []string{"control", "internal/api", "internal/config", "internal/hostnet", "packet", nl, unix}},
+		"internal/doctor":  {code: []string{"control", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "packet", nl, unix}},
+		"internal/egress":  {code: []string{"control", "packet", "internal/hostnet"}},
 		"internal/e2e":     {tests: []string{"catalog", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
 		"internal/filter":  {code: []string{"packet"}},
 		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},

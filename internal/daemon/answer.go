@@ -31,7 +31,7 @@ func (d *Daemon) Status() api.Status {
 		Version: d.version, PID: os.Getpid(), Started: d.started, Now: time.Now(),
 		Node: d.cfg.Node.Name, Mode: d.cfg.Mode, Network: d.cfg.Network.Prefixes, VNI: d.cfg.Network.VNI, Port: d.cfg.Network.Port,
 		Ready: b.Ready && state != nil, Reason: cmp.Or(b.Reason, apply.Error),
-		UnderlayMTU: b.UnderlayMTU, InnerMTU: b.InnerMTU, Devices: full(b.Devices),
+		Underlay: full(b.Underlay), UnderlayMTU: b.UnderlayMTU, InnerMTU: b.InnerMTU, Devices: full(b.Devices),
 		Features: b.Features, KernelDrops: b.KernelDrops, Repairs: b.Repairs,
 		Cipher: d.cfg.Encryption.Cipher, Rejected: b.Rejected, CookiesSent: b.CookiesSent,
 		Control: api.Control{Kind: d.cfg.Control.Kind}, Apply: apply,

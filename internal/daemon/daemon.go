@@ -19,6 +19,7 @@ import (
 	"weft/control"
 	"weft/internal/api"
 	"weft/internal/config"
+	"weft/internal/egress"
 	"weft/internal/hostnet"
 	"weft/internal/metrics"
 	"weft/internal/pods"
@@ -259,36 +260,30 @@ func read(cfg *config.Config, parts Parts, h *hostnet.Host, log *zap.Logger) (*c
 	return &state, nil
 }
 
-// DetectUnderlay finds the underlay device and its MTU as the backend would, for `config show`.
+// Cluster returns what is known of this node and the others without joining them: all where a file says it, else what this node
+// would tell the source about itself.
+func Cluster(cfg *config.Config, parts Parts, h *hostnet.Host) (me control.Node, nodes []control.Node, err error) {
+	state, err := read(cfg, parts, h, zap.NewNop())
+	if err != nil || state == nil {
+		return self(cfg, nil, h, zap.NewNop()), nil, err
+	}
+	return state.Self, state.Nodes, nil
+}
+
+// DetectUnderlay finds the underlay's device and MTU as the backend would, for `config show`.
 func DetectUnderlay(cfg *config.Config, parts Parts) error {
 	h, err := hostnet.New(nil)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	state, err := read(cfg, parts, h, zap.NewNop())
+	me, nodes, err := Cluster(cfg, parts, h)
 	if err != nil {
 		return err
 	}
-	if device := cfg.Node.Interface; device != "" {
-		mtu, err := h.MTU(device)
-		if err == nil {
-			cfg.DetectedUnderlay(device, mtu, "")
-		}
-		return err
-	}
-	var me control.Node
-	if state != nil {
-		me = state.Self
-	} else { // what this node would tell the source about itself
-		me = self(cfg, nil, h, zap.NewNop())
-	}
-	if len(me.Endpoints) == 0 {
-		return errors.New("hostnet: no endpoint of this node is known: set node.interface")
-	}
-	device, mtu, err := h.Underlay(me.Endpoints[0])
+	u, err := egress.NewFinder(h, egress.Choice{Interface: cfg.Node.Interface, MTU: cfg.Node.MTU}).Derive(me, nodes)
 	if err == nil {
-		cfg.DetectedUnderlay(device, mtu, "holds "+me.Endpoints[0].String())
+		cfg.DetectedUnderlay(u.Device, u.MTU, u.Why)
 	}
 	return err
 }

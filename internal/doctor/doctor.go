@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"weft/control"
 	"weft/internal/api"
 	"weft/internal/config"
 )
@@ -37,17 +38,24 @@ type Finding struct {
 // Patient is what is known before looking.
 type Patient struct {
 	Config *config.Config // nil = there is none that can be read
-	Modes  []string       // of this build
-	Client *api.Client    // of the daemon that may be running
-	Visit  bool           // ask its peers, too
+	Self   control.Node   // this node and the others, as far as the configuration's source tells without a daemon
+	Nodes  []control.Node
+	Modes  []string    // of this build
+	Client *api.Client // of the daemon that may be running
+	Visit  bool        // ask its peers, too
 }
 
 // Examine asks every question.
 func Examine(ctx context.Context, p Patient) []Finding {
 	status, err := p.Client.Status(ctx)
+	var known []api.Peer
+	var unknown error
+	if err == nil {
+		known, unknown = p.Client.Peers(ctx)
+	}
 	list := []Finding{privileges()}
 	list = append(list, abilities(p)...)
-	list = append(list, underlay(p, status)...)
+	list = append(list, underlay(p, status, known)...)
 	list = append(list, port(p, status, err == nil))
 	list = append(list, forwarding()...)
 	list = append(list, ipv6(p), socketBuffers())
@@ -55,12 +63,11 @@ func Examine(ctx context.Context, p Patient) []Finding {
 	if err != nil {
 		return list
 	}
-	known, err := p.Client.Peers(ctx)
 	if status.Cipher != config.CipherNone {
-		list = append(list, sealing(status, known, err)...)
+		list = append(list, sealing(status, known, unknown)...)
 	}
 	if p.Visit && status.Ready {
-		list = append(list, peers(ctx, status, known, err)...)
+		list = append(list, peers(ctx, status, known, unknown)...)
 	}
 	return list
 }

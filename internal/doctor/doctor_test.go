@@ -98,7 +98,7 @@ func TestTroubles(t *testing.T) {
 			}
 		}
 		list := Examine(t.Context(), p)
-		if f := find(t, list, "underlay"); f.Level != Wrong || !strings.Contains(f.Found, "leaves 1230 bytes inside, 1280 are needed") || !strings.Contains(f.Remedy, "1350") {
+		if f := find(t, list, "underlay"); f.Level != Wrong || !strings.Contains(f.Found, "leaves 1250 bytes inside, 1280 are needed") || !strings.Contains(f.Remedy, "eth0 to 1330") {
 			t.Errorf("%+v", f)
 		}
 		if f := find(t, list, "rp_filter"); f.Level != Note || !strings.Contains(f.Remedy, "net.ipv4.conf.eth0.rp_filter=2") {

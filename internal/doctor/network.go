@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"strings"
 
+	"weft/control"
 	"weft/internal/api"
+	"weft/internal/egress"
 	"weft/internal/hostnet"
 	"weft/packet"
 )
@@ -22,48 +24,48 @@ func sysctl(key string) (string, error) {
 	return strings.TrimSpace(string(data)), err
 }
 
-// underlay finds the device that carries the tunnel, and what fits through it.
-func underlay(p Patient, s api.Status) []Finding {
+// underlay finds the device that carries the tunnel, and what fits through it: by what the daemon knows of the cluster where it runs,
+// else by what the configuration's source tells.
+func underlay(p Patient, s api.Status, known []api.Peer) []Finding {
 	const name = "underlay"
 	h, err := hostnet.New(nil)
 	if err != nil {
 		return []Finding{{name, Wrong, err.Error(), "run as root"}}
 	}
 	defer h.Close()
-	device, mtu, err := underlayDevice(h, p, s)
+	self, nodes := p.Self, p.Nodes
+	if len(s.Endpoints) > 0 {
+		self.Endpoints, nodes = s.Endpoints, nil
+		for _, peer := range known {
+			nodes = append(nodes, control.Node{Name: peer.Node, Endpoints: []netip.Addr{peer.Endpoint.Addr()}})
+		}
+	}
+	var network []netip.Prefix
+	var choice egress.Choice
+	if p.Config != nil {
+		network, choice = p.Config.Network.Prefixes, egress.Choice{Interface: p.Config.Node.Interface, MTU: p.Config.Node.MTU}
+	}
+	if len(self.Endpoints) == 0 {
+		if self.Endpoints, err = h.Endpoints(choice.Interface); err != nil {
+			return []Finding{{name, Wrong, err.Error(), "give the node an address others can reach, or set node.interface"}}
+		}
+	}
+	u, err := egress.NewFinder(h, choice).Derive(self, nodes)
 	if err != nil {
 		return []Finding{{name, Wrong, err.Error(), "give the node an address others can reach, or set node.interface"}}
 	}
-	list := []Finding{{name, OK, fmt.Sprintf("%s, MTU %d", device, mtu), ""}}
-	least := packet.MinIPv4MTU
-	if p.Config != nil && hasIPv6(p.Config.Network.Prefixes) {
-		least = packet.MinIPv6MTU
-	}
+	list := []Finding{{name, OK, fmt.Sprintf("%s, MTU %d", u.Device, u.MTU), ""}}
 	overhead := packet.VXLANHeader + packet.EthernetHeader
-	if inner := packet.InnerMTU(mtu, true, overhead); inner < least {
+	inner := packet.InnerMTU(u.MTU, u.V6(), overhead)
+	if lacks := u.Lacks(inner, network); lacks > 0 {
 		list[0].Level = Wrong
-		list[0].Found += fmt.Sprintf(" leaves %d bytes inside, %d are needed", inner, least)
-		list[0].Remedy = fmt.Sprintf("raise the MTU of %s to %d", device, mtu+least-inner)
+		list[0].Found += fmt.Sprintf(" leaves %d bytes inside, %d are needed", inner, inner+lacks)
+		list[0].Remedy = fmt.Sprintf("raise the MTU of %s to %d", u.Device, u.MTU+lacks)
 	}
-	return append(list, pathFilter(device))
-}
-
-// underlayDevice is the one the daemon uses, else the configured one, else that of the default route.
-func underlayDevice(h *hostnet.Host, p Patient, s api.Status) (device string, mtu int, err error) {
-	if p.Config != nil {
-		device = p.Config.Node.Interface
+	for _, device := range u.Devices {
+		list = append(list, pathFilter(device))
 	}
-	if device != "" {
-		mtu, err = h.MTU(device)
-		return device, mtu, err
-	}
-	endpoints := s.Endpoints
-	if len(endpoints) == 0 {
-		if endpoints, err = h.Endpoints(""); err != nil {
-			return "", 0, err
-		}
-	}
-	return h.Underlay(endpoints[0])
+	return list
 }
 
 // pathFilter warns of strict reverse path filtering: where a reply may take another way than the

@@ -616,14 +616,27 @@ func TestLinkOfAnotherMaker(t *testing.T) {
 func TestQueries(t *testing.T) {
 	b := newBench(t)
 	b.ip("link", "set", "eth0", "mtu", "1400")
-	for _, a := range []string{"192.0.2.1", "2001:db8::1"} {
-		iface, mtu, err := b.host.Underlay(netip.MustParseAddr(a))
-		if iface != "eth0" || mtu != 1400 || err != nil {
-			t.Errorf("Underlay(%s) = %s, %d, %v", a, iface, mtu, err)
+	eth0, err := b.host.Device("eth0")
+	if err != nil || eth0.MTU != 1400 || eth0.Inert || !eth0.Up {
+		t.Errorf("Device(eth0) = %+v, %v", eth0, err)
+	}
+	if at, err := b.host.DeviceAt(eth0.Index); err != nil || at != eth0 {
+		t.Errorf("DeviceAt = %+v, %v, want %+v", at, err, eth0)
+	}
+	b.ip("addr", "add", "203.0.113.1/32", "dev", "lo")
+	holders, err := b.host.Holders()
+	for a, dev := range map[string]string{"192.0.2.1": "eth0", "2001:db8::1": "eth0", "203.0.113.1": "lo"} {
+		on := holders[netip.MustParseAddr(a)]
+		if err != nil || len(on) != 1 {
+			t.Fatalf("%s is on %v, %v", a, on, err)
+		}
+		if d, err := b.host.DeviceAt(on[0]); err != nil || d.Name != dev || d.Inert != (dev == "lo") {
+			t.Errorf("%s is on %+v, %v", a, d, err)
 		}
 	}
-	if _, _, err := b.host.Underlay(netip.MustParseAddr("192.0.2.77")); err == nil {
-		t.Error("Underlay of an address nobody has gives no error")
+	b.ip("addr", "del", "203.0.113.1/32", "dev", "lo")
+	if len(holders[netip.MustParseAddr("192.0.2.77")]) != 0 {
+		t.Error("somebody has an address that nobody has")
 	}
 	if _, err := b.host.Endpoints(""); err == nil || !strings.Contains(err.Error(), "node.interface") {
 		t.Errorf("Endpoints without a default route = %v, want the remedy", err)
@@ -654,7 +667,46 @@ func TestQueries(t *testing.T) {
 	if got, err = b.host.Endpoints(""); err != nil || len(got) != 3 {
 		t.Errorf("Endpoints by the v6 default route = %v, %v", got, err)
 	}
-	if mtu, err := b.host.MTU("eth0"); mtu != 1400 || err != nil {
-		t.Errorf("MTU = %d, %v", mtu, err)
+}
+
+// TestExits: where packets leave is what the tables say, all next hops of a route, and its MTU.
+func TestExits(t *testing.T) {
+	b := newBench(t)
+	eth0, err := b.host.Device("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.ip("link", "add", "other0", "type", "bridge")
+	b.ip("link", "set", "other0", "up")
+	b.ip("addr", "add", "198.51.100.1/24", "dev", "other0")
+	other0, err := b.host.Device("other0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.ip("route", "add", "203.0.113.0/25", "via", "192.0.2.254", "mtu", "1300")
+	b.ip("route", "add", "203.0.113.128/25", "nexthop", "via", "192.0.2.254", "nexthop", "via", "198.51.100.254")
+	b.ip("route", "add", "unreachable", "203.0.113.77/32")
+	b.ip("-6", "route", "add", "2001:db8:9::/64", "via", "2001:db8::fe", "mtu", "1400")
+	b.ip("rule", "add", "from", "198.51.100.1", "lookup", "77")
+	b.ip("route", "add", "192.0.2.0/24", "dev", "other0", "table", "77")
+	via := netip.MustParseAddr
+	for _, c := range []struct {
+		dst, src string
+		want     []Exit
+	}{
+		{"192.0.2.2", "192.0.2.1", []Exit{{eth0.Index, netip.Addr{}, 0}}},
+		{"192.0.2.2", "198.51.100.1", []Exit{{other0.Index, netip.Addr{}, 0}}},
+		{"203.0.113.1", "192.0.2.1", []Exit{{eth0.Index, via("192.0.2.254"), 1300}}},
+		{"203.0.113.200", "192.0.2.1", []Exit{{eth0.Index, via("192.0.2.254"), 0}, {other0.Index, via("198.51.100.254"), 0}}},
+		{"2001:db8:9::1", "2001:db8::1", []Exit{{eth0.Index, via("2001:db8::fe"), 1400}}},
+		{"2001:db8::2", "2001:db8::1", []Exit{{eth0.Index, netip.Addr{}, 0}}},
+		{"203.0.113.77", "192.0.2.1", nil},
+		{"8.8.8.8", "192.0.2.1", nil},
+		{"192.0.2.1", "192.0.2.1", nil},
+	} {
+		got, err := b.host.Exits(via(c.dst), via(c.src))
+		if !slices.Equal(got, c.want) || (err == nil) != (c.want != nil) {
+			t.Errorf("%s from %s: %v, %v, want %v", c.dst, c.src, got, err, c.want)
+		}
 	}
 }

@@ -16,23 +16,6 @@ type Counters struct {
 	RxErrors, TxErrors, RxDropped, TxDropped, TxCarrier uint64
 }
 
-// Underlay returns the device that holds an address of this node, and the device's MTU in bytes.
-func (h *Host) Underlay(addr netip.Addr) (iface string, mtu int, err error) {
-	table, err := dumpAddrs(h.rt)
-	if err != nil {
-		return "", 0, fmt.Errorf("hostnet: list addresses: %w", err)
-	}
-	i := slices.IndexFunc(table, func(k netlink.Addr) bool { return addrOf(k.IP) == addr.Unmap() })
-	if i < 0 {
-		return "", 0, fmt.Errorf("hostnet: no device has the address %s: set node.interface, or this node's endpoints to addresses it has", addr)
-	}
-	l, err := h.rt.LinkByIndex(table[i].LinkIndex)
-	if err != nil {
-		return "", 0, fmt.Errorf("hostnet: the device with the address %s: %w", addr, err)
-	}
-	return l.Attrs().Name, l.Attrs().MTU, nil
-}
-
 // OnLink returns the device on whose link an address of another node is, as the kernel would send to it now; or why it is
 // on none.
 func (h *Host) OnLink(addr netip.Addr) (iface string, err error) {
@@ -62,15 +45,6 @@ func (h *Host) OnLink(addr netip.Addr) (iface string, err error) {
 	return l.Attrs().Name, nil
 }
 
-// MTU returns a device's MTU in bytes.
-func (h *Host) MTU(iface string) (int, error) {
-	l, err := h.linkByName(iface)
-	if err != nil {
-		return 0, fmt.Errorf("hostnet: %w", err)
-	}
-	return l.Attrs().MTU, nil
-}
-
 // Counters returns a device's lost packets.
 func (h *Host) Counters(iface string) (Counters, error) {
 	l, err := h.linkByName(iface)
@@ -92,7 +66,7 @@ func (h *Host) Counters(iface string) (Counters, error) {
 func (h *Host) Endpoints(iface string) ([]netip.Addr, error) {
 	if iface == "" {
 		var err error
-		if iface, err = h.defaultDevice(); err != nil {
+		if iface, err = h.DefaultDevice(); err != nil {
 			return nil, err
 		}
 	}
@@ -120,8 +94,8 @@ func (h *Host) Endpoints(iface string) ([]netip.Addr, error) {
 	return list, nil
 }
 
-// defaultDevice returns the device of the default route with the lowest metric, of IPv4 where there is one.
-func (h *Host) defaultDevice() (string, error) {
+// DefaultDevice returns the device of the default route with the lowest metric, of IPv4 where there is one.
+func (h *Host) DefaultDevice() (string, error) {
 	main := &netlink.Route{Table: MainTable}
 	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := dump(func() ([]netlink.Route, error) { return h.strict.RouteListFiltered(fam, main, netlink.RT_FILTER_TABLE) })

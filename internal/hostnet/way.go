@@ -55,13 +55,65 @@ func (h *Host) Way(dst, src netip.Addr, iif string) (Way, error) {
 	return w, nil
 }
 
-// Device is what a trace tells of an interface.
+// Exit is one way by which packets of this node's own leave it.
+type Exit struct {
+	Index int        // of the device
+	Via   netip.Addr // the router; invalid = the destination is on the link
+	MTU   int        // that the route itself says, bytes; 0 = the device's
+}
+
+// Exits asks the kernel for the route that its tables have for packets from src, one of its own addresses, to dst
+// (RTM_F_FIB_MATCH): all next hops of it, and without what was learnt of the path. A route that refuses is an error.
+func (h *Host) Exits(dst, src netip.Addr) ([]Exit, error) {
+	routes, err := h.rt.RouteGetWithOptions(ipOf(dst), &netlink.RouteGetOptions{SrcAddr: ipOf(src), FIBMatch: true})
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: route from %v to %v: %w", src, dst, err)
+	}
+	var exits []Exit
+	for _, r := range routes {
+		if r.Type != unix.RTN_UNICAST {
+			return nil, fmt.Errorf("hostnet: route from %v to %v: it is %s", src, dst, routeTypes[r.Type])
+		}
+		if len(r.MultiPath) == 0 {
+			exits = append(exits, Exit{r.LinkIndex, nextHop(r.Gw, r.Via), r.MTU})
+		}
+		for _, n := range r.MultiPath {
+			exits = append(exits, Exit{n.LinkIndex, nextHop(n.Gw, n.Via), r.MTU})
+		}
+	}
+	if len(exits) == 0 {
+		return nil, fmt.Errorf("hostnet: route from %v to %v: %w", src, dst, unix.ENETUNREACH)
+	}
+	return exits, nil
+}
+
+func nextHop(gw net.IP, via netlink.Destination) netip.Addr {
+	if v, ok := via.(*netlink.Via); ok {
+		return addrOf(v.Addr)
+	}
+	return addrOf(gw)
+}
+
+// Device is an interface as it is now.
 type Device struct {
-	Kind string // tun, veth, vxlan, …
-	MTU  int    // bytes
-	Up   bool
-	VNI  int // of a vxlan device
-	Port int // of a vxlan device
+	Name  string
+	Index int
+	Kind  string // tun, veth, vxlan, …
+	MTU   int    // bytes
+	Up    bool
+	Inert bool // loopback or dummy: it holds addresses, and leads nowhere
+	VNI   int  // of a vxlan device
+	Port  int  // of a vxlan device
+}
+
+func deviceOf(l netlink.Link) Device {
+	is := l.Attrs()
+	d := Device{Name: is.Name, Index: is.Index, Kind: l.Type(), MTU: is.MTU, Up: is.Flags&net.FlagUp != 0,
+		Inert: is.Flags&net.FlagLoopback != 0 || l.Type() == "dummy"}
+	if v, ok := l.(*netlink.Vxlan); ok {
+		d.VNI, d.Port = v.VxlanId, v.Port
+	}
+	return d
 }
 
 // Device looks at an interface.
@@ -70,11 +122,29 @@ func (h *Host) Device(name string) (Device, error) {
 	if err != nil {
 		return Device{}, fmt.Errorf("hostnet: %w", err)
 	}
-	d := Device{Kind: l.Type(), MTU: l.Attrs().MTU, Up: l.Attrs().Flags&net.FlagUp != 0}
-	if v, ok := l.(*netlink.Vxlan); ok {
-		d.VNI, d.Port = v.VxlanId, v.Port
+	return deviceOf(l), nil
+}
+
+// DeviceAt looks at an interface by its number.
+func (h *Host) DeviceAt(index int) (Device, error) {
+	l, err := h.rt.LinkByIndex(index)
+	if err != nil {
+		return Device{}, fmt.Errorf("hostnet: device number %d: %w", index, err)
 	}
-	return d, nil
+	return deviceOf(l), nil
+}
+
+// Holders returns the numbers of the devices that each address of this node is on: one, as a rule.
+func (h *Host) Holders() (map[netip.Addr][]int, error) {
+	table, err := dumpAddrs(h.rt)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: list addresses: %w", err)
+	}
+	on := make(map[netip.Addr][]int, len(table))
+	for _, k := range table {
+		on[addrOf(k.IP)] = append(on[addrOf(k.IP)], k.LinkIndex)
+	}
+	return on, nil
 }
 
 var neighborStates = []struct {
