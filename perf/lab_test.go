@@ -3,6 +3,7 @@ package perf_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"weft/internal/nettest"
 	"weft/perf"
@@ -364,6 +367,79 @@ func TestEveryTest(t *testing.T) {
 	}
 	if udp != 3*5 {
 		t.Errorf("%d accounts of UDP paths, want 15", udp)
+	}
+}
+
+// TestFullDisk: a run into the folder of an earlier one, on a disk that is full or that its results fill, leaves the earlier results as they are.
+func TestFullDisk(t *testing.T) {
+	nettest.RequireRoot(t)
+	disk := t.TempDir()
+	if err := unix.Mount("weft-test", disk, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(disk, 0) })
+	temp := t.TempDir() // where a result goes that has no place
+	t.Setenv("TMPDIR", temp)
+	out, fill := filepath.Join(disk, "out"), filepath.Join(disk, "fill")
+	run := func() *lab {
+		return start(t, "--contenders", "bare", "--tests", "tcp-rr", "--duration", "100ms", "--repeat", "1", "--warmup", "0", "--out", out)
+	}
+	if l := run(); l.end() != 0 {
+		t.Fatalf("%s", l.err.Bytes())
+	}
+	files, err := filepath.Glob(out + "/*")
+	if err != nil || len(files) != 4 {
+		t.Fatalf("%q, %v", files, err)
+	}
+	texts := map[string]string{}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[f] = string(text)
+	}
+	if err := os.WriteFile(fill, make([]byte, 2<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(fill)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		free int64
+		code int
+		says string
+		kept int
+	}{
+		{0, 2, "no space left on device: make room", 0},           // seen before anything is measured
+		{8 << 10, 1, "no space left on device: the result is", 1}, // room to try, not to write
+	} {
+		if err := os.Truncate(fill, info.Size()-c.free); err != nil {
+			t.Fatal(err)
+		}
+		l := run()
+		if code := l.end(); code != c.code || !strings.Contains(l.err.String(), c.says) {
+			t.Errorf("with %d bytes free: exit code %d, want %d; said %q, want %q", c.free, code, c.code, l.err.String(), c.says)
+		}
+		now, err := filepath.Glob(out + "/*")
+		if hidden, _ := filepath.Glob(out + "/.*"); err != nil || !slices.Equal(now, files) || len(hidden) > 0 {
+			t.Errorf("the folder holds %q and %q, %v", now, hidden, err)
+		}
+		for f, text := range texts {
+			if got, err := os.ReadFile(f); err != nil || string(got) != text {
+				t.Errorf("%s is not what it was: %v", f, err)
+			}
+		}
+		kept, err := filepath.Glob(temp + "/weft-lab-*.json")
+		if err != nil || len(kept) != c.kept {
+			t.Errorf("kept are %q, %v", kept, err)
+		}
+		for _, k := range kept {
+			if r := read(t, k); len(r.Results) == 0 {
+				t.Errorf("%s has no results", k)
+			}
+		}
 	}
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -11,6 +10,7 @@ import (
 
 	"weft/internal/api"
 	"weft/internal/filter"
+	"weft/internal/wholefile"
 )
 
 // newCaptureCommand is `weft capture`: what passes the lanes, for tcpdump and Wireshark.
@@ -66,8 +66,8 @@ func capture(c *cobra.Command, socket, file string, form format, r api.CaptureRe
 	defer client.Close()
 	to, done := out, func() error { return nil }
 	if file != "-" {
-		later := &fileWriter{name: file} // made once the daemon has said yes
-		to, done = later, later.close
+		later := &wholefile.Stream{Path: file, Perm: 0o600} // it holds what people said
+		to, done = later, later.Close
 		if form == asJSON {
 			say = out
 		}
@@ -92,28 +92,4 @@ func capture(c *cobra.Command, socket, file string, form format, r api.CaptureRe
 		_, err = fmt.Fprintf(say, "%d packets captured, %d lost because the file could not follow\n", s.Frames, s.Lost)
 	}
 	return errors.Join(err, c.Context().Err()) // interrupted, it ended well, but not by itself
-}
-
-// fileWriter makes its file at the first write.
-type fileWriter struct {
-	name string
-	f    io.WriteCloser
-}
-
-func (w *fileWriter) Write(b []byte) (int, error) {
-	if w.f == nil {
-		f, err := os.OpenFile(w.name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) // it holds what people said
-		if err != nil {
-			return 0, fmt.Errorf("write: %w", err)
-		}
-		w.f = f
-	}
-	return w.f.Write(b)
-}
-
-func (w *fileWriter) close() error {
-	if w.f == nil {
-		return nil
-	}
-	return w.f.Close()
 }

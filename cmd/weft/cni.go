@@ -20,6 +20,7 @@ import (
 
 	"weft/internal/api"
 	"weft/internal/config"
+	"weft/internal/wholefile"
 )
 
 // The plugin's binary and configuration, as container runtimes look for them.
@@ -237,28 +238,12 @@ func (r *cniReport) write(file string, data []byte, mode fs.FileMode) (err error
 			return nil
 		}
 	}
-	dir := filepath.Dir(file)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("make the directory: %w", err)
 	}
-	// Runtimes read every *.conflist and *.conf of the directory: a half written one must not look so.
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(file)+".*.tmp")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(tmp.Name())
-			err = fmt.Errorf("write %s: %w", file, err)
-		}
-	}()
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), file); err != nil {
-		return err
+	// Runtimes read every *.conflist and *.conf of the directory: half written, it must not be there.
+	if err := wholefile.Install(file, mode, data); err != nil {
+		return fmt.Errorf("install: %w", err)
 	}
 	r.Written = append(r.Written, file)
 	return nil

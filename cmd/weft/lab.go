@@ -89,14 +89,14 @@ func (f *labFlags) run(cmd *cobra.Command) error {
 	if len(mtus) > 1 {
 		return f.sweep(cmd, mtus)
 	}
-	return f.runOne(cmd)
-}
-
-// runOne runs one plan.
-func (f *labFlags) runOne(cmd *cobra.Command) error {
 	if err := f.complete(); err != nil {
 		return usageError{err}
 	}
+	return f.runOne(cmd)
+}
+
+// runOne runs one plan, which is complete.
+func (f *labFlags) runOne(cmd *cobra.Command) error {
 	// Beyond what ends every command: a terminal that goes away. And a second Ctrl-C must not cut
 	// the clean-up short.
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -39,14 +38,8 @@ func (f *labFlags) complete() (err error) {
 	if f.out == "" && f.json == "" {
 		f.out = time.Now().Format("weft-lab-20060102-150405")
 	}
-	// Now, not after ten minutes of measuring.
-	for _, path := range []string{filepath.Join(f.out, "x"), f.json} {
-		if path == "x" || path == "" {
-			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			return fmt.Errorf("results: %w", err)
-		}
+	if err := f.checkTargets(); err != nil { // now, not after ten minutes of measuring
+		return err
 	}
 	p.Congestion, p.Version = "cubic", version().String()
 	p.Weft, err = os.Executable()

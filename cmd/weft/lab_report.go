@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -34,11 +35,24 @@ behind it. The page needs no network and no script. 'weft lab run' writes one be
 		case "-":
 			return write(cmd.OutOrStdout())
 		}
+		if same(out, args[0]) {
+			return usageError{fmt.Errorf("-o %s: this is the result itself: name another file for the page", out)}
+		}
+		if err := checkTarget(out); err != nil {
+			return usageError{fmt.Errorf("-o %s: %w", out, err)}
+		}
 		if err := writeFile(out, write); err != nil {
-			return err
+			return fmt.Errorf("report: %w", err)
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "report: %s\n", out)
 		return nil
 	}
 	return cmd
+}
+
+// same says that two names are of one file.
+func same(a, b string) bool {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
 }

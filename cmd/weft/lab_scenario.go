@@ -80,12 +80,19 @@ func (f *labFlags) sweep(cmd *cobra.Command, mtus []int) error {
 	if out == "" {
 		out = time.Now().Format("weft-lab-20060102-150405")
 	}
-	var failed []error
+	var runs []*labFlags
 	for _, mtu := range mtus {
 		one := *f
 		one.plan.MTU, one.out = mtu, filepath.Join(out, fmt.Sprintf("mtu-%d", mtu))
+		if err := one.complete(); err != nil { // of the last one before the first one measures
+			return usageError{err}
+		}
+		runs = append(runs, &one)
+	}
+	var failed []error
+	for i, mtu := range mtus {
 		fmt.Fprintf(cmd.OutOrStdout(), "underlay MTU %d\n", mtu)
-		err := one.runOne(cmd)
+		err := runs[i].runOne(cmd)
 		var wrong usageError
 		var interrupted interruptedError
 		if errors.As(err, &wrong) || errors.As(err, &interrupted) {

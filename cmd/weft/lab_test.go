@@ -85,9 +85,61 @@ func TestWriteResult(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", name, len(data), err)
 		}
 	}
+
+	// Where one file cannot be written, none is, and the result is kept elsewhere.
+	before, err := os.ReadFile(filepath.Join(dir, "result.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	r.Failed = nil
 	f.json = filepath.Join(dir, "missing", "r.json")
-	if err := f.write(cmd, r); !errors.Is(err, os.ErrNotExist) {
+	err = f.write(cmd, r)
+	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "the result is in "+os.TempDir()) {
 		t.Errorf("a folder that does not exist: %v", err)
+	}
+	if after, err := os.ReadFile(filepath.Join(dir, "result.json")); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("an older result was replaced by one of a set that is not whole: %v", err)
+	}
+	kept, err := filepath.Glob(filepath.Join(os.TempDir(), "weft-lab-*.json"))
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("kept %q, %v", kept, err)
+	}
+	if again, err := perf.Read(kept[0]); err != nil || len(again.Failed) != 0 {
+		t.Errorf("kept %+v, %v", again, err)
+	}
+}
+
+// TestTargets: what cannot be written to is found before anything is measured, and said in the words of the command line.
+func TestTargets(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("a result"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	page := filepath.Join(dir, "out", "report.html")
+	if err := os.MkdirAll(page, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ json, out, says string }{
+		{file, "", ""},
+		{filepath.Join(dir, "new", "r.json"), "", ""},
+		{os.DevNull, filepath.Join(dir, "results"), ""},
+		{dir, "", "--json " + dir + ": this is a folder: name a file, " + dir + "/result.json say"},
+		{filepath.Join(file, "r.json"), "", "--json " + file + "/r.json: mkdir " + file + ": not a directory"},
+		{"/proc/r.json", "", "--json /proc/r.json: "},
+		{"", file, "--out " + file + ": mkdir " + file + ": not a directory: name a folder"},
+		{"", "/proc/out", "--out /proc/out: mkdir /proc/out"},
+		{"", filepath.Dir(page), "--out " + page + ": this is a folder"},
+		{filepath.Join(dir, "results", "report.html"), filepath.Join(dir, "results"), "--json and --out both write"},
+	} {
+		f := labFlags{json: c.json, out: c.out}
+		if err := f.checkTargets(); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("--json %q --out %q: %v, want %q", c.json, c.out, err, c.says)
+		}
+	}
+	if text, err := os.ReadFile(file); err != nil || string(text) != "a result" {
+		t.Errorf("a file that was only tried holds %q, %v", text, err)
 	}
 }
 
@@ -143,6 +195,18 @@ func TestLabReport(t *testing.T) {
 		var usage usageError
 		if _, err := report(file, "-o", page); !errors.As(err, &usage) {
 			t.Errorf("%s: %v", text, err)
+		}
+	}
+	input := filepath.Join(dir, "input.json")
+	if data, err := os.ReadFile(example); err != nil {
+		t.Fatal(err)
+	} else if err := os.WriteFile(input, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for out, says := range map[string]string{dir: "this is a folder", input: "this is the result itself", filepath.Join(dir, "none", "x"): "name a file"} {
+		var usage usageError
+		if _, err := report(input, "-o", out); !errors.As(err, &usage) || !strings.Contains(err.Error(), says) {
+			t.Errorf("-o %s: %v, want %q", out, err, says)
 		}
 	}
 }

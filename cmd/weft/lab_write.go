@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"weft/internal/wholefile"
 	"weft/perf"
 	"weft/perf/report"
 )
@@ -24,36 +26,103 @@ func (f *labFlags) write(cmd *cobra.Command, r *perf.Result) error {
 	} else if err := report.Table(out, r); err != nil {
 		return err
 	}
-	asJSON := func(w io.Writer) error { return writeJSON(w, r) }
-	if f.json != "" {
-		if err := writeFile(f.json, asJSON); err != nil {
-			return err
-		}
+	var set wholefile.Set
+	for _, t := range f.targets() {
+		set.Add(t.path, 0o644, func(w io.Writer) error { return t.write(w, r) })
 	}
-	if f.out == "" {
-		return nil
+	if err := set.Commit(); err != nil {
+		return fmt.Errorf("results: %w", rescue(r, err))
 	}
-	err := errors.Join(
-		writeFile(filepath.Join(f.out, "result.json"), asJSON),
-		writeFile(filepath.Join(f.out, "result.csv"), func(w io.Writer) error { return report.CSV(w, r) }),
-		writeFile(filepath.Join(f.out, "table.txt"), func(w io.Writer) error { return report.Table(w, r) }),
-		writeFile(filepath.Join(f.out, "report.html"), func(w io.Writer) error { return report.HTML(w, r) }),
-	)
-	if err == nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "results: %s\nreport:  %s\n", f.out, filepath.Join(f.out, "report.html"))
-	}
-	return err
-}
-
-func writeFile(path string, write func(io.Writer) error) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("results: %w", err)
-	}
-	if err := errors.Join(write(f), f.Close()); err != nil {
-		return fmt.Errorf("results: write %s: %w", path, err)
+	if f.out != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "results: %s\nreport:  %s\n", f.out, filepath.Join(f.out, pageName))
 	}
 	return nil
+}
+
+// pageName is the file to look at in a folder of results.
+const pageName = "report.html"
+
+// target is a file that a result goes to, in one of its forms.
+type target struct {
+	flag, path string
+	write      func(io.Writer, *perf.Result) error
+}
+
+// targets lists the files that were asked for.
+func (f *labFlags) targets() (list []target) {
+	asJSON := func(w io.Writer, r *perf.Result) error { return writeJSON(w, r) }
+	if f.json != "" {
+		list = append(list, target{"--json", f.json, asJSON})
+	}
+	if f.out == "" {
+		return list
+	}
+	for _, t := range []target{{"", "result.json", asJSON}, {"", "result.csv", report.CSV}, {"", "table.txt", report.Table}, {"", pageName, report.HTML}} {
+		list = append(list, target{"--out", filepath.Join(f.out, t.path), t.write})
+	}
+	return list
+}
+
+// checkTargets tries the files before anything is measured. It makes the folders that are missing.
+func (f *labFlags) checkTargets() error {
+	if f.out != "" {
+		if err := os.MkdirAll(f.out, 0o755); err != nil {
+			return fmt.Errorf("--out %s: %w: name a folder, or one that can be made", f.out, err)
+		}
+	}
+	seen := map[string]string{}
+	for _, t := range f.targets() {
+		path, err := filepath.Abs(t.path)
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", t.flag, t.path, err)
+		}
+		if other := seen[path]; other != "" {
+			return fmt.Errorf("%s and %s both write %s: name another file", other, t.flag, t.path)
+		}
+		seen[path] = t.flag
+		if t.flag == "--json" {
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				return fmt.Errorf("--json %s: %w", t.path, err)
+			}
+		}
+		if err := checkTarget(t.path); err != nil {
+			return fmt.Errorf("%s %s: %w", t.flag, t.path, err)
+		}
+	}
+	return nil
+}
+
+// checkTarget says what is wrong with a file to write to, with the remedy.
+func checkTarget(path string) error {
+	err := wholefile.Check(path)
+	switch {
+	case errors.Is(err, syscall.EISDIR):
+		return fmt.Errorf("this is a folder: name a file, %s say", filepath.Join(path, "result.json"))
+	case errors.Is(err, syscall.ENOSPC):
+		return fmt.Errorf("%w: make room, or name another place", err)
+	case err != nil:
+		return fmt.Errorf("%w: name a file that can be written", err)
+	}
+	return nil
+}
+
+// rescue keeps a result that could not be written where it should go, so that the measuring was not for nothing.
+func rescue(r *perf.Result, why error) error {
+	file, err := os.CreateTemp("", "weft-lab-*.json")
+	if err != nil {
+		return errors.Join(why, err)
+	}
+	if err := errors.Join(writeJSON(file, r), file.Sync(), file.Close()); err != nil {
+		return errors.Join(why, err, os.Remove(file.Name()))
+	}
+	return fmt.Errorf("%w: the result is in %s instead", why, file.Name())
+}
+
+// writeFile writes one file whole or not at all.
+func writeFile(path string, write func(io.Writer) error) error {
+	var set wholefile.Set
+	set.Add(path, 0o644, write)
+	return set.Commit()
 }
 
 func writeJSON(w io.Writer, v any) error {

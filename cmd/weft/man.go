@@ -2,11 +2,15 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
+
+	"weft/internal/wholefile"
 )
 
 // newManCommand is `weft man`.
@@ -28,15 +32,20 @@ weft(1), weft-daemon(1) and so on. The pages say what --help says. SOURCE_DATE_E
 			}
 			root := c.Root()
 			eachCommand(root, func(c *cobra.Command) { c.DisableAutoGenTag = true })
-			header := &doc.GenManHeader{Section: "1", Source: "weft " + version().Version, Manual: "weft"}
-			if err := doc.GenManTree(root, header, dir); err != nil {
+			var set wholefile.Set
+			pages := 0
+			eachCommand(root, func(c *cobra.Command) {
+				if !c.IsAvailableCommand() && c != root || c.IsAdditionalHelpTopicCommand() {
+					return
+				}
+				pages++
+				header := &doc.GenManHeader{Section: "1", Source: "weft " + version().Version, Manual: "weft"} // GenMan writes the title into it
+				set.Add(filepath.Join(dir, strings.ReplaceAll(c.CommandPath(), " ", "-")+".1"), 0o644, func(w io.Writer) error { return doc.GenMan(c, header, w) })
+			})
+			if err := set.Commit(); err != nil {
 				return fmt.Errorf("man: %w", err)
 			}
-			pages, err := filepath.Glob(filepath.Join(dir, "weft*.1"))
-			if err != nil {
-				return fmt.Errorf("man: %w", err)
-			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "%d pages in %s\n", len(pages), dir)
+			_, err := fmt.Fprintf(c.OutOrStdout(), "%d pages in %s\n", pages, dir)
 			return err
 		},
 	}

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+
+	"weft/internal/wholefile"
 )
 
 // MemoryFile is the name, in the state directory, of what a node remembers across restarts.
@@ -58,16 +60,7 @@ func (m *memory) save() error {
 	if err := os.MkdirAll(filepath.Dir(m.file), 0o700); err != nil {
 		return fmt.Errorf("%w: state_dir: %w", errStore, err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(m.file), MemoryFile+".*")
-	if err != nil {
-		return fmt.Errorf("%w: state_dir: %w", errStore, err)
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), m.file)
-	}
-	if err != nil {
-		os.Remove(f.Name())
+	if err := wholefile.Write(m.file, 0o600, data); err != nil {
 		return fmt.Errorf("%w: state_dir: %w", errStore, err)
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/crypto/argon2"
+
+	"weft/internal/wholefile"
 )
 
 // ErrNoKey says that a key file does not exist.
@@ -62,15 +64,11 @@ func GenerateKey(file string) (private [32]byte, err error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return private, fmt.Errorf("sealed: %w", err)
 	}
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	err = wholefile.Create(file, 0o600, []byte(EncodeKey(private)+"\n"))
 	if errors.Is(err, fs.ErrExist) {
 		return private, fmt.Errorf("sealed: %s exists: a new key would make this node a stranger to the others: remove the file first if that is wanted", file)
 	} else if err != nil {
 		return private, fmt.Errorf("sealed: %w", err)
-	}
-	_, err = f.WriteString(EncodeKey(private) + "\n")
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return private, fmt.Errorf("sealed: write %s: %w", file, errors.Join(err, os.Remove(file)))
 	}
 	return private, nil
 }

@@ -46,9 +46,9 @@ var (
 		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
 		"encap/vxlan": {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
 		"encap/sealed": {[]string{"packet", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
-			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", unix, zap}, []string{"packet/packettest"}},
+			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", "internal/wholefile", unix, zap}, []string{"packet/packettest"}},
 		"control/static": {[]string{"control", "internal/config/strict", zap, "github.com/fsnotify/fsnotify"}, []string{"control/controltest"}},
-		"control/etcd": {[]string{"control", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
+		"control/etcd": {[]string{"control", "internal/wholefile", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
 			[]string{"control/controltest"}},
 
 		// client-go is nowhere else
@@ -66,7 +66,7 @@ var (
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"internal/hostnet"}},
 		"cmd/weft": {[]string{"backend", "catalog", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
-			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/filter", "internal/hostnet", "packet",
+			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/filter", "internal/hostnet", "internal/wholefile", "packet",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"internal/metrics"}},
 
 		// the CNI plugin is a process of its own: it asks the daemon
@@ -90,7 +90,7 @@ var (
 		"internal/config":        {code: []string{"control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
 		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/capture", "internal/config", "internal/egress", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
-			"internal/filter", "internal/trace", "packet", "golang.org/x/sync/errgroup", unix, zap}, nil},
+			"internal/filter", "internal/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, nil},
 		"internal/doctor":  {code: []string{"control", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "packet", nl, unix}},
 		"internal/egress":  {code: []string{"control", "packet", "internal/hostnet"}},
 		"internal/e2e":     {tests: []string{"catalog", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
@@ -105,6 +105,9 @@ var (
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 		"internal/trace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},
 		"internal/wait":    {code: []string{unix}},
+
+		// renameio is nowhere else
+		"internal/wholefile": {code: []string{unix, "github.com/google/renameio/v2"}},
 	}
 )
 

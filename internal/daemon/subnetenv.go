@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"weft/control"
+	"weft/internal/wholefile"
 )
 
 // subnetEnv is what Flannel's CNI plugin reads: flanneld's hand-over of its lease, with the first
@@ -55,10 +56,7 @@ func writeSubnetEnv(file string, text []byte) error {
 	}
 	err := os.MkdirAll(filepath.Dir(file), 0o755)
 	if err == nil {
-		err = os.WriteFile(file+".new", text, 0o644)
-	}
-	if err == nil {
-		err = os.Rename(file+".new", file)
+		err = wholefile.Write(file, 0o644, text)
 	}
 	if err != nil {
 		return fmt.Errorf("daemon: control.subnet_env: %w", err)
