@@ -65,6 +65,12 @@ func newRawPeer(t testing.TB, ns *nettest.NS, at netip.Addr) *rawPeer {
 // send sends data as datagrams of segment bytes behind one UDP_SEGMENT; 0 = as one.
 func (p *rawPeer) send(t testing.TB, to netip.AddrPort, data []byte, segment int) {
 	t.Helper()
+	if err := p.sendTo(to, data, segment); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (p *rawPeer) sendTo(to netip.AddrPort, data []byte, segment int) error {
 	var oob []byte
 	if segment > 0 {
 		oob = make([]byte, unix.CmsgSpace(2))
@@ -74,8 +80,9 @@ func (p *rawPeer) send(t testing.TB, to netip.AddrPort, data []byte, segment int
 		binary.NativeEndian.PutUint16(oob[unix.CmsgLen(0):], uint16(segment))
 	}
 	if err := unix.Sendmsg(p.fd, data, oob, sockaddrOf(to), 0); err != nil {
-		t.Fatalf("send %d bytes in segments of %d: %v", len(data), segment, err)
+		return fmt.Errorf("send %d bytes in segments of %d: %w", len(data), segment, err)
 	}
+	return nil
 }
 
 // read returns the next message and the size of the datagrams that the kernel says it is.

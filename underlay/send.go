@@ -218,8 +218,9 @@ func (s *sender) drop(packets []packet.Packet, r run, why packet.Drop) {
 }
 
 // apart sends the packets of message i one by one after the kernel has refused it as a whole, so
-// that each has its own verdict. If they go, and the refusal was about joining (EIO: no checksum
-// offload on the way, or IPsec; EINVAL: no such option), nothing is joined from now on.
+// that each has its own verdict. If those of the run's size go, and the refusal was about joining (EIO: no
+// checksum offload on the way, or IPsec; EINVAL: no such option), nothing is joined from now on. A shorter one
+// behind them says nothing of that: some kernels refuse a run above the path's MTU as EINVAL, too.
 func (s *sender) apart(fd, i int, packets []packet.Packet, refusal unix.Errno) error {
 	r, went := s.runs[i], false
 	s.alone.Name, s.alone.Namelen = s.msgs[i].Name, s.msgs[i].Namelen
@@ -229,7 +230,7 @@ func (s *sender) apart(fd, i int, packets []packet.Packet, refusal unix.Errno) e
 		_, errno := sendmmsg(fd, unsafe.Slice(&s.alone, 1))
 		switch errno {
 		case 0:
-			went = true
+			went = went || s.iovs[k].Len == s.iovs[r.first].Len
 		case unix.EINTR:
 			continue
 		case unix.EAGAIN:

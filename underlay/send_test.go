@@ -103,3 +103,38 @@ func TestReasons(t *testing.T) {
 		}
 	}
 }
+
+// A run above the path's MTU that a kernel refuses as EINVAL: its shorter end goes, and that is no reason to join nothing any more.
+func TestAShortEndIsNoRefusalToJoin(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	if err := unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_SNDBUF, 8<<10); err != nil { // it takes no message above that
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		size, last int
+		joins      bool
+	}{{17000, 100, true}, {1000, 100, false}} {
+		s := newSender(Config{Batch: true})
+		s.gso = true
+		b, hop := packet.NewBatch(3, 20000), &packet.Hop{}
+		for i, n := range []int{c.size, c.size, c.last} {
+			put(b, i, make([]byte, n), hop, 0)
+			s.via[i] = 0
+		}
+		if n := s.gather(b.Packets(), 0); n != 1 {
+			t.Fatalf("%d messages, want a run", n)
+		}
+		s.msgs[0].Name, s.msgs[0].Namelen = nil, 0
+		if err := s.apart(fds[0], 0, b.Packets(), unix.EINVAL); err != nil {
+			t.Fatal(err)
+		}
+		if s.gso != c.joins || b.Packets()[2].Drop != packet.Alive {
+			t.Errorf("packets of %d bytes: joined from now on: %v, want %v; the last one: %v", c.size, s.gso, c.joins, b.Packets()[2].Drop)
+		}
+	}
+}
