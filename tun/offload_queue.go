@@ -30,7 +30,8 @@ func (q *offloadQueue) Recv(b *packet.Batch) error {
 		return err
 	}
 	defer q.in.Leave()
-	for sleep := q.in.Sparse(); ; sleep = true {
+	// What is left of a super-packet is no event to wait for.
+	for sleep := q.in.Sparse() && !q.scatter.holds(); ; sleep = true {
 		if sleep {
 			if err := q.in.Wait(&b.Waited); err != nil {
 				return err

@@ -25,40 +25,99 @@ type expected struct {
 	drop          packet.Drop
 }
 
-// scatterModel is a scatter, its device, and what must come of it.
-type scatterModel struct {
+// frame is what a device hands over by one read.
+type frame struct {
+	bytes   []byte
+	packets int // it becomes
+}
+
+// receiveModel is what a device hands over, and what must come of it.
+type receiveModel struct {
 	t           *packettest.Tape
 	mtu         int
 	least, most int // room of the smallest slot and of the largest
 	batch       *packet.Batch
-	scatter     *scatter
-	dev         *fakeDevice
 	spare       []byte // memory that changes places with a slot's
+	bare        bool   // the device has no virtio header
+	link        int    // bytes in front of each IP packet
+	frames      []frame
 	due         []expected
 	err         error // the first
+
+	// receive is the part: it makes at most that many reads, of m.frames from the first, and returns how many packets
+	// it has put into m.batch.
+	receive func(reads int) (int, error)
+}
+
+func newReceiveModel(t *packettest.Tape) *receiveModel {
+	m := &receiveModel{t: t, mtu: packettest.Pick(t, 576, 1280, 1450)}
+	m.slots()
+	return m
 }
 
 func playScatter(t *packettest.Tape) error {
-	m := &scatterModel{t: t, mtu: packettest.Pick(t, 576, 1280, 1450), dev: &fakeDevice{}}
-	m.scatter = newScatter(m.mtu)
-	m.slots()
+	m := newReceiveModel(t)
+	s := newScatter(m.mtu)
+	m.receive = func(reads int) (int, error) {
+		before := len(m.frames)
+		n, errno := s.fill(m.batch, reads, (*modelDevice)(m))
+		if took := before - len(m.frames); took > reads {
+			return n, fmt.Errorf("%d reads, of %d", took, reads)
+		}
+		if errno != 0 && (errno != unix.EAGAIN || len(m.frames) > 0) {
+			return n, errno
+		}
+		return n, nil
+	}
 	flows := []*packettest.Flow{t.Flow(), t.Flow(), t.Flow()}
 	for t.More() && m.err == nil {
-		f := packettest.Pick(t, flows...)
-		switch t.N(8) {
-		case 0, 1:
-			m.supers(f)
-		case 2, 3, 4:
-			m.plain(f)
-		case 5:
-			m.broken(f)
-		case 6:
-			f.Flags ^= packettest.Pick[uint8](t, packet.TCPFlagPSH, packet.TCPFlagFIN, packet.TCPFlagCWR, packet.TCPFlagECE)
-		case 7:
-			flows[t.N(len(flows))] = t.Flow()
-		}
+		m.some(flows)
 		m.read(t.N(4))
 	}
+	return m.rest()
+}
+
+// modelDevice hands over the model's frames.
+type modelDevice receiveModel
+
+func (d *modelDevice) readv(iovs []unix.Iovec) (int, unix.Errno) {
+	if len(d.frames) == 0 {
+		return 0, unix.EAGAIN
+	}
+	b, n := d.frames[0].bytes, 0
+	d.frames = d.frames[1:]
+	for _, v := range iovs {
+		n += copy(unsafeBytes(v), b[n:])
+	}
+	return n, 0
+}
+
+func (d *modelDevice) writev([]unix.Iovec) unix.Errno { return unix.EIO }
+
+// some puts a run of one kind of packet into the device.
+func (m *receiveModel) some(flows []*packettest.Flow) {
+	t := m.t
+	i := t.N(len(flows))
+	f := flows[i]
+	switch kind := t.N(8); kind {
+	default:
+		switch {
+		case kind > 2 || m.bare:
+			m.plain(f)
+		case kind == 2:
+			m.broken(f)
+		default:
+			m.supers(f)
+		}
+	case 6:
+		f.Flags ^= packettest.Pick[uint8](t, packet.TCPFlagPSH, packet.TCPFlagFIN, packet.TCPFlagCWR, packet.TCPFlagECE)
+	case 7:
+		flows[i] = t.Flow()
+	}
+}
+
+// rest receives all that is due.
+func (m *receiveModel) rest() error {
 	for len(m.due) > 0 && m.err == nil {
 		m.read(1)
 	}
@@ -66,7 +125,7 @@ func playScatter(t *packettest.Tape) error {
 }
 
 // slots makes the batch: few slots or many, as large as the MTU needs, larger, of different sizes, or too small.
-func (m *scatterModel) slots() {
+func (m *receiveModel) slots() {
 	room := m.mtu + packettest.Pick(m.t, 64, 0, 1, -200)
 	m.batch = packet.NewBatch(packettest.Pick(m.t, 1, 2, 3, 20, 47, packet.BatchSize-1, packet.BatchSize), room)
 	m.spare = make([]byte, packet.Headroom+room+packet.Tailroom)
@@ -84,8 +143,8 @@ func (m *scatterModel) slots() {
 }
 
 // put gives the device a frame, and reads when much is due.
-func (m *scatterModel) put(frame []byte, due ...expected) {
-	m.dev.in = append(m.dev.in, frame)
+func (m *receiveModel) put(b []byte, due ...expected) {
+	m.frames = append(m.frames, frame{b, len(due)})
 	m.due = append(m.due, due...)
 	m.t.Step(len(due))
 	for len(m.due) > 400 && m.err == nil {
@@ -94,7 +153,7 @@ func (m *scatterModel) put(frame []byte, due ...expected) {
 }
 
 // supers is a run of super-packets of one shape.
-func (m *scatterModel) supers(f *packettest.Flow) {
+func (m *receiveModel) supers(f *packettest.Flow) {
 	t, h := m.t, f.Headers()
 	size := min(m.least-h, packettest.Pick(t, m.least-h, m.mtu-h, 500, 1+t.N(100), 1+t.N(m.least)))
 	last := t.N(size)
@@ -108,7 +167,7 @@ func (m *scatterModel) supers(f *packettest.Flow) {
 	segments = min(segments, (65535-h)/size)
 	for range 1 + min(t.Run(), 2000/segments) {
 		s := f.Super(size*segments-last, size)
-		frame := s.Vnet()
+		b := s.Vnet()
 		if f.TCP {
 			s.Size = min(size, m.mtu-h, m.least-h)
 		}
@@ -120,42 +179,50 @@ func (m *scatterModel) supers(f *packettest.Flow) {
 		for i, b := range pieces {
 			due[i] = m.fits(expected{data: b, state: packet.ChecksumPartial, start: s.Start, offset: s.Offset})
 		}
-		m.put(frame, due...)
+		m.put(b, due...)
 	}
 }
 
 // plain is a run of packets without segments.
-func (m *scatterModel) plain(f *packettest.Flow) {
-	t, h := m.t, f.Headers()
+func (m *receiveModel) plain(f *packettest.Flow) {
+	t, h := m.t, m.link+f.Headers()
 	n := min(m.least-h, packettest.Pick(t, m.mtu-h, t.N(m.mtu-h), t.N(100)))
 	if t.Chance(20) {
 		n = m.most - h + 1 + t.N(20000)
 	}
 	kind := t.N(5)
 	for range t.Run() {
-		e := expected{}
-		var frame []byte
-		switch kind {
-		case 0:
-			e.data = f.Packet(n)
-			frame = packettest.Super{Packet: e.data}.Vnet()
-		case 1:
-			e.data, e.state = f.Packet(n), packet.ChecksumVerified
-			frame = packettest.Super{Packet: e.data}.Vnet()
-			frame[0] = unix.VIRTIO_NET_HDR_F_DATA_VALID
-		case 2:
-			e.data, _ = f.Odd(min(n, m.least-h-24)) // SACK makes it longer
-			frame = packettest.Super{Packet: e.data}.Vnet()
+		switch {
+		case kind == 0:
+			m.whole(f.Packet(n), packet.ChecksumComplete)
+		case kind == 1:
+			b, _ := f.Odd(min(n, m.least-h-24)) // SACK makes it longer
+			m.whole(b, packet.ChecksumComplete)
+		case kind == 2 || m.bare:
+			m.whole(f.Packet(n), packet.ChecksumVerified)
 		default:
 			s := f.Super(n, 0)
-			e.data, e.state, e.start, e.offset = s.Packet, packet.ChecksumPartial, s.Start, s.Offset
-			frame = s.Vnet()
+			m.put(s.Vnet(), m.fits(expected{data: s.Packet, state: packet.ChecksumPartial, start: s.Start, offset: s.Offset}))
 		}
-		m.put(frame, m.fits(e))
 	}
 }
 
-func (m *scatterModel) fits(e expected) expected {
+// whole puts a packet that has its checksum, which the device may have verified.
+func (m *receiveModel) whole(ip []byte, state packet.ChecksumState) {
+	if m.bare {
+		b := append(make([]byte, m.link), ip...)
+		m.t.Fill(b[:m.link])
+		m.put(b, m.fits(expected{data: b}))
+		return
+	}
+	b := packettest.Super{Packet: ip}.Vnet()
+	if state == packet.ChecksumVerified {
+		b[0] = unix.VIRTIO_NET_HDR_F_DATA_VALID
+	}
+	m.put(b, m.fits(expected{data: ip, state: state}))
+}
+
+func (m *receiveModel) fits(e expected) expected {
 	if len(e.data) > m.least {
 		return expected{drop: packet.Truncated}
 	}
@@ -163,45 +230,44 @@ func (m *scatterModel) fits(e expected) expected {
 }
 
 // broken is a frame of which no packet can be made.
-func (m *scatterModel) broken(f *packettest.Flow) {
+func (m *receiveModel) broken(f *packettest.Flow) {
 	t, drop := m.t, packet.BadHeader
 	s := f.Super(5000, 500)
-	frame := s.Vnet()
-	ip := frame[vnetHeader:]
+	b := s.Vnet()
+	ip := b[vnetHeader:]
 	switch t.N(8) {
 	case 0:
-		frame[4], frame[5] = 0, 0 // gso_size
+		b[4], b[5] = 0, 0 // gso_size
 	case 1:
-		frame[1] = unix.VIRTIO_NET_HDR_GSO_UDP
+		b[1] = unix.VIRTIO_NET_HDR_GSO_UDP
 	case 2:
-		frame[1] = packettest.Pick[byte](t, 1, 4, 5)&^frame[1] | 2
+		b[1] = packettest.Pick[byte](t, 1, 4, 5)&^b[1] | 2
 	case 3:
 		ip[0] = 0x55
 	case 4:
-		frame = frame[:vnetHeader+1+t.N(f.Headers())]
+		b = b[:vnetHeader+1+t.N(f.Headers())]
 	case 5: // shorter than a virtio header
-		frame, drop = frame[:1+t.N(vnetHeader)], packet.TooShort
+		b, drop = b[:1+t.N(vnetHeader)], packet.TooShort
 	case 6: // a sum outside
-		frame, drop = f.Super(20, 0).Vnet(), packet.BadHeader
-		frame[7] = 0xff
+		b, drop = f.Super(20, 0).Vnet(), packet.BadHeader
+		b[7] = 0xff
 	case 7:
-		frame, drop = append(frame, make([]byte, maxPacket)...), packet.Truncated
+		b, drop = append(b, make([]byte, maxPacket)...), packet.Truncated
 	}
-	m.put(frame, expected{drop: drop})
+	m.put(b, expected{drop: drop})
 }
 
 // read lets a lane receive so many times.
-func (m *scatterModel) read(times int) {
+func (m *receiveModel) read(times int) {
 	for range times {
 		reads := packettest.Pick(m.t, packet.BatchSize, packet.BatchSize, 1, 2)
-		before := len(m.dev.in)
-		n, errno := m.scatter.fill(m.batch, reads, m.dev)
-		if errno != 0 && (errno != unix.EAGAIN || len(m.dev.in) > 0) {
-			m.err = fmt.Errorf("%v with %d frames left", errno, len(m.dev.in))
+		n, err := m.receive(reads)
+		if err != nil {
+			m.err = fmt.Errorf("%w with %d frames left", err, len(m.frames))
 			return
 		}
-		if n == 0 && len(m.due) > 0 || before-len(m.dev.in) > reads {
-			m.err = fmt.Errorf("%d packets of %d, by %d reads of %d", n, len(m.due), before-len(m.dev.in), reads)
+		if n == 0 && len(m.due) > 0 {
+			m.err = fmt.Errorf("no packet, with %d due and %d frames left", len(m.due), len(m.frames))
 			return
 		}
 		for i := range m.batch.Slots()[:n] {
@@ -217,7 +283,7 @@ func (m *scatterModel) read(times int) {
 var rubbish = bytes.Repeat([]byte{0xdd}, 4096)
 
 // came compares a packet with the one that is due.
-func (m *scatterModel) came(p *packet.Packet) error {
+func (m *receiveModel) came(p *packet.Packet) error {
 	if len(m.due) == 0 {
 		return fmt.Errorf("a packet too many: %x", head(p.Bytes()))
 	}
@@ -242,7 +308,7 @@ func (m *scatterModel) came(p *packet.Packet) error {
 }
 
 // lane does to the n packets what lanes do.
-func (m *scatterModel) lane(n int) {
+func (m *receiveModel) lane(n int) {
 	m.batch.SetLen(n)
 	slots := m.batch.Slots()
 	for i := range slots[:n] { // what it learns

@@ -59,6 +59,9 @@ func newScatter(limit int) *scatter {
 	return &scatter{limit: limit, spill: make([]byte, maxPacket+1)}
 }
 
+// holds says whether packets are left that fill has read and found no slots for.
+func (s *scatter) holds() bool { return len(s.rest) > 0 }
+
 // fill puts packets into b's slots until the device has no more, the next one may not fit, or it has
 // read that many, and returns how many packets there are; 0 comes with the error number, which may be
 // EAGAIN.
