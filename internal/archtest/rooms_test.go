@@ -104,7 +104,7 @@ var (
 		"internal/steer":   {code: []string{"internal/sockmem", "packet", unix, "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 		"internal/trace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},
-		"internal/wait":    {code: []string{unix}},
+		"internal/wait":    {code: []string{unix}, tests: []string{"packet/packettest"}},
 
 		// renameio is nowhere else
 		"internal/wholefile": {code: []string{unix, "github.com/google/renameio/v2"}},

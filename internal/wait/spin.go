@@ -63,7 +63,7 @@ func (s *spinner) blocked(d time.Duration) {
 	case s.off:
 	case d < maxSpin:
 		s.budget = min(maxSpin, max(minSpin, 2*s.budget))
-	case s.budget <= minSpin:
+	case s.budget < 2*minSpin:
 		s.budget = 0
 	default:
 		s.budget /= 2

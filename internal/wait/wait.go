@@ -136,7 +136,7 @@ type Waiter struct {
 
 // Waiter makes a waiter for events on up to 6 descriptors, which stay the port's.
 func (s *Stop) Waiter(events int16, fds ...int) *Waiter {
-	w := &Waiter{Gate: s.Gate(), n: len(fds) + 1, spin: newSpinner(runtime.NumCPU())}
+	w := &Waiter{Gate: s.Gate(), n: len(fds) + 1, spin: newSpinner(runtime.NumCPU()), policy: policy{since: now()}}
 	for i, fd := range fds {
 		w.fds[i] = unix.PollFd{Fd: int32(fd), Events: events}
 	}
