@@ -1,6 +1,8 @@
 package xdp
 
 import (
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -19,34 +21,50 @@ import (
 // many are where.
 func audit(t *testing.T, u *umem, pairs []*pair, held ...*packet.Batch) map[string]int {
 	t.Helper()
-	where := map[uint64]string{}
+	count, err := places(u, pairs, nil, held...)
+	if err != nil {
+		t.Error(err)
+	}
+	return count
+}
+
+// places is audit while the kernel holds some frames that are in no ring.
+func places(u *umem, pairs []*pair, kernels []uint64, held ...*packet.Batch) (count map[string]int, err error) {
+	where := make(map[uint64]string, u.frames)
 	add := func(f uint64, place string) {
+		f &^= u.size - 1
 		if other, twice := where[f]; twice {
-			t.Errorf("frame %#x is in %s and in %s", f, other, place)
+			err = errors.Join(err, fmt.Errorf("frame %#x is in %s and in %s", f, other, place))
 		}
-		if f%u.size != 0 || f >= uint64(len(u.mem)) {
-			t.Errorf("%s holds %#x, which is no frame", place, f)
+		if f >= uint64(len(u.mem)) {
+			err = errors.Join(err, fmt.Errorf("%s holds %#x, which is no frame", place, f))
 		}
 		where[f] = place
 	}
 	for _, f := range u.reserve {
 		add(f, "reserve")
 	}
+	for _, f := range kernels {
+		add(f, "the kernel")
+	}
 	for _, q := range pairs {
 		// The fill and TX rings are ours to produce and the kernel's to consume, the others the reverse.
 		for i := atomic.LoadUint32(q.rx.fill.consumer); i != q.rx.fill.mine; i++ {
-			add(q.rx.fill.entries[i&q.rx.fill.mask]&^(u.size-1), "fill")
+			add(q.rx.fill.entries[i&q.rx.fill.mask], "fill")
 		}
 		for i := q.rx.rx.mine; i != atomic.LoadUint32(q.rx.rx.producer); i++ {
-			add(q.rx.rx.entries[i&q.rx.rx.mask].Addr&^(u.size-1), "RX")
+			add(q.rx.rx.entries[i&q.rx.rx.mask].Addr, "RX")
 		}
 		for i := atomic.LoadUint32(q.tx.tx.consumer); i != q.tx.tx.mine; i++ {
-			add(q.tx.tx.entries[i&q.tx.tx.mask].Addr&^(u.size-1), "TX")
+			add(q.tx.tx.entries[i&q.tx.tx.mask].Addr, "TX")
 		}
 		for i := q.tx.completion.mine; i != atomic.LoadUint32(q.tx.completion.producer); i++ {
-			add(q.tx.completion.entries[i&q.tx.completion.mask]&^(u.size-1), "completion")
+			add(q.tx.completion.entries[i&q.tx.completion.mask], "completion")
 		}
 		for _, f := range q.tx.free {
+			if f%u.size != 0 {
+				err = errors.Join(err, fmt.Errorf("%#x is free, which is no frame", f))
+			}
 			add(f, "free")
 		}
 	}
@@ -58,13 +76,13 @@ func audit(t *testing.T, u *umem, pairs []*pair, held ...*packet.Batch) map[stri
 		}
 	}
 	if len(where) != u.frames {
-		t.Errorf("%d frames are accounted for, of %d", len(where), u.frames)
+		err = errors.Join(err, fmt.Errorf("%d frames are accounted for, of %d", len(where), u.frames))
 	}
-	count := map[string]int{}
+	count = map[string]int{}
 	for _, place := range where {
 		count[place]++
 	}
-	return count
+	return count, err
 }
 
 // own is the rings of our own.
