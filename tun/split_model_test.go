@@ -158,7 +158,9 @@ func (m *receiveModel) supers(f *packettest.Flow) {
 	size := min(m.least-h, packettest.Pick(t, m.least-h, m.mtu-h, 500, 1+t.N(100), 1+t.N(m.least)))
 	last := t.N(size)
 	if t.Chance(10) { // more than any slot takes
-		size, last = m.most-h+1+t.N(1000), 0
+		if size = m.most - h + 1 + t.N(1000); m.least < m.most {
+			last = 0 // it depends on the slot whether that fits
+		}
 	}
 	segments := 1 + t.N(60)
 	if t.Chance(40) { // more than a batch, or one readv, takes
@@ -293,7 +295,7 @@ func (m *receiveModel) came(p *packet.Packet) error {
 		return fmt.Errorf("drop %v, want %v", p.Drop, want.drop)
 	}
 	if p.Hop != nil || p.Flow != 0 || p.RCO || p.Segment() != 0 {
-		return fmt.Errorf("something of a packet before it is left: %+v", p)
+		return fmt.Errorf("left of a packet before: hop %v, flow %d, RCO %v, segment %d", p.Hop, p.Flow, p.RCO, p.Segment())
 	}
 	if p.Drop != packet.Alive {
 		return nil

@@ -207,7 +207,7 @@ func playWaiter(t *packettest.Tape) (err error) {
 		}
 		for total > 0 && t.More() {
 			t.Step(1)
-			if err := recvBytes(w, near[:n], level[:n], &total, late); err != nil {
+			if err := recvBytes(w, near[:n], level[:n], &total, late, t.Chance(2)); err != nil {
 				return err
 			}
 			late = false
@@ -225,21 +225,22 @@ func playWaiter(t *packettest.Tape) (err error) {
 	return nil
 }
 
-// recvBytes is a Recv as Waiter's comment has it.
-func recvBytes(w *Waiter, fds, level []int, total *int, late bool) error {
+// recvBytes is a Recv as Waiter's comment has it, or one that always waits first. late = what level says may still be on
+// its way.
+func recvBytes(w *Waiter, fds, level []int, total *int, late, first bool) error {
 	if err := w.Enter(); err != nil {
 		return err
 	}
 	defer w.Leave()
 	var waited time.Duration
 	buf := make([]byte, 64)
-	for wait := w.Sparse(); ; wait = true {
+	for wait := w.Sparse() || first; ; wait = true {
 		if wait {
 			if err := w.Wait(&waited); err != nil {
 				return fmt.Errorf("with %v on the descriptors: %w", level, err)
 			}
 			for i := range fds {
-				if w.Ready(i) != (w.saw && level[i] > 0) && !late {
+				if is := level[i] > 0; w.Ready(i) && !is || is && w.saw && !late && !w.Ready(i) {
 					return fmt.Errorf("descriptor %d with %d bytes: ready %v, polled %v", i, level[i], w.Ready(i), w.saw)
 				}
 			}

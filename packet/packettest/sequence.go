@@ -95,11 +95,12 @@ func FuzzSequences(f *testing.F, play Play) {
 
 // shortest removes from a failing tape what it fails without, in a bounded number of tries: some fail by waiting.
 func shortest(play Play, tape []byte) string {
+	start := time.Now()
 	err := safely(play, &Tape{all: tape})
 	if err == nil {
 		return "it does not fail again"
 	}
-	tries, end := 500, time.Now().Add(30*time.Second)
+	tries, end := 500, start.Add(20*time.Second)
 	for size := len(tape) / 2; size > 0; size /= 2 {
 		for at := 0; at+size <= len(tape) && tries > 0 && time.Now().Before(end); tries-- {
 			less := append(bytes.Clone(tape[:at]), tape[at+size:]...)
