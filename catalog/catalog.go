@@ -1,5 +1,5 @@
-// Package catalog is the roof of the house: the only list of replaceable parts. A new part is its
-// own folder and one line here.
+// Package catalog is the roof of the house: what makes each replaceable part. A new part is its own folder and one line here; of a
+// mode the list itself, with all that others know about modes, is package mode's.
 package catalog
 
 import (
@@ -7,7 +7,7 @@ import (
 	"weft/backend/hostgw"
 	"weft/backend/kernelvxlan"
 	"weft/backend/userspace"
-	"weft/control"
+	"weft/catalog/mode"
 	"weft/encap/ipudp"
 	"weft/encap/vxlan"
 	"weft/packet"
@@ -17,47 +17,57 @@ import (
 	"weft/xdp/lib"
 )
 
-// Mode is one way to carry traffic between nodes.
+// Mode is one way to carry traffic between nodes, and what makes its backend.
 type Mode struct {
-	Name  string
-	Port  uint16 // default UDP port of the tunnel
-	About string // one line: inside → outside
-	New   func(backend.Settings) (backend.Backend, error)
+	mode.Mode
+	New func(backend.Settings) (backend.Backend, error)
 }
 
-// Modes lists every mode, in the order reports show them.
-var Modes = []Mode{
-	{"host-gw", 0, "kernel routes to the next hop, no tunnel", hostgw.New},
-	{"vxlan", 4789, "Linux vxlan device, UDP checksum on", kernelvxlan.New},
-	{"vxlan-nocsum", 4789, "Linux vxlan device, UDP checksum zero", kernelvxlan.NewWithoutChecksum},
-	{"udp", 8285, "TUN (songgao/water) → raw IP in UDP, one packet a system call", carry(userspace.Kind{
-		Open: singleTUN, Stages: ipudpStages,
-	})},
-	{"tun", 4789, "TUN (songgao/water) → VXLAN → UDP batches", carry(userspace.Kind{
-		Overhead: vxlanOverhead, Open: plainTUN, Stages: vxlanStages,
-	})},
-	{"tap", 4789, "TAP, MAC learning → VXLAN → UDP batches", carry(userspace.Kind{
-		Overhead: vxlanOverhead, Inner: packet.Ethernet, Open: plainTAP, Stages: frameStages,
-	})},
-	{"tun-gso", 4789, "TUN with vnet header → VXLAN → UDP GSO/GRO", carry(userspace.Kind{
-		Overhead: vxlanOverhead, Features: []string{control.FeatureRCO}, Open: offloadTUN, Stages: offloadStages,
-	})},
-	{"xdp", 4789, "AF_XDP veth → VXLAN → AF_XDP underlay", carry(userspace.Kind{
-		Overhead: vxlanOverhead, Open: pairXDP, Stages: vxlanStages,
-	})},
-	{"xdp-lib", 4789, "the same on asavie/xdp v0.3.3", carry(userspace.Kind{
-		Overhead: vxlanOverhead, Open: libraryXDP, Stages: vxlanStages,
-	})},
-	{"xdp-udp", 4789, "AF_XDP veth → VXLAN → UDP batches", carry(userspace.Kind{
-		Overhead: vxlanOverhead, Open: insideXDP, Stages: vxlanStages,
-	})},
-	{"tun-xdp", 4789, "TUN (songgao/water) → VXLAN → AF_XDP underlay", carry(userspace.Kind{
-		Overhead: vxlanOverhead, Open: outsideXDP, Stages: vxlanStages,
-	})},
+// Modes lists every mode, in the order of the list.
+var Modes = bind(mode.All(), makers)
+
+var makers = map[string]func(mode.Mode) maker{
+	"host-gw":      kernel(hostgw.New),
+	"vxlan":        kernel(kernelvxlan.New),
+	"vxlan-nocsum": kernel(kernelvxlan.NewWithoutChecksum),
+	"udp":          lanes(singleTUN, ipudpStages),
+	"tun":          lanes(plainTUN, vxlanStages),
+	"tap":          lanes(plainTAP, frameStages),
+	"tun-gso":      lanes(offloadTUN, offloadStages),
+	"xdp":          lanes(pairXDP, vxlanStages),
+	"xdp-lib":      lanes(libraryXDP, vxlanStages),
+	"xdp-udp":      lanes(insideXDP, vxlanStages),
+	"tun-xdp":      lanes(outsideXDP, vxlanStages),
 }
 
-// DefaultMode is the mode of a configuration that names none.
-const DefaultMode = "tun-gso"
+// maker makes a backend.
+type maker = func(backend.Settings) (backend.Backend, error)
+
+// bind joins the list of modes to what makes them.
+func bind(list []mode.Mode, makers map[string]func(mode.Mode) maker) (modes []Mode) {
+	for _, m := range list {
+		made := Mode{Mode: m}
+		if mk, ok := makers[m.Name]; ok { // a test asks that it is
+			made.New = mk(m)
+		}
+		modes = append(modes, made)
+	}
+	return modes
+}
+
+// kernel is a mode whose packets the kernel forwards.
+func kernel(mk maker) func(mode.Mode) maker { return func(mode.Mode) maker { return mk } }
+
+// lanes is a mode whose packets pass through this process, sealed where the configuration says so.
+func lanes(open func(userspace.Path) (inside, outside packet.Port, err error), stages func(userspace.Path) []packet.Stage) func(mode.Mode) maker {
+	return func(m mode.Mode) maker {
+		inner := packet.IP
+		if m.Inside == mode.TAP {
+			inner = packet.Ethernet
+		}
+		return userspace.New(userspace.Kind{Overhead: m.Wire.Overhead(), Features: m.Features, Inner: inner, Open: open, Stages: stages, Seal: newSealer})
+	}
+}
 
 // ModeByName finds a mode.
 func ModeByName(name string) (Mode, bool) {
@@ -68,8 +78,6 @@ func ModeByName(name string) (Mode, bool) {
 	}
 	return Mode{}, false
 }
-
-const vxlanOverhead = packet.VXLANHeader + packet.EthernetHeader
 
 func vxlanStages(p userspace.Path) []packet.Stage {
 	return []packet.Stage{vxlan.New(vxlan.Config{VNI: p.VNI, MAC: p.MAC, Inner: packet.IP, MTU: p.InnerMTU})}

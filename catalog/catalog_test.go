@@ -10,9 +10,13 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"weft/backend"
+	"weft/backend/userspace"
+	"weft/catalog/mode"
 	"weft/control"
+	"weft/encap/sealed"
 	"weft/internal/hostnet"
 	"weft/internal/nettest"
+	"weft/packet"
 )
 
 // TestEveryModeCarries runs each mode's backend for two nodes inside this process, so that the race
@@ -60,13 +64,7 @@ func TestEveryModeCarries(t *testing.T) {
 				reach(t, a, to)
 			}
 			s := backends[a.Name].Status()
-			mtu := 1430 // the underlay has both families
-			switch m.Name {
-			case "udp":
-				mtu = 1452
-			case "host-gw":
-				mtu = 1500
-			}
+			mtu := m.Wire.InnerMTU(1500, true, false) // the underlay has both families
 			if !s.Ready || s.InnerMTU != mtu || len(s.Hops) != 1 || s.Hops[0].Node != b.Name {
 				t.Errorf("status %+v", s)
 			}
@@ -82,6 +80,36 @@ func TestEveryModeCarries(t *testing.T) {
 				reach(t, a, to)
 			}
 		})
+	}
+}
+
+// TestEveryModeIsMade: the list and what makes its modes go together, and what the list says is what is made.
+func TestEveryModeIsMade(t *testing.T) {
+	for _, m := range Modes {
+		if m.New == nil {
+			t.Errorf("mode %s is in the list, and nothing here makes it", m.Name)
+		}
+	}
+	if len(Modes) != len(makers) {
+		t.Errorf("%d modes in the list, %d are made", len(Modes), len(makers))
+	}
+	if mode.SealOverhead != sealed.HeaderLen+sealed.TagLen {
+		t.Errorf("the list says that a seal is %d bytes", mode.SealOverhead)
+	}
+	for wire, stages := range map[mode.Wire][]packet.Stage{mode.VXLAN: vxlanStages(userspace.Path{InnerMTU: 1400}), mode.IPUDP: ipudpStages(userspace.Path{InnerMTU: 1400})} {
+		sum := 0
+		for _, s := range stages {
+			sum += s.Overhead().Total()
+		}
+		if sum != wire.Overhead() {
+			t.Errorf("%s: the list says %d bytes, the stages %d", wire, wire.Overhead(), sum)
+		}
+	}
+	made := false
+	grown := bind(append(mode.All(), mode.Mode{Name: "planted"}), map[string]func(mode.Mode) maker{
+		"planted": kernel(func(backend.Settings) (backend.Backend, error) { made = true; return nil, nil })})
+	if _, err := grown[len(grown)-1].New(backend.Settings{}); err != nil || !made {
+		t.Errorf("a mode that was added is not made: %v", err)
 	}
 }
 

@@ -11,12 +11,6 @@ import (
 	"weft/internal/steer"
 )
 
-// carry is a userspace mode, sealed where the configuration says so.
-func carry(k userspace.Kind) func(backend.Settings) (backend.Backend, error) {
-	k.Seal = newSealer
-	return userspace.New(k)
-}
-
 // steering is what an outside port needs to know of sealed packets; nil where there are none.
 func steering(p userspace.Path) *steer.Rule {
 	if !p.Sealed {

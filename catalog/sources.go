@@ -3,6 +3,7 @@ package catalog
 import (
 	"go.uber.org/zap"
 
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/control/etcd"
 	"weft/control/kubernetes"
@@ -41,10 +42,8 @@ func SourceByKind(kind string) (Source, bool) {
 
 // Built says what this build can do, for the configuration to hold files against.
 func Built() config.Built {
-	b := config.Built{DefaultMode: DefaultMode, Features: []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI}}
-	for _, m := range Modes {
-		b.Modes = append(b.Modes, m.Name)
-	}
+	b := config.Built{Modes: mode.All(), DefaultMode: mode.Default,
+		Features: []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI}}
 	for _, s := range Sources {
 		b.Controls = append(b.Controls, s.Kind)
 	}

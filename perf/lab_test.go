@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/perf"
 	"weft/perf/probe"
@@ -63,7 +64,7 @@ type lab struct {
 func start(t *testing.T, args ...string) *lab {
 	t.Helper()
 	nettest.RequireRoot(t)
-	nettest.RequireKernel(t, nettest.Veth)
+	nettest.RequireKernel(t, kernel.Veth)
 	l := &lab{t: t, Cmd: exec.Command(weft, append([]string{"lab", "run"}, args...)...), done: make(chan struct{})}
 	l.Dir = t.TempDir()
 	l.Stdout, l.Stderr = &l.out, &l.err

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 )
@@ -36,7 +37,7 @@ type between func(*packet.Batch)
 // joinDevices opens the two ports and starts the lanes. out makes what a lane does to its batches.
 func joinDevices(t testing.TB, mtu int, open func(Config, int) (packet.Port, error), out func() between) *joined {
 	t.Helper()
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	j := &joined{a: nettest.New(t), b: nettest.New(t)}
 	var ports [2]packet.Port
 	for i, ns := range []*nettest.NS{j.a, j.b} {
@@ -279,7 +280,7 @@ func TestOffloadWithPlain(t *testing.T) {
 // TestOffloadUDP: datagrams sent with UDP_SEGMENT arrive one by one with the boundaries they were
 // sent with, at a socket with UDP_GRO and at one without.
 func TestOffloadUDP(t *testing.T) {
-	nettest.RequireKernel(t, nettest.UDPGSO, nettest.UDPGRO)
+	nettest.RequireKernel(t, kernel.UDPSegment, kernel.UDPGRO)
 	for name, way := range map[string]func() between{"untouched": untouched, "finished": finished} {
 		t.Run(name, func(t *testing.T) {
 			j := joinDevices(t, 1450, OpenOffload, way)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 	"weft/packet/packettest"
@@ -21,7 +22,7 @@ import (
 // openOffloadIn opens an offload port inside ns and sets its device up.
 func openOffloadIn(t testing.TB, ns *nettest.NS, cfg Config, queues, mtu int) packet.Port {
 	t.Helper()
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	var p packet.Port
 	var err error
 	ns.Do(func() { p, err = OpenOffload(cfg, queues) })
@@ -124,7 +125,7 @@ func (w *gsoTap) read() ([]byte, error) {
 }
 
 func TestOffloadConformance(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	packettest.Port(t, func(t *testing.T) (packet.Port, packettest.Far) {
 		p := openOffloadIn(t, ns, Config{Name: "weft0", MTU: testMTU}, 1, testMTU+100)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 	"weft/packet/packettest"
@@ -65,7 +66,7 @@ func frameTap(t *testing.T, ns *nettest.NS) *wiretap {
 func (w *wiretap) writeFrame(frame []byte) error { return unix.Sendto(w.fd, frame, 0, &w.to) }
 
 func TestTAPConformance(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	for _, queues := range []int{1, 2} {
 		t.Run(fmt.Sprintf("Queues/%d", queues), func(t *testing.T) {
@@ -93,7 +94,7 @@ func TestTAPConformance(t *testing.T) {
 
 // TestSuperFramesAreCut: a TCP super-packet in a frame becomes frames that fit, each behind the same Ethernet header.
 func TestSuperFramesAreCut(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	for _, v6 := range []bool{false, true} {
 		t.Run(fmt.Sprintf("v6=%v", v6), func(t *testing.T) {
 			ns := nettest.New(t)
@@ -131,7 +132,7 @@ func TestSuperFramesAreCut(t *testing.T) {
 
 // TestTAPKind: a TAP is not opened over a TUN of its name, nor the other way round.
 func TestTAPKind(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	openTAPIn(t, ns, 1, testMTU)
 	ns.Do(func() {

@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 	"weft/packet/packettest"
@@ -112,7 +113,7 @@ func (w *wiretap) read() ([]byte, error) {
 }
 
 func TestPortConformance(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	for _, queues := range []int{1, 2} {
 		t.Run(fmt.Sprintf("Queues/%d", queues), func(t *testing.T) {
@@ -150,7 +151,7 @@ func detach(t *testing.T, q packet.Queue) {
 // Sockets of the kernel on this side, this port on the other: what they send comes out of Recv with
 // finished checksums, and what is sent back reaches them.
 func TestEchoToSockets(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	p := openIn(t, ns, Config{Name: "weft0", MTU: testMTU}, 1, testMTU)
 	addAddrs(t, ns, "weft0", "10.244.1.1/16", "fd00:10:244:1::1/48")
@@ -249,7 +250,7 @@ func swap(a, b []byte) {
 }
 
 func TestRefusedPacketsDoNotStopTheBatch(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	p := openIn(t, ns, Config{Name: "weft0", MTU: testMTU}, 1, testMTU)
 	w := tap(t, ns, "weft0")
@@ -313,7 +314,7 @@ func tcpSuper(t *testing.T, v6 bool, n int) []byte {
 }
 
 func TestSuperPacketsAreCut(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	for _, v6 := range []bool{false, true} {
 		for _, partial := range []bool{false, true} {
 			t.Run(fmt.Sprintf("v6=%v/partial=%v", v6, partial), func(t *testing.T) {
@@ -368,7 +369,7 @@ func TestSuperPacketsAreCut(t *testing.T) {
 
 // What cannot be cut goes to the kernel whole, with the checksum it came with.
 func TestOtherOversizePacketsAreWrittenWhole(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	p := openIn(t, ns, Config{Name: "weft0", MTU: testMTU}, 1, testMTU)
 	w := tap(t, ns, "weft0")
@@ -391,7 +392,7 @@ func TestOtherOversizePacketsAreWrittenWhole(t *testing.T) {
 }
 
 func TestPartialChecksumsAreFinished(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	p := openIn(t, ns, Config{Name: "weft0", MTU: testMTU}, 1, testMTU)
 	w := tap(t, ns, "weft0")
@@ -411,7 +412,7 @@ func TestPartialChecksumsAreFinished(t *testing.T) {
 }
 
 func TestRemovedDeviceIsAPortError(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	p := openIn(t, ns, Config{Name: "weft0", MTU: testMTU}, 1, testMTU)
 	q, w := p.Queues()[0], tap(t, ns, "weft0")
@@ -445,7 +446,7 @@ func TestRemovedDeviceIsAPortError(t *testing.T) {
 }
 
 func TestCloseRemovesTheDevice(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	for _, queues := range []int{1, 3} {
 		p := openIn(t, ns, Config{Name: "weft0", MTU: testMTU}, queues, testMTU)
@@ -467,7 +468,7 @@ func TestCloseRemovesTheDevice(t *testing.T) {
 }
 
 func TestQueueOverflowIsCounted(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	p := openIn(t, ns, Config{Name: "weft0", MTU: testMTU}, 1, testMTU)
 	w := tap(t, ns, "weft0")
@@ -509,7 +510,7 @@ func TestQueueOverflowIsCounted(t *testing.T) {
 }
 
 func TestOpenRefusesWhatCannotWork(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	openIn(t, ns, Config{Name: "weft0", MTU: testMTU}, 1, testMTU)
 	if err := ns.Netlink().LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "weft1"}}); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 )
@@ -26,7 +27,7 @@ type rawPeer struct {
 
 func newRawPeer(t testing.TB, ns *nettest.NS, at netip.Addr) *rawPeer {
 	t.Helper()
-	nettest.RequireKernel(t, nettest.UDPGSO, nettest.UDPGRO)
+	nettest.RequireKernel(t, kernel.UDPSegment, kernel.UDPGRO)
 	family := unix.AF_INET
 	if at.Is6() {
 		family = unix.AF_INET6
@@ -432,7 +433,7 @@ func vxlanLength(b []byte) int {
 // A Linux vxlan device over veth passes an inner UDP super-packet on as one datagram, and the
 // receiving kernel calls the inner segment size the size of datagrams. It must stay one packet.
 func TestInnerSuperPacketOfAKernelVXLANDevice(t *testing.T) {
-	nettest.RequireKernel(t, nettest.Vxlan)
+	nettest.RequireKernel(t, kernel.VXLAN)
 	near, kernel := nettest.New(t), nettest.New(t)
 	nettest.Pair(t,
 		nettest.End{NS: near, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.1/24")},

@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 	"weft/packet/packettest"
@@ -366,7 +367,7 @@ func TestPortInUse(t *testing.T) {
 			open(t, ns, cfg, queues) // what failed has left nothing behind
 		})
 		t.Run("KernelVXLAN", func(t *testing.T) {
-			nettest.RequireKernel(t, nettest.Vxlan)
+			nettest.RequireKernel(t, kernel.VXLAN)
 			ns := nettest.New(t)
 			vxlan := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx0", Flags: net.FlagUp}, VxlanId: 1, Port: testPort}
 			if err := ns.Netlink().LinkAdd(vxlan); err != nil {

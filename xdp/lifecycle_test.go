@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 	"weft/packet/packettest"
@@ -240,7 +241,7 @@ func TestInsideTaken(t *testing.T) {
 
 // TestEndpointTaken: the tunnel's port belongs to a vxlan device of the kernel's.
 func TestEndpointTaken(t *testing.T) {
-	nettest.RequireKernel(t, nettest.Vxlan)
+	nettest.RequireKernel(t, kernel.VXLAN)
 	u := newUnderlay(t)
 	u.a.MustRun(t, "ip", "link", "add", "vx0", "up", "type", "vxlan", "id", "1", "dstport", "4789", "local", "192.0.2.1")
 	var err error

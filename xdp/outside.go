@@ -55,7 +55,7 @@ func inspect(name string, local []netip.Addr) (d device, err error) {
 	name = l.Attrs().Name
 	d = device{name: name, index: l.Attrs().Index, mtu: l.Attrs().MTU}
 	if copy(d.mac[:], l.Attrs().HardwareAddr) != len(d.mac) || l.Attrs().EncapType != "ether" {
-		return d, fmt.Errorf("%s is not an Ethernet device (%s): use mode tun-gso", name, l.Attrs().EncapType)
+		return d, fmt.Errorf("%s is not an Ethernet device (%s): use a mode without AF_XDP", name, l.Attrs().EncapType)
 	}
 	et, err := openEthtool()
 	if err != nil {

@@ -133,7 +133,7 @@ func refuseForeign(ifindex int, device string) error {
 		name := programName(x.ProgId)
 		if !strings.HasPrefix(name, programPrefix) {
 			return fmt.Errorf("%s has an XDP program of somebody else (id %d, name %q), which is never replaced: "+
-				"remove it with `ip link set dev %s xdp off`, choose another interface, or use mode tun-gso",
+				"remove it with `ip link set dev %s xdp off`, choose another interface, or use a mode without AF_XDP",
 				device, x.ProgId, name, device)
 		}
 		if time.Now().After(deadline) {

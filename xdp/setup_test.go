@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 )
@@ -30,7 +31,7 @@ var (
 type underlay struct{ a, b *nettest.NS }
 
 func newUnderlay(t testing.TB) underlay {
-	nettest.RequireKernel(t, nettest.XDP, nettest.Veth)
+	nettest.RequireKernel(t, kernel.AFXDP, kernel.Veth)
 	u := underlay{nettest.New(t), nettest.New(t)}
 	for _, ns := range []*nettest.NS{u.a, u.b} {
 		// Link-local addresses serve at once: neighbour discovery needs them.

@@ -28,7 +28,7 @@ func newSocket() (socket, error) {
 	if err != nil {
 		remedy := "run as root or grant CAP_NET_RAW"
 		if errors.Is(err, unix.EAFNOSUPPORT) {
-			remedy = "the kernel is built without CONFIG_XDP_SOCKETS: use mode tun-gso"
+			remedy = "the kernel is built without CONFIG_XDP_SOCKETS: use a mode without AF_XDP"
 		}
 		return socket{fd: -1}, fmt.Errorf("AF_XDP socket: %w: %s", err, remedy)
 	}

@@ -55,7 +55,7 @@ func frameSize(length int) (uint64, error) {
 		return largeFrame, nil
 	}
 	return 0, fmt.Errorf("frames of %d bytes do not fit one AF_XDP chunk (at most %d): lower the MTU to %d, "+
-		"or use mode tun-gso", length, maxFrame, maxFrame-packet.EthernetHeader)
+		"or use a mode without AF_XDP", length, maxFrame, maxFrame-packet.EthernetHeader)
 }
 
 // newUMEM maps the memory. It is never unmapped: a lane may still hold a batch when the port closes. release gives

@@ -31,6 +31,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/backend"
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/internal/egress"
 	"weft/internal/hostnet"
@@ -63,7 +64,7 @@ func New(s backend.Settings) (backend.Backend, error) {
 	}
 	if s.Seal != nil {
 		// Not with the routes of an earlier, unsealed run in force: they would go on sending in clear.
-		return nil, errors.Join(errors.New("hostgw: mode host-gw cannot seal traffic: set encryption.cipher: none, or mode: tun-gso"),
+		return nil, errors.Join(fmt.Errorf("hostgw: mode %s cannot seal traffic: set encryption.cipher: none, or mode: %s", s.Mode, mode.Default),
 			host.Apply(backend.Owner, hostnet.Want{Network: s.Network}))
 	}
 	if s.Fault != nil {
@@ -163,7 +164,7 @@ func (b *Backend) want(u *egress.Underlay) (hostnet.Want, []backend.Hop, []contr
 		for _, prefix := range n.Prefixes {
 			via, dev, err := b.nextHop(prefix, n.Endpoints, links)
 			if err != nil {
-				problems = append(problems, control.Problem{Node: n.Name, Text: fmt.Sprintf("mode host-gw does not reach %s: %v", prefix, err)})
+				problems = append(problems, control.Problem{Node: n.Name, Text: fmt.Sprintf("mode %s does not reach %s: %v", b.set.Mode, prefix, err)})
 				continue
 			}
 			r := hostnet.Route{Dst: prefix, Via: via, Dev: dev, MTU: uint32(b.set.UnderlayMTU)}

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/backend"
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/internal/egress"
 	"weft/internal/hostnet"
@@ -80,7 +81,7 @@ func open(s backend.Settings, checksum bool) (*Backend, error) {
 		return nil, err
 	}
 	if s.Seal != nil { // behind the guard: nothing leaves in clear while somebody mends this
-		return nil, fmt.Errorf("kernelvxlan: mode %s cannot seal traffic: set encryption.cipher: none, or mode: tun-gso", s.Mode)
+		return nil, fmt.Errorf("kernelvxlan: mode %s cannot seal traffic: set encryption.cipher: none, or mode: %s", s.Mode, mode.Default)
 	}
 	if s.Fault != nil {
 		return nil, errors.New("kernelvxlan: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault")

@@ -21,6 +21,7 @@ import (
 	"weft/backend"
 	"weft/control"
 	"weft/internal/hostnet"
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 )
 
@@ -37,7 +38,7 @@ type pair struct {
 
 func newPair(t testing.TB, o nettest.ClusterOptions, families ...int) *pair {
 	t.Helper()
-	nettest.RequireKernel(t, nettest.Vxlan)
+	nettest.RequireKernel(t, kernel.VXLAN)
 	nettest.RequireTool(t, "ping", "ip", "bridge")
 	p := &pair{Cluster: nettest.NewCluster(t, o), t: t, families: families}
 	for i := range p.Nodes {

@@ -81,10 +81,10 @@ func load(file string) (*config.Config, daemon.Parts, error) {
 	if err := cfg.Detect(config.Host{Name: os.Hostname, NodeName: os.Getenv("NODE_NAME"), CPUs: runtime.NumCPU()}); err != nil {
 		return nil, daemon.Parts{}, configError{err}
 	}
-	mode, ok := catalog.ModeByName(cfg.Mode)
+	mode, ok := catalog.ModeByName(cfg.Mode.Name)
 	source, ok2 := catalog.SourceByKind(cfg.Control.Kind)
 	if !ok || !ok2 { // the configuration was held against the same lists
-		return nil, daemon.Parts{}, fmt.Errorf("mode %s, control %s: not in the catalog", cfg.Mode, cfg.Control.Kind)
+		return nil, daemon.Parts{}, fmt.Errorf("mode %s, control %s: not in the catalog", cfg.Mode.Name, cfg.Control.Kind)
 	}
 	return cfg, daemon.Parts{Backend: mode.New, Source: source.New, Version: version().String()}, nil
 }

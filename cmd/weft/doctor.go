@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
-	"weft/catalog"
+	"weft/catalog/mode"
 	"weft/internal/api"
 	"weft/internal/daemon"
 	"weft/internal/doctor"
@@ -33,7 +33,7 @@ what the configured mode needs.`,
 	socket, file, form := socketFlag(c), configFlag(c), formatFlag(c)
 	visit := c.Flags().Bool("peers", true, "send echo requests to the peers")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		patient := doctor.Patient{Modes: catalog.Built().Modes, Client: api.NewClient(*socket), Visit: *visit}
+		patient := doctor.Patient{Modes: mode.All(), Client: api.NewClient(*socket), Visit: *visit}
 		defer patient.Client.Close()
 		findings := examineConfig(&patient, *file, c.Flags().Changed("config"))
 		findings = append(findings, doctor.Examine(c.Context(), patient)...)

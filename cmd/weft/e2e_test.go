@@ -17,6 +17,7 @@ import (
 	"weft/internal/api"
 	"weft/internal/config"
 	"weft/internal/doctor"
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 )
 
@@ -60,7 +61,7 @@ type rig struct {
 }
 
 func newRig(t *testing.T) *rig {
-	nettest.RequireKernel(t, nettest.Vxlan)
+	nettest.RequireKernel(t, kernel.VXLAN)
 	nettest.RequireTool(t, "ping")
 	c, a, b := nettest.TwoNodes(t, 1500)
 	weft, err := binary()
@@ -222,7 +223,7 @@ func TestDaemonAnswers(t *testing.T) {
 // A userspace mode has lanes, and they account for every packet.
 func TestLanes(t *testing.T) {
 	r := newRig(t)
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	for _, n := range r.Nodes {
 		text, err := os.ReadFile(r.path(n.Name + ".yaml"))
 		if err != nil {

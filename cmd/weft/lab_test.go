@@ -12,7 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/catalog"
+	"weft/catalog/mode"
 	"weft/perf"
 	"weft/perf/contender"
 	"weft/perf/probe"
@@ -20,7 +20,7 @@ import (
 
 // TestEveryModeIsAContender: the lab can measure all that the daemon can do.
 func TestEveryModeIsAContender(t *testing.T) {
-	for _, m := range catalog.Modes {
+	for _, m := range mode.All() {
 		if _, err := contender.Parse(m.Name); err != nil {
 			t.Errorf("mode %s: %v: add its line to the table of contenders", m.Name, err)
 		}

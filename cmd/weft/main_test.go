@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weft/catalog"
+	"weft/catalog/mode"
 	"weft/internal/api"
 	"weft/internal/config"
 	"weft/internal/daemon"
@@ -172,7 +173,7 @@ func TestConfigurationKnowsTheCatalog(t *testing.T) {
 			t.Errorf("mode %s: port %d, want %d; %v", m.Name, c.Network.Port, m.Port, err)
 		}
 	}
-	if c, err := config.Parse("weft.yaml", []byte("network: 10.244.0.0/16"), catalog.Built()); err != nil || c.Mode != catalog.DefaultMode || c.Control.Kind == "" {
+	if c, err := config.Parse("weft.yaml", []byte("network: 10.244.0.0/16"), catalog.Built()); err != nil || c.Mode.Name != mode.Default || c.Control.Kind == "" {
 		t.Errorf("defaults: %+v, %v", c, err)
 	}
 }

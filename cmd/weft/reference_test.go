@@ -16,9 +16,10 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"weft/catalog"
+	"weft/catalog/mode"
 	"weft/internal/api"
 	"weft/internal/config"
+	"weft/internal/kernel"
 	"weft/internal/metrics"
 	"weft/packet"
 	"weft/perf/probe"
@@ -30,15 +31,17 @@ var update = flag.Bool("update", false, "write what is made from the program int
 
 // section returns the text of docs/reference.md below a heading, up to the next one that is not
 // below it.
-func section(t *testing.T, heading string) string {
+func section(t *testing.T, heading string) string { return sectionOf(t, reference, heading) }
+
+func sectionOf(t *testing.T, file, heading string) string {
 	t.Helper()
-	text, err := os.ReadFile(reference)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, rest, found := strings.Cut(string(text), "\n"+heading+"\n")
 	if !found {
-		t.Fatalf("docs/reference.md has no heading %q", heading)
+		t.Fatalf("%s has no heading %q", file, heading)
 	}
 	level := strings.Index(heading, " ")
 	if end := regexp.MustCompile(fmt.Sprintf(`(?m)^#{1,%d} `, level)).FindStringIndex(rest); end != nil {
@@ -84,7 +87,7 @@ func TestReferenceConfiguration(t *testing.T) {
 		case "network.prefixes":
 			def = "required"
 		case "mode":
-			def = catalog.DefaultMode
+			def = mode.Default
 		}
 		want = append(want, []string{k.Name, def})
 	}
@@ -119,12 +122,10 @@ func TestReferencePorts(t *testing.T) {
 			t.Errorf("no row for port %s of %s", port, word)
 		}
 	}
-	for _, m := range catalog.Modes {
-		port := fmt.Sprint(m.Port)
-		if m.Port == 0 {
-			port = "none"
+	for _, m := range mode.All() {
+		if m.Port != 0 {
+			holds(fmt.Sprint(m.Port), "network.port")
 		}
-		holds(port, "`"+m.Name+"`")
 	}
 	for _, k := range config.Keys() {
 		if port := regexp.MustCompile(`^(?:.*:)?(\d{4,5})\W*$`).FindStringSubmatch(k.Default); port != nil && k.Name != "network.vni" {
@@ -203,9 +204,9 @@ func (silent) Capture(context.Context, api.CaptureRequest, io.Writer, func() err
 const made = "<!-- made by: go test ./cmd/weft -run Reference -update -->\n"
 
 // holdMade compares the made part of a section with what it should be, or writes it.
-func holdMade(t *testing.T, heading, want string) {
+func holdMade(t *testing.T, file, heading, want string) {
 	t.Helper()
-	have := section(t, heading)
+	have := sectionOf(t, file, heading)
 	intro, old, found := strings.Cut(have, made)
 	if !found {
 		t.Fatalf("no line %q below %q", made, heading)
@@ -214,25 +215,59 @@ func holdMade(t *testing.T, heading, want string) {
 		return
 	}
 	if !*update {
-		t.Fatalf("docs/reference.md, %q, differs from the program: go test ./cmd/weft -run Reference -update, and look at the change", heading)
+		t.Fatalf("%s, %q, differs from the program: go test ./cmd/weft -run Reference -update, and look at the change", file, heading)
 	}
-	text, err := os.ReadFile(reference)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	replaced := strings.Replace(string(text), heading+"\n"+have, heading+"\n"+intro+made+"\n"+strings.TrimSpace(want)+"\n\n", 1)
-	if err := os.WriteFile(reference, []byte(replaced), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(replaced), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestReferenceModes(t *testing.T) {
+	holdMade(t, reference, "### Modes", modesReference(mode.All()))
+	holdMade(t, "../../README.md", "## Modes", modesREADME(mode.All()))
+}
+
+// modesReference says of each mode what one has to know to run it.
+func modesReference(modes []mode.Mode) string {
 	var b strings.Builder
-	b.WriteString("| mode | inside → outside | port |\n|---|---|---|\n")
-	for _, m := range catalog.Modes {
-		fmt.Fprintf(&b, "| `%s` | %s | %d |\n", m.Name, m.About, m.Port)
+	b.WriteString("| mode | inside → outside | on the wire | UDP port | forwards | needs of the kernel | `features` |\n|---|---|---|---|---|---|---|\n")
+	for _, m := range modes {
+		forwards, port := "the kernel", "none"
+		if m.Lanes() {
+			forwards = "the daemon; can seal"
+		}
+		if m.PastKernel() {
+			forwards += "; past nftables"
+		}
+		if m.Port != 0 {
+			port = fmt.Sprint(m.Port)
+		}
+		var needs []string
+		for _, n := range m.Needs {
+			needs = append(needs, kernel.Ability(n).String())
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s |\n", m.Name, m.About, m.Wire, port, forwards, strings.Join(needs, ", "), strings.Join(m.Features, ", "))
 	}
-	holdMade(t, "### Modes", b.String())
+	return b.String()
+}
+
+// modesREADME says of each mode what it is for.
+func modesREADME(modes []mode.Mode) string {
+	var b strings.Builder
+	b.WriteString("| mode | inside → outside | stands for |\n|---|---|---|\n")
+	for _, m := range modes {
+		name := "`" + m.Name + "`"
+		if m.Name == mode.Default {
+			name += " (default)"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", name, m.About, m.For)
+	}
+	return b.String()
 }
 
 func TestReferenceMetrics(t *testing.T) {
@@ -245,10 +280,10 @@ func TestReferenceMetrics(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Kind, labels, m.Help)
 	}
-	holdMade(t, "## Metrics", b.String())
+	holdMade(t, reference, "## Metrics", b.String())
 }
 
-func TestReferenceCommands(t *testing.T) { holdMade(t, "## Commands", commandReference()) }
+func TestReferenceCommands(t *testing.T) { holdMade(t, reference, "## Commands", commandReference()) }
 
 // commandReference describes every command that does something.
 func commandReference() string {

@@ -21,7 +21,7 @@ type room struct {
 
 var (
 	// Any test may use these.
-	anyTest = []string{"internal/nettest", "golang.org/x/sys/unix", "go.uber.org/zap/..."}
+	anyTest = []string{"internal/kernel", "internal/nettest", "golang.org/x/sys/unix", "go.uber.org/zap/..."}
 
 	gopacket = "github.com/gopacket/gopacket/..." // an oracle of tests, and the writer of captures
 	unix     = "golang.org/x/sys/unix"
@@ -59,15 +59,16 @@ var (
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest", "encap/ipudp", "encap/sealed", "encap/vxlan"}},
 
 		"backend/userspace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", "internal/wait", unix, zap}},
-		"backend/hostgw":      {code: []string{"backend", "control", "internal/egress", "internal/hostnet", zap}},
-		"backend/kernelvxlan": {code: []string{"backend", "control", "packet", "internal/egress", "internal/hostnet", zap}},
+		"backend/hostgw":      {code: []string{"backend", "catalog/mode", "control", "internal/egress", "internal/hostnet", zap}},
+		"backend/kernelvxlan": {code: []string{"backend", "catalog/mode", "control", "packet", "internal/egress", "internal/hostnet", zap}},
 
-		// the roof
-		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
+		// the roof. The list of modes is data, which anybody may read
+		"catalog/mode": {code: []string{"control", "packet"}},
+		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"internal/hostnet"}},
-		"cmd/weft": {[]string{"backend", "catalog", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
+		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
 			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/filter", "internal/hostnet", "internal/wholefile", "packet",
-			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"internal/metrics"}},
+			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "internal/metrics", "internal/trace"}},
 
 		// the CNI plugin is a process of its own: it asks the daemon
 		"cnibin": {code: []string{"internal/api", "github.com/containernetworking/cni/pkg/..."}},
@@ -75,7 +76,7 @@ var (
 		// the lab runs contenders as processes: it sees no part
 		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
 		"perf/compare":               {code: []string{"perf", "perf/probe", "golang.org/x/perf/benchmath", "github.com/aclements/go-moremath/stats"}},
-		"perf/contender":             {code: []string{"perf/testbed", "internal/api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
+		"perf/contender":             {code: []string{"catalog/mode", "internal/kernel", "perf/testbed", "internal/api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
 		"perf/contender/wireguardgo": {code: []string{"golang.zx2c4.com/wireguard/..."}}, // the library is nowhere else
 		"perf/probe":                 {code: []string{unix}},
 		"perf/report":                {code: []string{"perf", "perf/contender", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
@@ -85,25 +86,26 @@ var (
 
 		// the ground
 		"internal/api":           {},
-		"internal/archtest":      {},
+		"internal/archtest":      {tests: []string{"catalog/mode"}},
 		"internal/capture":       {[]string{"backend", "dataplane", "packet", "internal/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
-		"internal/config":        {code: []string{"control", "packet", "internal/config/strict"}},
+		"internal/config":        {code: []string{"catalog/mode", "control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
 		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/capture", "internal/config", "internal/egress", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
-			"internal/filter", "internal/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, nil},
-		"internal/doctor":  {code: []string{"control", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "packet", nl, unix}},
+			"internal/filter", "internal/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
+		"internal/doctor":  {code: []string{"catalog/mode", "control", "internal/kernel", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "packet", nl, unix}},
 		"internal/egress":  {code: []string{"control", "packet", "internal/hostnet"}},
-		"internal/e2e":     {tests: []string{"catalog", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
+		"internal/e2e":     {tests: []string{"catalog", "catalog/mode", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
 		"internal/filter":  {code: []string{"packet"}},
 		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
+		"internal/kernel":  {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"internal/netlab":  {code: []string{nl, netns, unix}},
-		"internal/nettest": {[]string{"internal/netlab", nl, unix}, []string{netns}},
+		"internal/nettest": {[]string{"internal/kernel", "internal/netlab", nl, unix}, []string{netns}},
 		"internal/sockmem": {code: []string{unix}},
 		"internal/pods":    {code: []string{"control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
 		"internal/steer":   {code: []string{"internal/sockmem", "packet", unix, "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
-		"internal/trace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},
+		"internal/trace":   {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},
 		"internal/wait":    {code: []string{unix}, tests: []string{"packet/packettest"}},
 
 		// renameio is nowhere else

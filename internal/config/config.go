@@ -14,6 +14,7 @@ import (
 	"os"
 	"time"
 
+	"weft/catalog/mode"
 	"weft/internal/config/strict"
 )
 
@@ -30,7 +31,7 @@ const (
 type Config struct {
 	Node       Node
 	Network    Network
-	Mode       string
+	Mode       mode.Mode
 	Queues     int // queue pairs; ≥ 1 once detected
 	Encryption Encryption
 	Control    Control
@@ -111,8 +112,8 @@ type API struct {
 
 // Built says what this build of weft can do; the catalog knows.
 type Built struct {
-	Modes       []string // backends, by mode name
-	DefaultMode string   // one of them
+	Modes       []mode.Mode
+	DefaultMode string   // the name of one of them
 	Controls    []string // control sources, by kind
 	Features    []string // of Feature…
 }

@@ -9,20 +9,30 @@ import (
 	"strings"
 	"testing"
 
+	"weft/catalog/mode"
 	"weft/internal/config"
 	"weft/internal/config/strict"
 )
 
 // slim is a build with little in it, full one with everything.
 var (
-	slim = config.Built{Modes: []string{"tun", "vxlan"}, DefaultMode: "tun", Controls: []string{"static"}}
+	slim = config.Built{Modes: some("tun", "vxlan"), DefaultMode: "tun", Controls: []string{"static"}}
 	full = config.Built{
-		Modes:       []string{"cached", "host-gw", "tap", "tun", "tun-gso", "udp", "vxlan", "vxlan-nocsum", "xdp", "xdp-lib"},
-		DefaultMode: "tun-gso",
+		Modes:       mode.All(),
+		DefaultMode: mode.Default,
 		Controls:    []string{"static", "etcd", "kubernetes"},
 		Features:    []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI},
 	}
 )
+
+// some are the modes of these names.
+func some(names ...string) (modes []mode.Mode) {
+	for _, name := range names {
+		m, _ := mode.Find(mode.All(), name)
+		modes = append(modes, m)
+	}
+	return modes
+}
 
 // contract is every key with the value the documentation shows.
 const contract = `
@@ -121,7 +131,7 @@ func TestDetection(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.DetectedUnderlay("eth0", 1500, "holds 192.0.2.1")
-	if c.Node.Name != "worker-1" || c.Mode != "tun-gso" || c.Network.Port != 4789 || c.Queues != 4 || c.Network.VNI != 1 || !c.CNI.Masquerade {
+	if c.Node.Name != "worker-1" || c.Mode.Name != "tun-gso" || c.Network.Port != 4789 || c.Queues != 4 || c.Network.VNI != 1 || !c.CNI.Masquerade {
 		t.Errorf("effective configuration: %+v", c)
 	}
 	if c.Network.Prefixes[0] != netip.MustParsePrefix("fd00:10:244::/48") {
@@ -226,7 +236,7 @@ func TestMistakes(t *testing.T) {
 		"port":             {"network: {prefixes: [10.0.0.0/8], port: 65536}", slim, []string{"weft.yaml:1: network.port: 65536 is out of range"}},
 		"port as text":     {"network: {prefixes: [10.0.0.0/8], port: \"80\"}", slim, []string{`weft.yaml:1: network.port: is the text "80", wants a whole number`}},
 		"port of host-gw":  {"mode: host-gw\nnetwork:\n  prefixes: [10.0.0.0/8]\n  port: 80", full, []string{"weft.yaml:4: network.port: mode host-gw sends no UDP: remove the key"}},
-		"unbuilt mode":     {net + "mode: xdp", slim, []string{"weft.yaml:2: mode: this weft is built without mode xdp: write one of tun, vxlan"}},
+		"unbuilt mode":     {net + "mode: xdp", slim, []string{"weft.yaml:2: mode: \"xdp\" is not a mode: write one of tun, vxlan"}},
 		"unknown mode":     {net + "mode: vxlna", slim, []string{`weft.yaml:2: mode: "vxlna" is not a mode: did you mean vxlan?`}},
 		"mode with cipher": {net + "mode: tun+aes-256-gcm", full, []string{"weft.yaml:2: mode: \"tun+aes-256-gcm\" names a cipher: write `mode: tun` and `encryption: {cipher: aes-256-gcm}`"}},
 		"queues":           {net + "queues: 2", slim, []string{"weft.yaml:2: queues: this weft is built without several queue pairs: remove the key"}},
@@ -305,7 +315,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if len(c.Network.Prefixes) == 0 || c.Network.VNI == 0 || c.Network.VNI >= 1<<24 || c.StateDir == "" || c.API.Socket == "" || c.Mode == "" {
+		if len(c.Network.Prefixes) == 0 || c.Network.VNI == 0 || c.Network.VNI >= 1<<24 || c.StateDir == "" || c.API.Socket == "" || c.Mode.Name == "" {
 			t.Errorf("accepted %+v", c)
 		}
 		for i, p := range c.Network.Prefixes {

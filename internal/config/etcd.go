@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"weft/catalog/mode"
 	"weft/internal/config/strict"
 )
 
@@ -80,7 +81,7 @@ func short(d time.Duration) string {
 }
 
 // checkEtcd holds the keys of control.etcd against each other and against the mode.
-func (r reader) checkEtcd(mode Mode) {
+func (r reader) checkEtcd() {
 	e := r.config.Control.Etcd
 	if (e.CertFile == "") != (e.KeyFile == "") {
 		present := r.values["control.etcd.cert_file"]
@@ -98,17 +99,17 @@ func (r reader) checkEtcd(mode Mode) {
 			break
 		}
 	}
-	r.checkFlannel(mode)
+	r.checkFlannel()
 }
 
 // checkFlannel holds a network that flanneld nodes share against the mode.
-func (r reader) checkFlannel(mode Mode) {
+func (r reader) checkFlannel() {
 	if !r.config.flannel() {
 		return
 	}
 	schema := r.values["control."+r.config.Control.Kind+".schema"]
-	if mode.Overhead != vxlanOverhead {
-		schema.Fail("Flannel's nodes speak VXLAN here, mode %s does not: write `mode: vxlan` or another VXLAN mode", r.config.Mode)
+	if m := r.config.Mode; m.Wire != mode.VXLAN {
+		schema.Fail("Flannel's nodes speak VXLAN here, mode %s does not: write `mode: %s` or another VXLAN mode", m.Name, mode.Default)
 	}
 	v4 := 0
 	for _, p := range r.config.Network.Prefixes {

@@ -50,7 +50,7 @@ func keys() []key {
 			get:  func(c *Config) any { return c.Network.Port }},
 		{name: "mode",
 			read: readMode,
-			get:  func(c *Config) any { return c.Mode }},
+			get:  func(c *Config) any { return c.Mode.Name }},
 		{name: "queues", initial: "0", feature: FeatureQueues,
 			read: func(c *Config, v strict.Value) { number(v, &c.Queues, 0, 256) },
 			get:  func(c *Config) any { return c.Queues }},

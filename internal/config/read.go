@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/internal/config/strict"
 	"weft/packet"
@@ -26,7 +27,7 @@ func (r reader) defaults() {
 		}
 		r.config.origins[k.name] = Origin{From: FromDefault}
 	}
-	r.config.Mode = r.config.built.DefaultMode
+	r.config.Mode, _ = mode.Find(r.config.built.Modes, r.config.built.DefaultMode)
 }
 
 // read walks the section at path ("" = the whole file).
@@ -149,6 +150,21 @@ func parsePrefix(s string) (p netip.Prefix, wrong string) {
 	return p, ""
 }
 
+func readMode(c *Config, v strict.Value) {
+	s, ok := v.String()
+	if !ok {
+		return
+	}
+	names := mode.Names(c.built.Modes)
+	if m, known := mode.Find(c.built.Modes, s); known {
+		c.Mode = m
+	} else if base, cipher, sealed := strings.Cut(s, "+"); sealed {
+		v.Fail("%q names a cipher: write `mode: %s` and `encryption: {cipher: %s}`", s, base, cipher)
+	} else {
+		v.Fail("%q is not a mode%s", s, meant(s, names))
+	}
+}
+
 func readPermitPlain(c *Config, v strict.Value) {
 	c.Encryption.PermitPlain = nil
 	for _, e := range v.List() {
@@ -183,18 +199,17 @@ func (r reader) check(doc *strict.Document) {
 	case len(c.Network.Prefixes) == 0 && doc.Err() == nil:
 		prefixes.Fail("is empty: write the prefix of the overlay, 10.244.0.0/16 say")
 	}
-	mode, _ := modeByName(c.Mode)
-	r.checkMTU(mode)
-	r.checkEtcd(mode)
-	if !mode.Tunnel && c.Network.Port != 0 {
-		r.values["network.port"].Fail("mode %s sends no UDP: remove the key", c.Mode)
+	r.checkMTU()
+	r.checkEtcd()
+	if c.Mode.Port == 0 && c.Network.Port != 0 {
+		r.values["network.port"].Fail("mode %s sends no UDP: remove the key", c.Mode.Name)
 	}
-	if cipher := r.values["encryption.cipher"]; cipher.Present() && c.Encryption.Cipher != CipherNone && !mode.Sealable {
-		cipher.Fail("mode %s cannot seal: the kernel carries its packets; write mode: tun-gso, or cipher: none", c.Mode)
+	if cipher := r.values["encryption.cipher"]; cipher.Present() && c.Encryption.Cipher != CipherNone && !c.Mode.Seals() {
+		cipher.Fail("mode %s cannot seal: the kernel carries its packets; write mode: %s, or cipher: none", c.Mode.Name, mode.Default)
 	}
 	plain := c.Network.Port
 	if plain == 0 {
-		plain = mode.Port
+		plain = c.Mode.Port
 	}
 	if port := r.values["encryption.port"]; port.Present() && c.Encryption.Cipher != CipherNone && c.Encryption.Port == plain {
 		port.Fail("is the plain tunnel's port too: sealed traffic needs one of its own")
@@ -203,7 +218,7 @@ func (r reader) check(doc *strict.Document) {
 
 // checkMTU holds what a packet needs at least against what the underlay carries. The underlay's
 // family is not known here, so the smaller outer header is assumed; the backend checks the rest.
-func (r reader) checkMTU(mode Mode) {
+func (r reader) checkMTU() {
 	c := r.config
 	if c.Node.MTU == 0 {
 		return
@@ -214,7 +229,7 @@ func (r reader) checkMTU(mode Mode) {
 			least, what = packet.MinIPv6MTU, "IPv6"
 		}
 	}
-	if inner := mode.innerMTU(c.Node.MTU, c.Encryption.Cipher != CipherNone); inner < least {
+	if inner := c.Mode.Wire.InnerMTU(c.Node.MTU, false, c.Encryption.Cipher != CipherNone); inner < least {
 		r.values["node.mtu"].Fail("%d leaves %d bytes inside, %s needs %d: write at least %d, or 0 to detect it",
 			c.Node.MTU, inner, what, least, c.Node.MTU+least-inner)
 	}

@@ -57,14 +57,14 @@ func (c *Config) Detect(h Host) error {
 		c.Node.Name = name
 		c.Detected("node.name", "the host name")
 	}
-	switch mode, _ := modeByName(c.Mode); {
-	case c.Network.Port != 0 || mode.Port == 0:
+	switch {
+	case c.Network.Port != 0 || c.Mode.Port == 0:
 	case c.flannel():
 		c.Network.Port = flannelPort
 		c.Detected("network.port", "schema "+SchemaFlannel)
 	default:
-		c.Network.Port = mode.Port
-		c.Detected("network.port", "mode "+c.Mode)
+		c.Network.Port = c.Mode.Port
+		c.Detected("network.port", "mode "+c.Mode.Name)
 	}
 	if c.Queues == 0 {
 		c.Queues = 1

@@ -29,7 +29,7 @@ func (d *Daemon) Status() api.Status {
 	b := d.backend.Status()
 	s := api.Status{
 		Version: d.version, PID: os.Getpid(), Started: d.started, Now: time.Now(),
-		Node: d.cfg.Node.Name, Mode: d.cfg.Mode, Network: d.cfg.Network.Prefixes, VNI: d.cfg.Network.VNI, Port: d.cfg.Network.Port,
+		Node: d.cfg.Node.Name, Mode: d.cfg.Mode.Name, Network: d.cfg.Network.Prefixes, VNI: d.cfg.Network.VNI, Port: d.cfg.Network.Port,
 		Ready: b.Ready && state != nil, Reason: cmp.Or(b.Reason, apply.Error),
 		Underlay: full(b.Underlay), UnderlayMTU: b.UnderlayMTU, InnerMTU: b.InnerMTU, Devices: full(b.Devices),
 		Features: b.Features, KernelDrops: b.KernelDrops, Repairs: b.Repairs,

@@ -28,7 +28,7 @@ func (d *Daemon) Capture(ctx context.Context, r api.CaptureRequest, w io.Writer,
 	}
 	b, ok := d.backend.(tapped)
 	if !ok {
-		return refuse(api.CodeUnsupported, "in mode %s the kernel forwards, and tcpdump sees all packets: run tcpdump on the underlay and the pods' devices", d.cfg.Mode)
+		return refuse(api.CodeUnsupported, "in mode %s the kernel forwards, and tcpdump sees all packets: run tcpdump on the underlay and the pods' devices", d.cfg.Mode.Name)
 	}
 	f, err := filter.Parse(r.Filter)
 	if err != nil {

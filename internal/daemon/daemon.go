@@ -98,7 +98,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	told.Host = host
 	b, err := parts.Backend(told)
 	if err != nil {
-		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode, err)
+		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode.Name, err)
 	}
 	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, started: time.Now(),
 		manager: manager, shown: cfg.Show(), wake: make(chan struct{}, 1)}
@@ -141,7 +141,7 @@ func listenMetrics(cfg *config.Config) (net.Listener, error) {
 
 func settings(cfg *config.Config, log *zap.Logger) backend.Settings {
 	s := backend.Settings{
-		Mode: cfg.Mode, Node: cfg.Node.Name, Network: cfg.Network.Prefixes, VNI: cfg.Network.VNI, Port: cfg.Network.Port,
+		Mode: cfg.Mode.Name, Node: cfg.Node.Name, Network: cfg.Network.Prefixes, VNI: cfg.Network.VNI, Port: cfg.Network.Port,
 		Interface: cfg.Node.Interface, UnderlayMTU: cfg.Node.MTU, Queues: cfg.Queues, Log: log,
 	}
 	if e := cfg.Encryption; e.Cipher != config.CipherNone {

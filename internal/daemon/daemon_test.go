@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"weft/backend"
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/dataplane"
 	"weft/internal/api"
@@ -118,7 +119,7 @@ func newRig(t *testing.T) *rig {
 	r.log, r.logs = zap.New(core), logs
 	text := fmt.Sprintf("node: {name: a}\nnetwork: 10.244.0.0/16\napi: {socket: %s}\nstate_dir: %s/state", r.socket, dir)
 	var err error
-	r.cfg, err = config.Parse("weft.yaml", []byte(text), config.Built{Modes: []string{"vxlan"}, DefaultMode: "vxlan", Controls: []string{"static"}})
+	r.cfg, err = config.Parse("weft.yaml", []byte(text), config.Built{Modes: mode.All(), DefaultMode: "vxlan", Controls: []string{"static"}})
 	if err == nil {
 		err = r.cfg.Detect(config.Host{CPUs: 1})
 	}
@@ -368,7 +369,7 @@ func TestOneDaemonAtATime(t *testing.T) {
 func TestNodesFileAskedForMustBeThere(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "nodes.yaml")
 	cfg, err := config.Parse("weft.yaml", []byte("network: 10.244.0.0/16\ncontrol: {static: {file: "+missing+"}}"),
-		config.Built{Modes: []string{"vxlan"}, DefaultMode: "vxlan", Controls: []string{"static"}})
+		config.Built{Modes: mode.All(), DefaultMode: "vxlan", Controls: []string{"static"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func (d *Daemon) Trace(ctx context.Context, text string, started func(), emit fu
 	}
 	b, ok := d.backend.(observed)
 	if !ok {
-		return fmt.Errorf("trace: %w to see packets in: the kernel forwards them in mode %s: ask for a way with --src and --dst, or use tcpdump", api.ErrNoLanes, d.cfg.Mode)
+		return fmt.Errorf("trace: %w to see packets in: the kernel forwards them in mode %s: ask for a way with --src and --dst, or use tcpdump", api.ErrNoLanes, d.cfg.Mode.Name)
 	}
 	var lanes []string
 	for _, l := range b.Lanes() {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/internal/api"
 	"weft/internal/config"
@@ -40,7 +41,7 @@ type Patient struct {
 	Config *config.Config // nil = there is none that can be read
 	Self   control.Node   // this node and the others, as far as the configuration's source tells without a daemon
 	Nodes  []control.Node
-	Modes  []string    // of this build
+	Modes  []mode.Mode // of this build
 	Client *api.Client // of the daemon that may be running
 	Visit  bool        // ask its peers, too
 }
@@ -54,7 +55,7 @@ func Examine(ctx context.Context, p Patient) []Finding {
 		known, unknown = p.Client.Peers(ctx)
 	}
 	list := []Finding{privileges()}
-	list = append(list, abilities(p)...)
+	list = append(list, Abilities(p)...)
 	list = append(list, underlay(p, status, known)...)
 	list = append(list, port(p, status, err == nil))
 	list = append(list, forwarding()...)

@@ -13,12 +13,13 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"weft/catalog/mode"
 	"weft/internal/api"
 	"weft/internal/config"
 	"weft/internal/nettest"
 )
 
-var built = config.Built{Modes: []string{"tun", "vxlan"}, DefaultMode: "tun", Controls: []string{"static"}}
+var built = config.Built{Modes: mode.All(), DefaultMode: "tun", Controls: []string{"static"}}
 
 func patient(t *testing.T, text string) Patient {
 	t.Helper()

@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/kernel"
 )
 
 // privileges looks for the one capability that everything needs.
@@ -31,89 +31,33 @@ func privileges() Finding {
 	return Finding{name, Missing, "CAP_NET_ADMIN is lacking", "run as root or grant it; what follows is what can be seen without"}
 }
 
-// ability is something a kernel may lack, and the modes that cannot do without.
-type ability struct {
-	name   string
-	modes  []string
-	probe  func() error
-	remedy string
-}
-
-func allAbilities() []ability {
-	return []ability{
-		{"tun device", []string{"tun", "tun-gso", "udp", "tap", "tun-xdp", "cached"}, probeTUN,
-			"modprobe tun; in a container, pass in /dev/net/tun"},
-		{"vxlan device", []string{"vxlan", "vxlan-nocsum"}, probeVXLAN,
-			"modprobe vxlan, or a kernel with CONFIG_VXLAN; userspace modes do without"},
-		{"af_xdp socket", []string{"xdp", "xdp-lib", "xdp-udp", "tun-xdp"}, probeXDP,
-			"a kernel with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL, and CAP_NET_RAW"},
-	}
-}
-
-// abilities tries what the modes of this build need from the kernel.
-func abilities(p Patient) []Finding {
-	var list []Finding
-	for _, a := range allAbilities() {
-		needed := slices.DeleteFunc(slices.Clone(a.modes), func(m string) bool { return !slices.Contains(p.Modes, m) })
-		if len(needed) == 0 {
-			continue
+// Abilities tries what the modes of this build need from the kernel.
+func Abilities(p Patient) (list []Finding) {
+	var all []kernel.Ability
+	for _, m := range p.Modes {
+		for _, n := range m.Needs {
+			if !slices.Contains(all, kernel.Ability(n)) {
+				all = append(all, kernel.Ability(n))
+			}
 		}
-		f := Finding{Name: a.name, Level: OK, Found: "works"}
-		if err := a.probe(); err != nil {
-			f.Level, f.Found, f.Remedy = Note, fmt.Sprintf("%v: modes %s cannot run here", err, strings.Join(needed, ", ")), a.remedy
-			if p.Config != nil && slices.Contains(needed, p.Config.Mode) {
+	}
+	for _, a := range all {
+		var needed []string
+		for _, m := range p.Modes {
+			if slices.Contains(m.Needs, string(a)) {
+				needed = append(needed, m.Name)
+			}
+		}
+		f := Finding{Name: a.String(), Level: OK, Found: "works"}
+		if err := a.Probe(); err != nil {
+			f.Level, f.Found, f.Remedy = Note, fmt.Sprintf("%v: modes %s cannot run here", err, strings.Join(needed, ", ")), a.Remedy()
+			if p.Config != nil && slices.Contains(needed, p.Config.Mode.Name) {
 				f.Level = Missing
 			}
 		}
 		list = append(list, f)
 	}
 	return list
-}
-
-// probeTUN opens the control device and asks what it can do; that makes no interface.
-func probeTUN() error {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open /dev/net/tun: %w", err)
-	}
-	defer unix.Close(fd)
-	if _, err := unix.IoctlGetUint32(fd, unix.TUNGETFEATURES); err != nil {
-		return fmt.Errorf("ioctl TUNGETFEATURES: %w", err)
-	}
-	return nil
-}
-
-func probeXDP() error {
-	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("AF_XDP socket: %w", err)
-	}
-	return unix.Close(fd)
-}
-
-// probeVXLAN makes a device in a network namespace of its own, which vanishes with the thread.
-func probeVXLAN() error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("make a network namespace to try in: %w", err)
-			}
-			h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-			if err != nil {
-				return fmt.Errorf("netlink: %w", err)
-			}
-			defer h.Close()
-			attrs := netlink.NewLinkAttrs()
-			attrs.Name = "weft-probe"
-			if err := h.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: 1, Port: 4789}); err != nil {
-				return fmt.Errorf("make a vxlan device: %w", err)
-			}
-			return nil
-		}()
-	}()
-	return <-done
 }
 
 // wantBuffer is the socket buffer that absorbs a few milliseconds of 10 Gbit/s, bytes.

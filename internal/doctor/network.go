@@ -9,11 +9,12 @@ import (
 	"path/filepath"
 	"strings"
 
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/internal/api"
+	"weft/internal/config"
 	"weft/internal/egress"
 	"weft/internal/hostnet"
-	"weft/packet"
 )
 
 // sysctls is where the network's settings are; they belong to the network namespace.
@@ -42,8 +43,11 @@ func underlay(p Patient, s api.Status, known []api.Peer) []Finding {
 	}
 	var network []netip.Prefix
 	var choice egress.Choice
-	if p.Config != nil {
-		network, choice = p.Config.Network.Prefixes, egress.Choice{Interface: p.Config.Node.Interface, MTU: p.Config.Node.MTU}
+	m, _ := mode.Find(p.Modes, mode.Default)
+	sealed := false
+	if c := p.Config; c != nil {
+		network, choice = c.Network.Prefixes, egress.Choice{Interface: c.Node.Interface, MTU: c.Node.MTU}
+		m, sealed = c.Mode, c.Encryption.Cipher != config.CipherNone
 	}
 	if len(self.Endpoints) == 0 {
 		if self.Endpoints, err = h.Endpoints(choice.Interface); err != nil {
@@ -55,8 +59,7 @@ func underlay(p Patient, s api.Status, known []api.Peer) []Finding {
 		return []Finding{{name, Wrong, err.Error(), "give the node an address others can reach, or set node.interface"}}
 	}
 	list := []Finding{{name, OK, fmt.Sprintf("%s, MTU %d", u.Device, u.MTU), ""}}
-	overhead := packet.VXLANHeader + packet.EthernetHeader
-	inner := packet.InnerMTU(u.MTU, u.V6(), overhead)
+	inner := m.Wire.InnerMTU(u.MTU, u.V6(), sealed)
 	if lacks := u.Lacks(inner, network); lacks > 0 {
 		list[0].Level = Wrong
 		list[0].Found += fmt.Sprintf(" leaves %d bytes inside, %d are needed", inner, inner+lacks)

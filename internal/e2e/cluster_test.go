@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/catalog/mode"
 	"weft/internal/nettest"
 )
 
@@ -94,8 +95,8 @@ func prepare(t testing.TB, mode string, family int, o nettest.ClusterOptions) *c
 func (c *cluster) launch() {
 	t := c.t
 	t.Helper()
-	if c.mode == "tun-gso" && c.modes == nil { // the mixed clusters cover it without
-		c.features = "rco"
+	if c.modes == nil { // the mixed clusters cover it without
+		c.features = strings.Join(known(c.mode).Features, ", ")
 	}
 	c.writeNodes()
 	for _, n := range c.Nodes {
@@ -160,7 +161,7 @@ func (c *cluster) endpoint(n *nettest.ClusterNode) netip.Addr {
 // endpoints is what nodes.yaml says of a node. Without a tunnel IPv6 needs an IPv6 next hop, while IPv4 can do with one.
 func (c *cluster) endpoints(n *nettest.ClusterNode) string {
 	list := strconv.Quote(c.endpoint(n).String())
-	if c.mode == "host-gw" && c.family == 4 {
+	if known(c.mode).Wire == mode.Direct && c.family == 4 {
 		list += ", " + strconv.Quote(n.Underlay[1].String())
 	}
 	return list

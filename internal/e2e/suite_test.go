@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"weft/catalog"
+	"weft/catalog/mode"
 	"weft/internal/nettest"
 )
 
@@ -28,7 +28,7 @@ func each(t *testing.T, test func(t *testing.T, mode string, family int)) {
 	nettest.RequireTool(t, "ping")
 	for _, m := range catalog.Modes {
 		for _, family := range []int{4, 6} {
-			if alone := mixed[m.Name]; alone != 0 && family != alone && os.Getenv("WEFT_TEST_LONG") == "" {
+			if alone := mixed(m); alone != 0 && family != alone && os.Getenv("WEFT_TEST_LONG") == "" {
 				continue // both ports have shown the other family in modes of their own
 			}
 			t.Run(fmt.Sprintf("%s/underlay%d", m.Name, family), func(t *testing.T) {
@@ -39,18 +39,31 @@ func each(t *testing.T, test func(t *testing.T, mode string, family int)) {
 	}
 }
 
-// mixed are the modes with AF_XDP on one side only, and a family of the underlay for each.
-var mixed = map[string]int{"xdp-udp": 4, "tun-xdp": 6}
+// mixed is a family of the underlay for a mode with AF_XDP on one side only, and 0 for others.
+func mixed(m catalog.Mode) int {
+	switch {
+	case m.Inside == m.Outside || !m.Uses(mode.AFXDP):
+		return 0
+	case m.Inside == mode.AFXDP:
+		return 4
+	}
+	return 6
+}
+
+// known is what the list of modes says.
+func known(name string) mode.Mode {
+	m, ok := mode.Find(mode.All(), name)
+	if !ok {
+		panic("no mode " + name)
+	}
+	return m
+}
 
 // kernelForwards says whether no packet passes through the daemon: no lanes, and forwarding outlives it.
-func kernelForwards(mode string) bool {
-	return slices.Contains([]string{"vxlan", "vxlan-nocsum", "host-gw"}, mode)
-}
+func kernelForwards(name string) bool { return !known(name).Lanes() }
 
 // pastKernel says whether a mode's outside port is on AF_XDP, which passes the kernel's sockets and filters by.
-func pastKernel(mode string) bool {
-	return slices.Contains([]string{"xdp", "xdp-lib", "tun-xdp"}, mode)
-}
+func pastKernel(name string) bool { return known(name).PastKernel() }
 
 func TestReachability(t *testing.T) {
 	each(t, func(t *testing.T, mode string, family int) {

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"weft/catalog"
+	"weft/catalog/mode"
 	"weft/internal/api"
 	"weft/internal/nettest"
 )
@@ -91,7 +92,7 @@ func TestUnitCapabilities(t *testing.T) {
 			t.Parallel()
 			files := []string{unitFile}
 			bounds := "-all"
-			if strings.Contains(m.Name, "xdp") {
+			if m.Uses(mode.AFXDP) {
 				files = append(files, unitXDP)
 				bounds += ",+ipc_lock" // stands for LimitMEMLOCK=infinity, which not everybody may raise
 			}

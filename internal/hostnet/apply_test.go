@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 )
 
@@ -26,7 +27,7 @@ type bench struct {
 
 func newBench(t testing.TB) *bench {
 	t.Helper()
-	nettest.RequireKernel(t, nettest.Veth, nettest.Vxlan)
+	nettest.RequireKernel(t, kernel.Veth, kernel.VXLAN)
 	nettest.RequireTool(t, "ip", "bridge")
 	ns, far := nettest.New(t), nettest.New(t)
 	nettest.Pair(t,
@@ -491,7 +492,7 @@ func TestCleanup(t *testing.T) {
 		args := strings.Fields(cmd)
 		b.ns.MustRun(t, args[0], args[1:]...)
 	}
-	haveNft := nettest.Probe(nettest.NFTables) == nil
+	haveNft := kernel.NFTables.Probe() == nil
 	if haveNft {
 		nettest.RequireTool(t, "nft")
 		b.ns.MustRun(t, "nft", "add table ip weft-nat; add table inet weft-policy; add table ip other")

@@ -132,15 +132,3 @@ func TestClusterUnderlayAndPods(t *testing.T) {
 		})
 	}
 }
-
-func TestProbe(t *testing.T) {
-	RequireRoot(t)
-	for _, f := range []Feature{Veth, Vxlan, Bridge, TUN, UDPGSO, UDPGRO} {
-		if err := Probe(f); err != nil {
-			t.Errorf("%s: %v", f, err)
-		}
-	}
-	if Probe("no such thing") == nil {
-		t.Error("an unknown feature is present")
-	}
-}

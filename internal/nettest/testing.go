@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"weft/internal/kernel"
 )
 
 // sweepOnce: one look at what dead test processes left is enough for a process.
@@ -29,9 +31,9 @@ func New(t testing.TB) *NS {
 func NewCluster(t testing.TB, o ClusterOptions) *Cluster {
 	t.Helper()
 	RequireRoot(t)
-	RequireKernel(t, Veth)
+	RequireKernel(t, kernel.Veth)
 	if o.Bridge || o.Nodes > 2 {
-		RequireKernel(t, Bridge)
+		RequireKernel(t, kernel.Bridge)
 	}
 	c, err := Build(o)
 	if err != nil {
@@ -124,14 +126,12 @@ func RequireRoot(t testing.TB) {
 	})
 }
 
-// RequireKernel skips the test, with the reason, where this kernel lacks a feature.
-func RequireKernel(t testing.TB, features ...Feature) {
+// RequireKernel skips the test, with the reason, where this kernel lacks an ability.
+func RequireKernel(t testing.TB, abilities ...kernel.Ability) {
 	t.Helper()
 	RequireRoot(t)
-	for _, f := range features {
-		if err := Probe(f); err != nil {
-			skip(t, "kernel feature "+string(f)+": "+err.Error())
-		}
+	if err := kernel.Need(abilities...); err != nil {
+		skip(t, err.Error())
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/backend"
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/dataplane"
 	"weft/internal/api"
@@ -22,7 +23,7 @@ import (
 type Node struct {
 	State  *control.State
 	Status backend.Status
-	Mode   string
+	Mode   mode.Mode
 	Host   *hostnet.Host
 
 	// Decide is the running stage's own decision (userspace.Backend.Decide); nil where the kernel forwards.
@@ -49,7 +50,7 @@ func Explain(n Node, q api.PathQuestion) (api.Path, error) {
 	if !q.Src.IsValid() || q.Src.Is4() != q.Dst.Is4() {
 		return api.Path{}, errors.New("trace: give a source and a destination of one IP version")
 	}
-	e := &explanation{Node: n, q: q, path: api.Path{Node: n.State.Self.Name, Mode: n.Mode, Steps: []api.PathStep{}}}
+	e := &explanation{Node: n, q: q, path: api.Path{Node: n.State.Self.Name, Mode: n.Mode.Name, Steps: []api.PathStep{}}}
 	src, dst := e.owner(q.Src), e.owner(q.Dst)
 	switch me := n.State.Self.Name; {
 	case (src == me || e.local(q.Src)) && dst == me:
@@ -323,7 +324,7 @@ func (e *explanation) out(peer string) {
 		e.path.Next = peer
 		return
 	default:
-		e.add("overlay", note, asked, "", "%s is none of the overlay's ways in mode %s: the packet leaves it", w.Dev, e.Mode)
+		e.add("overlay", note, asked, "", "%s is none of the overlay's ways in mode %s: the packet leaves it", w.Dev, e.Mode.Name)
 		return
 	}
 	e.underlay(hop)
@@ -433,14 +434,9 @@ func (e *explanation) underlay(hop *backend.Hop) {
 		to = w.Via
 	}
 	e.neighbor("underlay neighbour", w.Dev, to)
-	if !pastKernel(e.Mode) {
+	if !e.Mode.PastKernel() {
 		e.filters("output", to.Is6())
 	}
-}
-
-// pastKernel says whether tunnel packets of a mode pass the kernel's filters by.
-func pastKernel(mode string) bool {
-	return slices.Contains([]string{"xdp", "xdp-lib", "tun-xdp"}, mode)
 }
 
 // in is the way from the underlay to a pod of this node, from a peer; "" = no node owns the source.
@@ -455,14 +451,8 @@ func (e *explanation) in(peer string) {
 			return
 		}
 		e.add("underlay route", pass, asked, "", "outer source %v, whom answers reach: %s", from.Addr(), wayText(w, nil))
-		if !pastKernel(e.Mode) {
-			hook := "input"
-			if e.Mode == "host-gw" {
-				hook = "forward"
-			}
-			if hook == "input" {
-				e.filters(hook, from.Addr().Is6())
-			}
+		if e.Mode.Wire != mode.Direct && !e.Mode.PastKernel() { // it is for a socket here
+			e.filters("input", from.Addr().Is6())
 		}
 	}
 	iif := inside
@@ -485,7 +475,7 @@ func (e *explanation) in(peer string) {
 	} else {
 		iif = e.kernelDevice(hop)
 		if peer == "" {
-			e.add("overlay", note, computed, "", "no node's prefix holds the source %v; the kernel does not check it in mode %s", e.q.Src, e.Mode)
+			e.add("overlay", note, computed, "", "no node's prefix holds the source %v; the kernel does not check it in mode %s", e.q.Src, e.Mode.Name)
 		} else {
 			e.add("overlay", pass, computed, "", "the source %v belongs to %s", e.q.Src, peer)
 		}
@@ -504,7 +494,7 @@ func (e *explanation) vni() uint32 {
 
 // kernelDevice is where the packet comes in where the kernel forwards: the vxlan device, or the underlay's.
 func (e *explanation) kernelDevice(hop *backend.Hop) string {
-	if e.Mode != "host-gw" && len(e.Status.Devices) > 0 {
+	if e.Mode.Wire != mode.Direct && len(e.Status.Devices) > 0 {
 		return e.Status.Devices[0]
 	}
 	if hop == nil {

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 	"weft/packet/packettest"
@@ -30,7 +31,7 @@ const (
 
 func newRouter(t *testing.T, inFlags, outFlags uint16) *router {
 	t.Helper()
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	r := &router{ns: nettest.New(t)}
 	r.ns.Do(func() {
 		r.in = openTUN(t, tunIn, inFlags)

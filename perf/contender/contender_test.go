@@ -4,9 +4,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
-	"weft/internal/nettest"
 	"weft/perf/testbed"
 )
 
@@ -34,35 +31,6 @@ func TestParse(t *testing.T) {
 		if _, err := Parse(list); err == nil || !strings.Contains(err.Error(), remedy) {
 			t.Errorf("%q: %v, want an error that says %q", list, err, remedy)
 		}
-	}
-}
-
-func TestKernelLink(t *testing.T) {
-	nettest.RequireRoot(t)
-	nettest.RequireKernel(t, nettest.Veth)
-	if err := kernelLink("veth")(); err != nil {
-		t.Error(err)
-	}
-	if err := kernelLink("nosuchkind")(); err == nil {
-		t.Error("the kernel makes devices of a kind that does not exist")
-	}
-}
-
-func TestDevice(t *testing.T) {
-	if err := device("/dev/null")(); err != nil {
-		t.Error(err)
-	}
-	if err := device("/dev/nosuchdevice")(); err == nil {
-		t.Error("a device that does not exist was opened")
-	}
-}
-
-func TestSocket(t *testing.T) {
-	if err := socket(unix.AF_UNIX, "unix sockets")(); err != nil {
-		t.Error(err)
-	}
-	if err := socket(unix.AF_MAX, "a family that does not exist")(); err == nil {
-		t.Error("the kernel has a family that does not exist")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"text/template"
 	"time"
 
+	"weft/catalog/mode"
 	"weft/internal/api"
 	"weft/perf/testbed"
 )
@@ -20,7 +21,7 @@ const exitUnsupported = 3
 
 // daemons is a mode of weft: one daemon on every node.
 type daemons struct {
-	mode  string
+	mode  mode.Mode
 	nodes []node
 	mtu   int
 }
@@ -49,11 +50,11 @@ state_dir: {{.Dir}}
 `))
 
 // upDaemon starts one daemon a node and waits until each says that it is ready.
-func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error) {
-	d := &daemons{mode: mode}
+func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay, error) {
+	d := &daemons{mode: m}
 	dir := filepath.Dir(env.Bed.Nodes[0].Dir)
 	list := filepath.Join(dir, "nodes.yaml")
-	if err := os.WriteFile(list, []byte(nodesYAML(env.Bed.Nodes, mode)), 0o600); err != nil {
+	if err := os.WriteFile(list, []byte(nodesYAML(env.Bed.Nodes, m)), 0o600); err != nil {
 		return nil, fmt.Errorf("contender: %w", err)
 	}
 	psk := filepath.Join(dir, "psk")
@@ -71,7 +72,7 @@ func upDaemon(ctx context.Context, env Env, mode, cipher string) (Overlay, error
 			Network                          []netip.Prefix
 			Mode, Cipher, PSK, Nodes, Socket string
 			Queues                           int
-		}{n, env.Bed.Network, mode, cipher, psk, list, socket, env.Queues}); err != nil {
+		}{n, env.Bed.Network, m.Name, cipher, psk, list, socket, env.Queues}); err != nil {
 			return nil, fmt.Errorf("contender: write weft.yaml: %w", err)
 		}
 		file := filepath.Join(n.Dir, "weft.yaml")
@@ -123,18 +124,15 @@ func (n node) attach(ctx context.Context, bed *testbed.Bed, mtu int) error {
 // needs next hops of its own.
 //
 // All nodes run the same mode, so all announce what it can do beyond the standard.
-func nodesYAML(nodes []*testbed.Node, mode string) string {
-	features := ""
-	if mode == "tun-gso" {
-		features = ", features: [rco]"
-	}
+func nodesYAML(nodes []*testbed.Node, m mode.Mode) string {
 	text := "nodes:\n"
 	for _, n := range nodes {
 		endpoints := n.Endpoints[:1]
-		if mode == "host-gw" {
+		if m.Wire == mode.Direct {
 			endpoints = n.Endpoints
 		}
-		text += fmt.Sprintf("  - {name: %s, endpoints: [%s], prefixes: [%s]%s}\n", n.Name, quoted(endpoints), quoted(n.Prefixes), features)
+		text += fmt.Sprintf("  - {name: %s, endpoints: [%s], prefixes: [%s], features: [%s]}\n", n.Name, quoted(endpoints), quoted(n.Prefixes),
+			strings.Join(m.Features, ", "))
 	}
 	return text
 }
@@ -212,7 +210,7 @@ func (d *daemons) Lanes(ctx context.Context) ([]Lane, error) {
 // from the kernel itself.
 func (d *daemons) Drops(ctx context.Context) (Drops, error) {
 	all := Drops{Kernel: map[string]uint64{}}
-	if !strings.Contains(d.mode, "xdp") {
+	if !d.mode.Uses(mode.AFXDP) {
 		return all, nil
 	}
 	for _, n := range d.nodes {
@@ -234,7 +232,7 @@ func (d *daemons) Drops(ctx context.Context) (Drops, error) {
 	}
 	lanes, err := d.Lanes(ctx)
 	for _, l := range lanes {
-		if strings.HasPrefix(l.Name, "out") && d.mode != "xdp-udp" { // whose outside is a socket
+		if strings.HasPrefix(l.Name, "out") && d.mode.Outside == mode.AFXDP {
 			all.AtVeth += l.Drops["refused"]
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/perf/testbed"
 )
@@ -22,7 +23,7 @@ const patience = 30 * time.Second
 func bed(t *testing.T, label string, mtu int) *testbed.Bed {
 	t.Helper()
 	nettest.RequireRoot(t)
-	nettest.RequireKernel(t, nettest.Veth)
+	nettest.RequireKernel(t, kernel.Veth)
 	b, err := testbed.Open(testbed.Config{Label: label, Nodes: 3, MTU: mtu, Layout: testbed.Free, Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +226,7 @@ func TestPresets(t *testing.T) {
 // TestEthernet: devices towards each peer carry packets; Geneve is made alike, of another kind.
 func TestEthernet(t *testing.T) {
 	nettest.RequireRoot(t)
-	if err := kernelLink("vxlan")(); err != nil {
+	if err := kernel.VXLAN.Probe(); err != nil {
 		t.Fatal(err)
 	}
 	b := bed(t, "ethernet", 1500)

@@ -3,13 +3,11 @@ package contender
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"weft/perf/testbed"
 )
@@ -107,24 +105,4 @@ func association(from, to *testbed.Node, spi int) (netlink.XfrmState, error) {
 
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: net.IP(p.Addr().AsSlice()), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// kernelESP says whether the kernel takes a state of ESP with AES-GCM.
-func kernelESP() error {
-	return apart(func() error {
-		sa, err := association(
-			&testbed.Node{Endpoints: []netip.Addr{netip.MustParseAddr("192.0.2.1")}},
-			&testbed.Node{Endpoints: []netip.Addr{netip.MustParseAddr("192.0.2.2")}}, 0x1000)
-		if err != nil {
-			return err
-		}
-		err = netlink.XfrmStateAdd(&sa)
-		switch {
-		case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.ENOSYS): // the protocol, the cipher
-			return errors.New("this kernel has no ESP with AES-GCM (CONFIG_INET_ESP, CONFIG_CRYPTO_GCM)")
-		case err != nil:
-			return fmt.Errorf("try a state of ESP: %w: run as root", err)
-		}
-		return nil
-	})
 }

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/perf/testbed"
 )
@@ -89,22 +89,20 @@ func TestESPMTU(t *testing.T) {
 // not, the contender says so.
 func TestIPsecInTheKernel(t *testing.T) {
 	nettest.RequireRoot(t)
-	nettest.RequireKernel(t, nettest.Veth)
+	nettest.RequireKernel(t, kernel.Veth)
 	all, err := associations(threeNodes())
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = apart(func() error {
+	ns := nettest.New(t)
+	err = <-ns.Go(func() error {
 		link, err := netlink.NewHandle()
 		if err != nil {
 			return err
 		}
 		defer link.Close()
 		ours := all[0]
-		if missing := kernelESP(); missing != nil {
-			if !strings.Contains(missing.Error(), "this kernel has no ESP") {
-				t.Errorf("without ESP: %v", missing)
-			}
+		if missing := kernel.ESP.Probe(); missing != nil {
 			if err := ours.install(link); err == nil {
 				t.Error("the kernel took states that it is said not to have")
 			}

@@ -110,15 +110,3 @@ func towardsEach(bed *testbed.Bed, do func(n, far *testbed.Node, i int) error) e
 	}
 	return nil
 }
-
-// both needs all of what is needed.
-func both(needs ...func() error) func() error {
-	return func() error {
-		for _, n := range needs {
-			if err := n(); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-}

@@ -3,7 +3,8 @@ package contender
 import (
 	"context"
 
-	"golang.org/x/sys/unix"
+	"weft/catalog/mode"
+	"weft/internal/kernel"
 )
 
 // Row is a line of the list of contenders.
@@ -16,28 +17,36 @@ type Row struct {
 	Up       func(ctx context.Context, env Env, mode, cipher string) (Overlay, error)
 }
 
-// Rows is the list. A new contender is one line: a mode of the daemon is upDaemon, anything else
-// brings its own function.
-func Rows() []Row {
-	return []Row{
-		{Bare, "the ceiling: no overlay", false, false, nothing, upBare},
-		{"host-gw", "Flannel host-gw, Calico without encapsulation: plain routes", false, false, nothing, upDaemon},
-		{"vxlan", "kernel VXLAN at its best", false, false, kernelLink("vxlan"), upDaemon},
-		{"vxlan-nocsum", "kernel VXLAN as Flannel and Calico ship it", false, false, kernelLink("vxlan"), upDaemon},
-		{"udp", "Flannel's udp: raw IP in UDP, one packet a system call", true, false, device("/dev/net/tun"), upDaemon},
-		{"tun", "the plain userspace overlay", true, false, device("/dev/net/tun"), upDaemon},
-		{"tap", "Weave sleeve's L2: frames, MACs learnt", true, false, device("/dev/net/tun"), upDaemon},
-		{"tun-gso", "the userspace overlay for streams", true, true, device("/dev/net/tun"), upDaemon},
-		{"xdp", "the userspace overlay for packets", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
-		{"xdp-lib", "what the library asavie/xdp gives", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
-		{"xdp-udp", "AF_XDP inside, UDP sockets outside", true, false, socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)"), upDaemon},
-		{"tun-xdp", "TUN inside, AF_XDP outside", true, false, both(device("/dev/net/tun"), socket(unix.AF_XDP, "AF_XDP (CONFIG_XDP_SOCKETS)")), upDaemon},
-		{"wireguard-go", "what a user would pick for encryption", false, true, device("/dev/net/tun"), upWireguardGo},
-		{"wireguard", "the kernel's WireGuard: Flannel's and Calico's encryption", false, true, kernelLink("wireguard"), upWireguard},
-		{"ipip", "IP in IP by the kernel: Calico's default", false, true, both(kernelLink("ipip"), kernelLink("sit")), upIPIP},
-		{"geneve", "Geneve by the kernel: OVN, Antrea, Cilium", false, true, kernelLink("geneve"), upGeneve},
-		{"ipsec", "IPsec by the kernel: ESP tunnels with AES-128-GCM, as IKE daemons set them up", false, true, kernelESP, upIPsec},
+// Rows is the list: the ceiling, the daemon's modes, and the others.
+func Rows() []Row { return Of(mode.All()) }
+
+// Of is Rows with these modes. A contender that is no mode of the daemon is one line here, and brings its own function.
+func Of(modes []mode.Mode) []Row {
+	list := []Row{{Bare, "the ceiling: no overlay", false, false, needs(), upBare}}
+	for _, m := range modes {
+		up := func(ctx context.Context, env Env, _, cipher string) (Overlay, error) {
+			return upDaemon(ctx, env, m, cipher)
+		}
+		list = append(list, Row{m.Name, m.For, m.Seals(), m.Super, needsOf(m), up})
 	}
+	return append(list, []Row{
+		{"wireguard-go", "what a user would pick for encryption", false, true, needs(kernel.TUN), upWireguardGo},
+		{"wireguard", "the kernel's WireGuard: Flannel's and Calico's encryption", false, true, needs(kernel.WireGuard), upWireguard},
+		{"ipip", "IP in IP by the kernel: Calico's default", false, true, needs(kernel.IPIP, kernel.SIT), upIPIP},
+		{"geneve", "Geneve by the kernel: OVN, Antrea, Cilium", false, true, needs(kernel.Geneve), upGeneve},
+		{"ipsec", "IPsec by the kernel: ESP tunnels with AES-128-GCM, as IKE daemons set them up", false, true, needs(kernel.ESP), upIPsec},
+	}...)
+}
+
+// needs says what of the kernel a contender lacks here.
+func needs(all ...kernel.Ability) func() error { return func() error { return kernel.Need(all...) } }
+
+func needsOf(m mode.Mode) func() error {
+	var all []kernel.Ability
+	for _, n := range m.Needs {
+		all = append(all, kernel.Ability(n))
+	}
+	return needs(all...)
 }
 
 func (r Row) contender(name, cipher string) Contender {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/netlab"
 	"weft/internal/nettest"
 )
@@ -30,9 +31,9 @@ const (
 func open(t *testing.T, nodes, mtu int, layout Layout) *Bed {
 	t.Helper()
 	nettest.RequireRoot(t)
-	nettest.RequireKernel(t, nettest.Veth)
+	nettest.RequireKernel(t, kernel.Veth)
 	if nodes > 2 {
-		nettest.RequireKernel(t, nettest.Bridge)
+		nettest.RequireKernel(t, kernel.Bridge)
 	}
 	bed, err := Open(Config{Label: Label(t.Name()), Nodes: nodes, MTU: 1500, Layout: layout, Dir: t.TempDir()})
 	if err != nil {

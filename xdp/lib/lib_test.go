@@ -11,6 +11,7 @@ import (
 	asavie "github.com/asavie/xdp"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 	"weft/packet"
 	"weft/packet/packettest"
@@ -29,7 +30,7 @@ var (
 )
 
 func underlay(t *testing.T) (a, b *nettest.NS) {
-	nettest.RequireKernel(t, nettest.XDP, nettest.Veth)
+	nettest.RequireKernel(t, kernel.AFXDP, kernel.Veth)
 	a, b = nettest.New(t), nettest.New(t)
 	nettest.Pair(t, nettest.End{NS: a, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.1/24")},
 		nettest.End{NS: b, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.2/24")}, 1500)

@@ -4,13 +4,14 @@ import (
 	"strings"
 	"testing"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 )
 
 // TestRunRefuses: settings that cannot be used end the process, and take its device along. That good ones carry
 // packets is the lab's own test.
 func TestRunRefuses(t *testing.T) {
-	nettest.RequireKernel(t, nettest.TUN)
+	nettest.RequireKernel(t, kernel.TUN)
 	ns := nettest.New(t)
 	var err error
 	ns.Do(func() {
