@@ -64,6 +64,7 @@ func (r *run) ceilings(ctx context.Context) error {
 				r.result.Failed = append(r.result.Failed, Failure{generatorName, t.String(), err.Error()})
 				return nil
 			}
+			r.result.verified(generatorName, t, result.Integrity)
 			samples[k] = append(samples[k], firstFigure(result))
 		}
 	}

@@ -85,6 +85,7 @@ func balances(c contender.Contender, t probe.Selection, samples []*sample) []Bal
 	for _, s := range samples {
 		path.Generated += s.result.Generated
 		path.Delivered += s.result.Delivered
+		path.Corrupt += s.result.CorruptPackets
 		path.OtherDrops += s.moved.others()
 		add(path.KernelDrops, s.moved.kernel)
 		for _, l := range s.moved.lanes {
@@ -94,7 +95,7 @@ func balances(c contender.Contender, t probe.Selection, samples []*sample) []Bal
 	if path.Generated == 0 {
 		return rows // not UDP: TCP makes packets of its own
 	}
-	path.Unaccounted = int64(path.Generated+path.OtherDrops) - int64(path.Delivered+sum(path.LaneDrops)+sum(path.KernelDrops))
+	path.Unaccounted = int64(path.Generated+path.OtherDrops) - int64(path.Delivered+path.Corrupt+sum(path.LaneDrops)+sum(path.KernelDrops))
 	return append(rows, Balance{
 		Contender: c.Name, Test: t.Test, Params: t.Params, PathBalance: path,
 		OK: path.Unaccounted >= 0 && path.Unaccounted <= hidden(c, t, path.KernelDrops),

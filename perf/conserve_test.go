@@ -98,6 +98,15 @@ func TestBalances(t *testing.T) {
 		t.Errorf("lost packets went unnoticed: %s", text(t, r))
 	}
 
+	// What arrived, though not as it was sent, is not lost.
+	wrong := samples(4)
+	for _, s := range wrong {
+		s.result.CorruptPackets = 4
+	}
+	if r := balances(x, udp, wrong)[2]; !r.OK || r.Corrupt != 8 || r.Unaccounted != 0 {
+		t.Errorf("corrupt packets are taken for lost ones: %s", text(t, r))
+	}
+
 	// More drops than losses: only those that were somebody else's are explained.
 	more := samples(0)
 	more[0].moved.kernel["veth"] += 6

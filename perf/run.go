@@ -80,7 +80,7 @@ func Run(ctx context.Context, p *Plan, show func(Event)) (_ *Result, err error) 
 func newResult(p *Plan) *Result {
 	return &Result{
 		Schema: Schema, Host: fingerprint(p.Version, p.Congestion), Settings: p.settings(),
-		Results: []Row{}, Conservation: []Balance{}, Unsupported: []Unsupported{}, Failed: []Failure{},
+		Results: []Row{}, Conservation: []Balance{}, Integrity: []Integrity{}, Unsupported: []Unsupported{}, Failed: []Failure{},
 	}
 }
 
@@ -152,6 +152,9 @@ func (r *run) test(ctx context.Context, t probe.Selection) error {
 			m, err := s.measure(ctx, t, idle)
 			if ctx.Err() != nil {
 				return ctx.Err()
+			}
+			if m != nil {
+				r.result.verified(s.Name, t, m.result.Integrity)
 			}
 			if err != nil {
 				failed[s] = err

@@ -15,6 +15,7 @@ type Result struct {
 	Settings     Settings      `json:"settings"`
 	Results      []Row         `json:"results"`
 	Conservation []Balance     `json:"conservation"`
+	Integrity    []Integrity   `json:"integrity"` // null in results of before payloads were verified
 	Unsupported  []Unsupported `json:"unsupported"`
 	Failed       []Failure     `json:"failed"`
 	Generator    []Ceiling     `json:"generator,omitempty"` // where there is a contender bare, whose wire it needs
@@ -81,6 +82,15 @@ type CPU struct {
 	CostSamples Samples `json:"cost_samples,omitempty"` // whichever of the two it has, by sample, in the order of the rounds; null = nothing was carried
 }
 
+// Integrity says whether what a contender delivered in a test is what was sent: all samples together, the warm-up's and the failed ones' too.
+type Integrity struct {
+	Contender string       `json:"contender"`
+	Test      string       `json:"test"`
+	Params    probe.Params `json:"params"`
+	probe.Integrity
+	OK bool `json:"ok"` // no byte is corrupt
+}
+
 // Balance is one account of packets: of a lane, or of everything between two generators.
 type Balance struct {
 	Contender string       `json:"contender"`
@@ -100,11 +110,12 @@ type LaneBalance struct {
 	Drops    map[string]uint64 `json:"drops"`
 }
 
-// PathBalance: Generated + OtherDrops = Delivered + Σ LaneDrops + Σ KernelDrops + Unaccounted.
+// PathBalance: Generated + OtherDrops = Delivered + Corrupt + Σ LaneDrops + Σ KernelDrops + Unaccounted.
 type PathBalance struct {
 	EndToEnd    bool              `json:"end_to_end"` // true
 	Generated   uint64            `json:"generated"`
-	Delivered   uint64            `json:"delivered"`
+	Delivered   uint64            `json:"delivered"`         // as it was sent
+	Corrupt     uint64            `json:"corrupt,omitempty"` // delivered, but not as it was sent
 	LaneDrops   map[string]uint64 `json:"lane_drops"`
 	KernelDrops map[string]uint64 `json:"kernel_drops"`
 	OtherDrops  uint64            `json:"other_drops,omitempty"` // of these, packets that were not generated

@@ -132,7 +132,7 @@ func (s *stand) generate(ctx context.Context, from *testbed.Namespace, target ne
 	if err != nil {
 		return probe.Result{}, testbed.CPUTime{}, err
 	}
-	if err := p.Wait(ctx); err != nil {
+	if err := p.Wait(ctx); err != nil && !foundCorrupt(err) {
 		return probe.Result{}, testbed.CPUTime{}, s.because(err)
 	}
 	used, err := p.CPU()
@@ -144,6 +144,12 @@ func (s *stand) generate(ctx context.Context, from *testbed.Namespace, target ne
 		return r, used, fmt.Errorf("perf: the generator's result: %w", err)
 	}
 	return r, used, nil
+}
+
+// foundCorrupt says whether a generator ended as it does where its result is complete, but bytes arrived other than they were sent.
+func foundCorrupt(err error) bool {
+	var exit *testbed.ExitError
+	return errors.As(err, &exit) && exit.Code == probe.ExitCorrupt
 }
 
 // spell writes a selection with every parameter, defaults included: test:key=value:key=value.

@@ -90,7 +90,10 @@ func newBenchRunCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return show(cmd.OutOrStdout(), *output, result, func(w io.Writer) { printBench(w, result) })
+			if err := show(cmd.OutOrStdout(), *output, result, func(w io.Writer) { printBench(w, result) }); err != nil {
+				return err
+			}
+			return result.Err()
 		},
 	}
 	f := c.Flags()

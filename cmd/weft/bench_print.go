@@ -24,6 +24,10 @@ func printBench(w io.Writer, r probe.Result) {
 		row(w, "dropped", pairs(r.KernelDrops))
 		row(w, "refused", pairs(r.SendErrors))
 	}
+	row(w, "verified", fmt.Sprintf("%d bytes, %d corrupt", r.Verified, r.Corrupt))
+	for _, damage := range r.Damage {
+		row(w, "corrupt", damage)
+	}
 	for _, note := range r.Notes {
 		row(w, "note", note)
 	}

@@ -6,6 +6,7 @@ import (
 	"weft/internal/api"
 	"weft/internal/config/strict"
 	"weft/internal/daemon"
+	"weft/perf/probe"
 )
 
 // Exit codes, as docs/reference.md lists them.
@@ -15,6 +16,7 @@ const (
 	exitUsage       = 2
 	exitUnsupported = 3
 	exitUnreachable = 4
+	exitCorrupt     = probe.ExitCorrupt
 	exitInterrupted = 130
 )
 
@@ -31,6 +33,7 @@ func (e unsupportedError) Unwrap() error { return e.error }
 // exitCode is the one place that turns an error into what the process ends with.
 func exitCode(err error, interrupted bool) int {
 	var (
+		corrupt     *probe.CorruptError
 		own         interface{ ExitCode() int }
 		usage       usageError
 		unsupported unsupportedError
@@ -41,6 +44,8 @@ func exitCode(err error, interrupted bool) int {
 		return exitInterrupted
 	case err == nil:
 		return exitDone
+	case errors.As(err, &corrupt):
+		return exitCorrupt
 	case errors.As(err, &own):
 		return own.ExitCode()
 	case errors.As(err, &usage), errors.As(err, &mistakes), errors.Is(err, daemon.ErrConfiguration):

@@ -122,6 +122,9 @@ func (f *labFlags) runOne(cmd *cobra.Command) error {
 
 // outcome says what of a result that was written is not as asked for.
 func outcome(result *perf.Result) error {
+	if err := result.Verified().Err(); err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
 	silent := result.WithoutMedian()
 	switch {
 	case len(result.Failed) > 0:

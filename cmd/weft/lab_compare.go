@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -31,7 +32,7 @@ whose settings differ are not compared. A difference is no failure unless --fail
 	alpha := flags.Float64("alpha", compare.Alpha, "call a row different where chance explains it with less than this probability")
 	control := flags.String("control", "bare", "contender that no change touches; none = judge every row by itself")
 	all := flags.Bool("all", false, "print the rows without a difference, too")
-	fail := flags.Bool("fail-if-worse", false, "exit with 1 where a row is worse")
+	fail := flags.Bool("fail-if-worse", false, "exit with 1 where a row is worse, or where B is corrupt")
 	form := formatFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !(*alpha > 0 && *alpha < 0.5) {
@@ -47,6 +48,9 @@ whose settings differ are not compared. A difference is no failure unless --fail
 		}
 		if err := show(cmd.OutOrStdout(), *form, c, func(w io.Writer) { printComparison(w, c, *all) }); err != nil {
 			return err
+		}
+		if *fail && slices.ContainsFunc(c.Corrupt, func(o compare.Corruption) bool { return o.B.Corrupt > 0 }) {
+			return fmt.Errorf("lab: %s is corrupt: see above", args[1])
 		}
 		if n := c.Count(compare.Worse); *fail && n > 0 {
 			return fmt.Errorf("lab: %d worse: see above", n)
@@ -83,6 +87,10 @@ func printComparison(w io.Writer, c *compare.Comparison, all bool) {
 		fmt.Fprintf(w, "%s differs: %s, %s\n", d.Name, d.A, d.B)
 	}
 	fmt.Fprintf(w, "%s; different: p ≤ %v\n\n", c.Method, c.Alpha)
+	for _, o := range c.Corrupt {
+		fmt.Fprintf(w, "corrupt: %s: %d of %d bytes in A, %d of %d in B arrived other than they were sent: its figures are not compared\n",
+			o.Name(), o.A.Corrupt, o.A.Verified, o.B.Corrupt, o.B.Verified)
+	}
 	shown := 0
 	for _, r := range c.Rows {
 		if r.Verdict == compare.Same && !all {
@@ -100,6 +108,9 @@ func printComparison(w io.Writer, c *compare.Comparison, all bool) {
 	}
 	fmt.Fprintf(w, "%d rows: %d better, %d worse, %d changed, %d no difference", len(c.Rows),
 		c.Count(compare.Better), c.Count(compare.Worse), c.Count(compare.Changed), c.Count(compare.Same))
+	if n := c.Count(compare.Corrupt); n > 0 {
+		fmt.Fprintf(w, ", %d corrupt", n)
+	}
 	if n := c.Count(compare.TooFew); n > 0 {
 		fmt.Fprintf(w, ", %d with too few rounds to tell: run with a larger --repeat", n)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"weft/perf"
 	"weft/perf/compare"
+	"weft/perf/probe"
 )
 
 // writeResult writes a result with one row for `weft lab compare`.
@@ -28,6 +30,21 @@ func writeResult(t *testing.T, layout string, samples ...float64) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// writeCorrupt writes a result again, with wrong bytes in it.
+func writeCorrupt(t *testing.T, path string) string {
+	t.Helper()
+	r, err := perf.Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Integrity = []perf.Integrity{{Contender: "tun", Test: "tcp-stream", Integrity: probe.Integrity{Verified: 1000, Corrupt: 911}}}
+	corrupt := filepath.Join(t.TempDir(), "corrupt.json")
+	if err := writeFile(corrupt, func(w io.Writer) error { return writeJSON(w, r) }); err != nil {
+		t.Fatal(err)
+	}
+	return corrupt
 }
 
 // runRoot runs a command line as main does.
@@ -60,6 +77,7 @@ func TestLabCompareUnanswered(t *testing.T) {
 func TestLabCompare(t *testing.T) {
 	fast, slow := writeResult(t, "split", 1e9, 1.01e9, 1.02e9, 1.03e9, 1.04e9), writeResult(t, "split", 5e8, 5.1e8, 5.2e8, 5.3e8, 5.4e8)
 	free := writeResult(t, "free", 1e9)
+	corrupt := writeCorrupt(t, fast)
 	text := filepath.Join(t.TempDir(), "text")
 	if err := os.WriteFile(text, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
@@ -72,6 +90,9 @@ func TestLabCompare(t *testing.T) {
 		{[]string{fast, slow}, exitDone, "1 worse"},
 		{[]string{fast, slow, "--fail-if-worse"}, exitFailed, "1 worse"},
 		{[]string{slow, fast, "--fail-if-worse"}, exitDone, "1 better"},
+		{[]string{slow, corrupt}, exitDone, "corrupt: tun tcp-stream: 0 of 0 bytes in A, 911 of 1000 in B"},
+		{[]string{slow, corrupt, "--fail-if-worse"}, exitFailed, "is corrupt: see above"},
+		{[]string{corrupt, slow, "--fail-if-worse"}, exitDone, "1 corrupt"},
 		{[]string{fast, fast, "--all"}, exitDone, "no difference"},
 		{[]string{fast, free}, exitUsage, "layout split and free"},
 		{[]string{fast, text}, exitUsage, "schema"},

@@ -53,7 +53,7 @@ func newRoot() *cobra.Command {
 measures every way to carry them. Configuration: ` + config.DefaultFile + `.
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not supported on this machine,
-4 daemon not reachable, 130 interrupted (and cleaned up).`,
+4 daemon not reachable, 5 corrupt (bytes arrived other than they were sent), 130 interrupted (and cleaned up).`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}

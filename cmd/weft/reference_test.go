@@ -137,7 +137,7 @@ func TestReferencePorts(t *testing.T) {
 
 func TestReferenceExitCodes(t *testing.T) {
 	var want []string
-	for _, code := range []int{exitDone, exitFailed, exitUsage, exitUnsupported, exitUnreachable, exitInterrupted} {
+	for _, code := range []int{exitDone, exitFailed, exitUsage, exitUnsupported, exitUnreachable, exitCorrupt, exitInterrupted} {
 		want = append(want, fmt.Sprint(code))
 	}
 	if got := column(table(t, "## Exit codes"), 0); !slices.Equal(got, want) {

@@ -42,6 +42,21 @@ type Comparison struct {
 	StageSums   []StageSum   `json:"by_stage"` // the same by name
 	OnlyA       []string     `json:"only_a"`   // rows that the other result lacks
 	OnlyB       []string     `json:"only_b"`
+	Corrupt     []Corruption `json:"corrupt"` // of contenders and tests where bytes arrived other than they were sent
+}
+
+// Corruption is where a contender delivered other bytes than were sent. Its figures are not compared.
+type Corruption struct {
+	Contender string          `json:"contender"`
+	Test      string          `json:"test"`
+	Params    probe.Params    `json:"params"`
+	A         probe.Integrity `json:"a"`
+	B         probe.Integrity `json:"b"`
+}
+
+// Name is what is corrupt as a person names it.
+func (c Corruption) Name() string {
+	return c.Contender + " " + probe.Selection{Test: c.Test, Params: c.Params}.String()
 }
 
 // Run is one of the two results.
@@ -70,6 +85,8 @@ const (
 
 	// Unanswered is a figure that one of the results does not have: none of its samples has an answer.
 	Unanswered Verdict = "unanswered"
+	// Corrupt is a figure of what delivered other bytes than were sent in one of the results: it does not count.
+	Corrupt Verdict = "corrupt"
 )
 
 // Row compares one figure.
@@ -147,7 +164,7 @@ func Results(a, b *perf.Result, o Options) (*Comparison, error) {
 	}
 	c := &Comparison{
 		A: Run{Weft: a.Host.Weft}, B: Run{Weft: b.Host.Weft}, Alpha: o.Alpha, Fingerprint: fingerprint(a, b),
-		Method: "Mann-Whitney U", Rows: []Row{}, OnlyA: []string{}, OnlyB: []string{},
+		Method: "Mann-Whitney U", Rows: []Row{}, OnlyA: []string{}, OnlyB: []string{}, Corrupt: corruptions(a, b),
 	}
 	in, err := index(a)
 	if err != nil {
@@ -170,6 +187,9 @@ func Results(a, b *perf.Result, o Options) (*Comparison, error) {
 		if control := key(o.Control, after.Test, after.Params, after.Metric); o.Control != "" && control != name {
 			controlled = r.judgeRelative(o.Alpha, before.Samples, in[control].Samples, after.Samples, next[control].Samples) || controlled
 		}
+		if slices.ContainsFunc(c.Corrupt, r.of) {
+			r.Verdict = Corrupt
+		}
 		c.Rows = append(c.Rows, r)
 	}
 	for _, before := range a.Results {
@@ -184,6 +204,33 @@ func Results(a, b *perf.Result, o Options) (*Comparison, error) {
 	}
 	return c, nil
 }
+
+// corruptions pairs what is corrupt in one of the results with what the other says of the same.
+func corruptions(a, b *perf.Result) []Corruption {
+	list := []Corruption{}
+	for k, result := range []*perf.Result{a, b} {
+		for _, i := range result.Integrity {
+			at := slices.IndexFunc(list, func(c Corruption) bool { return c.same(i.Contender, i.Test, i.Params) })
+			if at < 0 {
+				at = len(list)
+				list = append(list, Corruption{Contender: i.Contender, Test: i.Test, Params: i.Params})
+			}
+			if k == 0 {
+				list[at].A = i.Integrity
+			} else {
+				list[at].B = i.Integrity
+			}
+		}
+	}
+	return slices.DeleteFunc(list, func(c Corruption) bool { return c.A.Corrupt+c.B.Corrupt == 0 })
+}
+
+func (c Corruption) same(contender, test string, params probe.Params) bool {
+	return c.Contender == contender && c.Test == test && maps.Equal(c.Params, params)
+}
+
+// of says whether the row is of what is corrupt.
+func (r Row) of(c Corruption) bool { return c.same(r.Contender, r.Test, r.Params) }
 
 func rowKey(r perf.Row) string { return key(r.Contender, r.Test, r.Params, r.Metric) }
 

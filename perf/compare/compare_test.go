@@ -247,3 +247,30 @@ func TestFinds(t *testing.T) {
 		t.Errorf("a loss of 40 %% was found in %d of %d runs", found, runs)
 	}
 }
+
+// Figures of what delivers wrong bytes are not compared, and nobody else's suffer.
+func TestCorruptIsNotCompared(t *testing.T) {
+	flat, up := []float64{100, 101, 102, 103, 104}, []float64{110, 111, 112, 113, 114}
+	a, b := result(stream("tun", flat...), stream("xdp", flat...)), result(stream("tun", up...), stream("xdp", up...))
+	account := func(contender string, corrupt uint64) perf.Integrity {
+		return perf.Integrity{Contender: contender, Test: "tcp-stream", Params: probe.Params{"flows": 1, "family": 4},
+			Integrity: probe.Integrity{Verified: 1e6, Corrupt: corrupt}, OK: corrupt == 0}
+	}
+	a.Integrity = []perf.Integrity{account("tun", 0), account("xdp", 0)}
+	b.Integrity = []perf.Integrity{account("tun", 911), account("xdp", 0)}
+	for _, swapped := range []bool{false, true} {
+		if swapped {
+			a, b = b, a
+		}
+		c, err := compare.Results(a, b, compare.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(c.Corrupt) != 1 || c.Corrupt[0].A.Corrupt+c.Corrupt[0].B.Corrupt != 911 || c.Corrupt[0].A.Verified != 1e6 || c.Corrupt[0].Name() != "tun tcp-stream:family=4:flows=1" {
+			t.Errorf("corrupt: %+v", c.Corrupt)
+		}
+		if c.Count(compare.Corrupt) != 1 || c.Rows[0].Verdict != compare.Corrupt || c.Rows[1].Verdict == compare.Corrupt {
+			t.Errorf("rows: %+v", c.Rows)
+		}
+	}
+}

@@ -13,7 +13,7 @@ import (
 )
 
 // Version names the control protocol. Both ends must speak the same one.
-const Version = "weft.bench/1"
+const Version = "weft.bench/2"
 
 // Bounds of what a client may ask a server for.
 const (
@@ -29,7 +29,7 @@ const (
 //	client                                server
 //	hello {version, job}          ─►
 //	                              ◄─      ready {port, token}      (or error)
-//	  … data connections to port, the token first …
+//	  … data connections to port, each introduced by a header …
 //	start {payload}               ─►                               TCP roles: all connections are made
 //	                              ◄─      ready
 //	count {trial, sent}           ─►                               UDP sink, as often as wanted
@@ -43,7 +43,7 @@ type message struct {
 	Port    uint16  `json:"port,omitempty"`
 	Token   uint64  `json:"token,omitempty"`
 	Payload int     `json:"payload,omitempty"`
-	Trial   uint32  `json:"trial,omitempty"`
+	Trial   uint16  `json:"trial,omitempty"`
 	Sent    uint64  `json:"sent,omitempty"`
 	Counts  *counts `json:"counts,omitempty"`
 	Error   string  `json:"error,omitempty"`
@@ -80,14 +80,16 @@ const (
 
 // counts is what the server saw.
 type counts struct {
-	Packets    uint64     `json:"packets"` // distinct datagrams, or requests
-	Duplicates uint64     `json:"duplicates"`
-	Reordered  uint64     `json:"reordered"`
-	Bytes      uint64     `json:"bytes"`   // payload
-	Replies    uint64     `json:"replies"` // echo roles: answers the kernel took
-	SpanNS     int64      `json:"span_ns"` // first to last arrival
-	Overflow   uint64     `json:"overflow"`
-	Intervals  []Interval `json:"intervals,omitempty"`
+	Packets    uint64 `json:"packets"` // distinct datagrams, or requests
+	Duplicates uint64 `json:"duplicates"`
+	Reordered  uint64 `json:"reordered"`
+	Bytes      uint64 `json:"bytes"`   // payload
+	Replies    uint64 `json:"replies"` // echo roles: answers the kernel took
+	SpanNS     int64  `json:"span_ns"` // first to last arrival
+	Overflow   uint64 `json:"overflow"`
+	Strangers  uint64 `json:"strangers"` // datagrams that came before the session's first
+	Integrity
+	Intervals []Interval `json:"intervals,omitempty"`
 }
 
 var congestionName = regexp.MustCompile(`^[a-z0-9_-]{1,15}$`)

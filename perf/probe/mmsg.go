@@ -54,13 +54,13 @@ func (s socket) send(b *burst, from, to int) (n int, err syscall.Errno) {
 	return int(r), 0
 }
 
-// recv waits for a datagram and takes what else is there.
-func (s socket) recv(b *burst) (n int, err syscall.Errno) {
+// recv waits for a datagram, or with MSG_DONTWAIT does not, and takes what else is there.
+func (s socket) recv(b *burst, flags uintptr) (n int, err syscall.Errno) {
 	for i := range b.controls {
 		b.msgs[i].hdr.SetControllen(ancillarySize)
 	}
 	r, _, err := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s), uintptr(unsafe.Pointer(&b.msgs[0])), uintptr(len(b.msgs)),
-		unix.MSG_WAITFORONE, 0, 0)
+		unix.MSG_WAITFORONE|flags, 0, 0)
 	if err != 0 {
 		return 0, err
 	}

@@ -49,6 +49,13 @@ func newHosts(t *testing.T, mtu int) *hosts {
 	nettest.Pair(t,
 		nettest.End{NS: h.near, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.1/24", "2001:db8::1/64")},
 		nettest.End{NS: h.far, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.2/24", "2001:db8::2/64")}, mtu)
+	h.serve(t)
+	return h
+}
+
+// serve starts the server.
+func (h *hosts) serve(t *testing.T) {
+	t.Helper()
 	h.server = h.far.MustStart(t, "env", serveEnv+"=[::]:8479", os.Args[0])
 	for !strings.Contains(h.server.Output(), "ready") {
 		select {
@@ -57,7 +64,6 @@ func newHosts(t *testing.T, mtu int) *hosts {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	return h
 }
 
 // run runs a test from the near namespace.

@@ -23,7 +23,7 @@ func runUDPOpenRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	}
 	defer c.close()
 	defer tx.conn.close()
-	first := &bouncer{sender: tx, reply: make([]byte, payload)}
+	first := &bouncer{sender: tx, reply: make([]byte, payload+1)}
 	if err := first.reach(c, s); err != nil {
 		return err
 	}
@@ -51,13 +51,17 @@ func runUDPOpenRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	r.Delivered = all.Packets + first.replies + o.replies
 	r.Duplicates = all.Duplicates + first.duplicates + o.duplicates
 	r.Bytes = all.Bytes
+	r.Add(all.Integrity)
+	r.Add(first.checked)
+	r.Add(o.checked)
 	r.KernelDrops = map[string]uint64{socketOverflow: all.Overflow + uint64(tx.conn.overflow())}
 	r.SendErrors = tx.errors.byName()
 	r.Latency = o.times.distribution()
 	values := o.times.metrics(max(span, o.last))
-	values["loss"] = 1 - float64(o.replies)/float64(o.due)
+	missing := o.due - min(o.due, o.replies+r.CorruptPackets)
+	values["loss"] = float64(missing) / float64(o.due)
 	r.report(values)
-	if missing := o.due - o.replies; missing > 0 {
+	if missing > 0 {
 		r.Notes = append(r.Notes, fmt.Sprintf("%d of %d requests had no reply; they are in no latency", missing, o.due))
 	}
 	return nil
@@ -75,6 +79,7 @@ type openLoop struct {
 
 	// The receiver's until it has ended.
 	reply      []byte
+	checked    Integrity
 	win        window
 	times      histogram
 	replies    uint64
@@ -84,7 +89,7 @@ type openLoop struct {
 
 func newOpenLoop(tx *sender, rate float64, payload int) *openLoop {
 	tx.trial = openTrial
-	return &openLoop{sender: tx, rate: rate, from: tx.sent, reply: make([]byte, payload), begin: time.Now()}
+	return &openLoop{sender: tx, rate: rate, from: tx.sent, reply: make([]byte, payload+1), begin: time.Now()}
 }
 
 // at is when request seq is due, since begin.
@@ -98,7 +103,7 @@ func (o *openLoop) send(length time.Duration) time.Duration {
 		now := clock.now()
 		n := 0
 		for ; n < udpBatch && o.at(o.due) <= min(now, length); n++ {
-			header{o.token, o.trial, o.due}.put(o.batch.buffer(n))
+			o.fill(n, o.due)
 			o.due++
 		}
 		switch {
@@ -123,8 +128,8 @@ func (o *openLoop) receive() {
 		if err != nil {
 			continue
 		}
-		h, ok := parseHeader(o.reply[:n])
-		if !ok || h.token != o.token || h.trial != openTrial {
+		h, ok := o.checked.datagram(o.pattern, o.reply[:n], toClient)
+		if !ok || h.trial != openTrial {
 			continue
 		}
 		if o.win.see(h.seq) == duplicate {

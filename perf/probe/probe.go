@@ -32,7 +32,7 @@ type Spec struct {
 
 // Result is what one test found.
 //
-// For UDP, Generated = Delivered + KernelDrops + what was lost on the path, search trials and path
+// For UDP, Generated = Delivered + CorruptPackets + KernelDrops + what was lost on the path, search trials and path
 // check included, both directions of udp-rr together; Duplicates come on top of Delivered.
 type Result struct {
 	Test       string   `json:"test"`
@@ -45,6 +45,7 @@ type Result struct {
 
 	// Unanswered is why the test has no figures although it ran; "" = it has them.
 	Unanswered string `json:"unanswered,omitempty"`
+	Integrity         // both ends together
 
 	Generated    uint64            `json:"generated,omitempty"`    // UDP packets the kernel took
 	Delivered    uint64            `json:"delivered,omitempty"`    // UDP packets received, without duplicates

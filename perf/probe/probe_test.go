@@ -137,7 +137,7 @@ func TestFixedRate(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The sender never writes ahead of its schedule by more than a buffer.
-	if most := uint64(80e6/8*r.Seconds) + 2*streamBuffer; r.Bytes > most {
+	if most := uint64(80e6/8*r.Seconds) + 2*frameSize; r.Bytes > most {
 		t.Errorf("%d bytes in %v s, at most %d are due", r.Bytes, r.Seconds, most)
 	}
 }
@@ -275,7 +275,7 @@ func TestClientAgainstStrangeServers(t *testing.T) {
 		answers []string
 		want    string
 	}{
-		"another version":   {[]string{`{"type":"error","error":"version: the server speaks weft.bench/2"}`}, "the server refused: version"},
+		"another version":   {[]string{`{"type":"error","error":"version: the server speaks weft.bench/9"}`}, "the server refused: version"},
 		"not JSON":          {[]string{"SSH-2.0-OpenSSH_9.2"}, "not a control message"},
 		"unknown fields":    {[]string{`{"type":"ready","colour":"red"}`}, "unknown field"},
 		"out of turn":       {[]string{`{"type":"counts"}`}, `"counts" where "ready" was due`},
@@ -386,11 +386,11 @@ func TestStrangersAtTheDataPort(t *testing.T) {
 		}
 		defer own.Close()
 		b := make([]byte, 64)
-		header{uint32(ready.Token), 1, 0}.put(b)
+		newPattern(ready.Token).put(b, toServer, header{1, 0})
 		own.Write(b)
 		ctl.write(message{Type: msgCount, Trial: 1, Sent: 1})
 		m, err := ctl.read()
-		if err != nil || m.Counts == nil || m.Counts.Packets != 1 || m.Counts.Bytes != 64 {
+		if err != nil || m.Counts == nil || m.Counts.Packets != 1 || m.Counts.Bytes != 64 || m.Counts.Strangers != 2 || m.Counts.Corrupt != 0 {
 			t.Errorf("got %+v, %v", m.Counts, err)
 		}
 	}
@@ -450,9 +450,9 @@ func FuzzServer(f *testing.F) {
 	}()
 	target := <-ready
 	f.Cleanup(func() { cancel(); <-done })
-	f.Add([]byte(`{"type":"hello","version":"weft.bench/1","job":{"role":"udp-sink","payload":64,"duration_ms":9}}` + "\n" + `{"type":"count"}`))
-	f.Add([]byte(`{"type":"hello","version":"weft.bench/1","job":{"role":"udp-echo","payload":64,"duration_ms":9}}` + "\n" + `{"type":"stop"}`))
-	f.Add([]byte(`{"type":"hello","version":"weft.bench/1","job":{"role":"tcp-accept","flows":1,"congestion":"reno","duration_ms":9}}` + "\n"))
+	f.Add([]byte(`{"type":"hello","version":"weft.bench/2","job":{"role":"udp-sink","payload":64,"duration_ms":9}}` + "\n" + `{"type":"count"}`))
+	f.Add([]byte(`{"type":"hello","version":"weft.bench/2","job":{"role":"udp-echo","payload":64,"duration_ms":9}}` + "\n" + `{"type":"stop"}`))
+	f.Add([]byte(`{"type":"hello","version":"weft.bench/2","job":{"role":"tcp-accept","flows":1,"congestion":"reno","duration_ms":9}}` + "\n"))
 	f.Fuzz(func(t *testing.T, lines []byte) {
 		c, err := net.Dial("tcp", target.String())
 		if err != nil {

@@ -88,14 +88,19 @@ func runTCPRoundTrips(ctx context.Context, s Spec, r *Result) error {
 		return err
 	}
 	r.Congestion, r.Payload = conn.congestion(), payload
-	buf := make([]byte, payload)
+	p, buf, n := newPattern(ready.Token), make([]byte, payload), uint64(0)
+	replies := func() string { return fmt.Sprintf("%s: reply %d", toClient, n) }
 	h := new(histogram)
 	elapsed, err := repeat(c, s.Duration, h, func() (bool, error) {
-		if stopped, err := conn.writeFull(buf, &c.stop); stopped || err != nil {
+		if stopped, err := conn.writeFull(p.frame(toServer, 0, n)[:payload], &c.stop); stopped || err != nil {
 			return false, err
 		}
-		stopped, err := conn.readFull(buf, &c.stop)
-		return !stopped, err
+		if stopped, err := conn.readFull(buf, &c.stop); stopped || err != nil {
+			return false, err
+		}
+		r.compare(p, buf, p.frame(toClient, 0, n), replies)
+		n++
+		return true, nil
 	})
 	if err != nil {
 		return err
@@ -106,11 +111,12 @@ func runTCPRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	r.Seconds, r.Transactions, r.Bytes = elapsed.Seconds(), h.total, h.total*uint64(payload)
 	r.Latency = h.distribution()
 	r.report(h.metrics(elapsed))
-	_, err = c.finish()
+	all, err := c.finish()
+	r.Add(all.Integrity)
 	return err
 }
 
-// serveTCPEcho answers each payload with itself.
+// serveTCPEcho answers each payload with one of the same number.
 func (s *session) serveTCPEcho() error {
 	l, err := s.listenTCP()
 	if err != nil {
@@ -132,7 +138,8 @@ func (s *session) serveTCPEcho() error {
 		return fmt.Errorf("payload %d: must be between 1 and %d", start.Payload, maxPayload)
 	}
 	var n uint64
-	wait := background(func() { n = echo(flows[0], make([]byte, start.Payload), &s.stop) })
+	var i Integrity
+	wait := background(func() { n, i = echo(flows[0], newPattern(s.token), make([]byte, start.Payload), &s.stop) })
 	over := s.watch()
 	err = s.write(message{Type: msgReady})
 	if err == nil {
@@ -143,16 +150,18 @@ func (s *session) serveTCPEcho() error {
 	if err != nil {
 		return err
 	}
-	return s.write(message{Type: msgCounts, Counts: &counts{Packets: n, Replies: n, Bytes: n * uint64(start.Payload)}})
+	return s.write(message{Type: msgCounts, Counts: &counts{Packets: n, Replies: n, Bytes: n * uint64(start.Payload), Integrity: i}})
 }
 
-func echo(flow socket, buf []byte, stop *atomic.Bool) (n uint64) {
+func echo(flow socket, p *pattern, buf []byte, stop *atomic.Bool) (n uint64, i Integrity) {
+	requests := func() string { return fmt.Sprintf("%s: request %d", toServer, n) }
 	for clock := startClock(); ; clock.now() {
 		if stopped, err := flow.readFull(buf, stop); stopped || err != nil {
-			return n
+			return n, i
 		}
-		if stopped, err := flow.writeFull(buf, stop); stopped || err != nil {
-			return n
+		i.compare(p, buf, p.frame(toServer, 0, n), requests)
+		if stopped, err := flow.writeFull(p.frame(toClient, 0, n)[:len(buf)], stop); stopped || err != nil {
+			return n, i
 		}
 		n++
 	}
@@ -168,10 +177,18 @@ func runTCPConnects(ctx context.Context, s Spec, r *Result) error {
 	defer c.close()
 	domain, to := sockaddr(dataAddr(s, ready))
 	r.Payload = 1
-	buf := make([]byte, 1)
+	p, buf, n := newPattern(ready.Token), make([]byte, 1), uint64(0)
+	replies := func() string { return fmt.Sprintf("connection %d, request and reply", n) }
 	h := new(histogram)
 	elapsed, err := repeat(c, s.Duration, h, func() (bool, error) {
-		return transaction(domain, to, s.Congestion, buf, &c.stop)
+		buf[0] = p.frame(toServer, 0, n)[0]
+		want := [1]byte{p.reply(buf[0])}
+		completed, err := transaction(domain, to, s.Congestion, buf, &c.stop)
+		if completed {
+			r.compare(p, buf, want[:], replies)
+		}
+		n++
+		return completed, err
 	})
 	if err != nil {
 		return err
@@ -231,6 +248,9 @@ func transaction(domain int, to unix.Sockaddr, congestion string, buf []byte, st
 	return !stopped, err
 }
 
+// reply is the one byte that answers one: every request has its own, so that a wrong byte either way is a wrong reply.
+func (p *pattern) reply(request byte) byte { return request ^ (p.block[0] | 1) }
+
 // serveTCPAccept answers one byte on every connection.
 func (s *session) serveTCPAccept() error {
 	tcp, err := listenTCP(s.dataAddr(), s.job.Congestion)
@@ -244,7 +264,7 @@ func (s *session) serveTCPAccept() error {
 	}
 	defer l.close()
 	var n uint64
-	wait := background(func() { n = answer(l, &s.stop) })
+	wait := background(func() { n = answer(l, newPattern(s.token), &s.stop) })
 	over := s.watch()
 	err = s.ready(port)
 	if err == nil {
@@ -259,7 +279,7 @@ func (s *session) serveTCPAccept() error {
 }
 
 // answer accepts until stop. A connection that says nothing holds it up for a tick at most.
-func answer(l socket, stop *atomic.Bool) (n uint64) {
+func answer(l socket, p *pattern, stop *atomic.Bool) (n uint64) {
 	buf := make([]byte, 1)
 	for clock := startClock(); !stop.Load(); clock.now() {
 		fd, _, err := unix.Accept4(int(l), unix.SOCK_CLOEXEC)
@@ -274,6 +294,7 @@ func answer(l socket, stop *atomic.Bool) (n uint64) {
 		}
 		// It inherits the listener's timeouts.
 		if k, err := unix.Read(fd, buf); err == nil && k == 1 {
+			buf[0] = p.reply(buf[0])
 			if k, err := unix.Write(fd, buf); err == nil && k == 1 {
 				n++
 			}

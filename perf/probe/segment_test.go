@@ -62,25 +62,28 @@ func TestJoined(t *testing.T) {
 		t.Fatal(err)
 	}
 	const datagrams = 10
+	p := newPattern(7)
 	var super []byte
 	for seq := range uint64(datagrams) {
 		data := make([]byte, 40)
-		header{token: 7, trial: 1, seq: seq}.put(data)
+		if seq == datagrams-1 {
+			data = data[:32]
+		}
+		p.put(data, toServer, header{trial: 1, seq: seq})
 		super = append(super, data...)
 	}
-	super = super[:len(super)-8]
-	rx := &receiver{token: 7}
+	rx := &receiver{pattern: p}
 	for range 2 { // the second time with memory used before
 		if _, err := unix.Write(int(far), super); err != nil {
 			t.Fatal(err)
 		}
-		n, errno := near.recv(b)
+		n, errno := near.recv(b, 0)
 		if errno != 0 || n != 1 {
 			t.Fatalf("%d messages, %v", n, errno)
 		}
 		rx.count(b, n, time.Now())
 	}
-	if got := rx.total(); got.packets != datagrams || got.duplicates != datagrams || got.bytes != datagrams*40-8 {
+	if got := rx.total(); got.Packets != datagrams || got.Duplicates != datagrams || got.Bytes != datagrams*40-8 || got.Corrupt != 0 {
 		t.Errorf("%+v", got)
 	}
 }

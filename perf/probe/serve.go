@@ -189,15 +189,19 @@ func (s *session) listenTCP() (*net.TCPListener, error) {
 	return l, s.ready(l.Addr().(*net.TCPAddr).AddrPort().Port())
 }
 
-// accept takes the job's connections: those that begin with the session's token.
+// accept takes the job's connections, those that begin with a header of the session's, in the order of their numbers.
 func (s *session) accept(l *net.TCPListener) ([]socket, error) {
-	var flows []socket
+	flows, came := make([]socket, s.job.Flows), 0
+	for i := range flows {
+		flows[i] = -1
+	}
 	fail := func(err error) ([]socket, error) {
 		closeAll(flows)
 		return nil, err
 	}
+	p := newPattern(s.token)
 	deadline := time.Now().Add(2 * controlTimeout)
-	for len(flows) < s.job.Flows {
+	for came < len(flows) {
 		if err := l.SetDeadline(time.Now().Add(tick)); err != nil {
 			return fail(err)
 		}
@@ -206,11 +210,13 @@ func (s *session) accept(l *net.TCPListener) ([]socket, error) {
 			continue
 		}
 		if err != nil {
-			return fail(fmt.Errorf("%d of %d data connections came: %w", len(flows), s.job.Flows, err))
+			return fail(fmt.Errorf("%d of %d data connections came: %w", came, len(flows), err))
 		}
-		var token [8]byte
+		var intro [probeHeader]byte
 		_ = c.SetReadDeadline(time.Now().Add(time.Second))
-		if _, err := io.ReadFull(c, token[:]); err != nil || binary.BigEndian.Uint64(token[:]) != s.token {
+		_, err = io.ReadFull(c, intro[:])
+		h, ours := p.open(intro[:], len(intro), toServer)
+		if err != nil || !ours || h.trial != introduction || h.seq >= uint64(len(flows)) || flows[h.seq] >= 0 {
 			c.Close() // a stranger
 			continue
 		}
@@ -218,7 +224,8 @@ func (s *session) accept(l *net.TCPListener) ([]socket, error) {
 		if err != nil {
 			return fail(err)
 		}
-		flows = append(flows, flow)
+		flows[h.seq] = flow
+		came++
 	}
 	return flows, nil
 }

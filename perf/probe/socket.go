@@ -235,6 +235,12 @@ func (s socket) overflow() uint32 {
 	return info[drops]
 }
 
+// queued says whether datagrams wait to be received.
+func (s socket) queued() bool {
+	n, err := unix.IoctlGetInt(int(s), unix.TIOCINQ) // SIOCINQ, udp(7)
+	return err == nil && n > 0
+}
+
 func (s socket) congestion() string {
 	name, err := unix.GetsockoptString(int(s), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
 	if err != nil {

@@ -2,16 +2,12 @@ package probe
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// streamBuffer is what one write or read of a TCP stream moves, bytes: iperf3's default, too.
-const streamBuffer = 128 << 10
 
 // counter has a cache line of its own: one thread adds, others read.
 type counter struct {
@@ -33,17 +29,18 @@ func runTCPStream(ctx context.Context, s Spec, r *Result) error {
 		return err
 	}
 	defer closeAll(conns)
-	r.Congestion, r.Payload = conns[0].congestion(), streamBuffer
+	r.Congestion, r.Payload = conns[0].congestion(), frameSize
 
 	// Answered when the server has all connections; sent payload is ignored by a sink.
-	if _, err := c.ask(message{Type: msgStart, Payload: streamBuffer}, msgReady, 2*controlTimeout); err != nil {
+	if _, err := c.ask(message{Type: msgStart, Payload: frameSize}, msgReady, 2*controlTimeout); err != nil {
 		return err
 	}
+	p := newPattern(ready.Token)
 	errs := make([]error, flows)
 	waits := make([]func(), flows)
 	for i, conn := range conns {
 		waits[i] = background(func() {
-			errs[i] = fill(conn, s.Params["rate"]/8/float64(flows), &c.stop)
+			errs[i] = fill(conn, p, i, s.Params["rate"]/8/float64(flows), &c.stop)
 			c.stop.Store(true) // one lost connection ends the test
 		})
 	}
@@ -64,10 +61,13 @@ func runTCPStream(ctx context.Context, s Spec, r *Result) error {
 		if info, err := conn.tcpInfo(); err == nil {
 			r.Retransmits += uint64(info.Total_retrans)
 		}
+		_ = unix.Shutdown(int(conn), unix.SHUT_WR) // the server reads to the end
 	}
-	if _, err := c.finish(); err != nil {
+	all, err := c.finish()
+	if err != nil {
 		return err
 	}
+	r.Integrity = all.Integrity
 	r.Seconds = time.Duration(m.Counts.SpanNS).Seconds()
 	r.Bytes, r.Intervals = m.Counts.Bytes, m.Counts.Intervals
 	throughput := 0.0
@@ -78,16 +78,22 @@ func runTCPStream(ctx context.Context, s Spec, r *Result) error {
 	return nil
 }
 
-// dialFlows opens the data connections, each introduced by the token.
+// introduction is the trial of the headers that introduce data connections; their sequence number is the flow's.
+const introduction = 1<<16 - 1
+
+// dialFlows opens the data connections, each introduced by a header.
 func dialFlows(ctx context.Context, s Spec, ready message, n int) ([]socket, error) {
 	var conns []socket
-	for range n {
+	p := newPattern(ready.Token)
+	for flow := range n {
 		dialCtx, cancel := context.WithTimeout(ctx, controlTimeout)
 		conn, err := dialTCP(dialCtx, dataAddr(s, ready), s.Congestion)
 		cancel()
 		if err == nil {
 			conns = append(conns, conn)
-			_, err = conn.writeFull(binary.BigEndian.AppendUint64(nil, ready.Token), new(atomic.Bool))
+			intro := make([]byte, probeHeader)
+			p.put(intro, toServer, header{introduction, uint64(flow)})
+			_, err = conn.writeFull(intro, new(atomic.Bool))
 		}
 		if err != nil {
 			closeAll(conns)
@@ -97,11 +103,11 @@ func dialFlows(ctx context.Context, s Spec, ready message, n int) ([]socket, err
 	return conns, nil
 }
 
-// fill writes until stop, at bytesPerSecond or, with 0, as fast as the connection takes it.
-func fill(conn socket, bytesPerSecond float64, stop *atomic.Bool) error {
-	buf := make([]byte, streamBuffer)
+// fill writes a flow's frames until stop, at bytesPerSecond or, with 0, as fast as the connection takes them.
+func fill(conn socket, p *pattern, flow int, bytesPerSecond float64, stop *atomic.Bool) error {
 	clock := startClock()
-	for written := 0.0; ; written += float64(len(buf)) {
+	written := 0.0
+	for n := uint64(0); ; n, written = n+1, written+frameSize {
 		due := time.Duration(0)
 		if bytesPerSecond > 0 {
 			due = time.Duration(written / bytesPerSecond * 1e9)
@@ -109,7 +115,7 @@ func fill(conn socket, bytesPerSecond float64, stop *atomic.Bool) error {
 		for left := due - clock.now(); left > 0 && !stop.Load(); left = due - clock.now() {
 			nap(min(left, tick))
 		}
-		if stopped, err := conn.writeFull(buf, stop); stopped || err != nil {
+		if stopped, err := conn.writeFull(p.frame(toServer, flow, n), stop); stopped || err != nil {
 			return err
 		}
 	}
@@ -133,12 +139,22 @@ func (s *session) serveTCPSink() error {
 	}
 
 	received := make([]counter, len(flows))
+	checks := make([]flowCheck, len(flows))
 	begun := make(chan time.Time, len(flows))
+	p := newPattern(s.token)
+	var cut atomic.Bool
+	var waits []func()
 	for i, flow := range flows {
-		wait := background(func() { drain(flow, &received[i], begun, &s.stop) })
-		defer wait()
+		checks[i] = flowCheck{p: p, dir: toServer, flow: i}
+		waits = append(waits, background(func() { drain(flow, &checks[i], &received[i], begun, &cut) }))
 	}
-	defer s.stop.Store(true) // deferred last, so that it runs before the waits
+	end := func(patience time.Duration) {
+		defer time.AfterFunc(patience, func() { cut.Store(true) }).Stop()
+		for _, wait := range waits {
+			wait()
+		}
+	}
+	defer end(0)
 	over := s.watch()
 	if err := s.write(message{Type: msgReady}); err != nil {
 		return err
@@ -170,13 +186,17 @@ func (s *session) serveTCPSink() error {
 	if err := <-over; err != nil {
 		return err
 	}
+	end(controlTimeout / 2) // what was under way is verified, too
+	for i := range checks {
+		c.Add(checks[i].Integrity)
+	}
 	return s.write(message{Type: msgCounts, Counts: c})
 }
 
-// drain reads a flow until it ends. It copies the data out, as an application would: MSG_TRUNC
+// drain reads and checks a flow until it ends. It copies the data out, as an application would: MSG_TRUNC
 // would spare the receiver the copy and flatter everything measured.
-func drain(flow socket, received *counter, begun chan<- time.Time, stop *atomic.Bool) {
-	buf := make([]byte, streamBuffer)
+func drain(flow socket, check *flowCheck, received *counter, begun chan<- time.Time, stop *atomic.Bool) {
+	buf := make([]byte, frameSize)
 	clock := startClock()
 	for first := true; !stop.Load(); clock.now() {
 		n, err := unix.Read(int(flow), buf)
@@ -191,6 +211,7 @@ func drain(flow socket, received *counter, begun chan<- time.Time, stop *atomic.
 			first = false
 		}
 		received.Add(uint64(n))
+		check.take(buf[:n])
 	}
 }
 

@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"encoding/binary"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -10,49 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Every probe datagram begins with
-//
-//	 0                   1                   2                   3
-//	 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
-//	+---------------------------------------------------------------+
-//	|                token (low 32 bits of the session's)           |
-//	+---------------------------------------------------------------+
-//	|                             trial                             |
-//	+---------------------------------------------------------------+
-//	|                                                               |
-//	|              sequence number, from 0 in each trial            |
-//	+---------------------------------------------------------------+
-//
-// in network byte order; zeros follow up to the payload's length. 16 bytes fit a 64-byte IPv6
-// packet exactly.
-const probeHeader = 16
-
-type header struct {
-	token, trial uint32
-	seq          uint64
-}
-
-func (h header) put(b []byte) {
-	binary.BigEndian.PutUint32(b, h.token)
-	binary.BigEndian.PutUint32(b[4:], h.trial)
-	binary.BigEndian.PutUint64(b[8:], h.seq)
-}
-
-func parseHeader(b []byte) (h header, ok bool) {
-	if len(b) < probeHeader {
-		return header{}, false
-	}
-	return header{binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint64(b[8:])}, true
-}
-
 // udpBatch is how many datagrams one system call moves at most.
 const udpBatch = 64
 
 // sender sends trials of paced datagrams. One thread uses it.
 type sender struct {
-	conn   socket
-	token  uint32
-	trial  uint32 // the last one sent
+	conn socket
+	*pattern
+	trial  uint16 // the last one sent
 	batch  *burst
 	stop   *atomic.Bool
 	errors errnos
@@ -80,8 +44,18 @@ func (e *errnos) byName() map[string]uint64 {
 	return names
 }
 
-func newSender(conn socket, token uint64, payload int, stop *atomic.Bool) *sender {
-	return &sender{conn: conn, token: uint32(token), batch: newBurst(udpBatch, payload), stop: stop}
+func newSender(conn socket, p *pattern, payload int, stop *atomic.Bool) *sender {
+	return &sender{conn: conn, pattern: p, batch: newBurst(udpBatch, payload), stop: stop}
+}
+
+// fill makes datagram i of the batch the one of that number.
+func (s *sender) fill(i int, seq uint64) {
+	b := s.batch.buffer(i)
+	if s.sizes != nil {
+		b = b[:s.sizes[seq%uint64(len(s.sizes))]]
+		s.batch.iovs[i].SetLen(len(b))
+	}
+	s.put(b, toServer, header{s.trial, seq})
 }
 
 // offered is what one trial put on the wire.
@@ -124,10 +98,7 @@ func (s *sender) run(rate float64, length time.Duration) offered {
 		last = now
 		n = min(n, udpBatch)
 		for i := range n {
-			header{s.token, s.trial, seq}.put(s.batch.buffer(i))
-			if s.sizes != nil {
-				s.batch.iovs[i].SetLen(s.sizes[seq%uint64(len(s.sizes))])
-			}
+			s.fill(i, seq)
 			seq++
 		}
 		o.packets += s.sendAll(n)
@@ -248,15 +219,16 @@ func (w *window) clear(from, to uint64) {
 	}
 }
 
-// receiver counts datagrams. Its thread calls count; others call snapshot.
+// receiver checks and counts the datagrams of a client. Its thread calls count; others call snapshot.
 type receiver struct {
-	token uint32
-	win   window
+	*pattern
+	win window
 
 	mu    sync.Mutex
-	trial uint32
+	trial uint16
 	now   tally // the trial's
 	all   tally // everything, late packets of earlier trials included
+	Integrity
 }
 
 type tally struct {
@@ -298,39 +270,50 @@ func (r *receiver) count(b *burst, n int, now time.Time) {
 	}
 }
 
-// take counts one datagram. The caller holds r.mu.
-func (r *receiver) take(data []byte, now time.Time) {
-	h, ok := parseHeader(data)
-	if !ok || h.token != r.token {
-		return // a stranger's
+// one takes a datagram that came by itself, and says whether it is as it was sent.
+func (r *receiver) one(data []byte) (h header, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.take(data, time.Now())
+}
+
+// take checks and counts one datagram. The caller holds r.mu.
+func (r *receiver) take(data []byte, now time.Time) (h header, ok bool) {
+	if h, ok = r.datagram(r.pattern, data, toServer); !ok { // of which trial, only its header could say
+		r.now.last = now
+		return h, false
 	}
 	switch {
 	case h.trial == r.trial:
-	case int32(h.trial-r.trial) > 0:
+	case int16(h.trial-r.trial) > 0:
 		r.trial, r.now = h.trial, tally{first: now}
 		r.win.next = 0
 	default: // late: it belongs to a trial already judged
 		r.all.add(inOrder, len(data))
-		return
+		return h, true
 	}
 	v := r.win.see(h.seq)
 	r.now.add(v, len(data))
 	r.all.add(v, len(data))
 	r.now.last = now
+	return h, true
 }
 
-// snapshot returns what arrived of a trial, and when the last of it did.
-func (r *receiver) snapshot(trial uint32) tally {
+// snapshot returns what arrived of a trial, and when the last of it did, and the corrupt datagrams so far, of any trial.
+func (r *receiver) snapshot(trial uint16) (t tally, corrupt uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if trial != r.trial {
-		return tally{}
+		return tally{}, r.CorruptPackets
 	}
-	return r.now
+	return r.now, r.CorruptPackets
 }
 
-func (r *receiver) total() tally {
+// total is everything that arrived.
+func (r *receiver) total() counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.all
+	c := r.all.counts()
+	c.Integrity = r.Integrity
+	return c
 }

@@ -44,33 +44,34 @@ func TestWindowAgainstMap(t *testing.T) {
 
 // A new trial starts from an empty window, whatever the last one left in it.
 func TestReceiverTrials(t *testing.T) {
-	r := &receiver{token: 7}
+	p := newPattern(7)
+	r := &receiver{pattern: p}
 	b := newBurst(8, 64)
 	at := time.Now()
 	feed := func(hs ...header) {
 		for i, h := range hs {
-			h.put(b.buffer(i))
+			p.put(b.buffer(i)[:40], toServer, h)
 			b.msgs[i].len = 40
 		}
 		at = at.Add(time.Millisecond)
 		r.count(b, len(hs), at)
 	}
-	feed(header{7, 1, 0}, header{7, 1, 2}, header{7, 1, 1}, header{7, 1, 2}, header{8, 1, 3})
-	feed(header{7, 1, 3})
-	got := r.snapshot(1)
+	feed(header{1, 0}, header{1, 2}, header{1, 1}, header{1, 2})
+	feed(header{1, 3})
+	got, _ := r.snapshot(1)
 	if c := got.counts(); c.Packets != 4 || c.Reordered != 1 || c.Duplicates != 1 || c.Bytes != 160 || c.SpanNS != 1e6 {
 		t.Errorf("trial 1: %+v", c)
 	}
-	feed(header{7, 2, 2}, header{7, 1, 4}, header{7, 2, 3})
+	feed(header{2, 2}, header{1, 4}, header{2, 3})
 	b.msgs[0].len = 4 // shorter than a header
 	r.count(b, 1, at)
-	if s := r.snapshot(2); s.packets != 2 || s.reordered != 0 || s.duplicates != 0 {
+	if s, _ := r.snapshot(2); s.packets != 2 || s.reordered != 0 || s.duplicates != 0 {
 		t.Errorf("trial 2: %+v", s)
 	}
-	if s := r.snapshot(1); s.packets != 0 {
+	if s, _ := r.snapshot(1); s.packets != 0 {
 		t.Errorf("trial 1 is still counted: %+v", s)
 	}
-	if all := r.total(); all.packets != 7 || all.duplicates != 1 || all.reordered != 1 {
+	if all := r.total(); all.Packets != 7 || all.Duplicates != 1 || all.Reordered != 1 || all.CorruptPackets != 1 || all.Verified != 8*40+4 {
 		t.Errorf("total: %+v", all)
 	}
 }
@@ -127,20 +128,20 @@ func pair(t *testing.T) (a, b socket) {
 func TestSendingAndCountingAllocateNothing(t *testing.T) {
 	a, b := pair(t)
 	var stop atomic.Bool
-	tx := newSender(a, 1, 36, &stop)
-	rx := &receiver{token: 1}
+	tx := newSender(a, newPattern(1), 36, &stop)
+	rx := &receiver{pattern: tx.pattern}
 	batch := newBurst(udpBatch, 64)
 	p := pacer{rate: 1e6}
 	var seq uint64
 	if n := testing.AllocsPerRun(200, func() {
 		n := max(min(p.due(time.Duration(seq)), 16), 1)
 		for i := range n {
-			header{1, 1, seq}.put(tx.batch.buffer(i))
+			tx.fill(i, seq)
 			seq++
 		}
 		taken := tx.sendAll(n)
 		for taken > 0 {
-			k, errno := b.recv(batch)
+			k, errno := b.recv(batch, 0)
 			if errno != 0 {
 				t.Fatal(errno)
 			}
@@ -151,7 +152,7 @@ func TestSendingAndCountingAllocateNothing(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("a batch sent and counted allocates %v times", n)
 	}
-	if all := rx.total(); all.packets != seq || all.duplicates+all.reordered != 0 {
+	if all := rx.total(); all.Packets != seq || all.Duplicates+all.Reordered+all.Corrupt != 0 {
 		t.Errorf("%d sent, counted %+v", seq, all)
 	}
 }
@@ -160,20 +161,20 @@ func TestSendingAndCountingAllocateNothing(t *testing.T) {
 func TestOverflowIsExact(t *testing.T) {
 	a, b := pair(t)
 	var stop atomic.Bool
-	tx := newSender(a, 1, 1000, &stop)
+	tx := newSender(a, newPattern(1), 1000, &stop)
 	for b.overflow() < 10 {
 		tx.sent += tx.sendAll(udpBatch)
 	}
 	lost := uint64(b.overflow())
 	batch := newBurst(udpBatch, 1000)
 	for kept := tx.sent - lost; kept > 0; {
-		n, errno := b.recv(batch)
+		n, errno := b.recv(batch, 0)
 		if errno != 0 {
 			t.Fatalf("%d packets missing: %v", kept, errno)
 		}
 		kept -= uint64(n)
 	}
-	if n, errno := b.recv(batch); errno == 0 {
+	if n, errno := b.recv(batch, 0); errno == 0 {
 		t.Errorf("%d packets too many", n)
 	}
 }
@@ -181,7 +182,7 @@ func TestOverflowIsExact(t *testing.T) {
 func TestSendErrorsHaveNames(t *testing.T) {
 	a, _ := pair(t)
 	var stop atomic.Bool
-	tx := newSender(a, 1, 65520, &stop) // larger than a datagram can be
+	tx := newSender(a, newPattern(1), 65520, &stop) // larger than a datagram can be
 	if taken := tx.sendAll(3); taken != 0 {
 		t.Errorf("the kernel took %d", taken)
 	}
@@ -190,13 +191,15 @@ func TestSendErrorsHaveNames(t *testing.T) {
 	}
 }
 
+// Whatever comes, each datagram is counted once: as new, as a duplicate or as corrupt.
 func FuzzReceiver(f *testing.F) {
-	b := make([]byte, probeHeader)
-	header{1, 1, 1}.put(b)
+	p := newPattern(1)
+	b := make([]byte, 40)
+	p.put(b, toServer, header{1, 1})
 	f.Add(b, b)
-	header{1, 1, 1 << 63}.put(b)
+	p.put(b, toServer, header{1, 1<<48 - 1})
 	f.Add(b, []byte{})
-	r := &receiver{token: 1}
+	r := &receiver{pattern: p}
 	batch := newBurst(2, 128)
 	f.Fuzz(func(t *testing.T, x, y []byte) {
 		batch.msgs[0].len = uint32(copy(batch.buffer(0), x))
@@ -204,7 +207,8 @@ func FuzzReceiver(f *testing.F) {
 		before := r.total()
 		r.count(batch, 2, time.Time{})
 		after := r.total()
-		if n := after.packets + after.duplicates - before.packets - before.duplicates; n > 2 {
+		sum := func(c counts) uint64 { return c.Packets + c.Duplicates + c.CorruptPackets }
+		if n := sum(after) - sum(before); n != 2 {
 			t.Errorf("2 datagrams counted as %d", n)
 		}
 	})

@@ -35,7 +35,7 @@ func openUDP(ctx context.Context, s Spec, role string) (c *client, tx *sender, p
 		c.close()
 		return nil, nil, 0, fmt.Errorf("data socket: %w", err)
 	}
-	tx = newSender(conn, ready.Token, payload, &c.stop)
+	tx = newSender(conn, newPattern(ready.Token), payload, &c.stop)
 	mtu, err := conn.pathMTU(s.Target.Addr())
 	switch {
 	case err != nil: // the path will say
@@ -64,12 +64,15 @@ func tooLarge(s Spec, mtu int) error {
 	return fmt.Errorf("size %d: the path to %s carries IP packets of at most %d", max(s.param("size"), s.param(second.Name)), s.Target.Addr(), mtu)
 }
 
-// unreachable says why no datagram of a size came through.
-func unreachable(s Spec, tx *sender) error {
+// unreachable says why no datagram of a size came through; strangers are what came instead.
+func unreachable(s Spec, tx *sender, strangers uint64) error {
 	if tx.errors[unix.EMSGSIZE] > 0 {
 		if mtu, err := tx.conn.pathMTU(s.Target.Addr()); err == nil {
 			return tooLarge(s, mtu)
 		}
+	}
+	if strangers > 0 {
+		return fmt.Errorf("%d UDP packets came through and none was as it was sent: the path damages them, or strangers send to the port", strangers)
 	}
 	return fmt.Errorf("no UDP packet of %d bytes came through in %s, though TCP does: is UDP filtered, or a link's MTU smaller?",
 		s.param("size"), pathPatience)
@@ -99,7 +102,7 @@ func runUDP(ctx context.Context, s Spec, r *Result) error {
 		return err
 	}
 	r.Generated, r.Delivered = tx.sent, all.Packets
-	r.Duplicates, r.Reordered, r.Bytes = all.Duplicates, all.Reordered, all.Bytes
+	r.Duplicates, r.Reordered, r.Bytes, r.Integrity = all.Duplicates, all.Reordered, all.Bytes, all.Integrity
 	r.KernelDrops = map[string]uint64{socketOverflow: all.Overflow}
 	r.SendErrors = tx.errors.byName()
 	r.report(values)
@@ -158,6 +161,7 @@ type Trial struct {
 	Seconds   float64 `json:"seconds"`
 	Sent      uint64  `json:"sent"`
 	Received  uint64  `json:"received"`
+	Corrupt   uint64  `json:"corrupt,omitempty"`   // received, but not as sent; neither received nor lost
 	Overflow  uint64  `json:"overflow,omitempty"`  // lost in the receiver's socket
 	Confirmed bool    `json:"confirmed,omitempty"` // a long trial that judges what the short ones found
 }
@@ -170,10 +174,12 @@ type trials struct {
 	c        *client
 	tx       *sender
 	overflow uint64 // as of the last trial
+	corrupt  uint64 // datagrams, as of the last trial
 }
 
 // check sends single datagrams until one arrives.
 func (l *trials) check(s Spec) error {
+	var strangers uint64
 	for begin := time.Now(); time.Since(begin) < pathPatience; {
 		o := l.tx.run(1, time.Nanosecond)
 		c, err := l.count(o.packets)
@@ -183,12 +189,13 @@ func (l *trials) check(s Spec) error {
 		if c.Packets > 0 {
 			return nil
 		}
+		strangers = c.Strangers
 		if l.tx.errors[unix.EMSGSIZE] > 0 {
 			break
 		}
 		time.Sleep(pathRetry)
 	}
-	return unreachable(s, l.tx)
+	return unreachable(s, l.tx, strangers)
 }
 
 // count asks what arrived of the last trial.
@@ -210,14 +217,15 @@ func (l *trials) run(rate float64, length time.Duration) (Trial, error) {
 	if o.packets == 0 {
 		return Trial{}, fmt.Errorf("the kernel took no packet: %v", l.tx.errors.byName())
 	}
+	corrupt := c.CorruptPackets - l.corrupt // they are not lost
 	t := Trial{
-		Target: rate, Offered: o.rate(), Seconds: o.span.Seconds(), Sent: o.packets, Received: c.Packets,
-		Loss: 1 - float64(c.Packets)/float64(o.packets), Overflow: c.Overflow - l.overflow,
+		Target: rate, Offered: o.rate(), Seconds: o.span.Seconds(), Sent: o.packets, Received: c.Packets, Corrupt: corrupt,
+		Loss: 1 - float64(c.Packets+corrupt)/float64(o.packets), Overflow: c.Overflow - l.overflow,
 	}
 	// Delivered per second of whichever took longer: what was still queued when the sender had
 	// ended was not carried at the sender's rate.
 	t.Rate = float64(c.Packets) / max(o.span, time.Duration(c.SpanNS)).Seconds()
-	l.overflow = c.Overflow
+	l.overflow, l.corrupt = c.Overflow, c.CorruptPackets
 	return t, nil
 }
 
@@ -229,7 +237,7 @@ func runUDPRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	}
 	defer c.close()
 	defer tx.conn.close()
-	b := &bouncer{sender: tx, reply: make([]byte, payload)}
+	b := &bouncer{sender: tx, reply: make([]byte, payload+1)}
 
 	if err := b.reach(c, s); err != nil {
 		return err
@@ -249,11 +257,13 @@ func runUDPRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	r.Delivered = all.Packets + b.replies
 	r.Duplicates = all.Duplicates + b.duplicates
 	r.Bytes = all.Bytes
+	r.Add(all.Integrity)
+	r.Add(b.checked)
 	r.KernelDrops = map[string]uint64{socketOverflow: all.Overflow + uint64(tx.conn.overflow())}
 	r.SendErrors = tx.errors.byName()
 	r.Latency = h.distribution()
 	r.report(h.metrics(elapsed))
-	if missing := b.seq - b.replies; missing > 0 {
+	if missing := b.seq - min(b.seq, b.replies+r.CorruptPackets); missing > 0 {
 		r.Notes = append(r.Notes, fmt.Sprintf("%d of %d requests had no reply; they are in no latency", missing, b.seq))
 	}
 	return nil
@@ -266,6 +276,7 @@ const lostAfter = 200 * time.Millisecond
 type bouncer struct {
 	*sender
 	reply      []byte
+	checked    Integrity
 	win        window
 	seq        uint64 // of the next request
 	replies    uint64
@@ -285,7 +296,11 @@ func (b *bouncer) reach(c *client, s Spec) error {
 		return err
 	}
 	if !reached {
-		return unreachable(s, b.sender)
+		all, err := c.finish()
+		if err != nil {
+			return err
+		}
+		return unreachable(s, b.sender, all.Strangers+b.checked.CorruptPackets)
 	}
 	return nil
 }
@@ -295,8 +310,8 @@ func (b *bouncer) bounce(patience time.Duration) (completed bool) {
 	seq := b.seq
 	b.seq++
 	b.trial = 1
+	b.fill(0, seq)
 	request := b.batch.buffer(0)
-	header{b.token, b.trial, seq}.put(request)
 	if _, err := unix.Write(int(b.conn), request); err != nil {
 		if errno, ok := err.(unix.Errno); ok {
 			b.errors.add(errno)
@@ -305,19 +320,24 @@ func (b *bouncer) bounce(patience time.Duration) (completed bool) {
 		return false
 	}
 	b.sent++
-	return b.await(patience, func(arrived uint64) bool { return arrived == seq })
+	good := false
+	b.await(patience, func(h header, ok bool) bool {
+		good = ok && h.seq == seq
+		return good || !ok // whose reply a damaged one was is not known, but one request is on the way
+	})
+	return good
 }
 
 // drain takes the replies that are still on their way, so that none counts as lost for being late.
 func (b *bouncer) drain() {
-	missing := func() bool { return b.replies < b.sent }
+	missing := func() bool { return b.replies+b.checked.CorruptPackets < b.sent }
 	if missing() {
-		b.await(lostAfter, func(uint64) bool { return !missing() })
+		b.await(lostAfter, func(header, bool) bool { return !missing() })
 	}
 }
 
-// await takes replies until enough says so of one's sequence number, or none comes for the length of patience.
-func (b *bouncer) await(patience time.Duration, enough func(seq uint64) bool) bool {
+// await takes replies until enough says so of one, which may be damaged, or none comes for the length of patience.
+func (b *bouncer) await(patience time.Duration, enough func(h header, ok bool) bool) {
 	var begin time.Time // read the clock only when a wait was in vain
 	for !b.stop.Load() {
 		n, err := unix.Read(int(b.conn), b.reply)
@@ -326,22 +346,20 @@ func (b *bouncer) await(patience time.Duration, enough func(seq uint64) bool) bo
 				begin = time.Now().Add(-tick)
 			}
 			if time.Since(begin) >= patience {
-				return false
+				return
 			}
 			continue
 		}
-		h, ok := parseHeader(b.reply[:n])
-		if !ok || h.token != b.token {
-			continue
+		h, ok := b.checked.datagram(b.pattern, b.reply[:n], toClient)
+		if ok {
+			if b.win.see(h.seq) == duplicate {
+				b.duplicates++
+				continue
+			}
+			b.replies++
 		}
-		if b.win.see(h.seq) == duplicate {
-			b.duplicates++
-			continue
-		}
-		b.replies++
-		if enough(h.seq) {
-			return true
+		if enough(h, ok) {
+			return
 		}
 	}
-	return false
 }

@@ -2,6 +2,8 @@ package probe
 
 import (
 	"fmt"
+	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,24 +35,48 @@ func (s *session) listenUDP() (socket, error) {
 	return conn, nil
 }
 
-// awaitPeer waits for the session's first datagram, connects the socket to where it came from, so
-// that the kernel keeps strangers out, and leaves the datagram in the queue.
-func (s *session) awaitPeer(conn socket) (ok bool) {
-	buf := make([]byte, probeHeader)
+// awaitPeer waits for the session's first datagram and connects the socket to where it came from, so that the kernel keeps strangers
+// out. Those that came before it are counted, those that lie in the queue behind it are left out. The session's own are given to take.
+func (s *session) awaitPeer(conn socket, p *pattern, buf []byte, strangers *atomic.Uint64, take func(data []byte)) (ok bool) {
+	var peer netip.AddrPort
 	for !s.stop.Load() {
-		n, from, err := unix.Recvfrom(int(conn), buf, unix.MSG_PEEK)
-		if err != nil && again(err) {
-			continue
+		flags := 0
+		if peer.IsValid() {
+			flags = unix.MSG_DONTWAIT
 		}
-		if err != nil {
+		n, from, err := unix.Recvfrom(int(conn), buf, flags)
+		switch {
+		case err == unix.EAGAIN && peer.IsValid():
+			return true
+		case err != nil && again(err):
+		case err != nil:
 			return false
+		case !peer.IsValid():
+			if _, own := p.open(buf[:n], n, toServer); !own {
+				strangers.Add(1)
+				continue
+			}
+			if unix.Connect(int(conn), from) != nil {
+				return false
+			}
+			peer = addrPort(from)
+			take(buf[:n])
+		case addrPort(from) == peer:
+			take(buf[:n])
 		}
-		if h, ok := parseHeader(buf[:n]); ok && h.token == uint32(s.token) {
-			return unix.Connect(int(conn), from) == nil
-		}
-		_, _, _ = unix.Recvfrom(int(conn), buf, 0) // a stranger's
 	}
 	return false
+}
+
+// addrPort is where a datagram came from.
+func addrPort(from unix.Sockaddr) netip.AddrPort {
+	switch a := from.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
+	}
+	return netip.AddrPort{}
 }
 
 // serveUDPSink counts trials and says, each time the client asks, what arrived of one.
@@ -60,7 +86,8 @@ func (s *session) serveUDPSink() error {
 		return err
 	}
 	defer conn.close()
-	rx := &receiver{token: uint32(s.token)}
+	p := newPattern(s.token)
+	rx := &receiver{pattern: p}
 	// A byte more than promised, so that nothing longer passes for it.
 	batch := newBurst(udpBatch, s.job.Payload+1)
 	if s.job.GRO {
@@ -68,24 +95,27 @@ func (s *session) serveUDPSink() error {
 			return err
 		}
 	}
+	var strangers atomic.Uint64
 	wait := background(func() {
-		if !s.awaitPeer(conn) {
+		if !s.awaitPeer(conn, p, batch.buffer(0), &strangers, func(data []byte) { rx.one(data) }) {
 			return
 		}
 		for clock := startClock(); !s.stop.Load(); clock.now() {
-			if n, errno := conn.recv(batch); errno == 0 {
+			if n, errno := conn.recv(batch, 0); errno == 0 {
 				rx.count(batch, n, time.Now())
 				if n < len(batch.msgs)/2 {
 					nap(moderation)
 				}
 			}
 		}
+		for n, errno := conn.recv(batch, unix.MSG_DONTWAIT); errno == 0; n, errno = conn.recv(batch, unix.MSG_DONTWAIT) {
+			rx.count(batch, n, time.Now())
+		}
 	})
 	defer wait()
 	defer s.stop.Store(true)
 
-	dropped := func(c counts) *counts { c.Overflow = uint64(conn.overflow()); return &c }
-	for {
+	for corrupt := uint64(0); ; {
 		m, err := s.read()
 		if err != nil {
 			return err
@@ -93,61 +123,72 @@ func (s *session) serveUDPSink() error {
 		var answer counts
 		switch m.Type {
 		case msgCount:
-			t := s.settle(rx, m.Trial, m.Sent)
+			var t tally
+			t, corrupt = s.settle(conn, rx, m.Trial, m.Sent, corrupt)
 			answer = t.counts()
+			answer.CorruptPackets = corrupt
 		case msgStop:
-			t := rx.total()
-			answer = t.counts()
+			s.stop.Store(true)
+			wait()
+			answer = rx.total()
 		default:
 			return fmt.Errorf("%q where %q was due", m.Type, msgCount)
 		}
-		if err := s.write(message{Type: msgCounts, Trial: m.Trial, Counts: dropped(answer)}); err != nil || m.Type == msgStop {
+		answer.Overflow, answer.Strangers = uint64(conn.overflow()), strangers.Load()
+		if err := s.write(message{Type: msgCounts, Trial: m.Trial, Counts: &answer}); err != nil || m.Type == msgStop {
 			return err
 		}
 	}
 }
 
-// settle waits until all that was sent has arrived, or nothing comes any more.
-func (s *session) settle(rx *receiver, trial uint32, sent uint64) tally {
+// settle waits until all that was sent has arrived, or nothing comes any more. judged is how many corrupt datagrams belong to
+// trials before.
+func (s *session) settle(conn socket, rx *receiver, trial uint16, sent, judged uint64) (t tally, corrupt uint64) {
 	begin := time.Now()
 	for {
-		t := rx.snapshot(trial)
+		t, corrupt = rx.snapshot(trial)
 		quiet := time.Since(begin)
 		if !t.last.IsZero() {
 			quiet = min(quiet, time.Since(t.last))
 		}
-		if t.packets >= sent || quiet > settleQuiet || time.Since(begin) > settleMost || s.stop.Load() {
-			return t
+		if t.packets+corrupt-judged >= sent || quiet > settleQuiet && !conn.queued() || time.Since(begin) > settleMost || s.stop.Load() {
+			return t, corrupt
 		}
 		time.Sleep(time.Millisecond)
 	}
 }
 
-// serveUDPEcho answers each datagram with itself.
+// serveUDPEcho answers each datagram with one of the same number and length.
 func (s *session) serveUDPEcho() error {
 	conn, err := s.listenUDP()
 	if err != nil {
 		return err
 	}
 	defer conn.close()
-	rx := &receiver{token: uint32(s.token)}
-	batch := newBurst(1, s.job.Payload)
+	p := newPattern(s.token)
+	rx := &receiver{pattern: p}
+	buf, reply := make([]byte, s.job.Payload+1), make([]byte, s.job.Payload+1)
 	var replies uint64
+	var strangers atomic.Uint64
+	answer := func(data []byte) {
+		h, ok := rx.one(data)
+		if !ok {
+			return // whose answer it would be is not known
+		}
+		// One request is on the way at a time: read and write are what recvmmsg and sendmmsg would only dress up.
+		p.put(reply[:len(data)], toClient, h)
+		if k, err := unix.Write(int(conn), reply[:len(data)]); err == nil && k == len(data) {
+			replies++
+		}
+	}
 	wait := background(func() {
-		if !s.awaitPeer(conn) {
+		if !s.awaitPeer(conn, p, buf, &strangers, answer) {
 			return
 		}
 		for clock := startClock(); !s.stop.Load(); clock.now() {
-			// One request is on the way at a time: read and write are what recvmmsg and sendmmsg would only dress up.
-			n, err := unix.Read(int(conn), batch.buffer(0))
-			if err != nil {
-				continue
+			if n, err := unix.Read(int(conn), buf); err == nil {
+				answer(buf[:n])
 			}
-			batch.msgs[0].len = uint32(n)
-			if k, err := unix.Write(int(conn), batch.buffer(0)[:n]); err == nil && k == n {
-				replies++
-			}
-			rx.count(batch, 1, time.Time{})
 		}
 	})
 	over := s.watch()
@@ -157,8 +198,7 @@ func (s *session) serveUDPEcho() error {
 	if err != nil {
 		return err
 	}
-	t := rx.total()
-	c := t.counts()
-	c.Replies, c.Overflow = replies, uint64(conn.overflow())
+	c := rx.total()
+	c.Replies, c.Overflow, c.Strangers = replies, uint64(conn.overflow()), strangers.Load()
 	return s.write(message{Type: msgCounts, Counts: &c})
 }

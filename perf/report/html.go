@@ -30,6 +30,8 @@ type view struct {
 	Costs     []section
 	Stages    []section
 	Notes     []string
+	Integrity []string // what is corrupt, or that nothing is
+	Corrupt   bool
 	Balances  int    // accounts of packets
 	Good      int    // of those, without anything unexplained
 	Between   string // what intervals are
@@ -58,6 +60,7 @@ type picture struct {
 func HTML(w io.Writer, r *perf.Result) error {
 	groups := groups(r.Results)
 	v := &view{Result: r, Verdict: judge(groups), Notes: notes(r), Baseline: baseline, Command: shell(r.Command), Between: "95 % rank interval of the median"}
+	v.Integrity, v.Corrupt = integrity(r)
 	for _, row := range r.Results {
 		if !slices.Contains(v.Legend, row.Contender) {
 			v.Legend = append(v.Legend, row.Contender)

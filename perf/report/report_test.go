@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/csv"
 	"encoding/json"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -63,6 +64,10 @@ func example() *perf.Result {
 			{Contender: "bare", Test: "udp-rr", PathBalance: &perf.PathBalance{Generated: 10, Delivered: 7, Unaccounted: 3}},
 			{Contender: "vxlan", Test: "udp-rr", PathBalance: &perf.PathBalance{Generated: 10, Delivered: 10}, OK: true},
 		},
+		Integrity: []perf.Integrity{
+			{Contender: "bare", Test: "tcp-rr", Params: probe.Params{"family": 4, "size": 64}, Integrity: probe.Integrity{Verified: 1e6}, OK: true},
+			{Contender: "tun", Test: "tcp-rr", Params: probe.Params{"family": 4, "size": 64}, Integrity: probe.Integrity{Verified: 5e5}, OK: true},
+		},
 		Unsupported: []perf.Unsupported{{Contender: "wireguard", Reason: "this kernel has no wireguard module"}},
 		Failed:      []perf.Failure{{Contender: "xdp", Test: "tcp-stream", Reason: "weft-a ended with code 1"}},
 	}
@@ -93,6 +98,41 @@ func TestRatioWithoutBaseline(t *testing.T) {
 	}
 	if !strings.Contains(got.String(), "tun") || strings.Contains(got.String(), "NaN") {
 		t.Errorf("without bare the table is\n%s", got.String())
+	}
+}
+
+// TestCorrupt: wrong bytes are a finding of their own in table, page and CSV; that there are none is said, too, and not of results that cannot know.
+func TestCorrupt(t *testing.T) {
+	shown := func(r *perf.Result) (table, page, values string) {
+		var a, b, c bytes.Buffer
+		if err := errors.Join(Table(&a, r), HTML(&b, r), CSV(&c, r)); err != nil {
+			t.Fatal(err)
+		}
+		return a.String(), b.String(), c.String()
+	}
+	table, page, values := shown(example())
+	if !strings.Contains(table, "verified: 1500000 bytes, 0 corrupt") || !strings.Contains(page, "verified: 1500000 bytes, 0 corrupt") || strings.Contains(page, `id="corrupt"`) {
+		t.Errorf("without a corrupt byte the table is\n%s", table)
+	}
+	if !strings.Contains(values, ",500000,0\n") {
+		t.Errorf("without a corrupt byte the CSV is\n%s", values)
+	}
+	r := example()
+	r.Integrity[1].Integrity, r.Integrity[1].OK = probe.Integrity{Verified: 5e5, Corrupt: 911, Damage: []string{"to the server: flow 0"}}, false
+	table, page, values = shown(r)
+	for _, text := range []string{table, page} {
+		for _, part := range []string{"corrupt: tun, tcp-rr, family 4, size 64: 911 of 500000 bytes arrived other than they were sent", "corrupt: to the server: flow 0"} {
+			if !strings.Contains(text, part) {
+				t.Errorf("%q is not in\n%s", part, text)
+			}
+		}
+	}
+	if !strings.Contains(page, `id="corrupt"`) || !strings.Contains(values, ",500000,911\n") || !strings.Contains(values, ",1000000,0\n") {
+		t.Errorf("the page lacks the heading, or CSV is\n%s", values)
+	}
+	r.Integrity = nil
+	if table, _, _ = shown(r); !strings.Contains(table, "verified: nothing") {
+		t.Errorf("of an old result the table is\n%s", table)
 	}
 }
 

@@ -33,12 +33,11 @@ func Table(w io.Writer, r *perf.Result) error {
 	for _, group := range groups(r.Results) {
 		b.WriteString("\n" + group.table() + "\n")
 	}
-	for _, line := range notes(r) {
+	verified, _ := integrity(r)
+	for _, line := range append(verified, notes(r)...) {
 		b.WriteString("\n" + line)
 	}
-	if len(notes(r)) > 0 {
-		b.WriteString("\n")
-	}
+	b.WriteString("\n")
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -183,6 +182,26 @@ func (g *group) between() string {
 }
 
 func cores(v float64) string { return fmt.Sprintf("%.2f", v) }
+
+// integrity says whether what was delivered is what was sent: what is corrupt, or one line that nothing is.
+func integrity(r *perf.Result) (lines []string, corrupt bool) {
+	if r.Integrity == nil {
+		return []string{"verified: nothing; the result is of before payloads were verified"}, false
+	}
+	for _, i := range r.Integrity {
+		if i.OK {
+			continue
+		}
+		lines = append(lines, fmt.Sprintf("corrupt: %s, %s: %d of %d bytes arrived other than they were sent", i.Contender, title(i.Test, i.Params), i.Corrupt, i.Verified))
+		for _, d := range i.Damage {
+			lines = append(lines, "corrupt: "+d)
+		}
+	}
+	if len(lines) > 0 {
+		return lines, true
+	}
+	return []string{fmt.Sprintf("verified: %d bytes, 0 corrupt", r.Verified().Verified)}, false
+}
 
 // notes lists what did not run and what does not add up.
 func notes(r *perf.Result) []string {

@@ -72,7 +72,7 @@ func TestUnansweredInCSV(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, l := range lines[1:] {
-		got := strings.Join([]string{l[4], l[5], l[6], l[7], l[len(l)-1]}, ",")
+		got := strings.Join([]string{l[4], l[5], l[6], l[7], l[15]}, ",")
 		want := map[string]string{"bare": "205000,200000,210000,200000 unanswered 210000,1", "vxlan": "100000,90000,105000,100000 90000 105000,0",
 			"tun": ",,,unanswered unanswered unanswered,3"}[l[0]]
 		if got != want {
