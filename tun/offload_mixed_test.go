@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 )
 
@@ -24,7 +25,7 @@ import (
 // messages up to a full segment, beside bulk, bulk of smaller segments, bursts of datagrams as QUIC sends them, single
 // datagrams, and fragments. What TCP carries all arrives; of the datagrams, what arrives is right.
 func TestOffloadMixed(t *testing.T) {
-	nettest.RequireKernel(t, nettest.UDPGSO)
+	nettest.RequireKernel(t, kernel.UDPSegment)
 	for name, way := range map[string]func() between{"untouched": untouched, "finished": finished} {
 		t.Run(name, func(t *testing.T) {
 			j := joinDevices(t, 1450, OpenOffload, way)
@@ -39,7 +40,7 @@ func TestOffloadMixed(t *testing.T) {
 				near, far = tcpPair(t, j, addr, 0)
 				bulk(t, &others, &end, far, near)
 				near, far = tcpPair(t, j, addr, 0)
-				roundTrips(t, &trips, &end, near, far, 1500)
+				roundTrips(t, &trips, &end, near, far, 800)
 			}
 			trips.Wait()
 			end.Store(true)
@@ -57,7 +58,7 @@ type ending struct {
 
 // pause is how long super-packets are not sent for: a moment between two, and while round trips want to be alone.
 func (e *ending) pause() {
-	for time.Sleep(time.Millisecond); e.trips.Load()%500 > 100 && !e.Load(); {
+	for time.Sleep(time.Millisecond); e.trips.Load()%400 > 60 && !e.Load(); {
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -132,7 +133,7 @@ func bulk(t *testing.T, wg *sync.WaitGroup, end *ending, from, to net.Conn) {
 	option(t, from.(*net.TCPConn), unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<16) // or it goes on for long into a pause
 	wg.Go(func() {
 		defer from.Close()
-		block := make([]byte, 1<<16)
+		block := make([]byte, 1<<14)
 		for at := uint64(0); !end.Load(); at += uint64(len(block)) {
 			pattern(block, at)
 			if _, err := from.Write(block); err != nil {
@@ -143,7 +144,7 @@ func bulk(t *testing.T, wg *sync.WaitGroup, end *ending, from, to net.Conn) {
 		}
 	})
 	wg.Go(func() {
-		got, want := make([]byte, 1<<16), make([]byte, 1<<16)
+		got, want := make([]byte, 1<<14), make([]byte, 1<<14)
 		for at := uint64(0); ; at += uint64(len(got)) {
 			if _, err := io.ReadFull(to, got); err != nil {
 				if !errors.Is(err, io.EOF) {
@@ -152,7 +153,7 @@ func bulk(t *testing.T, wg *sync.WaitGroup, end *ending, from, to net.Conn) {
 				return
 			}
 			if pattern(want, at); !bytes.Equal(got, want) {
-				t.Errorf("bulk: wrong bytes in the 64 KB from %d", at)
+				t.Errorf("bulk: wrong bytes in the 16 KB from %d", at)
 				end.Store(true)
 			}
 		}
