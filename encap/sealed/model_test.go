@@ -17,9 +17,10 @@ import (
 // while keys are replaced, expire and are lost, and peers come, go and move. The oracle is slow: it looks for a session among all that
 // there are, opens copies, and keeps every counter it has seen. When handshakes are repeated is not on the tape.
 type sealModel struct {
-	w    *world
-	tape *packettest.Tape
-	air  []flying
+	w     *world
+	tape  *packettest.Tape
+	quick bool // sessions are made without handshakes, which cost a thousand packets each
+	air   []flying
 
 	counters map[txLane]uint64      // the next one
 	seen     map[rxLane]*seenBefore // what has been accepted
@@ -58,10 +59,10 @@ type fatal struct{ testing.TB }
 func (fatal) Helper()           {}
 func (fatal) Fatal(args ...any) { panic(fmt.Sprint(args...)) }
 
-func newSealModel(t testing.TB) packettest.Play {
+func newSealModel(t testing.TB, quick bool) packettest.Play {
 	out, in := packet.NewBatch(packet.BatchSize, 2000), packet.NewBatch(packet.BatchSize, 2100)
 	return func(tape *packettest.Tape) error {
-		m := &sealModel{w: newWorld(fatal{t}), tape: tape, counters: map[txLane]uint64{}, seen: map[rxLane]*seenBefore{}, nonces: map[string]bool{},
+		m := &sealModel{w: newWorld(fatal{t}), tape: tape, quick: quick, counters: map[txLane]uint64{}, seen: map[rxLane]*seenBefore{}, nonces: map[string]bool{},
 			arrived: map[string]bool{}, out: out, in: in}
 		return m.play()
 	}
@@ -77,6 +78,9 @@ func (m *sealModel) play() error {
 	}
 	m.w.deliver()
 	m.w.run(time.Second)
+	for i, n := range m.w.nodes {
+		m.agree(n, m.w.nodes[(i+1)%3])
+	}
 	if err := m.send(m.w.nodes[0]); err != nil {
 		return err
 	}
@@ -105,6 +109,8 @@ func (m *sealModel) play() error {
 			m.w.pass = packettest.Pick(t, nil, func(d datagram) bool { return false }, func(d datagram) bool { return len(d.msg)%2 == 0 })
 		case 23:
 			m.w.pass = nil
+		case 32, 33, 34:
+			m.agree(n, packettest.Pick(t, m.w.nodes...))
 		case 24, 29: // a peer is forgotten, or may speak in clear, or all are as before
 			m.meet(n, packettest.Pick(t, m.w.nodes...))
 		case 25:
@@ -157,6 +163,31 @@ func (m *sealModel) meet(n, odd *node) {
 	if err := n.Update(Identity{n.private, [32]byte{}}, peers); err != nil {
 		m.w.t.Fatal(err)
 	}
+	if m.quick {
+		m.w.wire = nil
+		n.answerOnly()
+	}
+}
+
+// agree gives two nodes a new session with each other, as a handshake would have.
+func (m *sealModel) agree(a, b *node) {
+	far, near := a.peers[b.peer().ID], b.peers[a.peer().ID]
+	if !m.quick || far == nil || near == nil {
+		return
+	}
+	var keys [2][32]byte
+	m.tape.Fill(keys[0][:])
+	m.tape.Fill(keys[1][:])
+	epoch := max(far.epoch, near.epoch) + 1
+	i, _ := a.allot()
+	j, _ := b.allot()
+	here, err := a.newSession(far, i, j, epoch, offer{cipher: b.cfg.Cipher, lanes: uint8(b.cfg.Lanes)}, keys[0], keys[1], m.w.now)
+	there, err2 := b.newSession(near, j, i, epoch, offer{cipher: a.cfg.Cipher, lanes: uint8(a.cfg.Lanes)}, keys[1], keys[0], m.w.now)
+	if err != nil || err2 != nil {
+		m.w.t.Fatal(err, err2)
+	}
+	a.rotate(far, here, m.w.now)
+	b.rotate(near, there, m.w.now)
 }
 
 // jump makes a session as old as if it had sealed many packets.
@@ -448,8 +479,8 @@ func (m *sealModel) judge(n *node, f flying) (drop packet.Drop, s *session, plai
 	return packet.Alive, s, plain
 }
 
-func TestSealModel(t *testing.T) { packettest.Sequences(t, 100_000, newSealModel(t)) }
-func FuzzSealModel(f *testing.F) { packettest.FuzzSequences(f, newSealModel(f)) }
+func TestSealModel(t *testing.T) { packettest.Sequences(t, 100_000, newSealModel(t, false)) }
+func FuzzSealModel(f *testing.F) { packettest.FuzzSequences(f, newSealModel(f, true)) }
 
 // TestWindowModel holds the replay window to a list of all counters that were accepted.
 func TestWindowModel(t *testing.T) { packettest.Sequences(t, 2_000_000, playWindow) }
