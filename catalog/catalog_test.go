@@ -17,6 +17,8 @@ import (
 	"weft/internal/hostnet"
 	"weft/internal/nettest"
 	"weft/packet"
+	"weft/xdp"
+	"weft/xdp/lib"
 )
 
 // TestEveryModeCarries runs each mode's backend for two nodes inside this process, so that the race
@@ -136,6 +138,32 @@ func reach(t *testing.T, from *nettest.ClusterNode, to netip.Addr) {
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("pod of %s does not reach %v: %v\n%s", from.Name, to, err, out)
+		}
+	}
+}
+
+// TestFrames: the list of modes says what their AF_XDP ends take.
+func TestFrames(t *testing.T) {
+	for _, m := range mode.All() {
+		want := 0
+		switch {
+		case m.Name == "xdp-lib":
+			want = lib.MaxMTU
+		case m.Uses(mode.AFXDP):
+			want = xdp.MaxMTU
+		}
+		if m.Frame != want {
+			t.Errorf("mode %s takes packets of %d bytes at most, the list says %d", m.Name, want, m.Frame)
+		}
+		for _, seals := range []bool{false, true} {
+			most := m.MaxMTU(seals)
+			if want := m.Frame; m.Frame == 0 || m.Outside == mode.AFXDP {
+				if most != want {
+					t.Errorf("mode %s: an underlay MTU of %d at most, want %d", m.Name, most, want)
+				}
+			} else if inner := m.Wire.InnerMTU(most, false, seals); inner != m.Frame {
+				t.Errorf("mode %s, sealed %v: an underlay MTU of %d leaves %d, want %d", m.Name, seals, most, inner, m.Frame)
+			}
 		}
 	}
 }

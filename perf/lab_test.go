@@ -63,23 +63,35 @@ type lab struct {
 
 func start(t *testing.T, args ...string) *lab {
 	t.Helper()
+	l := command(t, args...)
+	l.begin()
+	return l
+}
+
+// command is a lab that is not running yet.
+func command(t *testing.T, args ...string) *lab {
+	t.Helper()
 	nettest.RequireRoot(t)
 	nettest.RequireKernel(t, kernel.Veth)
 	l := &lab{t: t, Cmd: exec.Command(weft, append([]string{"lab", "run"}, args...)...), done: make(chan struct{})}
 	l.Dir = t.TempDir()
 	l.Stdout, l.Stderr = &l.out, &l.err
+	return l
+}
+
+func (l *lab) begin() {
+	l.t.Helper()
 	if err := l.Start(); err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
 	go func() {
 		_ = l.Wait() // ProcessState says it
 		close(l.done)
 	}()
-	t.Cleanup(func() {
+	l.t.Cleanup(func() {
 		_ = l.Process.Signal(syscall.SIGTERM)
 		<-l.done
 	})
-	return l
 }
 
 // end waits for the lab's end and returns its exit code.
@@ -444,6 +456,77 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// TestOddTemp: the lab does not depend on what its temporary folder is called: longer than a unix socket's address, with characters that mean something
+// elsewhere, relative.
+func TestOddTemp(t *testing.T) {
+	nettest.RequireRoot(t)
+	dir := t.TempDir()
+	for _, temp := range []string{filepath.Join(dir, strings.Repeat("long", 50)), filepath.Join(dir, "a: b #{c}, 'd' \"e\""), "relative"} {
+		t.Setenv("TMPDIR", temp)
+		l := command(t, "--contenders", "bare,tun-gso+aes-128-gcm,wireguard-go", "--tests", "udp-rr", "--duration", "100ms", "--repeat", "1", "--warmup", "0", "--json", "r.json")
+		if !filepath.IsAbs(temp) {
+			temp = filepath.Join(l.Dir, temp)
+		}
+		if err := os.Mkdir(temp, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		l.begin()
+		if code := l.end(); code != 0 {
+			t.Errorf("TMPDIR=%s: exit code %d:\n%s\n%s", temp, code, l.err.Bytes(), l.out.Bytes())
+		}
+		if left, err := os.ReadDir(temp); err != nil || len(left) > 0 {
+			t.Errorf("TMPDIR=%s: left behind: %v, %v", temp, left, err)
+		}
+	}
+}
+
+// TestLargestMTU: what contenders with AF_XDP are said to carry at most they carry, and beyond it they are unsupported without a try; the others run.
+func TestLargestMTU(t *testing.T) {
+	for _, c := range []struct{ contender, mtu, beyond string }{
+		{"xdp,tun-xdp", "3506", "3507"}, {"xdp-udp", "3556", "3557"}, {"xdp-udp+aes-128-gcm", "3588", "3589"}, {"xdp-lib", "1762", "1763"},
+	} {
+		args := []string{"--tests", "udp-rr", "--duration", "100ms", "--repeat", "1", "--warmup", "0", "--json", "r.json"}
+		l := start(t, append([]string{"--contenders", c.contender, "--mtu", c.mtu}, args...)...)
+		if code := l.end(); code != 0 {
+			t.Errorf("%s over %s: exit code %d:\n%s\n%s", c.contender, c.mtu, code, l.err.Bytes(), l.out.Bytes())
+		}
+		l = start(t, append([]string{"--contenders", "bare," + c.contender, "--mtu", c.beyond}, args...)...)
+		if code := l.end(); code != 3 {
+			t.Errorf("%s over %s: exit code %d:\n%s", c.contender, c.beyond, code, l.err.Bytes())
+		}
+		r := read(t, filepath.Join(l.Dir, "r.json"))
+		if want := strings.Count(c.contender, ",") + 1; len(r.Unsupported) != want || len(r.Failed) > 0 || len(r.Results) == 0 || r.Results[0].Contender != "bare" {
+			t.Errorf("%s over %s: %d rows, unsupported %+v, failed %+v", c.contender, c.beyond, len(r.Results), r.Unsupported, r.Failed)
+			continue
+		}
+		if u := r.Unsupported[0].Reason; !strings.Contains(u, "at most "+c.mtu+" here: give --mtu "+c.mtu+" or less") {
+			t.Errorf("%s over %s: %s", c.contender, c.beyond, u)
+		}
+	}
+}
+
+// TestOnlyIPv4: what is known of a contender once it is up, that it carries no IPv6, ends no sample in a failure.
+func TestOnlyIPv4(t *testing.T) {
+	nettest.RequireTool(t, "ip")
+	file := filepath.Join(t.TempDir(), "own")
+	if err := os.WriteFile(file, []byte(`#!/bin/sh
+case $1 in
+up) echo "$WEFT_PEERS" | while read -r _ _ gateway _ prefix _; do [ -z "$prefix" ] || ip route add "$prefix" via "$gateway" || exit; done ;;
+addresses) echo "mtu $WEFT_MTU"; echo "prefix ${WEFT_PREFIXES%% *}" ;;
+esac
+`), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l := start(t, "--contenders", "bare,exec:"+file, "--tests", "udp-rr,udp-rr:family=6", "--duration", "100ms", "--repeat", "1", "--warmup", "0", "--json", "r.json")
+	if code := l.end(); code != 3 {
+		t.Errorf("exit code %d:\n%s", code, l.err.Bytes())
+	}
+	r := read(t, filepath.Join(l.Dir, "r.json"))
+	if len(r.Failed) > 0 || len(r.Unsupported) != 1 || !strings.Contains(r.Unsupported[0].Reason, "it carries no IPv6, and test udp-rr:family=6:size=64 is over it") {
+		t.Errorf("failed %+v, unsupported %+v", r.Failed, r.Unsupported)
+	}
+}
+
 // TestTrouble asks for what cannot be.
 func TestTrouble(t *testing.T) {
 	for _, c := range []struct {
@@ -459,6 +542,13 @@ func TestTrouble(t *testing.T) {
 		{[]string{"--contenders", "bare", "--tests", "udp-stream", "--mtu", "1300", "--json", "r.json"}, 2, "inner MTU"}, // by its default size
 		{[]string{"--family", "6", "--mtu", "1300"}, 2, "too little for IPv6"},
 		{[]string{"--mtu", "9001"}, 2, "1280 to 9000"},
+		{[]string{"--tests", "udp-rate:size=50:family=6"}, 2, "test udp-rate:family=6:size=50: size 50"},
+		{[]string{"--tests", "udp-rate:imix=1:gso=1"}, 2, "a super-packet's datagrams have one size"},
+		{[]string{"--contenders", "bare,vxlan", "--fault", "vxlan:1us"}, 2, "none of the contenders has stages"},
+		{[]string{"--json", "."}, 2, "--json .: this is a folder"},
+		{[]string{"--json", "/proc/r.json"}, 2, "--json /proc/r.json: "},
+		{[]string{"--out", "/dev/null"}, 2, "--out /dev/null: "},
+		{[]string{"--contenders", "xdp+aes-128-gcm,xdp-lib", "--tests", "udp-rr", "--mtu", "9000", "--json", "r.json"}, 3, "not every contender"},
 	} {
 		l := start(t, c.args...)
 		if code := l.end(); code != c.code || !strings.Contains(l.err.String(), c.says) {

@@ -3,7 +3,9 @@ package perf
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"weft/perf/contender"
@@ -65,6 +67,19 @@ func (p *Plan) Check() error {
 			wrong("test %s: an underlay MTU of %d leaves too little for IPv6 inside: give at least %d", t, p.MTU, testbed.MinMTU6)
 		}
 	}
+	for _, t := range p.Tests {
+		target := netip.AddrPortFrom(netip.IPv4Unspecified(), probe.DefaultPort)
+		if t.Params["family"] == 6 {
+			target = netip.AddrPortFrom(netip.IPv6Unspecified(), probe.DefaultPort)
+		}
+		spec := probe.Spec{Test: t.Test, Params: t.Params, Target: target, Duration: p.Duration, Congestion: p.Congestion}
+		if err := spec.Validate(); err != nil {
+			wrong("test %s: %w", t, err)
+		}
+	}
+	if p.Fault != "" && !slices.ContainsFunc(p.Contenders, func(c contender.Contender) bool { return c.Lanes }) {
+		wrong("fault %s: none of the contenders has stages that can be slowed: name one of weft's userspace modes", p.Fault)
+	}
 	if p.Nodes < 2 || p.Nodes > 26 {
 		wrong("nodes %d: give 2 to 26", p.Nodes)
 	}
@@ -72,6 +87,32 @@ func (p *Plan) Check() error {
 		wrong("queues %d: give 0 (by cores) to 64", p.Queues)
 	}
 	return errors.Join(errs...)
+}
+
+// supported says why this machine cannot take any sample of the plan.
+func (p *Plan) supported() error {
+	for _, t := range p.Tests {
+		if strings.HasPrefix(t.Test, "tcp") || t.Test == "cpu-fixed" {
+			if err := probe.Congestion(p.Congestion); err != nil {
+				return &contender.UnsupportedError{Reason: err.Error()}
+			}
+		}
+	}
+	return nil
+}
+
+// labels are short names of the contenders, for namespaces and folders, each another.
+func (p *Plan) labels() []string {
+	const longest = 48 // of a file's name 255 are allowed, and more is in it
+	var list []string
+	for i, c := range p.Contenders {
+		label := testbed.Label(c.Name)
+		if len(label) > longest || slices.Contains(list, label) {
+			label = fmt.Sprintf("%s-%d", label[:min(len(label), longest)], i+1)
+		}
+		list = append(list, label)
+	}
+	return list
 }
 
 // samples is how many samples the plan takes, warm-up included, and a guess at how long each lasts.

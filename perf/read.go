@@ -2,15 +2,21 @@ package perf
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
 	"os"
+	"path/filepath"
+	"syscall"
 )
 
 // Read reads a result that `weft lab run` has written.
 func Read(path string) (*Result, error) {
 	data, err := os.ReadFile(path)
+	if errors.Is(err, syscall.EISDIR) {
+		return nil, fmt.Errorf("read a result of the lab: %s is a folder: give the file in it, %s", path, filepath.Join(path, "result.json"))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read a result of the lab: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"weft/perf/contender"
@@ -41,11 +42,15 @@ type run struct {
 }
 
 // Run carries out a plan. show is called with every step, from this goroutine. Contenders that are
-// unsupported or that fail are in the result; the error is for what stopped the whole run. Whatever
+// unsupported or that fail are in the result; the error is for what stopped the whole run: a *UsageError, or a
+// *contender.UnsupportedError where the machine cannot take any sample. Whatever
 // happens, namespaces, processes and files are gone when Run returns.
 func Run(ctx context.Context, p *Plan, show func(Event)) (_ *Result, err error) {
 	if err := p.Check(); err != nil {
 		return nil, &UsageError{err}
+	}
+	if err := p.supported(); err != nil {
+		return nil, err
 	}
 	r := &run{plan: p, show: show, result: newResult(p)}
 	dir, err := testbed.Dir()
@@ -53,11 +58,14 @@ func Run(ctx context.Context, p *Plan, show func(Event)) (_ *Result, err error) 
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if dir, err = filepath.Abs(dir); err != nil { // TMPDIR may be relative
+		return nil, err
+	}
 	defer func() { err = errors.Join(err, r.close()) }()
 
-	for _, c := range p.Contenders {
+	for i, c := range p.Contenders {
 		r.event("bringing up " + c.Name)
-		if err := r.open(ctx, c, dir); err != nil {
+		if err := r.open(ctx, c, p.labels()[i], dir); err != nil {
 			return nil, err
 		}
 	}
@@ -97,8 +105,8 @@ func (r *run) close() error {
 }
 
 // open brings one contender up, or says in the result why not.
-func (r *run) open(ctx context.Context, c contender.Contender, dir string) error {
-	s, err := openStand(ctx, r.plan, c, dir)
+func (r *run) open(ctx context.Context, c contender.Contender, label, dir string) error {
+	s, err := openStand(ctx, r.plan, c, label, dir)
 	if ctx.Err() != nil {
 		if s != nil {
 			err = s.close()

@@ -36,17 +36,20 @@ type stand struct {
 }
 
 // openStand brings a contender up until its pods reach each other. On an error nothing is left.
-func openStand(ctx context.Context, p *Plan, c contender.Contender, dir string) (_ *stand, err error) {
+func openStand(ctx context.Context, p *Plan, c contender.Contender, label, dir string) (_ *stand, err error) {
 	if err := c.Needs(); err != nil {
 		return nil, &contender.UnsupportedError{Reason: err.Error()}
 	}
-	dir = filepath.Join(dir, testbed.Label(c.Name))
+	if err := c.Fits(p.MTU); err != nil {
+		return nil, err
+	}
+	dir = filepath.Join(dir, label)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("perf: %w", err)
 	}
 	s := &stand{Contender: c, plan: p, log: filepath.Join(dir, "bench.log")}
 	s.bed, err = testbed.Open(testbed.Config{
-		Label: testbed.Label(c.Name), Nodes: p.Nodes, MTU: p.MTU, Layout: p.Layout, Dir: dir,
+		Label: label, Nodes: p.Nodes, MTU: p.MTU, Layout: p.Layout, Dir: dir,
 	})
 	if err != nil {
 		return nil, err
@@ -65,6 +68,11 @@ func openStand(ctx context.Context, p *Plan, c contender.Contender, dir string) 
 	s.overlay, err = c.Up(ctx, contender.Env{Bed: s.bed, Weft: p.Weft, Queues: p.Queues, Fault: p.Fault})
 	if err != nil {
 		return nil, err
+	}
+	for _, t := range p.Tests {
+		if t.Params["family"] == 6 && len(s.bed.Network) == 1 {
+			return nil, &contender.UnsupportedError{Reason: fmt.Sprintf("it carries no IPv6, and test %s is over it", t)}
+		}
 	}
 	if err := s.bed.AttachPods(s.overlay.InnerMTU()); err != nil {
 		return nil, err

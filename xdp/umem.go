@@ -46,6 +46,9 @@ const (
 // tag, and that native XDP accepts on a 4 KB page (headroom 256, struct skb_shared_info 320).
 const maxFrame = largeFrame - packet.Headroom - 320
 
+// MaxMTU is the largest MTU of a port's device, bytes.
+const MaxMTU = maxFrame - packet.EthernetHeader
+
 // frameSize picks the frame for Ethernet frames of length bytes.
 func frameSize(length int) (uint64, error) {
 	switch {
@@ -55,7 +58,7 @@ func frameSize(length int) (uint64, error) {
 		return largeFrame, nil
 	}
 	return 0, fmt.Errorf("frames of %d bytes do not fit one AF_XDP chunk (at most %d): lower the MTU to %d, "+
-		"or use a mode without AF_XDP", length, maxFrame, maxFrame-packet.EthernetHeader)
+		"or use a mode without AF_XDP", length, maxFrame, MaxMTU)
 }
 
 // newUMEM maps the memory. It is never unmapped: a lane may still hold a batch when the port closes. release gives

@@ -23,6 +23,7 @@ type Mode struct {
 	Needs    []string // of the kernel: names of abilities in package internal/kernel
 	Features []string // what its nodes announce (control.FeatureRCO, …)
 	Super    bool     // hands the kernel super-packets: what that drops as one may be many
+	Frame    int      // the largest IP packet that its AF_XDP ends take, bytes; 0 = it has none
 }
 
 // Wire is what goes over the underlay.
@@ -83,12 +84,21 @@ func (m Mode) Uses(s Side) bool { return m.Inside == s || m.Outside == s }
 // PastKernel says whether tunnel packets pass the kernel's filters and sockets by.
 func (m Mode) PastKernel() bool { return m.Outside == AFXDP }
 
+// MaxMTU is the largest MTU, bytes, of an underlay of IPv4; 0 = any.
+func (m Mode) MaxMTU(sealed bool) int {
+	if m.Frame > 0 && m.Outside != AFXDP { // the inside's packets are smaller
+		return 2*m.Frame - m.Wire.InnerMTU(m.Frame, false, sealed)
+	}
+	return m.Frame
+}
+
 // Default is the mode of a configuration that names none.
 const Default = "tun-gso"
 
 // All returns every mode, in the order in which tables have them.
 func All() []Mode {
 	const tun, vxlan, xdp = "tun", "vxlan", "af_xdp" // abilities
+	const frame, libraryFrame = 3506, 1762           // xdp.MaxMTU, lib.MaxMTU
 	rco := []string{control.FeatureRCO}
 	return []Mode{
 		{Name: "host-gw", About: "kernel routes to the next hop, no tunnel: nodes share a link", For: "Flannel host-gw, Calico without encapsulation",
@@ -106,13 +116,13 @@ func All() []Mode {
 		{Name: "tun-gso", About: "TUN with vnet header → VXLAN → UDP GSO/GRO", For: "the userspace overlay for streams",
 			Wire: VXLAN, Port: 4789, Inside: TUN, Outside: UDP, Needs: []string{tun}, Features: rco, Super: true},
 		{Name: "xdp", About: "AF_XDP on a veth → VXLAN → AF_XDP on the underlay, one UMEM", For: "the userspace overlay for packets",
-			Wire: VXLAN, Port: 4789, Inside: AFXDP, Outside: AFXDP, Needs: []string{xdp}},
+			Wire: VXLAN, Port: 4789, Inside: AFXDP, Outside: AFXDP, Needs: []string{xdp}, Frame: frame},
 		{Name: "xdp-lib", About: "the same on asavie/xdp v0.3.3", For: "what that library gives",
-			Wire: VXLAN, Port: 4789, Inside: AFXDP, Outside: AFXDP, Needs: []string{xdp}},
+			Wire: VXLAN, Port: 4789, Inside: AFXDP, Outside: AFXDP, Needs: []string{xdp}, Frame: libraryFrame},
 		{Name: "xdp-udp", About: "AF_XDP on a veth → VXLAN → UDP batches", For: "AF_XDP where the underlay's device has none",
-			Wire: VXLAN, Port: 4789, Inside: AFXDP, Outside: UDP, Needs: []string{xdp}},
+			Wire: VXLAN, Port: 4789, Inside: AFXDP, Outside: UDP, Needs: []string{xdp}, Frame: frame},
 		{Name: "tun-xdp", About: "TUN (songgao/water) → VXLAN → AF_XDP on the underlay", For: "AF_XDP where the inside stays a TUN",
-			Wire: VXLAN, Port: 4789, Inside: TUN, Outside: AFXDP, Needs: []string{tun, xdp}},
+			Wire: VXLAN, Port: 4789, Inside: TUN, Outside: AFXDP, Needs: []string{tun, xdp}, Frame: frame},
 	}
 }
 

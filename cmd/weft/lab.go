@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"weft/perf"
+	"weft/perf/contender"
 	"weft/perf/testbed"
 )
 
@@ -105,11 +106,14 @@ func (f *labFlags) runOne(cmd *cobra.Command) error {
 	result, err := perf.Run(ctx, &f.plan, show.event)
 	show.end()
 	var wrong *perf.UsageError
+	var unsupported *contender.UnsupportedError
 	switch {
 	case ctx.Err() != nil:
 		return interruptedError{err}
 	case errors.As(err, &wrong):
 		return usageError{err}
+	case errors.As(err, &unsupported):
+		return unsupportedError{err}
 	case err != nil:
 		return err
 	}

@@ -42,7 +42,8 @@ whose settings differ are not compared. A difference is no failure unless --fail
 		if o.Control == "none" {
 			o.Control = ""
 		}
-		c, err := compareFiles(args[0], args[1], o)
+		// The default is for results that have it; who names another one means it.
+		c, err := compareFiles(args[0], args[1], o, cmd.Flags().Changed("control"))
 		if err != nil {
 			return err
 		}
@@ -60,7 +61,8 @@ whose settings differ are not compared. A difference is no failure unless --fail
 	return cmd
 }
 
-func compareFiles(fileA, fileB string, o compare.Options) (*compare.Comparison, error) {
+// compareFiles compares two results, both of which must have the control if it is meant.
+func compareFiles(fileA, fileB string, o compare.Options, meant bool) (*compare.Comparison, error) {
 	a, err := perf.Read(fileA)
 	if err != nil {
 		return nil, usageError{err}
@@ -68,6 +70,11 @@ func compareFiles(fileA, fileB string, o compare.Options) (*compare.Comparison, 
 	b, err := perf.Read(fileB)
 	if err != nil {
 		return nil, usageError{err}
+	}
+	for file, r := range map[string]*perf.Result{fileA: a, fileB: b} {
+		if has := contenders(r); meant && o.Control != "" && !slices.Contains(has, o.Control) {
+			return nil, usageError{fmt.Errorf("--control %s: %s has no such contender, it has %s: name one of both results, or none", o.Control, file, strings.Join(has, ", "))}
+		}
 	}
 	c, err := compare.Results(a, b, o)
 	var incomparable *compare.IncomparableError
@@ -79,6 +86,16 @@ func compareFiles(fileA, fileB string, o compare.Options) (*compare.Comparison, 
 	}
 	c.A.File, c.B.File = fileA, fileB
 	return c, nil
+}
+
+// contenders are those that a result has rows of.
+func contenders(r *perf.Result) (names []string) {
+	for _, row := range r.Results {
+		if !slices.Contains(names, row.Contender) {
+			names = append(names, row.Contender)
+		}
+	}
+	return names
 }
 
 func printComparison(w io.Writer, c *compare.Comparison, all bool) {

@@ -98,6 +98,10 @@ func TestLabCompare(t *testing.T) {
 		{[]string{fast, text}, exitUsage, "schema"},
 		{[]string{fast, filepath.Join(text, "missing")}, exitUsage, "read a result"},
 		{[]string{fast}, exitUsage, "2 arg"},
+		{[]string{fast, filepath.Dir(slow)}, exitUsage, "is a folder: give the file in it, " + slow},
+		{[]string{fast, slow, "--control", "bear"}, exitUsage, "has no such contender, it has tun"},
+		{[]string{fast, slow, "--control", "tun"}, exitDone, "1 worse"},
+		{[]string{fast, slow, "--control", "none"}, exitDone, "1 worse"},
 		{[]string{fast, slow, "--alpha", "2"}, exitUsage, "alpha"},
 	} {
 		out, errs, code := runRoot(t, append([]string{"lab", "compare"}, c.args...)...)

@@ -26,11 +26,8 @@ type Client struct {
 
 // NewClient makes a client of the daemon behind the socket; nothing is dialled yet.
 func NewClient(socket string) *Client {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}
-	return &Client{socket: socket, http: http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: dial}}}
+	reach := func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, socket) }
+	return &Client{socket: socket, http: http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: reach}}}
 }
 
 // Status asks how the daemon is.

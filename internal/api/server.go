@@ -51,7 +51,7 @@ func Listen(path string) (net.Listener, error) {
 		}
 		return chmod
 	}}
-	l, err := private.Listen(context.Background(), "unix", path)
+	l, err := listen(private, path)
 	if err != nil {
 		return nil, fmt.Errorf("api: %w", err)
 	}
@@ -70,7 +70,7 @@ func RemoveStale(path string) error {
 	case info.Mode().Type() != fs.ModeSocket:
 		return fmt.Errorf("api: %s exists and is no socket: move it away or set api.socket", path)
 	}
-	c, err := net.Dial("unix", path)
+	c, err := dial(context.Background(), path)
 	switch {
 	case err == nil:
 		c.Close()

@@ -266,7 +266,7 @@ func TestMistakes(t *testing.T) {
 		"flannel v6":       {"network: \"fd00::/48\"\ncontrol: {kind: etcd, etcd: {schema: flannel}}", full, []string{"weft.yaml:2: control.etcd.schema: Flannel's networks have one IPv4 prefix"}},
 		"relative path":    {net + "control: {static: {file: nodes.yaml}}", slim, []string{`weft.yaml:2: control.static.file: "nodes.yaml" is not an absolute path`}},
 		"empty path":       {net + `state_dir: ""`, slim, []string{"weft.yaml:2: state_dir: is empty"}},
-		"long socket":      {net + "api: {socket: /" + strings.Repeat("x", 107) + "}", slim, []string{"weft.yaml:2: api.socket: the path is longer than 107 bytes"}},
+		"long socket":      {net + "api: {socket: /" + strings.Repeat("x", 107) + "}", slim, []string{"weft.yaml:2: api.socket: the name behind the last / is longer than 85 bytes"}},
 		"interface":        {net + "node: {interface: averylonginterface}", slim, []string{`weft.yaml:2: node.interface: "averylonginterface" is not an interface name`}},
 		"node name":        {net + "node: {name: a b}", slim, []string{`weft.yaml:2: node.name: "a b" is not a node name`}},
 		"number as name":   {net + "node: {name: 7}", slim, []string{`weft.yaml:2: node.name: is the number 7, wants a text: write "7" in quotes`}},

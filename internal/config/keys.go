@@ -22,8 +22,9 @@ type key struct {
 	get     func(*Config) any
 }
 
-// maxSocket is what sun_path of unix(7) holds, without its final zero byte.
-const maxSocket = 107
+// maxSocketName bounds a socket's last element: with it, the folder's descriptor has to fit into sun_path of unix(7), whatever
+// the folder's path is. internal/api has the same figure.
+const maxSocketName = 85
 
 // leastRekey and mostRekey bound encryption.rekey_after: a handshake costs 0.3 ms on each side, and keys end after three minutes.
 const leastRekey, mostRekey = time.Second, 2 * time.Minute
@@ -223,8 +224,8 @@ func notEmpty(s string) string {
 }
 
 func socketLength(s string) string {
-	if len(s) > maxSocket {
-		return "the path is longer than " + strconv.Itoa(maxSocket) + " bytes, all that a unix socket's name may have: choose a shorter one"
+	if len(filepath.Base(s)) > maxSocketName {
+		return "the name behind the last / is longer than " + strconv.Itoa(maxSocketName) + " bytes, all that there is room for in a unix socket's address: choose a shorter one"
 	}
 	return ""
 }

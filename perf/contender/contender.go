@@ -17,6 +17,8 @@ type Contender struct {
 	About  string       // what it stands for, one line
 	Cipher string       // none, or the name of one
 	Super  bool         // hands the kernel super-packets (GSO): what it drops as one may be many
+	Lanes  bool         // forwards by lanes of weft, whose stages can be slowed on purpose
+	MaxMTU int          // the largest underlay MTU it carries, bytes; 0 = all that the lab has
 	Needs  func() error // nil, or why this machine cannot run it, in one sentence
 	Up     func(context.Context, Env) (Overlay, error)
 }
@@ -73,6 +75,14 @@ type Stage struct {
 type UnsupportedError struct{ Reason string }
 
 func (e *UnsupportedError) Error() string { return "not supported here: " + e.Reason }
+
+// Fits says why the contender cannot run over an underlay of an MTU, which is known before it is tried.
+func (c Contender) Fits(mtu int) error {
+	if c.MaxMTU > 0 && mtu > c.MaxMTU {
+		return &UnsupportedError{fmt.Sprintf("an underlay MTU of %d: the frames of AF_XDP sockets carry at most %d here: give --mtu %d or less", mtu, c.MaxMTU, c.MaxMTU)}
+	}
+	return nil
+}
 
 // ciphers are what can follow a mode's name behind a "+".
 func ciphers() []string { return []string{"auto", "chacha20-poly1305", "aes-128-gcm", "aes-256-gcm"} }

@@ -41,12 +41,12 @@ mode: {{.Mode}}
 queues: {{.Queues}}
 {{- end}}
 {{- if ne .Cipher "none"}}
-encryption: {cipher: {{.Cipher}}, key_file: {{.Dir}}/key, psk_file: {{.PSK}}}
+encryption: {cipher: {{.Cipher}}, key_file: {{printf "%q" .Key}}, psk_file: {{printf "%q" .PSK}}}
 {{- end}}
 cni: {masquerade: false}
-control: {kind: static, static: {file: {{.Nodes}}}}
-api: {socket: {{.Socket}}}
-state_dir: {{.Dir}}
+control: {kind: static, static: {file: {{printf "%q" .Nodes}}}}
+api: {socket: {{printf "%q" .Socket}}}
+state_dir: {{printf "%q" .Dir}}
 `))
 
 // upDaemon starts one daemon a node and waits until each says that it is ready.
@@ -69,10 +69,10 @@ func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay
 		var text strings.Builder
 		if err := configTemplate.Execute(&text, struct {
 			*testbed.Node
-			Network                          []netip.Prefix
-			Mode, Cipher, PSK, Nodes, Socket string
-			Queues                           int
-		}{n, env.Bed.Network, m.Name, cipher, psk, list, socket, env.Queues}); err != nil {
+			Network                               []netip.Prefix
+			Mode, Cipher, Key, PSK, Nodes, Socket string
+			Queues                                int
+		}{n, env.Bed.Network, m.Name, cipher, filepath.Join(n.Dir, "key"), psk, list, socket, env.Queues}); err != nil {
 			return nil, fmt.Errorf("contender: write weft.yaml: %w", err)
 		}
 		file := filepath.Join(n.Dir, "weft.yaml")

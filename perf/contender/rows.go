@@ -15,6 +15,7 @@ type Row struct {
 	Super    bool   // hands the kernel super-packets
 	Needs    func() error
 	Up       func(ctx context.Context, env Env, mode, cipher string) (Overlay, error)
+	MaxMTU   func(sealed bool) int // of the underlay, bytes; nil or 0 = all that the lab has
 }
 
 // Rows is the list: the ceiling, the daemon's modes, and the others.
@@ -22,19 +23,19 @@ func Rows() []Row { return Of(mode.All()) }
 
 // Of is Rows with these modes. A contender that is no mode of the daemon is one line here, and brings its own function.
 func Of(modes []mode.Mode) []Row {
-	list := []Row{{Bare, "the ceiling: no overlay", false, false, needs(), upBare}}
+	list := []Row{{Bare, "the ceiling: no overlay", false, false, needs(), upBare, nil}}
 	for _, m := range modes {
 		up := func(ctx context.Context, env Env, _, cipher string) (Overlay, error) {
 			return upDaemon(ctx, env, m, cipher)
 		}
-		list = append(list, Row{m.Name, m.For, m.Seals(), m.Super, needsOf(m), up})
+		list = append(list, Row{m.Name, m.For, m.Seals(), m.Super, needsOf(m), up, m.MaxMTU})
 	}
 	return append(list, []Row{
-		{"wireguard-go", "what a user would pick for encryption", false, true, needs(kernel.TUN), upWireguardGo},
-		{"wireguard", "the kernel's WireGuard: Flannel's and Calico's encryption", false, true, needs(kernel.WireGuard), upWireguard},
-		{"ipip", "IP in IP by the kernel: Calico's default", false, true, needs(kernel.IPIP, kernel.SIT), upIPIP},
-		{"geneve", "Geneve by the kernel: OVN, Antrea, Cilium", false, true, needs(kernel.Geneve), upGeneve},
-		{"ipsec", "IPsec by the kernel: ESP tunnels with AES-128-GCM, as IKE daemons set them up", false, true, needs(kernel.ESP), upIPsec},
+		{"wireguard-go", "what a user would pick for encryption", false, true, needs(kernel.TUN), upWireguardGo, nil},
+		{"wireguard", "the kernel's WireGuard: Flannel's and Calico's encryption", false, true, needs(kernel.WireGuard), upWireguard, nil},
+		{"ipip", "IP in IP by the kernel: Calico's default", false, true, needs(kernel.IPIP, kernel.SIT), upIPIP, nil},
+		{"geneve", "Geneve by the kernel: OVN, Antrea, Cilium", false, true, needs(kernel.Geneve), upGeneve, nil},
+		{"ipsec", "IPsec by the kernel: ESP tunnels with AES-128-GCM, as IKE daemons set them up", false, true, needs(kernel.ESP), upIPsec, nil},
 	}...)
 }
 
@@ -50,8 +51,8 @@ func needsOf(m mode.Mode) func() error {
 }
 
 func (r Row) contender(name, cipher string) Contender {
-	return Contender{
-		Name: name, About: r.About, Cipher: cipher, Super: r.Super, Needs: r.Needs,
+	c := Contender{
+		Name: name, About: r.About, Cipher: cipher, Super: r.Super, Lanes: r.Sealable, Needs: r.Needs,
 		Up: func(ctx context.Context, env Env) (Overlay, error) {
 			if !r.Sealable {
 				env.Fault = ""
@@ -59,4 +60,8 @@ func (r Row) contender(name, cipher string) Contender {
 			return r.Up(ctx, env, r.Name, cipher)
 		},
 	}
+	if r.MaxMTU != nil {
+		c.MaxMTU = r.MaxMTU(cipher != "none")
+	}
+	return c
 }

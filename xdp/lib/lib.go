@@ -45,6 +45,12 @@ const (
 	// frameSize holds what xdp's own rings hold at an MTU of 1500.
 	frameSize = 2048
 
+	// room is what the slots of a batch have for a frame.
+	room = frameSize - packet.Headroom - packet.Tailroom
+
+	// MaxMTU is the largest MTU of a port's device, bytes.
+	MaxMTU = room - packet.EthernetHeader
+
 	// bindPatience is how long a busy queue is waited for.
 	bindPatience = 3 * time.Second
 	bindPause    = 50 * time.Millisecond // a try that fails leaves mappings behind: few tries
@@ -73,8 +79,8 @@ func Open(r xdp.Request) (xdp.Rings, error) {
 	if runtime.GOARCH != "amd64" {
 		return nil, fmt.Errorf("asavie/xdp orders its memory accesses on amd64 only, this is %s: use mode xdp", runtime.GOARCH)
 	}
-	if r.Frame > frameSize-packet.Headroom {
-		return nil, fmt.Errorf("frames of %d bytes do not fit %d: lower the MTU or use mode xdp", r.Frame, frameSize-packet.Headroom)
+	if r.Frame > room {
+		return nil, fmt.Errorf("frames of %d bytes do not fit %d: lower the MTU to %d or use mode xdp", r.Frame, room, MaxMTU)
 	}
 	options := &asavie.SocketOptions{
 		NumFrames: 2 * r.Size, FrameSize: frameSize,
@@ -117,7 +123,7 @@ func (l *rings) Waiter() *wait.Waiter { return l.wait }
 
 // NewBatch makes a batch of ordinary memory.
 func (l *rings) NewBatch(n int) *packet.Batch {
-	return packet.NewBatch(n, frameSize-packet.Headroom-packet.Tailroom)
+	return packet.NewBatch(n, room)
 }
 
 // Receive copies received frames into b.
