@@ -65,7 +65,7 @@ func New(s backend.Settings) (backend.Backend, error) {
 	if s.Seal != nil {
 		// Not with the routes of an earlier, unsealed run in force: they would go on sending in clear.
 		return nil, errors.Join(fmt.Errorf("hostgw: mode %s cannot seal traffic: set encryption.cipher: none, or mode: %s", s.Mode, mode.Default),
-			host.Apply(backend.Owner, hostnet.Want{Network: s.Network}))
+			host.Refuse(s.Network))
 	}
 	if s.Fault != nil {
 		return nil, errors.New("hostgw: the kernel forwards: there is no stage for a fault: take a mode with lanes, or no --fault")

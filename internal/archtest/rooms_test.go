@@ -96,7 +96,7 @@ var (
 		"internal/egress":  {code: []string{"control", "packet", "internal/hostnet"}},
 		"internal/e2e":     {tests: []string{"catalog", "catalog/mode", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
 		"internal/filter":  {code: []string{"packet"}},
-		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables"}},
+		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables/..."}},
 		"internal/kernel":  {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"internal/netlab":  {code: []string{nl, netns, unix}},

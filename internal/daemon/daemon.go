@@ -89,7 +89,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	if watched != nil {
 		defer watched.Close()
 	}
-	host, err := hostnet.New(log, backend.Owner)
+	host, err := hostnet.New(log, backend.Owner, pods.Owner)
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 
 	me := self(cfg, b, host, log)
 
-	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, Node: d.forPods, Log: log})
+	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, Node: d.forPods, Host: host, Log: log})
 	if err != nil {
 		return errors.Join(err, b.Close())
 	}

@@ -1,11 +1,11 @@
 package hostnet
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"go.uber.org/zap"
 )
@@ -13,6 +13,8 @@ import (
 // inForce is what the last pass left in the kernel, by key.
 type inForce struct {
 	links     map[string]Link
+	hops      map[uint32]NextHop
+	rules     map[Rule]Rule
 	addrs     map[Addr]Addr
 	routes    map[routeKey]Route
 	neighbors map[neighborKey]Neighbor
@@ -37,7 +39,7 @@ type pass struct {
 	names   map[int]string  // of all devices
 	index   map[string]int
 	devices map[int]string // names of ours that exist
-	watched map[int]watch
+	watched map[int]bool
 	anew    map[string]bool // devices made in this pass because they are wanted otherwise than before
 
 	first       bool // nothing is known of before
@@ -48,10 +50,12 @@ type pass struct {
 
 func newPass(h *Host) *pass {
 	p := &pass{
-		h: h, links: h.mergeLinks(), ours: map[string]bool{}, quiet: map[string]bool{}, names: map[int]string{},
-		index: map[string]int{}, devices: map[int]string{}, watched: map[int]watch{}, anew: map[string]bool{},
+		h: h, ours: map[string]bool{}, quiet: map[string]bool{}, names: map[int]string{},
+		index: map[string]int{}, devices: map[int]string{}, watched: map[int]bool{}, anew: map[string]bool{},
 		first: h.prev == nil, settled: h.settled(),
 	}
+	p.now.links, p.now.common = map[string]Link{}, map[any]bool{}
+	p.links = p.mergeLinks()
 	for _, l := range p.links {
 		p.ours[l.object.Name] = true
 		p.quiet[l.object.Name] = l.object.quiet()
@@ -59,7 +63,6 @@ func newPass(h *Host) *pass {
 	if !p.first {
 		p.before = *h.prev
 	}
-	p.now.links, p.now.common = map[string]Link{}, map[any]bool{}
 	return p
 }
 
@@ -77,9 +80,15 @@ func (p *pass) run() {
 	p.awaitLocal(maps.Keys(p.now.addrs))
 	neighbors := syncTable(p, merge(p, func(w *Want) []Neighbor { return w.Neighbors }), p.neighbors, p.before.neighbors, &p.now.neighbors)
 	fdb := syncTable(p, merge(p, func(w *Want) []FDBEntry { return w.FDB }), p.fdb, p.before.fdb, &p.now.fdb)
+	hops := syncTable(p, merge(p, (*Want).hops), p.hops, p.before.hops, &p.now.hops)
 	routes := syncTable(p, merge(p, (*Want).routes), p.routes, p.before.routes, &p.now.routes)
+	rules := syncTable(p, merge(p, (*Want).rules), p.rules, p.before.rules, &p.now.rules)
+	h.syncFirewall()
 
+	remove(p, rules, p.before.rules)
 	remove(p, routes, p.before.routes)
+	slices.SortFunc(hops, func(a, b NextHop) int { return cmp.Compare(b.Members[0].ID, a.Members[0].ID) }) // groups first
+	remove(p, hops, p.before.hops)
 	remove(p, fdb, p.before.fdb)
 	remove(p, neighbors, p.before.neighbors)
 	remove(p, addrs, p.before.addrs)
@@ -122,6 +131,9 @@ func (p *pass) addrs() ([]Addr, error) {
 func (p *pass) neighbors() ([]Neighbor, error) { return dumpNeighbors(p.h.rt, p.devices) }
 func (p *pass) fdb() ([]FDBEntry, error)       { return dumpFDB(p.h.raw.fdb, p.devices) }
 
+func (p *pass) hops() ([]NextHop, error) { return p.h.raw.nextHops(p.names) }
+func (p *pass) rules() ([]Rule, error)   { return dumpRules(p.h.rt) }
+
 // routes are a Want's routes and guards, as the kernel has them.
 func (w *Want) routes() []Route {
 	routes := make([]Route, 0, len(w.Routes)+len(w.Network))
@@ -135,15 +147,26 @@ func (w *Want) routes() []Route {
 }
 
 func (p *pass) routes() (list []Route, err error) {
-	tables := map[uint32]bool{MainTable: true}
+	tables, over := map[uint32]bool{MainTable: true}, false
 	for _, o := range p.h.owners {
 		for _, r := range o.want.Routes {
 			tables[r.normal().Table] = true
+			over = over || r.NextHop != 0
 		}
 	}
+	for _, r := range p.before.routes {
+		tables[r.Table] = true
+	}
 	table, err := dumpRoutes(p.h.strict, p.names)
+	var objects map[routeKey]Route
+	if over && err == nil {
+		objects, err = p.h.raw.hopRoutes()
+	}
 	for _, r := range table {
-		if tables[r.Table] && (Owned(r.Dev) || !strings.HasPrefix(r.Dev, LinkPrefix)) {
+		if o, ok := objects[r.key()]; ok {
+			r = o
+		}
+		if tables[r.Table] {
 			list = append(list, r)
 		}
 	}
@@ -169,7 +192,7 @@ func (h *Host) changed(what, link string, repair bool, reason string) {
 	h.log.Info("changed", fields...)
 }
 
-// watch lists the devices whose changes concern us.
+// watch lists the devices that are ours, and those besides whose changes concern us.
 func (p *pass) watch() {
 	under := union(p.h, func(w *Want) []string { return w.Watch })
 	own := union(p.h, func(w *Want) []netip.Addr { return w.Own })
@@ -177,9 +200,8 @@ func (p *pass) watch() {
 		switch {
 		case p.ours[name]:
 			p.devices[index] = name
-			p.watched[index] = ours
 		case slices.Contains(under, name), name == loopback && len(own) > 0:
-			p.watched[index] = underlay
+			p.watched[index] = true
 		}
 	}
 }

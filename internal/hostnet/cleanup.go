@@ -17,9 +17,9 @@ import (
 func (h *Host) Cleanup() ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.prev = nil
-	removed, err := removeTables(h.ns)
-	rules, rulesErr := removeRules(h.ns)
+	h.prev, h.firewall = nil, firewall{}
+	removed, err := h.removeTables()
+	rules, rulesErr := h.removeRules()
 	removed, errs := append(removed, rules...), []error{err, rulesErr}
 
 	links, err := dumpLinks(h.rt)
@@ -46,6 +46,17 @@ func (h *Host) Cleanup() ([]string, error) {
 		}
 		removed = append(removed, "link "+name)
 	}
+	policy, err := dumpRules(h.rt)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("hostnet: list rules: %w", err))
+	}
+	for _, r := range policy {
+		if err := r.remove(h.rt, 0); err != nil && !gone(err) {
+			errs = append(errs, fmt.Errorf("hostnet: remove %s: %w%s", r, err, hint(err)))
+			continue
+		}
+		removed = append(removed, r.String())
+	}
 	isGuard := func(r Route) int {
 		if r.Unreachable && r.Metric == GuardMetric {
 			return 1
@@ -60,6 +71,17 @@ func (h *Host) Cleanup() ([]string, error) {
 			continue
 		}
 		removed = append(removed, "route "+r.String())
+	}
+	hops, err := h.raw.nextHops(names)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("hostnet: list next hops: %w", err))
+	}
+	for _, n := range hops { // a group whose members are gone goes too
+		if err := h.raw.removeNextHop(n); err != nil && !gone(err) {
+			errs = append(errs, fmt.Errorf("hostnet: remove %s: %w%s", n, err, hint(err)))
+			continue
+		}
+		removed = append(removed, n.String())
 	}
 	if own, err := h.raw.hostAddrs(index[loopback]); err != nil {
 		errs = append(errs, fmt.Errorf("hostnet: list addresses of %s: %w", loopback, err))

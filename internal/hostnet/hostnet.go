@@ -6,12 +6,15 @@
 //
 // What is ours, and may therefore be changed and removed:
 //
-//	routes      protocol 87, in the main table and the tables Want names, except those on pods' devices
+//	routes      protocol 87, in the main table and the tables Want names
 //	addresses   protocol 87 on the loopback device (Want.Own)
-//	links       "weft0" and "weft-…" (Owned); other names that start with "weft" belong to pod attachments
+//	links       "weft0", "weft-…", "weftbr0", and "weft" with 11 hexadecimal digits (Ours)
 //	addresses,  on the links of Want: all but IPv6 link-local addresses and what the kernel itself
 //	neighbours, learns (neighbours that are not permanent)
 //	FDB
+//	next hops   protocol 87
+//	rules       protocol 87 (`ip rule`)
+//	nftables    tables named weft*, and rules marked by RuleMark in the forward chains of others
 //
 // Everything else in the namespace is never touched. Only Cleanup goes further: it removes every link named
 // weft*, every route of protocol 87 and every nftables table named weft*.
@@ -55,9 +58,20 @@ const (
 	MainTable = unix.RT_TABLE_MAIN
 )
 
-// Owned says whether a link of this name is a backend's, to be removed when no Want names it. Pods' devices
-// also start with LinkPrefix but are not the reconciler's.
+// Bridge is the name of the bridge that pods' links may be ports of.
+const Bridge = LinkPrefix + "br0"
+
+// Owned says whether a link of this name is a mode's.
 func Owned(link string) bool { return link == "weft0" || strings.HasPrefix(link, "weft-") }
+
+// PodLink says whether a link of this name is the node's end of a pod's: "weft" and 11 hexadecimal digits.
+func PodLink(name string) bool {
+	digits, ok := strings.CutPrefix(name, LinkPrefix)
+	return ok && len(digits) == 11 && strings.Trim(digits, "0123456789abcdef") == ""
+}
+
+// Ours says whether a link of this name is one that a Host keeps, to be removed when no Want names it.
+func Ours(link string) bool { return Owned(link) || PodLink(link) || link == Bridge }
 
 // Want is everything weft wants of the namespace. The zero Want wants nothing: Apply then removes all that is
 // ours. Apply keeps a Want until the next one: nobody may edit it.
@@ -71,9 +85,15 @@ type Want struct {
 	Links     []Link
 	Addrs     []Addr
 	Own       []netip.Addr // on the loopback device, for a backend without a device of its own
+	NextHops  []NextHop
 	Routes    []Route
+	Rules     []Rule
 	Neighbors []Neighbor
 	FDB       []FDBEntry
+	Tables    []Table // of nftables
+
+	// Passage holds prefixes that forward chains of others let through, where they drop by default.
+	Passage []netip.Prefix
 
 	// Watch names further devices whose changes the owner is told of: the underlay's.
 	Watch []string
@@ -84,22 +104,26 @@ type Want struct {
 type Host struct {
 	log     *zap.Logger
 	ns      netns.NsHandle
-	rt      *netlink.Handle // safe for concurrent use: one exchange at a time
+	rt      *handle         // safe for concurrent use: one exchange at a time
 	strict  *netlink.Handle // for route dumps: the kernel picks. It refuses some other requests of the library
 	raw     raw
 	sysctls *sysctls
 
-	mu       sync.Mutex   // held by Apply; guards owners, prev and suspects
+	mu       sync.Mutex   // held by Apply; guards owners, prev, suspects and firewall
 	owners   []*owner     // in the order in which they were named, or spoke first
 	prev     *inForce     // after the last Apply; nil before the first
 	suspects map[any]bool // keys of objects of which the latest news is not what the last Apply left
 
-	listening atomic.Bool // Run hears of every change
-	doubt     atomic.Bool // it heard of another one that may concern us, or may have missed some
+	firewall firewall
+
+	listening    atomic.Bool // Run hears of every change
+	inside       atomic.Bool // it heard that something happened to the other end of a pod's link
+	firewallNews atomic.Bool // it heard of a change of nftables by another process
+	doubt        atomic.Bool // it heard of another one that may concern us, or may have missed some
 
 	whole atomic.Int64 // how long the last look at everything took, ns
 
-	watched atomic.Pointer[map[int]watch] // devices whose changes concern us, by index
+	watched atomic.Pointer[map[int]bool] // devices that are not ours and whose changes concern us, by index
 	repairs atomic.Uint64
 }
 
@@ -123,14 +147,22 @@ func New(log *zap.Logger, owners ...string) (*Host, error) {
 	return h, nil
 }
 
+// handle is the library's, and what it has no words for.
+type handle struct {
+	*netlink.Handle
+	raw raw
+}
+
 // answerTimeout keeps a lost answer from hanging the daemon; RTNL may be held for seconds on a busy machine.
 const answerTimeout = 30 * time.Second
 
 // open opens sockets in the namespace the thread is in: to name it would take CAP_SYS_ADMIN.
 func (h *Host) open() (err error) {
-	if h.rt, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+	rt, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
 		return err
 	}
+	h.rt = &handle{Handle: rt}
 	if h.strict, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
@@ -140,15 +172,17 @@ func (h *Host) open() (err error) {
 		return err
 	}
 	h.raw, err = openRaw()
+	h.rt.raw = h.raw
 	return err
 }
 
 // Close frees what the Host holds. Everything it put into the kernel stays. Call it once, after Run returned.
 func (h *Host) Close() error {
-	for _, handle := range []*netlink.Handle{h.rt, h.strict} {
-		if handle != nil {
-			handle.Close()
-		}
+	if h.rt != nil {
+		h.rt.Close()
+	}
+	if h.strict != nil {
+		h.strict.Close()
 	}
 	if h.raw != nil {
 		h.raw.close()

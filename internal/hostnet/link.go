@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Link is a device of ours, wanted up.
+// Link is a device of ours, wanted up. At most one of Vxlan, Veth and Bridge says how to make it; without any, somebody else does
+// (a TUN port), and only the other fields are looked after.
 type Link struct {
 	Name string  // starts with LinkPrefix
 	MTU  int     // bytes; 0 = as it is
@@ -21,12 +23,24 @@ type Link struct {
 	// Quiet keeps IPv6 from giving the device a link-local address by itself: all its addresses are then weft's. So it is
 	// with Vxlan.
 	Quiet bool
-	// Vxlan describes a VXLAN device to be made here; one of the same name with other attributes is made
-	// anew. nil: somebody else makes the device (a TUN port); only MTU, MAC and "up" are looked after.
-	Vxlan *Vxlan
+	// Master is the bridge that the device is a port of, with frames let back out of the port they came in by (hairpin):
+	// a pod may be behind a service of its own. "" = none that is looked after.
+	Master string
+
+	Vxlan  *Vxlan // one of the same name with other attributes is made anew
+	Veth   *Veth
+	Bridge bool
 }
 
 func (l Link) quiet() bool { return l.Quiet || l.Vxlan != nil }
+
+// Veth is the node's end of a pair whose other end is a pod's.
+type Veth struct {
+	Netns   string // path of the pod's namespace
+	Inode   uint64 // of that: the path may come to mean another one
+	Peer    string // name of the pod's end
+	PeerMAC [6]byte
+}
 
 // Vxlan is a Linux VXLAN device that learns nothing: all it knows is in its FDB.
 type Vxlan struct {
@@ -49,22 +63,42 @@ func (v Vxlan) is(have netlink.Link) bool {
 
 func (l Link) String() string {
 	s := "link " + l.Name
-	if l.Vxlan != nil {
+	switch {
+	case l.Vxlan != nil:
 		s += fmt.Sprintf(" vxlan %d port %d local %s", l.Vxlan.VNI, l.Vxlan.Port, l.Vxlan.Local)
+	case l.Veth != nil:
+		s += fmt.Sprintf(" veth peer %s in %s", l.Veth.Peer, l.Veth.Netns)
+	case l.Bridge:
+		s += " bridge"
 	}
 	return fmt.Sprintf("%s mtu %d", s, l.MTU)
 }
 
 // dumpLinks returns all devices of the namespace.
-func dumpLinks(rt *netlink.Handle) ([]netlink.Link, error) { return dump(rt.LinkList) }
+func dumpLinks(rt *handle) ([]netlink.Link, error) { return dump(rt.LinkList) }
+
+// flatLink is a Link that == compares.
+type flatLink struct {
+	Link        // without its pointers
+	vxlan, veth bool
+	v           Vxlan
+	p           Veth
+}
+
+func (l Link) flat() flatLink {
+	f := flatLink{Link: l, vxlan: l.Vxlan != nil, veth: l.Veth != nil}
+	if f.vxlan {
+		f.v = *l.Vxlan
+	}
+	if f.veth {
+		f.p = *l.Veth
+	}
+	f.Vxlan, f.Veth = nil, nil
+	return f
+}
 
 // same says whether two wanted links are equal.
-func (l Link) same(o Link) bool {
-	if (l.Vxlan == nil) != (o.Vxlan == nil) || l.Vxlan != nil && *l.Vxlan != *o.Vxlan {
-		return false
-	}
-	return l.Name == o.Name && l.MTU == o.MTU && l.MAC == o.MAC && l.Quiet == o.Quiet
-}
+func (l Link) same(o Link) bool { return l.flat() == o.flat() }
 
 // syncLinks makes the wanted devices exist as described, and learns all devices' numbers.
 func (p *pass) syncLinks() {
@@ -81,7 +115,7 @@ func (p *pass) syncLinks() {
 	for _, want := range p.links {
 		did, err := p.syncLink(want.object, byName[want.object.Name], links)
 		if err != nil {
-			want.owner.fail(fmt.Errorf("hostnet: link %s: %w%s", want.object.Name, err, hint(err)))
+			want.owner.fail(&ObjectError{"link " + want.object.Name, want.object.Name, err})
 		} else {
 			p.now.links[want.object.Name] = want.object
 		}
@@ -101,7 +135,7 @@ func (p *pass) syncLinks() {
 // strayLink says whether a device is one of ours that nobody wants.
 func (p *pass) strayLink(name string) bool {
 	_, retired := p.before.links[name]
-	return Owned(name) && !p.ours[name] && (p.settled || retired)
+	return Ours(name) && !p.ours[name] && (p.settled || retired)
 }
 
 // removeStrayLinks removes devices of ours that nobody wants any more, once nothing leads over them.
@@ -168,7 +202,7 @@ func (p *pass) syncLink(want Link, have netlink.Link, all []netlink.Link) (bool,
 	// A device that was in force just so and no longer is: somebody else's doing.
 	before, known := p.before.links[want.Name]
 	repair := known && before.same(want)
-	if want.Vxlan == nil {
+	if !want.made() {
 		if have == nil {
 			return false, errors.New("does not exist")
 		}
@@ -176,7 +210,7 @@ func (p *pass) syncLink(want Link, have netlink.Link, all []netlink.Link) (bool,
 	}
 	reason := "it was missing"
 	if have != nil {
-		if want.Vxlan.is(have) {
+		if want.is(have) {
 			return p.adjustLink(want, have, repair)
 		}
 		reason = "it had other attributes"
@@ -185,18 +219,10 @@ func (p *pass) syncLink(want Link, have netlink.Link, all []netlink.Link) (bool,
 		}
 	}
 	p.anew[want.Name] = !repair
+	if err := p.makeLink(want, all); err != nil {
+		return true, err
+	}
 	p.h.changed("made", want.Name, repair, reason)
-	err := p.h.raw.addVxlan(want.Name, *want.Vxlan)
-	if errors.Is(err, unix.EEXIST) && p.yield(*want.Vxlan, all) {
-		err = p.h.raw.addVxlan(want.Name, *want.Vxlan)
-	}
-	if err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return true, fmt.Errorf("make vxlan %d port %d: %w: another device has this VNI and port",
-				want.Vxlan.VNI, want.Vxlan.Port, err)
-		}
-		return true, fmt.Errorf("make vxlan: %w", err)
-	}
 	made, err := p.h.linkByName(want.Name)
 	if err != nil {
 		return true, err
@@ -229,6 +255,16 @@ func (p *pass) adjustLink(want Link, have netlink.Link, repair bool) (bool, erro
 		wrong = append(wrong, "address generation on")
 		errs = append(errs, p.h.rt.LinkSetIP6AddrGenMode(have, genModeNone))
 	}
+	if want.Master != "" {
+		// Asked for by name: it may have been made a moment ago.
+		master, err := p.h.rt.LinkByName(want.Master)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("master %s: %w", want.Master, err))
+		} else if is.MasterIndex != master.Attrs().Index {
+			wrong = append(wrong, "not a port of "+want.Master)
+			errs = append(errs, p.h.rt.LinkSetMaster(have, master), p.h.rt.LinkSetHairpin(have, true))
+		}
+	}
 	if is.Flags&net.FlagUp == 0 {
 		wrong = append(wrong, "down")
 		errs = append(errs, p.h.rt.LinkSetUp(have))
@@ -246,4 +282,23 @@ func (h *Host) linkByName(name string) (netlink.Link, error) {
 		return nil, fmt.Errorf("device %s does not exist: set node.interface to one that does", name)
 	}
 	return l, err
+}
+
+// Discard removes a link of ours that no owner wants, and with it all that hangs on it. One that is not there is no error.
+func (h *Host) Discard(name string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, o := range h.owners {
+		if !Ours(name) || slices.ContainsFunc(o.want.Links, func(l Link) bool { return l.Name == name }) {
+			return fmt.Errorf("hostnet: link %s is not to be removed: it is wanted, or not weft's", name)
+		}
+	}
+	l, err := h.rt.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("hostnet: remove link %s: %w", name, err)
+	}
+	return h.removeLink(l)
 }

@@ -65,38 +65,38 @@ func (f FDBEntry) kernel(index int) *netlink.Neigh {
 	}
 }
 
-func addNeigh(rt *netlink.Handle, k *netlink.Neigh, replace bool) error {
+func addNeigh(rt *handle, k *netlink.Neigh, replace bool) error {
 	if replace {
 		return rt.NeighSet(k)
 	}
 	return rt.NeighAdd(k)
 }
 
-func (n Neighbor) add(rt *netlink.Handle, index int, replace bool) error {
+func (n Neighbor) add(rt *handle, index int, replace bool) error {
 	return addNeigh(rt, n.kernel(index), replace)
 }
 
-func (n Neighbor) remove(rt *netlink.Handle, index int) error { return rt.NeighDel(n.kernel(index)) }
-func (n Neighbor) evict(rt *netlink.Handle, index int) error  { return n.remove(rt, index) }
+func (n Neighbor) remove(rt *handle, index int) error { return rt.NeighDel(n.kernel(index)) }
+func (n Neighbor) evict(rt *handle, index int) error  { return n.remove(rt, index) }
 
-func (f FDBEntry) add(rt *netlink.Handle, index int, replace bool) error {
+func (f FDBEntry) add(rt *handle, index int, replace bool) error {
 	return addNeigh(rt, f.kernel(index), replace)
 }
 
-func (f FDBEntry) remove(rt *netlink.Handle, index int) error {
+func (f FDBEntry) remove(rt *handle, index int) error {
 	if f.odd { // the library could not name it exactly; weft has one destination for a MAC anyway
 		return f.evict(rt, index)
 	}
 	return rt.NeighDel(f.kernel(index))
 }
 
-func (f FDBEntry) evict(rt *netlink.Handle, index int) error {
+func (f FDBEntry) evict(rt *handle, index int) error {
 	f.Remote = netip.IPv4Unspecified() // stands for all of the MAC's destinations
 	return rt.NeighDel(f.kernel(index))
 }
 
 // dumpNeighbors returns the permanent neighbours on the devices with names.
-func dumpNeighbors(rt *netlink.Handle, names map[int]string) (list []Neighbor, err error) {
+func dumpNeighbors(rt *handle, names map[int]string) (list []Neighbor, err error) {
 	table, err := dumpBoth(func(fam int) ([]netlink.Neigh, error) { return rt.NeighList(0, fam) })
 	for _, k := range table {
 		if n, permanent := neighborFrom(k, names); permanent {

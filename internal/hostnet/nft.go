@@ -6,18 +6,17 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 )
 
 // removeTables removes every nftables table named weft*, in whatever family, and returns their names.
-func removeTables(ns netns.NsHandle) ([]string, error) {
-	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+func (h *Host) removeTables() ([]string, error) {
+	conn, err := h.connect()
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: open nftables: %w", err)
+		return nil, err
 	}
+	defer conn.CloseLasting()
 	tables, err := conn.ListTables()
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
+	if absent(err) {
 		return nil, nil // the kernel has no nf_tables, so no tables
 	}
 	if err != nil {
@@ -55,13 +54,14 @@ func OurRule(userdata []byte) bool {
 }
 
 // removeRules removes rules of ours from the forward chains of others, and returns them in words.
-func removeRules(ns netns.NsHandle) ([]string, error) {
-	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+func (h *Host) removeRules() ([]string, error) {
+	conn, err := h.connect()
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: open nftables: %w", err)
+		return nil, err
 	}
+	defer conn.CloseLasting()
 	chains, err := conn.ListChains()
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
+	if absent(err) {
 		return nil, nil
 	}
 	if err != nil {

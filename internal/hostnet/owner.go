@@ -13,7 +13,9 @@ type owner struct {
 	name   string
 	spoken bool  // it has applied a Want
 	want   Want  // the last
-	err    error // why not all of it is in force
+	err    error // why not all of it is in force, nftables left aside
+
+	firewallErr error // why not all its tables are
 
 	changed chan struct{} // holds a token while something that the Want was planned from may have changed
 }
@@ -52,7 +54,7 @@ func (h *Host) Changed(owner string) <-chan struct{} {
 func (h *Host) Err(owner string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.owner(owner).err
+	return h.owner(owner).failure()
 }
 
 // Apply makes the kernel's state be w as far as owner goes, beside what the other owners want; see the package comment for what is
@@ -65,16 +67,18 @@ func (h *Host) Apply(owner string, w Want) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	o := h.owner(owner)
-	if h.listening.Load() && !h.doubtful() && h.prev != nil && o.spoken && o.err == nil && o.want.differsInPeersOnly(w) {
+	if h.listening.Load() && !h.doubtful() && h.prev != nil && o.spoken && o.err == nil && o.want.patchable(w) {
 		if h.applyChanges(o, w) == nil {
-			return nil
+			return o.firewallErr
 		}
 		// A look at the tables tells what is wrong.
 	}
 	o.want, o.spoken = w, true
 	h.applyWhole()
-	return o.err
+	return o.failure()
 }
+
+func (o *owner) failure() error { return errors.Join(o.err, o.firewallErr) }
 
 // doubtful says whether the kernel may hold something else than what the last Apply left there. The caller holds h.mu.
 func (h *Host) doubtful() bool { return h.doubt.Load() || len(h.suspects) > 0 }
@@ -83,10 +87,13 @@ func (h *Host) doubtful() bool { return h.doubt.Load() || len(h.suspects) > 0 }
 func (h *Host) repair() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.prev == nil || !h.doubtful() {
-		return
+	switch {
+	case h.prev == nil:
+	case h.doubtful():
+		h.applyWhole()
+	case h.firewallNews.Load():
+		h.syncFirewall()
 	}
-	h.applyWhole()
 }
 
 // settled says whether every part that was announced to New has spoken: only then is what nobody wants a stranger.
@@ -102,8 +109,9 @@ func (h *Host) applyWhole() {
 	for _, o := range h.owners {
 		o.err = nil
 	}
+	h.firewall.looking = 0
 	newPass(h).run()
-	h.whole.Store(int64(time.Since(began)))
+	h.whole.Store(int64(time.Since(began) - h.firewall.looking))
 }
 
 // fail records why an owner's Want is not wholly in force.
@@ -112,6 +120,8 @@ func (o *owner) fail(err error) {
 		o.err = errors.Join(o.err, err)
 	}
 }
+
+func (o *owner) failFirewall(err error) { o.firewallErr = errors.Join(o.firewallErr, err) }
 
 // fail records an error that concerns every owner.
 func (p *pass) fail(err error) {
@@ -160,8 +170,8 @@ func merge[T object[K], K comparable](p *pass, of func(*Want) []T) wanted[K, T] 
 }
 
 // mergeLinks is merge for links, which cannot be compared by ==.
-func (h *Host) mergeLinks() (links []claim[Link]) {
-	for _, o := range h.owners {
+func (p *pass) mergeLinks() (links []claim[Link]) {
+	for _, o := range p.h.owners {
 		for _, l := range o.want.Links {
 			at := slices.IndexFunc(links, func(have claim[Link]) bool { return have.object.Name == l.Name })
 			switch {
@@ -169,6 +179,9 @@ func (h *Host) mergeLinks() (links []claim[Link]) {
 				links = append(links, claim[Link]{l, o})
 			case !links[at].object.same(l):
 				o.fail(&Contradiction{Owner: o.name, Other: links[at].owner.name, Want: l.String(), Has: links[at].object.String()})
+				fallthrough
+			case links[at].owner != o:
+				p.now.common[linkKey(l.Name)] = true
 			}
 		}
 	}

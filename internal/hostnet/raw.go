@@ -11,24 +11,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// raw sends the two requests that netlink.Handle has no words for, put together with the library's own parts.
+// raw sends the requests that netlink.Handle has no words for, put together with the library's own parts.
 type raw map[int]*nl.SocketHandle
 
-// openRaw opens a socket in the namespace of the calling thread.
+// openRaw opens sockets in the namespace of the calling thread.
 func openRaw() (raw, error) {
-	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, err
+	r := raw{}
+	for _, protocol := range []int{unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER} {
+		s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), protocol)
+		if protocol == unix.NETLINK_NETFILTER && errors.Is(err, unix.EPROTONOSUPPORT) {
+			continue // the kernel has no netfilter
+		}
+		if err != nil {
+			r.close()
+			return nil, err
+		}
+		r[protocol] = &nl.SocketHandle{Socket: s}
+		timeout := unix.NsecToTimeval(int64(answerTimeout))
+		if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout), s.SetExtAck(true)); err != nil {
+			r.close()
+			return nil, err
+		}
 	}
-	timeout := unix.NsecToTimeval(int64(answerTimeout))
-	if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout), s.SetExtAck(true)); err != nil {
-		s.Close()
-		return nil, err
-	}
-	return raw{unix.NETLINK_ROUTE: {Socket: s}}, nil
+	return r, nil
 }
 
-func (r raw) close() { r[unix.NETLINK_ROUTE].Close() }
+func (r raw) close() {
+	for _, s := range r {
+		s.Close()
+	}
+}
 
 func (r raw) request(kind, flags int, family nl.NetlinkRequestData) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(kind, flags)

@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -23,6 +24,8 @@ type Route struct {
 	Table       uint32       // 0 = MainTable
 	MTU         uint32       // 0 = the device's
 	Unreachable bool         // answer with ICMP unreachable
+	Resolve     bool         // Via must be on a link by the kernel's own routes, and is not just taken to be
+	NextHop     uint32       // the ID of a NextHop, in place of Dev and Via; 0 = none
 
 	odd bool // has attributes that weft never sets
 }
@@ -63,6 +66,9 @@ func (r Route) String() string {
 		b.WriteString("unreachable ")
 	}
 	b.WriteString(r.Dst.String())
+	if r.NextHop != 0 {
+		fmt.Fprintf(&b, " nhid %d", r.NextHop)
+	}
 	if r.Via.IsValid() {
 		fmt.Fprintf(&b, " via %s", r.Via)
 	}
@@ -88,6 +94,7 @@ func (r Route) kernel(index int) *netlink.Route {
 	switch {
 	case r.Unreachable:
 		k.Type = unix.RTN_UNREACHABLE
+	case r.Via.IsValid() && r.Resolve:
 	case r.Via.IsValid():
 		k.Flags = int(netlink.FLAG_ONLINK)
 	case r.Dst.Addr().Is4():
@@ -96,31 +103,34 @@ func (r Route) kernel(index int) *netlink.Route {
 	return k
 }
 
-func (r Route) add(rt *netlink.Handle, index int, replace bool) error {
+func (r Route) add(rt *handle, index int, replace bool) error {
+	if r.NextHop != 0 {
+		return rt.raw.addHopRoute(r, replace)
+	}
 	if replace {
 		return rt.RouteReplace(r.kernel(index))
 	}
 	return rt.RouteAdd(r.kernel(index))
 }
 
-func (r Route) remove(rt *netlink.Handle, index int) error {
+func (r Route) remove(rt *handle, index int) error {
 	k := r.kernel(index)
 	k.Scope = netlink.SCOPE_NOWHERE // of any scope
-	if r.odd {                      // what is odd about it is not known here
+	if r.odd || r.NextHop != 0 {    // what is odd about it is not known here
 		k.Gw, k.Via, k.Src, k.MTU, k.Flags, k.Type = nil, nil, nil, 0, 0, 0
 	}
 	return rt.RouteDel(k)
 }
 
 // evict removes whichever route, of whatever protocol, has r's key.
-func (r Route) evict(rt *netlink.Handle, _ int) error {
+func (r Route) evict(rt *handle, _ int) error {
 	return rt.RouteDel(&netlink.Route{
 		Dst: netOf(r.Dst), Priority: int(r.Metric), Table: int(r.Table), Scope: netlink.SCOPE_NOWHERE,
 	})
 }
 
-// dumpRoutes returns all routes of protocol 87 in every table, but those over links that names does not know: a link made
-// since is likely a pod's, whose routes are not the reconciler's; the next look knows it.
+// dumpRoutes returns all routes of protocol 87 in every table, but those over links that names does not know: such a link was made
+// by somebody else after names was read; the next look knows it.
 func dumpRoutes(strict *netlink.Handle, names map[int]string) (list []Route, err error) {
 	ours := &netlink.Route{Protocol: Protocol} // and RT_TABLE_UNSPEC: any
 	table, err := dumpBoth(func(fam int) ([]netlink.Route, error) {
@@ -146,6 +156,7 @@ func routeFrom(k netlink.Route, names map[int]string) Route {
 		k.LinkIndex = 0 // the kernel files such IPv6 routes under lo
 	}
 	r.Dev = names[k.LinkIndex]
+	r.Resolve = r.Via.IsValid() && k.Flags&int(netlink.FLAG_ONLINK) == 0
 	k.Dst, k.Flags = netOf(r.Dst), k.Flags&int(netlink.FLAG_ONLINK) // the other flags tell the device's state
 	// Whatever weft would not have written: more next hops, another type, TOS, metrics, an encapsulation, …
 	r.odd = !reflect.DeepEqual(k, *r.kernel(k.LinkIndex))
@@ -154,17 +165,18 @@ func routeFrom(k netlink.Route, names map[int]string) Route {
 
 // routeMessage reads a notification about a route as far as weft's own ones go; false for one that has more to it.
 // The library reads such messages in its dumps and subscriptions only.
-func routeMessage(b []byte) (k netlink.Route, ok bool) {
+func routeMessage(b []byte) (k netlink.Route, hop uint32, ok bool) {
 	if len(b) < unix.SizeofRtMsg {
-		return k, false
+		return k, 0, false
 	}
 	msg := nl.DeserializeRtMsg(b)
 	attrs, err := nl.ParseRouteAttr(b[msg.Len():])
 	if err != nil {
-		return k, false
+		return k, 0, false
 	}
 	k = netlink.Route{Scope: netlink.Scope(msg.Scope), Protocol: netlink.RouteProtocol(msg.Protocol), Table: int(msg.Table),
 		Type: int(msg.Type), Tos: int(msg.Tos), Flags: int(msg.Flags), Family: int(msg.Family)}
+	several := false // next hops, which weft's routes have by their object only
 	for _, a := range attrs {
 		number := func() int {
 			if len(a.Value) < 4 {
@@ -180,7 +192,7 @@ func routeMessage(b []byte) (k netlink.Route, ok bool) {
 		case unix.RTA_VIA:
 			via := &netlink.Via{}
 			if err := via.Decode(a.Value); err != nil {
-				return k, false
+				return k, 0, false
 			}
 			k.Via = via
 		case unix.RTA_PREFSRC:
@@ -194,13 +206,96 @@ func routeMessage(b []byte) (k netlink.Route, ok bool) {
 		case unix.RTA_METRICS:
 			metrics, err := nl.ParseRouteAttr(a.Value)
 			if err != nil || len(metrics) != 1 || metrics[0].Attr.Type != unix.RTAX_MTU || len(metrics[0].Value) < 4 {
-				return k, false
+				return k, 0, false
 			}
 			k.MTU = int(binary.NativeEndian.Uint32(metrics[0].Value))
+		case rtaNextHopID:
+			hop = uint32(number())
+		case unix.RTA_MULTIPATH:
+			several = true
 		case unix.RTA_CACHEINFO, unix.RTA_PREF: // statistics; a preference that weft leaves as it is
 		default:
-			return k, false
+			return k, 0, false
 		}
 	}
-	return k, true
+	return k, hop, !several || hop != 0
+}
+
+// hopRoute is a route over a next-hop object: what else the kernel says of the way is the object's.
+func hopRoute(k netlink.Route, hop uint32) Route {
+	return Route{Dst: prefixOf(k.Dst), Src: addrOf(k.Src), MTU: uint32(k.MTU), Metric: uint32(k.Priority), Table: uint32(k.Table), NextHop: hop,
+		odd: k.Type != unix.RTN_UNICAST || k.Tos != 0 || k.Protocol != Protocol}
+}
+
+// addHopRoute adds a route over a next-hop object. The library knows none.
+func (r raw) addHopRoute(o Route, replace bool) error {
+	flags := unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	if replace {
+		flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+	}
+	msg := nl.NewRtMsg()
+	msg.Family, msg.Dst_len, msg.Protocol, msg.Table = uint8(family(o.Dst.Addr())), uint8(o.Dst.Bits()), Protocol, unix.RT_TABLE_UNSPEC
+	req := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, flags|unix.NLM_F_ACK)
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.RTA_DST, o.Dst.Addr().AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(o.Table)))
+	req.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(o.Metric)))
+	req.AddData(nl.NewRtAttr(rtaNextHopID, nl.Uint32Attr(o.NextHop)))
+	if o.Src.IsValid() {
+		req.AddData(nl.NewRtAttr(unix.RTA_PREFSRC, o.Src.AsSlice()))
+	}
+	if o.MTU != 0 {
+		metrics := nl.NewRtAttr(unix.RTA_METRICS, nil)
+		metrics.AddRtAttr(unix.RTAX_MTU, nl.Uint32Attr(o.MTU))
+		req.AddData(metrics)
+	}
+	return r.execute(req)
+}
+
+// hopRoutes returns the routes of protocol 87 over next-hop objects, of which the library's dump does not tell the object.
+func (r raw) hopRoutes() (map[routeKey]Route, error) {
+	found := map[routeKey]Route{}
+	answers, err := dumpBoth(func(fam int) ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
+		req.Sockets = r
+		msg := nl.NewRtMsg()
+		msg.Family = uint8(fam)
+		req.AddData(msg)
+		return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
+	})
+	for _, b := range answers {
+		if k, hop, _ := routeMessage(b); hop != 0 && k.Protocol == Protocol {
+			o := hopRoute(k, hop)
+			found[o.key()] = o
+		}
+	}
+	return found, err
+}
+
+// Refuse removes every route of ours but the guards of network, which are put in force, and those to pods: for a mode that will not
+// start while what an earlier run left would go on carrying traffic.
+func (h *Host) Refuse(network []netip.Prefix) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, err := h.guard(network)
+	errs := []error{err}
+	links, err := dumpLinks(h.rt)
+	if err != nil {
+		return errors.Join(append(errs, fmt.Errorf("hostnet: list links: %w", err))...)
+	}
+	names, index := map[int]string{}, map[string]int{}
+	for _, l := range links {
+		names[l.Attrs().Index], index[l.Attrs().Name] = l.Attrs().Name, l.Attrs().Index
+	}
+	routes, err := dumpRoutes(h.strict, names)
+	errs = append(errs, err)
+	for _, r := range routes {
+		if r.Unreachable || PodLink(r.Dev) || r.Dev == Bridge {
+			continue
+		}
+		if err := r.remove(h.rt, index[r.Dev]); err != nil && !gone(err) {
+			errs = append(errs, fmt.Errorf("hostnet: remove %s: %w%s", r, err, hint(err)))
+		}
+	}
+	return errors.Join(errs...)
 }

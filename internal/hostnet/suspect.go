@@ -1,26 +1,120 @@
 package hostnet
 
 import (
-	"strings"
+	"net"
 	"syscall"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// surprising says whether a notification about a route, a neighbour or an FDB entry tells something else than what the last
+// surprising says whether a notification about an object of ours tells something else than what the last
 // Apply left: then the object is suspect, until the news of it are as they should be. So it goes with an object that Apply takes
 // away and puts back before the first of the news is read. It waits for an Apply that is at work, for that is what most news
 // are about.
 func (h *Host) surprising(m syscall.NetlinkMessage) bool {
-	there := m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_NEWNEIGH
 	switch m.Header.Type {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		return h.surprisingRoute(m, there)
+		return h.surprisingRoute(m, m.Header.Type == unix.RTM_NEWROUTE)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return h.surprisingNeighbor(m, there)
+		return h.surprisingNeighbor(m, m.Header.Type == unix.RTM_NEWNEIGH)
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		return h.surprisingAddr(m, m.Header.Type == unix.RTM_NEWADDR)
+	case rtmNewNextHop, rtmDelNextHop:
+		return h.surprisingNextHop(m, m.Header.Type == rtmNewNextHop)
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		return h.surprisingRule(m, m.Header.Type == unix.RTM_NEWRULE)
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		return h.surprisingLink(m, m.Header.Type == unix.RTM_NEWLINK)
 	}
 	return false
+}
+
+func (h *Host) surprisingNextHop(m syscall.NetlinkMessage, there bool) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.prev == nil {
+		return false
+	}
+	n, mine, err := nextHopFrom(m.Data, h.prev.names)
+	if err != nil {
+		h.doubt.Store(true)
+		return true
+	}
+	_, wanted := h.prev.hops[n.ID]
+	return (mine || wanted) && judge(h, h.prev.hops, n, there)
+}
+
+func (h *Host) surprisingRule(m syscall.NetlinkMessage, there bool) bool {
+	r, mine, err := ruleMessage(m.Data)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.prev == nil {
+		return false
+	}
+	if err != nil {
+		h.doubt.Store(true)
+		return true
+	}
+	return mine && judge(h, h.prev.rules, r, there)
+}
+
+// linkKey is a link among suspects.
+type linkKey string
+
+func (h *Host) surprisingLink(m syscall.NetlinkMessage, there bool) bool {
+	l, err := netlink.LinkDeserialize(nil, m.Data)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err != nil {
+		h.doubt.Store(true)
+		return true
+	}
+	is := l.Attrs()
+	if h.prev == nil || !Ours(is.Name) {
+		return false
+	}
+	want, wanted := h.prev.links[is.Name]
+	var fine bool
+	switch {
+	case wanted && there:
+		fine = h.prev.index[is.Name] == is.Index && is.Flags&net.FlagUp != 0 && (want.MTU == 0 || want.MTU == is.MTU) &&
+			(want.MAC == [6]byte{} || want.MAC == macOf(is.HardwareAddr)) && (want.Master == "" || h.prev.index[want.Master] == is.MasterIndex)
+	case wanted: // an earlier device of the name, or the one that is meant
+		fine = h.prev.index[is.Name] != is.Index
+	default:
+		fine = !there
+	}
+	if fine {
+		delete(h.suspects, any(linkKey(is.Name)))
+		// The other end is down, in a namespace that is not ours to hear of.
+		if wanted && there && want.Veth != nil && is.RawFlags&unix.IFF_RUNNING == 0 {
+			h.inside.Store(true)
+			return true
+		}
+		return false
+	}
+	h.suspects[linkKey(is.Name)] = true
+	return true
+}
+
+func (h *Host) surprisingAddr(m syscall.NetlinkMessage, there bool) bool {
+	k, err := addrMessage(m.Data)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.prev == nil {
+		return false
+	}
+	if err != nil {
+		h.doubt.Store(true)
+		return true
+	}
+	name, ok := h.prev.devices[k.LinkIndex]
+	if !ok || k.IP.IsLinkLocalUnicast() && !h.prev.links[name].quiet() {
+		return false
+	}
+	return judge(h, h.prev.addrs, addrFrom(k, name), there)
 }
 
 func (h *Host) surprisingRoute(m syscall.NetlinkMessage, there bool) bool {
@@ -30,17 +124,18 @@ func (h *Host) surprisingRoute(m syscall.NetlinkMessage, there bool) bool {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	k, ok := routeMessage(m.Data)
+	k, hop, ok := routeMessage(m.Data)
 	switch {
 	case h.prev == nil: // nothing is ours yet
 		return false
 	case !ok:
 		h.doubt.Store(true)
 		return true
-	case h.ofPod(k.LinkIndex):
-		return false
 	}
 	r := routeFrom(k, h.prev.names)
+	if hop != 0 {
+		r = hopRoute(k, hop)
+	}
 	r.odd = r.odd || k.Protocol != Protocol
 	return judge(h, h.prev.routes, r, there)
 }
@@ -61,19 +156,6 @@ func (h *Host) surprisingNeighbor(m syscall.NetlinkMessage, there bool) bool {
 	}
 	n, permanent := neighborFrom(row.Neigh, h.prev.devices)
 	return judge(h, h.prev.neighbors, n, there && permanent)
-}
-
-// ofPod says whether a link is a pod's, whose routes are not the reconciler's.
-func (h *Host) ofPod(index int) bool {
-	name, known := h.prev.names[index]
-	if !known && index != 0 {
-		l, err := h.rt.LinkByIndex(index)
-		if err != nil {
-			return false
-		}
-		name = l.Attrs().Name
-	}
-	return strings.HasPrefix(name, LinkPrefix) && !Owned(name)
 }
 
 // judge makes an object suspect, or no longer so: news is that the object is there, or else that none with its key is there as

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,9 +17,9 @@ type object[K comparable] interface {
 	shared() bool   // others may rightly have an object with this key
 
 	// index is the device's number.
-	add(rt *netlink.Handle, index int, replace bool) error
-	remove(rt *netlink.Handle, index int) error
-	evict(rt *netlink.Handle, index int) error // removes whatever has the object's key
+	add(rt *handle, index int, replace bool) error
+	remove(rt *handle, index int) error
+	evict(rt *handle, index int) error // removes whatever has the object's key
 }
 
 // syncTable adds and corrects what one table misses of want, and returns what it holds besides. dump reads the
@@ -61,13 +60,13 @@ func syncTable[T object[K], K comparable](p *pass, want wanted[K, T], dump func(
 		todo = append(todo, c)
 	}
 	for w, n := range waiting {
-		w.owner.fail(fmt.Errorf("hostnet: device %s does not exist; %d objects wait for it", w.device, n))
+		w.owner.fail(&ObjectError{fmt.Sprintf("%d objects", n), w.device, fmt.Errorf("device %s does not exist", w.device)})
 	}
 	for _, c := range carryOut(p, todo, dump) {
 		switch {
 		case c.err != nil:
 			delete(right, c.to.key())
-			want.by[c.to.key()].owner.fail(explain(c.to, c.err))
+			want.by[c.to.key()].owner.fail(&ObjectError{c.to.String(), c.to.device(), c.err})
 		case holds(before, c.to) && !c.there && !p.anew[c.to.device()]:
 			p.repaired("put back", c.to, c.reason)
 		}
@@ -153,13 +152,21 @@ func carryOut[T object[K], K comparable](p *pass, todo []change[T], dump func() 
 // maxDumps bounds how often a table is read to learn what has an object's place: each reading may miss it anew.
 const maxDumps = 5
 
-// explain gives an object's error its name and remedy.
-func explain(o fmt.Stringer, err error) error {
-	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("hostnet: add %s: %w: something that is not weft's has its place; remove that", o, err)
-	}
-	return fmt.Errorf("hostnet: add %s: %w%s", o, err, hint(err))
+// ObjectError says why an object that somebody wants is not in force.
+type ObjectError struct {
+	Object string
+	Dev    string // the link that it is, or needs; "" for none
+	Err    error
 }
+
+func (e *ObjectError) Error() string {
+	if errors.Is(e.Err, unix.EEXIST) {
+		return fmt.Sprintf("hostnet: add %s: %v: something that is not weft's has its place; remove that", e.Object, e.Err)
+	}
+	return fmt.Sprintf("hostnet: add %s: %v%s", e.Object, e.Err, hint(e.Err))
+}
+
+func (e *ObjectError) Unwrap() error { return e.Err }
 
 // remove takes strays away. before holds what weft itself wanted last: that is retired, not repaired.
 func remove[T object[K], K comparable](p *pass, strays []T, before map[K]T) {

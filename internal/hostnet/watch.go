@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -24,15 +26,6 @@ const (
 	belt = time.Second
 	// share bounds what the belt costs: after a look that took d, at least share × d pass without news.
 	share = 100
-)
-
-// watch says why a device's changes concern us.
-type watch uint8
-
-const (
-	unwatched watch = iota
-	underlay        // named in Want.Watch: its state, MTU and addresses matter
-	ours            // named in Want.Links: everything about it does
 )
 
 // Run keeps what the owners want in force until ctx ends: whatever anybody else removes or changes is put back, soon after netlink
@@ -60,18 +53,31 @@ func (h *Host) Run(ctx context.Context) error {
 		defer close(ended)
 		h.follow(ctx, listener, notify)
 	}()
+	heard := make(chan struct{})
+	go func() {
+		defer close(heard)
+		h.followFirewall(ctx, notify)
+	}()
 	defer func() {
 		cancel()
 		<-ended
+		<-heard
 	}()
 
 	timer := time.NewTimer(belt)
 	defer timer.Stop()
+	whole := time.Now().Add(belt) // when everything is looked at again without news
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+			if time.Now().Before(whole) { // nftables tells by one number whether to look
+				h.firewallNews.Store(true)
+				h.repair()
+				timer.Reset(belt)
+				continue
+			}
 			h.doubt.Store(true)
 		case <-news:
 			if !sleep(ctx, settle) {
@@ -82,10 +88,13 @@ func (h *Host) Run(ctx context.Context) error {
 			default:
 			}
 			h.mu.Lock()
-			doubtful := h.doubtful()
+			doubtful := h.doubtful() || h.firewallNews.Load()
 			h.mu.Unlock()
-			if !doubtful { // the burst was our own, or undid itself
-				continue
+			if !doubtful {
+				if h.inside.Swap(false) {
+					h.tell()
+				}
+				continue // otherwise the burst was our own, or undid itself
 			}
 		}
 		start := time.Now()
@@ -95,7 +104,8 @@ func (h *Host) Run(ctx context.Context) error {
 		if !sleep(ctx, spacing) {
 			return nil
 		}
-		timer.Reset(max(belt, share*took) - spacing)
+		whole = time.Now().Add(max(belt, share*took) - spacing)
+		timer.Reset(belt - spacing)
 	}
 }
 
@@ -177,24 +187,58 @@ func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func
 	}
 }
 
+// followFirewall reads notifications of nftables until ctx ends. What it misses, the belt finds by the ruleset's generation.
+func (h *Host) followFirewall(ctx context.Context, notify func()) {
+	for ctx.Err() == nil {
+		listener, err := h.subscribe(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+		if err == nil {
+			h.readFirewall(ctx, listener, notify)
+			listener.Close()
+		}
+		sleep(ctx, belt)
+	}
+}
+
+func (h *Host) readFirewall(ctx context.Context, listener *nl.NetlinkSocket, notify func()) {
+	defer context.AfterFunc(ctx, listener.Close)()
+	self := os.Getpid()
+	for {
+		news, from, err := listener.Receive()
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return
+		}
+		foreign := err != nil // some were dropped
+		if err == nil && from.Pid == nl.PidKernel {
+			foreign = slices.ContainsFunc(news, func(m syscall.NetlinkMessage) bool { return foreignGeneration(m, self) })
+		}
+		if foreign {
+			h.firewallChanged(notify)
+		}
+	}
+}
+
 // listen opens a socket for notifications. The library's Subscribe functions would be a socket for each kind,
 // which ends when the kernel drops a notification.
 func (h *Host) listen() (*nl.NetlinkSocket, error) {
+	listener, err := h.subscribe(unix.NETLINK_ROUTE,
+		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, groupNextHop)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: subscribe to kernel changes: %w", err)
+	}
+	// Room for a burst; what does not fit is noticed (ENOBUFS) and costs one look.
+	_ = listener.SetReceiveBufferSize(1<<20, false)
+	return listener, nil
+}
+
+func (h *Host) subscribe(protocol int, groups ...uint) (*nl.NetlinkSocket, error) {
 	runtime.LockOSThread() // the namespace is the thread's
 	defer runtime.UnlockOSThread()
 	ns, err := h.elsewhere()
 	if err != nil {
 		return nil, err
 	}
-	listener, err := nl.SubscribeAt(ns, netns.None(), unix.NETLINK_ROUTE,
-		unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("hostnet: subscribe to kernel changes: %w", err)
-	}
-	// Room for a burst; what does not fit is noticed (ENOBUFS) and costs one Apply.
-	_ = listener.SetReceiveBufferSize(1<<20, false)
-	return listener, nil
+	return nl.SubscribeAt(ns, netns.None(), protocol, groups...)
 }
 
 // elsewhere returns the Host's namespace where the calling thread is in another one, and else none: to enter a namespace takes
@@ -211,20 +255,18 @@ func (h *Host) elsewhere() (netns.NsHandle, error) {
 	return h.ns, nil
 }
 
-// concerns says whether a notification may be about our links and addresses or the underlay's, or cannot be read.
+// concerns says whether a notification may be about the underlay or the loopback device's addresses, or cannot be read.
 func (h *Host) concerns(m syscall.NetlinkMessage) bool {
-	watched := func(index int) watch {
-		if set := h.watched.Load(); set != nil {
-			return (*set)[index]
-		}
-		return unwatched
+	watched := func(index int) bool {
+		set := h.watched.Load()
+		return set != nil && (*set)[index]
 	}
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l, err := netlink.LinkDeserialize(nil, m.Data)
-		return err != nil || watched(l.Attrs().Index) != unwatched || Owned(l.Attrs().Name)
+		return err != nil || watched(l.Attrs().Index)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return watched(int(nl.DeserializeIfAddrmsg(m.Data).Index)) != unwatched
+		return watched(int(nl.DeserializeIfAddrmsg(m.Data).Index))
 	}
 	return false
 }

@@ -2,7 +2,6 @@ package hostnet
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -213,12 +212,13 @@ func (h *Host) Chains(hook string, v6 bool) ([]Chain, error) {
 	if !ok {
 		return nil, fmt.Errorf("hostnet: no hook %q", hook)
 	}
-	conn, err := nftables.New(nftables.WithNetNSFd(int(h.ns)))
+	conn, err := h.connect()
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: open nftables: %w", err)
+		return nil, err
 	}
+	defer conn.CloseLasting()
 	chains, err := conn.ListChains()
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {
+	if absent(err) {
 		return nil, nil // the kernel has no nf_tables, so no chains
 	}
 	if err != nil {

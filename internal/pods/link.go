@@ -22,9 +22,6 @@ import (
 	"weft/internal/hostnet"
 )
 
-// BridgeName is the bridge of the style bridge.
-const BridgeName = "weftbr0"
-
 // gateway4 and gateway6 are where routed pods send everything: the node's end of their link, the same for all pods.
 var (
 	gateway4 = netip.MustParseAddr("169.254.1.1")
@@ -164,59 +161,27 @@ func randomMAC() net.HardwareAddr {
 	return mac
 }
 
-// connect puts an attachment into the kernel. On an error the caller takes back what is there.
-func (m *Manager) connect(r *record, q api.AttachRequest, n Node, ns netns.NsHandle, mac net.HardwareAddr) (api.AttachResult, error) {
+// connect puts an attachment in force, on the node and in the pod. On an error the caller takes back what is there.
+func (m *Manager) connect(r *record, q api.AttachRequest, n Node, ns netns.NsHandle) (api.AttachResult, error) {
 	name := hostName(r.key())
 	result := api.AttachResult{HostInterface: name, PodInterface: api.PodInterface{Name: r.IfName, MAC: r.MAC, Netns: r.Netns},
 		IPs: []api.PodIP{}, Routes: []api.PodRoute{}, MTU: n.MTU}
 	if q.MTU != 0 {
 		result.MTU = q.MTU
 	}
-	fail := func(what string, err error) (api.AttachResult, error) {
-		return api.AttachResult{}, fmt.Errorf("pods: %s: %w", what, err)
-	}
 	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return fail("enter namespace "+r.Netns, err)
+		return api.AttachResult{}, fmt.Errorf("pods: enter namespace %s: %w", r.Netns, err)
 	}
 	defer pod.Close()
 	if _, err := pod.LinkByName(r.IfName); err == nil {
 		return api.AttachResult{}, coded(api.CodeExists, "there is an interface %s in %s already", r.IfName, r.Netns)
 	}
-	veth := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: name, MTU: result.MTU, HardwareAddr: randomMAC()},
-		PeerName:  r.IfName, PeerNamespace: netlink.NsFd(int(ns)), PeerHardwareAddr: mac, PeerMTU: uint32(result.MTU),
-	}
-	if err := m.removeLink(name); err != nil { // nobody's: the store does not know it
+	if err := m.discard(name); err != nil { // nobody's: the store does not know it
 		return api.AttachResult{}, err
 	}
-	if err := m.rt.LinkAdd(veth); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return api.AttachResult{}, coded(api.CodeExists, "there is an interface %s in %s already", r.IfName, r.Netns)
-		}
-		return fail("make the link", err)
-	}
-	near, err := m.rt.LinkByName(name)
-	if err != nil {
-		return fail("look up "+name, err)
-	}
-	far, err := pod.LinkByName(r.IfName)
-	if err != nil {
-		return fail("look up "+r.IfName+" in the pod", err)
-	}
-	for _, a := range r.Addrs {
-		if a.Is6() {
-			if err := allowIPv6(ns, r.IfName); err != nil {
-				return fail("turn on IPv6 in the pod", err)
-			}
-			break
-		}
-	}
-	if err := m.setNear(r, near); err != nil {
-		return fail("set up "+name, err)
-	}
-	if err := pod.LinkSetUp(far); err != nil {
-		return fail("set up the pod's interface", err)
+	if err := m.hold(newAttachment(r, result.MTU)); err != nil {
+		return api.AttachResult{}, err
 	}
 	for i, a := range r.Addrs {
 		ip := ipFor(a, n.Prefixes, r.Bridged)
@@ -229,23 +194,9 @@ func (m *Manager) connect(r *record, q api.AttachRequest, n Node, ns netns.NsHan
 				ip = api.PodIP{Address: host(a), Gateway: gatewayOf(a)}
 			}
 		}
-		if err := setAddress(pod, far, ip); err != nil {
-			return fail(fmt.Sprintf("give the pod %s", ip.Address), err)
-		}
 		result.IPs = append(result.IPs, ip)
 		if r.Bridged && !ip.Gateway.IsValid() {
 			continue
-		}
-		if !r.Bridged {
-			gw := &netlink.Neigh{LinkIndex: far.Attrs().Index, State: netlink.NUD_PERMANENT, IP: ip.Gateway.AsSlice(), HardwareAddr: near.Attrs().HardwareAddr}
-			route := &netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipNet(host(ip.Gateway)), Scope: netlink.SCOPE_LINK}
-			err := m.rt.RouteAdd(hostRoute(near.Attrs().Index, a)) // never over somebody else's
-			if errors.Is(err, unix.EEXIST) {
-				return api.AttachResult{}, coded(api.CodeExists, "the node has a route to %s that is not weft's: remove it, or what has the address", a)
-			}
-			if err := errors.Join(err, pod.NeighSet(gw), pod.RouteReplace(route), m.setHost(near, a, mac)); err != nil {
-				return fail(fmt.Sprintf("lead to and from %s", a), err)
-			}
 		}
 		dsts := []netip.Prefix{everything(a)}
 		for _, p := range q.Routes {
@@ -254,21 +205,82 @@ func (m *Manager) connect(r *record, q api.AttachRequest, n Node, ns netns.NsHan
 			}
 		}
 		for _, dst := range dsts {
-			if slices.ContainsFunc(result.Routes, func(have api.PodRoute) bool { return have.Dst == dst }) {
-				continue
+			if !slices.ContainsFunc(result.Routes, func(have api.PodRoute) bool { return have.Dst == dst }) {
+				result.Routes = append(result.Routes, api.PodRoute{Dst: dst, Gateway: ip.Gateway})
 			}
-			// A pod with several networks keeps the route that it has.
-			err := pod.RouteAdd(&netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipNet(dst), Gw: ip.Gateway.AsSlice()})
-			if errors.Is(err, unix.EEXIST) {
-				continue
-			}
-			if err != nil {
-				return fail(fmt.Sprintf("lead the pod's %s to %s", dst, ip.Gateway), err)
-			}
-			result.Routes = append(result.Routes, api.PodRoute{Dst: dst, Gateway: ip.Gateway})
 		}
 	}
+	near, err := m.rt.LinkByName(name)
+	if err != nil {
+		return api.AttachResult{}, fmt.Errorf("pods: look up %s: %w", name, err)
+	}
+	if err := furnish(pod, ns, r, &result, near.Attrs().HardwareAddr); err != nil {
+		return api.AttachResult{}, err
+	}
+	m.furnished(r.key(), near.Attrs().Index)
 	return result, nil
+}
+
+// ip6PrefixMetric is what the kernel gives the route that comes with an IPv6 address (IP6_RT_PRIO_ADDRCONF).
+const ip6PrefixMetric = 256
+
+// furnish sets up the pod's end of a link, or what of it is missing. A pod with several networks keeps the routes that it has: those
+// are taken out of the result.
+func furnish(pod *netlink.Handle, ns netns.NsHandle, r *record, result *api.AttachResult, gateway net.HardwareAddr) error {
+	fail := func(what string, err error) error { return fmt.Errorf("pods: %s: %w", what, err) }
+	far, err := pod.LinkByName(r.IfName)
+	if err != nil {
+		return fail("look up "+r.IfName+" in the pod", err)
+	}
+	if slices.ContainsFunc(r.Addrs, netip.Addr.Is6) {
+		if err := allowIPv6(ns, r.IfName); err != nil {
+			return fail("turn on IPv6 in the pod", err)
+		}
+	}
+	if far.Attrs().MTU != result.MTU {
+		if err := pod.LinkSetMTU(far, result.MTU); err != nil {
+			return fail("set the MTU of the pod's interface", err)
+		}
+	}
+	if err := pod.LinkSetUp(far); err != nil {
+		return fail("set up the pod's interface", err)
+	}
+	for _, ip := range result.IPs {
+		if err := setAddress(pod, far, ip); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fail(fmt.Sprintf("give the pod %s", ip.Address), err)
+		}
+		if r.Bridged {
+			// The kernel makes this route with the address; somebody may have removed the route alone.
+			link := &netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipNet(ip.Address.Masked()), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_KERNEL}
+			if ip.Address.Addr().Is4() {
+				link.Src = ip.Address.Addr().AsSlice()
+			} else {
+				link.Priority = ip6PrefixMetric
+			}
+			if err := pod.RouteAdd(link); err != nil && !errors.Is(err, unix.EEXIST) && !ip.Address.IsSingleIP() {
+				return fail(fmt.Sprintf("lead the pod to its link's %s", ip.Address.Masked()), err)
+			}
+			continue
+		}
+		gw := &netlink.Neigh{LinkIndex: far.Attrs().Index, State: netlink.NUD_PERMANENT, IP: ip.Gateway.AsSlice(), HardwareAddr: gateway}
+		route := &netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipNet(host(ip.Gateway)), Scope: netlink.SCOPE_LINK}
+		if err := errors.Join(pod.NeighSet(gw), pod.RouteReplace(route)); err != nil {
+			return fail(fmt.Sprintf("lead the pod to %s", ip.Gateway), err)
+		}
+	}
+	routes := []api.PodRoute{}
+	for _, route := range result.Routes {
+		err := pod.RouteAdd(&netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipNet(route.Dst), Gw: route.Gateway.AsSlice()})
+		if errors.Is(err, unix.EEXIST) {
+			continue
+		}
+		if err != nil {
+			return fail(fmt.Sprintf("lead the pod's %s to %s", route.Dst, route.Gateway), err)
+		}
+		routes = append(routes, route)
+	}
+	result.Routes = routes
+	return nil
 }
 
 // ipFor is an address of the node's prefixes as a pod has it.
@@ -284,49 +296,8 @@ func ipFor(a netip.Addr, prefixes []netip.Prefix, bridged bool) api.PodIP {
 	return api.PodIP{Address: host(a)}
 }
 
-// setNear sets up the node's end.
-func (m *Manager) setNear(r *record, near netlink.Link) error {
-	// No address by itself: fe80::1 is enough, and the bridge's ports need none.
-	if err := m.rt.LinkSetIP6AddrGenMode(near, 1); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EAFNOSUPPORT) {
-		return err
-	}
-	if r.Bridged {
-		bridge, err := m.rt.LinkByName(BridgeName)
-		if err != nil {
-			return err
-		}
-		if err := m.rt.LinkSetMaster(near, bridge); err != nil {
-			return err
-		}
-		if err := m.rt.LinkSetHairpin(near, true); err != nil {
-			return err
-		}
-		return m.rt.LinkSetUp(near)
-	}
-	if err := m.rt.LinkSetUp(near); err != nil {
-		return err
-	}
-	for _, a := range r.Addrs {
-		if err := m.rt.AddrReplace(near, &netlink.Addr{IPNet: ipNet(host(gatewayOf(a))), Flags: unix.IFA_F_NODAD}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// setHost gives the node the way to a routed pod's address.
-func (m *Manager) setHost(near netlink.Link, a netip.Addr, mac net.HardwareAddr) error {
-	route := hostRoute(near.Attrs().Index, a)
-	return errors.Join(m.rt.RouteReplace(route), m.rt.NeighSet(&netlink.Neigh{
-		LinkIndex: near.Attrs().Index, State: netlink.NUD_PERMANENT, IP: a.AsSlice(), HardwareAddr: mac}))
-}
-
 func hostRoute(index int, a netip.Addr) *netlink.Route {
-	r := &netlink.Route{LinkIndex: index, Dst: ipNet(host(a)), Protocol: hostnet.Protocol}
-	if a.Is4() {
-		r.Scope = netlink.SCOPE_LINK
-	}
-	return r
+	return &netlink.Route{LinkIndex: index, Dst: ipNet(host(a)), Protocol: hostnet.Protocol}
 }
 
 // setAddress puts an address on the pod's interface, usable at once: duplicates are impossible, the store gives each
@@ -365,75 +336,6 @@ func inside(ns netns.NsHandle, fn func() error) error {
 	return <-done
 }
 
-// bridge makes the bridge with the node's addresses, or what of it is missing.
-func (m *Manager) bridge(n Node) (netlink.Link, error) {
-	fail := func(err error) (netlink.Link, error) { return nil, fmt.Errorf("pods: bridge %s: %w", BridgeName, err) }
-	link, err := m.rt.LinkByName(BridgeName)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		// A MAC of its own: otherwise it takes the lowest of its ports', and pods' neighbour tables go stale.
-		err = m.rt.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: BridgeName, MTU: n.MTU, HardwareAddr: randomMAC()}})
-		if err != nil {
-			return fail(err)
-		}
-		link, err = m.rt.LinkByName(BridgeName)
-	}
-	if err != nil {
-		return fail(err)
-	}
-	if link.Attrs().MTU != n.MTU {
-		if err := m.rt.LinkSetMTU(link, n.MTU); err != nil {
-			return fail(err)
-		}
-	}
-	if link.Attrs().Flags&net.FlagUp == 0 {
-		if err := m.rt.LinkSetUp(link); err != nil {
-			return fail(err)
-		}
-	}
-	have, err := m.rt.AddrList(link, netlink.FAMILY_ALL)
-	if err != nil {
-		return fail(err)
-	}
-	want := map[string]bool{}
-	for _, p := range n.Prefixes {
-		a := netip.PrefixFrom(control.HostAddr(p), p.Bits())
-		want[a.String()] = true
-		if slices.ContainsFunc(have, func(h netlink.Addr) bool { return h.IPNet.String() == a.String() }) {
-			continue
-		}
-		addr := &netlink.Addr{IPNet: ipNet(a)}
-		if a.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD
-		}
-		if err := m.rt.AddrReplace(link, addr); err != nil {
-			return fail(err)
-		}
-	}
-	for _, h := range have { // of a prefix that the node had before
-		if !want[h.IPNet.String()] && !h.IP.IsLinkLocalUnicast() {
-			if err := m.rt.AddrDel(link, &h); err != nil {
-				return fail(err)
-			}
-		}
-	}
-	return link, nil
-}
-
-// removeLink removes the node's end of an attachment, and with it the pod's end and all that hangs on both.
-func (m *Manager) removeLink(name string) error {
-	link, err := m.rt.LinkByName(name)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
-	if err == nil {
-		err = m.rt.LinkDel(link)
-	}
-	if err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("pods: remove link %s: %w", name, err)
-	}
-	return nil
-}
-
 // podLinks are the names of all links of pods.
 func (m *Manager) podLinks() (names []string, err error) {
 	links, err := m.rt.LinkList()
@@ -441,50 +343,62 @@ func (m *Manager) podLinks() (names []string, err error) {
 		return nil, fmt.Errorf("pods: list links: %w", err)
 	}
 	for _, l := range links {
-		if podLink(l.Attrs().Name) {
+		if hostnet.PodLink(l.Attrs().Name) {
 			names = append(names, l.Attrs().Name)
 		}
 	}
 	return names, nil
 }
 
-// repair puts back what the node needs of every attachment besides its link. A link that is gone cannot be put back:
-// the pod's end went with it.
-func (m *Manager) repair() error {
-	all, err := m.store.all()
-	errs := []error{err}
-	for _, r := range all {
-		if r.Result != nil {
-			errs = append(errs, m.repairOne(r.key()))
+// refurnish sets up pods' ends again that are not as they were: those of links that the Host has made anew, those that are down, and,
+// where all is set, those in which somebody has removed something. Of changes inside a pod's namespace nothing tells the node.
+func (m *Manager) refurnish(all bool) error {
+	links, err := m.rt.LinkList()
+	if err != nil {
+		return fmt.Errorf("pods: list links: %w", err)
+	}
+	near := map[string]*netlink.LinkAttrs{}
+	for _, l := range links {
+		if hostnet.PodLink(l.Attrs().Name) {
+			near[l.Attrs().Name] = l.Attrs()
+		}
+	}
+	var errs []error
+	for _, a := range m.attached() {
+		is := near[hostName(a.key())]
+		if is == nil {
+			continue // the Host says why
+		}
+		if all || is.Index != a.furnish || is.RawFlags&unix.IFF_RUNNING == 0 {
+			errs = append(errs, m.refurnishOne(a.key(), is))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (m *Manager) repairOne(k string) error {
+func (m *Manager) refurnishOne(k string, near *netlink.LinkAttrs) error {
 	defer m.lock(k)()
 	r, err := m.store.get(k)
 	if err != nil || r == nil || r.Result == nil {
 		return err
 	}
-	near, err := m.rt.LinkByName(hostName(k))
-	if err != nil || m.verifyNear(r, near) == nil {
-		return nil // gone; CHECK says so
+	ns, number, err := openNetns(r.Netns)
+	if err != nil || number != r.Inode {
+		return nil // gone; sweep sees to it
 	}
-	mac, err := net.ParseMAC(r.MAC)
+	defer ns.Close()
+	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return fmt.Errorf("pods: %w", err)
+		return fmt.Errorf("pods: enter namespace %s: %w", r.Netns, err)
 	}
-	err = m.setNear(r, near)
-	if !r.Bridged {
-		for _, a := range r.Addrs {
-			err = errors.Join(err, m.setHost(near, a, mac))
+	defer pod.Close()
+	if wrong := verifyPod(pod, r, near); wrong != nil {
+		m.o.Log.Warn("repaired", zap.String("device", near.Name), zap.String("reason", wrong.Error()))
+		if err := furnish(pod, ns, r, r.Result, near.HardwareAddr); err != nil {
+			return err
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("pods: repair %s: %w", near.Attrs().Name, err)
-	}
-	m.o.Log.Warn("repaired", zap.String("device", near.Attrs().Name))
+	m.furnished(k, near.Index)
 	return nil
 }
 
@@ -495,9 +409,9 @@ func (m *Manager) verifyNear(r *record, near netlink.Link) error {
 		return coded(api.CodeMismatch, "%s is down", is.Name)
 	}
 	if r.Bridged {
-		bridge, err := m.rt.LinkByName(BridgeName)
+		bridge, err := m.rt.LinkByName(hostnet.Bridge)
 		if err != nil || is.MasterIndex != bridge.Attrs().Index {
-			return coded(api.CodeMismatch, "%s is not a port of %s", is.Name, BridgeName)
+			return coded(api.CodeMismatch, "%s is not a port of %s", is.Name, hostnet.Bridge)
 		}
 		return nil
 	}
@@ -538,14 +452,19 @@ func (m *Manager) verify(r *record) error {
 		return fmt.Errorf("pods: enter namespace %s: %w", r.Netns, err)
 	}
 	defer pod.Close()
+	return verifyPod(pod, r, near.Attrs())
+}
+
+// verifyPod compares the pod's end of an attachment.
+func verifyPod(pod *netlink.Handle, r *record, near *netlink.LinkAttrs) error {
 	far, err := pod.LinkByName(r.IfName)
 	if err != nil {
 		return coded(api.CodeMismatch, "interface %s in the pod: %v", r.IfName, err)
 	}
 	is := far.Attrs()
 	switch {
-	case near.Attrs().ParentIndex != is.Index || is.ParentIndex != near.Attrs().Index:
-		return coded(api.CodeMismatch, "interface %s in the pod is not the other end of %s", r.IfName, name)
+	case near.ParentIndex != is.Index || is.ParentIndex != near.Index:
+		return coded(api.CodeMismatch, "interface %s in the pod is not the other end of %s", r.IfName, near.Name)
 	case is.HardwareAddr.String() != r.MAC:
 		return coded(api.CodeMismatch, "interface %s has MAC %s, not %s", r.IfName, is.HardwareAddr, r.MAC)
 	case is.MTU != r.Result.MTU:

@@ -19,6 +19,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -33,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/internal/api"
+	"weft/internal/hostnet"
 )
 
 // Styles of attachment.
@@ -41,7 +43,7 @@ const (
 	Bridge = "bridge"
 )
 
-// every is how often the kernel is compared with the store.
+// every is how often pods' own namespaces are looked at: nothing tells the node what happens there.
 const every = 5 * time.Second
 
 // Node is what attaching needs to know of the node. Slices are not changed.
@@ -59,6 +61,7 @@ type Options struct {
 	Attach     string // Routed or Bridge
 	Masquerade bool
 	Node       func() Node // cheap, from any goroutine
+	Host       *hostnet.Host
 	Log        *zap.Logger
 }
 
@@ -72,7 +75,10 @@ type Manager struct {
 
 	mu    sync.Mutex
 	locks map[string]*lock // by attachment
-	shape sync.Mutex       // held while the bridge or the firewall is made
+
+	planning sync.Mutex // held from a look at held until the Host has the plan; guards both
+	held     map[string]*attachment
+	known    Node // the last that was known well enough to plan by
 
 	busy sync.RWMutex // read-held by who attaches; GC waits for them, and they for it
 }
@@ -85,7 +91,7 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{o: o, locks: map[string]*lock{}}
+	m := &Manager{o: o, locks: map[string]*lock{}, held: map[string]*attachment{}}
 	if m.ns, err = netns.Get(); err != nil {
 		return nil, fmt.Errorf("pods: open the network namespace: %w", err)
 	}
@@ -111,47 +117,134 @@ func (m *Manager) Close() error {
 	return errors.Join(m.store.close(), m.ns.Close())
 }
 
-// Run keeps the kernel as the store says until ctx ends: rules, bridge, routes that somebody removed, and pods whose
-// namespace is gone.
+// Run keeps pods attached until ctx ends: it plans anew when the node changes, sets up pods' ends where the Host had to make a link
+// anew or something is missing, and gives back what pods had whose namespace is gone.
 func (m *Manager) Run(ctx context.Context) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	said := ""
+	changed := m.o.Host.Changed(Owner)
+	said, all := "", true
 	for {
-		if err := m.tend(); err != nil && err.Error() != said {
+		if err := m.tend(all); err != nil && err.Error() != said {
 			said = err.Error()
-			m.o.Log.Error("pods are not kept as they should be, trying again", zap.Error(err), zap.Duration("in", every))
+			m.o.Log.Error("pods are not kept as they should be, trying again", zap.Error(err))
 		} else if err == nil {
 			said = ""
 		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-changed:
+			all = false
 		case <-tick.C:
+			all = true
 		}
 	}
 }
 
-func (m *Manager) tend() error {
-	errs := []error{m.sweep()}
-	all, err := m.store.all()
-	errs = append(errs, err)
-	// A node without pods needs none of it: connection tracking, which masquerading brings, costs.
-	if n := m.o.Node(); n.Ready && len(all) > 0 {
-		errs = append(errs, m.prepare(n), m.repair())
+func (m *Manager) tend(all bool) error {
+	err := m.sweep()
+	m.planning.Lock()
+	pods := len(m.held)
+	err = errors.Join(err, m.apply())
+	m.planning.Unlock()
+	if pods > 0 {
+		err = errors.Join(err, m.refurnish(all))
 	}
-	return errors.Join(errs...)
+	return err
 }
 
-// prepare makes what all pods share.
-func (m *Manager) prepare(n Node) error {
-	m.shape.Lock()
-	defer m.shape.Unlock()
-	var err error
-	if m.o.Attach == Bridge {
-		_, err = m.bridge(n)
+// apply hands the Host what pods need. Before the node is known nothing is said where there are pods: what an earlier daemon put in
+// force stays. The caller holds m.planning.
+func (m *Manager) apply() error {
+	if n := m.o.Node(); n.MTU > 0 && len(n.Prefixes) > 0 {
+		m.known = n
+	} else if m.known.MTU == 0 && len(m.held) > 0 {
+		return nil
 	}
-	return errors.Join(err, m.firewall(n))
+	return m.o.Host.Apply(Owner, plan(m.sorted(), m.known, m.o))
+}
+
+// sorted returns all attachments in the order of their names. The caller holds m.planning.
+func (m *Manager) sorted() []*attachment {
+	return slices.SortedFunc(maps.Values(m.held), func(a, b *attachment) int { return strings.Compare(a.key(), b.key()) })
+}
+
+// attached returns copies of all attachments that stand.
+func (m *Manager) attached() (list []attachment) {
+	m.planning.Lock()
+	defer m.planning.Unlock()
+	for _, a := range m.held {
+		if a.Result != nil {
+			list = append(list, *a)
+		}
+	}
+	return list
+}
+
+// hold puts the node's part of an attachment in force. An error is about this one; then it is not held.
+func (m *Manager) hold(a *attachment) error {
+	m.planning.Lock()
+	defer m.planning.Unlock()
+	m.held[a.key()] = a
+	err := about(m.apply(), hostName(a.key()))
+	if err == nil {
+		return nil
+	}
+	delete(m.held, a.key())
+	taken := errors.Is(err, unix.EEXIST)
+	err = errors.Join(fmt.Errorf("pods: put the node's part in force: %w", err), about(m.apply(), hostName(a.key())))
+	if taken {
+		return coded(api.CodeExists, "%v", err)
+	}
+	return err
+}
+
+// letGo takes the node's part of an attachment out of force, and with it the pod's end and all that hangs on both.
+func (m *Manager) letGo(k string) error {
+	m.planning.Lock()
+	defer m.planning.Unlock()
+	if _, ok := m.held[k]; !ok {
+		return m.discard(hostName(k))
+	}
+	delete(m.held, k)
+	if err := about(m.apply(), hostName(k)); err != nil {
+		return fmt.Errorf("pods: %w", err)
+	}
+	return m.discard(hostName(k)) // where the Host has not put the plan in force yet
+}
+
+// discard removes a link that no attachment has.
+func (m *Manager) discard(name string) error {
+	if err := m.o.Host.Discard(name); err != nil {
+		return fmt.Errorf("pods: %w", err)
+	}
+	return nil
+}
+
+// furnished takes note that the pod's end was set up, for the node's end of this number.
+func (m *Manager) furnished(k string, index int) {
+	m.planning.Lock()
+	defer m.planning.Unlock()
+	if a := m.held[k]; a != nil {
+		a.furnish = index
+	}
+}
+
+// about returns what of an error of the Host is not about other links than this one.
+func about(err error, link string) error {
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
+		var errs []error
+		for _, e := range several.Unwrap() {
+			errs = append(errs, about(e, link))
+		}
+		return errors.Join(errs...)
+	}
+	var o *hostnet.ObjectError
+	if errors.As(err, &o) && o.Dev != link && o.Dev != hostnet.Bridge {
+		return nil
+	}
+	return err
 }
 
 // lock is held by who works on one attachment.
@@ -184,12 +277,6 @@ func (m *Manager) lock(key string) (unlock func()) {
 func hostName(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return "weft" + hex.EncodeToString(sum[:])[:11]
-}
-
-// podLink says whether a link has such a name.
-func podLink(name string) bool {
-	digits, ok := strings.CutPrefix(name, "weft")
-	return ok && len(digits) == 11 && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
 func wrongName(network, container, ifname string) error {
@@ -263,9 +350,6 @@ func (m *Manager) Attach(ctx context.Context, q api.AttachRequest) (api.AttachRe
 			return none, err
 		}
 	}
-	if err := m.prepare(n); err != nil {
-		return none, err
-	}
 	r := &record{Network: q.Network, ContainerID: q.ContainerID, IfName: q.IfName, Netns: q.Netns, Inode: number,
 		PodNamespace: q.PodNamespace, PodName: q.PodName, MAC: mac.String(), Bridged: m.o.Attach == Bridge, Since: time.Now().UTC()}
 	if len(q.Delegated) > 0 {
@@ -280,13 +364,12 @@ func (m *Manager) Attach(ctx context.Context, q api.AttachRequest) (api.AttachRe
 	if err != nil {
 		return none, err
 	}
-	result, err := m.connect(r, q, n, ns, mac)
+	result, err := m.connect(r, q, n, ns)
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err == nil {
-		r.Result = &result
-		err = m.store.finish(r)
+		err = m.finish(r, result)
 	}
 	switch {
 	case err != nil && announced:
@@ -295,6 +378,14 @@ func (m *Manager) Attach(ctx context.Context, q api.AttachRequest) (api.AttachRe
 		return none, errors.Join(err, m.undo(r))
 	}
 	return result, nil
+}
+
+// finish writes down that an attachment stands.
+func (m *Manager) finish(r *record, result api.AttachResult) error {
+	m.planning.Lock()
+	defer m.planning.Unlock()
+	r.Result = &result
+	return m.store.finish(r)
 }
 
 // intact says whether an attachment is what is asked for once more.
@@ -326,7 +417,7 @@ func (m *Manager) Detach(ctx context.Context, q api.DetachRequest) error {
 	case err != nil || ctx.Err() != nil:
 		return errors.Join(err, ctx.Err())
 	case r == nil:
-		return m.removeLink(hostName(k)) // the store may have been lost
+		return m.letGo(k) // the store may have been lost
 	case q.Keep:
 		return m.keep(r)
 	}
@@ -339,7 +430,7 @@ func (m *Manager) keep(r *record) error {
 	if !r.Delegated {
 		return m.undo(r)
 	}
-	if err := m.removeLink(hostName(r.key())); err != nil {
+	if err := m.letGo(r.key()); err != nil {
 		return err
 	}
 	r.Result = nil
@@ -348,7 +439,7 @@ func (m *Manager) keep(r *record) error {
 
 // undo takes an attachment out of the kernel and then out of the store. The caller holds its lock.
 func (m *Manager) undo(r *record) error {
-	if err := m.removeLink(hostName(r.key())); err != nil {
+	if err := m.letGo(r.key()); err != nil {
 		return err
 	}
 	return m.store.free(r)
@@ -420,15 +511,17 @@ func (m *Manager) takeIf(r *record, still func(*record) bool, take func(*record)
 	return take(now)
 }
 
-// recover undoes what was cut off. Nobody is served yet.
+// recover undoes what was cut off, and holds what stands. Nobody is served yet.
 func (m *Manager) recover() error {
 	all, err := m.store.all()
 	errs := []error{err}
 	for _, r := range all {
-		if r.Result == nil {
-			m.o.Log.Warn("undoing an attach that was cut off", zap.String("container", r.ContainerID))
-			errs = append(errs, m.keep(r))
+		if r.Result != nil {
+			m.held[r.key()] = newAttachment(r, r.Result.MTU)
+			continue
 		}
+		m.o.Log.Warn("undoing an attach that was cut off", zap.String("container", r.ContainerID))
+		errs = append(errs, m.keep(r))
 	}
 	return errors.Join(append(errs, m.strays())...)
 }
@@ -452,7 +545,7 @@ func (m *Manager) strays() error {
 	for _, name := range links {
 		if !known[name] {
 			m.o.Log.Warn("removing a pod's link that belongs to no pod", zap.String("device", name))
-			errs = append(errs, m.removeLink(name))
+			errs = append(errs, m.discard(name))
 		}
 	}
 	return errors.Join(errs...)

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -41,24 +42,36 @@ func newRig(t *testing.T, style string) *rig {
 	}
 	r.o = Options{StateDir: t.TempDir(), Attach: style, Masquerade: true, Node: func() Node { return node }, Log: zaptest.NewLogger(t)}
 	r.start()
-	t.Cleanup(func() { r.m.Close() })
+	t.Cleanup(r.close)
 	return r
 }
 
 func (r *rig) start() {
 	r.t.Helper()
 	var err error
-	r.host.Do(func() { r.m, err = New(r.o) })
+	r.host.Do(func() {
+		if r.o.Host, err = hostnet.New(r.o.Log, Owner); err == nil {
+			r.m, err = New(r.o)
+		}
+	})
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if err := r.m.tend(true); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) close() {
+	r.t.Helper()
+	if err := errors.Join(r.m.Close(), r.o.Host.Close()); err != nil {
+		r.t.Error(err)
 	}
 }
 
 func (r *rig) restart() {
 	r.t.Helper()
-	if err := r.m.Close(); err != nil {
-		r.t.Fatal(err)
-	}
+	r.close()
 	r.start()
 }
 
@@ -92,7 +105,7 @@ func (r *rig) left() (list []string) {
 		r.t.Fatal(err)
 	}
 	for _, l := range links {
-		if podLink(l.Attrs().Name) {
+		if hostnet.PodLink(l.Attrs().Name) {
 			list = append(list, l.Attrs().Name)
 		}
 	}
@@ -142,7 +155,7 @@ func TestAttach(t *testing.T) {
 			}
 			r.restart() // pods stay
 			reach(t, x, b.IPs[0].Address.Addr())
-			if err := r.m.tend(); err != nil {
+			if err := r.m.tend(true); err != nil {
 				t.Error(err)
 			}
 			for _, id := range []string{"x", "y", "x"} { // twice: idempotent
@@ -329,7 +342,7 @@ func TestRepair(t *testing.T) {
 	if err := r.m.Check(t.Context(), check); code(err) != api.CodeMismatch {
 		t.Errorf("check: %v", err)
 	}
-	if err := r.m.tend(); err != nil {
+	if err := r.m.tend(true); err != nil {
 		t.Fatal(err)
 	}
 	if err := r.m.Check(t.Context(), check); err != nil {
@@ -355,7 +368,7 @@ func TestFirewall(t *testing.T) {
 	reach(t, x, b.IPs[1].Address.Addr())
 	reach(t, x, netip.MustParseAddr("192.0.2.2"))
 	during := r.host.MustRun(t, "nft", "list", "ruleset")
-	if err := r.m.tend(); err != nil {
+	if err := r.m.tend(true); err != nil {
 		t.Fatal(err)
 	}
 	strip := func(s string) string { // counters count on
@@ -372,7 +385,7 @@ func TestFirewall(t *testing.T) {
 	}
 	// Loaded anew, the firewall has forgotten ours; the next look puts them back.
 	r.host.MustRun(t, "nft", "flush", "chain", "inet", "guard", "entry")
-	if err := r.m.tend(); err != nil {
+	if err := r.m.tend(true); err != nil {
 		t.Fatal(err)
 	}
 	reach(t, x, b.IPs[0].Address.Addr())
@@ -401,7 +414,7 @@ func TestNoMasquerade(t *testing.T) {
 		t.Errorf("%s", rules)
 	}
 	r.m.o.Masquerade = false
-	if err := r.m.tend(); err != nil {
+	if err := r.m.tend(true); err != nil {
 		t.Fatal(err)
 	}
 	if rules := r.host.MustRun(t, "nft", "list", "ruleset"); strings.Contains(rules, "masquerade") {

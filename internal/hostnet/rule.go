@@ -1,0 +1,165 @@
+package hostnet
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Rule is a policy routing rule (`ip rule`) of protocol 87: packets that it matches are looked up in Table.
+type Rule struct {
+	Priority uint32       // below 32766, what the main table has
+	V6       bool         // of IPv6
+	From, To netip.Prefix // zero = any
+	Iif      string       // the device they came in by; "" = any
+	Mark     uint32       // of the packet, under Mask; both 0 = any
+	Mask     uint32
+	Table    uint32
+
+	odd bool // has attributes that weft never sets
+}
+
+func (r Rule) key() Rule      { return r } // the kernel tells rules apart by all they have
+func (r Rule) device() string { return "" }
+func (r Rule) shared() bool   { return false }
+
+func (r Rule) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "rule %d", r.Priority)
+	if r.V6 {
+		b.WriteString(" inet6")
+	}
+	if r.From.IsValid() {
+		fmt.Fprintf(&b, " from %s", r.From)
+	}
+	if r.To.IsValid() {
+		fmt.Fprintf(&b, " to %s", r.To)
+	}
+	if r.Iif != "" {
+		fmt.Fprintf(&b, " iif %s", r.Iif)
+	}
+	if r.Mask != 0 {
+		fmt.Fprintf(&b, " fwmark %#x/%#x", r.Mark, r.Mask)
+	}
+	fmt.Fprintf(&b, " lookup %d", r.Table)
+	return b.String()
+}
+
+func (r Rule) kernel() *netlink.Rule {
+	k := netlink.NewRule()
+	k.Priority, k.Table, k.IifName, k.Protocol, k.Family = int(r.Priority), int(r.Table), r.Iif, Protocol, netlink.FAMILY_V4
+	if r.V6 {
+		k.Family = netlink.FAMILY_V6
+	}
+	if r.From.IsValid() {
+		k.Src = netOf(r.From)
+	}
+	if r.To.IsValid() {
+		k.Dst = netOf(r.To)
+	}
+	if r.Mask != 0 {
+		k.Mark, k.Mask = r.Mark, &r.Mask
+	}
+	return k
+}
+
+func (r Rule) add(rt *handle, _ int, _ bool) error { return rt.RuleAdd(r.kernel()) }
+func (r Rule) remove(rt *handle, _ int) error      { return rt.RuleDel(r.kernel()) }
+func (r Rule) evict(rt *handle, _ int) error       { return r.remove(rt, 0) }
+
+// dumpRules returns the rules of protocol 87.
+func dumpRules(rt *handle) (list []Rule, err error) {
+	table, err := dumpBoth(func(fam int) ([]netlink.Rule, error) {
+		rules, err := rt.RuleList(fam)
+		for i := range rules {
+			rules[i].Family = fam // the library leaves it to the caller
+		}
+		return rules, err
+	})
+	for _, k := range table {
+		if k.Protocol == Protocol {
+			list = append(list, ruleFrom(k))
+		}
+	}
+	return list, err
+}
+
+func ruleFrom(k netlink.Rule) Rule {
+	r := Rule{Priority: uint32(max(k.Priority, 0)), V6: k.Family == netlink.FAMILY_V6, From: prefixOf(k.Src), To: prefixOf(k.Dst), Iif: k.IifName,
+		Mark: k.Mark, Table: uint32(k.Table)}
+	if k.Mask != nil {
+		r.Mask = *k.Mask
+	}
+	r.odd = k.Invert || k.OifName != "" || k.Goto >= 0 || k.Dport != nil || k.Sport != nil || k.UIDRange != nil || k.IPProto != 0 ||
+		k.SuppressPrefixlen >= 0 || k.SuppressIfgroup >= 0 || k.Tos != 0 || k.Type != 0 && k.Type != unix.RTN_UNICAST
+	return r
+}
+
+// rules are a Want's rules as the kernel has them.
+func (w *Want) rules() []Rule {
+	list := make([]Rule, 0, len(w.Rules))
+	for _, r := range w.Rules {
+		list = append(list, r.normal())
+	}
+	return list
+}
+
+// normal masks what the kernel masks.
+func (r Rule) normal() Rule {
+	if r.From.IsValid() {
+		r.From = r.From.Masked()
+	}
+	if r.To.IsValid() {
+		r.To = r.To.Masked()
+	}
+	return r
+}
+
+// ruleMessage reads a notification about a rule, and says whether it is of protocol 87.
+func ruleMessage(b []byte) (r Rule, mine bool, err error) {
+	if len(b) < unix.SizeofRtMsg {
+		return r, false, fmt.Errorf("read a rule: %d bytes", len(b))
+	}
+	msg := nl.DeserializeRtMsg(b)
+	attrs, err := nl.ParseRouteAttr(b[msg.Len():])
+	if err != nil {
+		return r, false, fmt.Errorf("read a rule: %w", err)
+	}
+	r.V6, r.Table = msg.Family == unix.AF_INET6, uint32(msg.Table)
+	const invert = 2 // FIB_RULE_INVERT
+	r.odd = msg.Type != nl.FR_ACT_TO_TBL || msg.Tos != 0 || msg.Flags&invert != 0
+	for _, a := range attrs {
+		var number uint32
+		if len(a.Value) >= 4 {
+			number = binary.NativeEndian.Uint32(a.Value)
+		}
+		switch a.Attr.Type {
+		case nl.FRA_PRIORITY:
+			r.Priority = number
+		case nl.FRA_TABLE:
+			r.Table = number
+		case nl.FRA_FWMARK:
+			r.Mark = number
+		case nl.FRA_FWMASK:
+			r.Mask = number
+		case nl.FRA_IIFNAME:
+			r.Iif = strings.TrimRight(string(a.Value), "\x00")
+		case nl.FRA_SRC:
+			r.From = netip.PrefixFrom(addrOf(a.Value), int(msg.Src_len))
+		case nl.FRA_DST:
+			r.To = netip.PrefixFrom(addrOf(a.Value), int(msg.Dst_len))
+		case nl.FRA_PROTOCOL:
+			mine = len(a.Value) == 1 && a.Value[0] == Protocol
+		case nl.FRA_SUPPRESS_PREFIXLEN:
+			r.odd = r.odd || number != 1<<32-1
+		default:
+			r.odd = true
+		}
+	}
+	return r, mine, nil
+}
