@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -55,12 +56,18 @@ const longTime = 5 * time.Minute
 // Sequences plays random tapes until their steps add up to that many: the same ones in every run, but for
 // WEFT_TEST_LONG=1. A tape that fails is shortened for as long as it still does. The race detector, which has
 // nothing to say about one goroutine, makes do with a twentieth: scripts/test runs all tests that are named
-// …Model without it, too.
+// …Model without it, too. WEFT_TEST_SEED=N begins with the tape of that seed, as a failure names it.
 func Sequences(t *testing.T, steps int, play Play) {
 	t.Helper()
 	first, end := uint64(1), time.Time{}
 	if os.Getenv("WEFT_TEST_LONG") != "" {
 		first, end = rand.Uint64(), time.Now().Add(longTime)
+	}
+	if seed := os.Getenv("WEFT_TEST_SEED"); seed != "" {
+		var err error
+		if first, err = strconv.ParseUint(seed, 10, 64); err != nil {
+			t.Fatalf("WEFT_TEST_SEED: %v", err)
+		}
 	}
 	if raceDetector {
 		steps /= 20
