@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -85,6 +86,18 @@ func TestWriteResult(t *testing.T) {
 			t.Errorf("%s: %d bytes, %v", name, len(data), err)
 		}
 	}
+
+	// Files are written also where nobody reads standard output.
+	if err := os.Remove(filepath.Join(dir, "result.json")); err != nil {
+		t.Fatal(err)
+	}
+	reader, writer := io.Pipe()
+	reader.Close()
+	cmd.SetOut(writer)
+	if err := f.write(cmd, r); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("a closed pipe as standard output: %v", err)
+	}
+	cmd.SetOut(&out)
 
 	// Where one file cannot be written, none is, and the result is kept elsewhere.
 	before, err := os.ReadFile(filepath.Join(dir, "result.json"))

@@ -16,25 +16,31 @@ import (
 	"weft/perf/report"
 )
 
-// write puts the result where it was asked for.
+// write puts the result where it was asked for: into files first, since nobody may be there to read standard output any more.
 func (f *labFlags) write(cmd *cobra.Command, r *perf.Result) error {
-	out := cmd.OutOrStdout()
+	err := f.writeFiles(r)
+	print := report.Table
 	if *f.format == asJSON {
-		if err := writeJSON(out, r); err != nil {
-			return err
-		}
-	} else if err := report.Table(out, r); err != nil {
+		print = asResult
+	}
+	if err := errors.Join(err, print(cmd.OutOrStdout(), r)); err != nil {
 		return err
 	}
+	if f.out != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "results: %s\nreport:  %s\n", f.out, filepath.Join(f.out, pageName))
+	}
+	return nil
+}
+
+func asResult(w io.Writer, r *perf.Result) error { return writeJSON(w, r) }
+
+func (f *labFlags) writeFiles(r *perf.Result) error {
 	var set wholefile.Set
 	for _, t := range f.targets() {
 		set.Add(t.path, 0o644, func(w io.Writer) error { return t.write(w, r) })
 	}
 	if err := set.Commit(); err != nil {
 		return fmt.Errorf("results: %w", rescue(r, err))
-	}
-	if f.out != "" {
-		fmt.Fprintf(cmd.ErrOrStderr(), "results: %s\nreport:  %s\n", f.out, filepath.Join(f.out, pageName))
 	}
 	return nil
 }
@@ -50,14 +56,13 @@ type target struct {
 
 // targets lists the files that were asked for.
 func (f *labFlags) targets() (list []target) {
-	asJSON := func(w io.Writer, r *perf.Result) error { return writeJSON(w, r) }
 	if f.json != "" {
-		list = append(list, target{"--json", f.json, asJSON})
+		list = append(list, target{"--json", f.json, asResult})
 	}
 	if f.out == "" {
 		return list
 	}
-	for _, t := range []target{{"", "result.json", asJSON}, {"", "result.csv", report.CSV}, {"", "table.txt", report.Table}, {"", pageName, report.HTML}} {
+	for _, t := range []target{{"", "result.json", asResult}, {"", "result.csv", report.CSV}, {"", "table.txt", report.Table}, {"", pageName, report.HTML}} {
 		list = append(list, target{"--out", filepath.Join(f.out, t.path), t.write})
 	}
 	return list

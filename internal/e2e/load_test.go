@@ -69,14 +69,18 @@ func (l *load) run(test string, duration time.Duration) (r loaded, err error) {
 // lossFree finds the highest rate with a loss of at most 0.1 %, packets a second; payload is theirs, bytes.
 func (l *load) lossFree(duration time.Duration) (rate float64, payload int) {
 	l.t.Helper()
-	r, err := l.run("udp-rate", duration)
-	if err != nil {
-		l.t.Fatal(err)
+	var r loaded
+	for range 3 { // a machine that does other things may leave a search without an answer
+		var err error
+		if r, err = l.run("udp-rate", duration); err != nil {
+			l.t.Fatal(err)
+		}
+		if rate = r.metric("rate"); rate >= 1000 {
+			return rate, r.Payload
+		}
 	}
-	if rate = r.metric("rate"); rate < 1000 {
-		l.t.Fatalf("a loss-free rate of %.0f packets a second: %+v", rate, r)
-	}
-	return rate, r.Payload
+	l.t.Fatalf("a loss-free rate of %.0f packets a second: %+v", rate, r)
+	return 0, 0
 }
 
 // stream offers packets at a rate a second.
