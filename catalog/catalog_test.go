@@ -49,7 +49,13 @@ func TestEveryModeCarries(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v", n.Name, err)
 				}
-				done := n.NS.Go(func() error { return be.Run(ctx) })
+				done := n.NS.Go(func() error {
+					return be.Run(ctx, func(error) {
+						if err := be.Apply(stateOf(c, n)); err != nil {
+							t.Logf("%s: apply: %v", n.Name, err)
+						}
+					})
+				})
 				watched := n.NS.Go(func() error { return host.Run(ctx) })
 				t.Cleanup(func() {
 					cancel()

@@ -85,8 +85,10 @@ type Backend interface {
 	// Apply makes the machine's state follow s: whole state, never a delta; idempotent; safe after
 	// a crash. On an error as much as possible of s is in force and Apply may be called again.
 	Apply(s State) error
-	// Run watches and repairs what Apply made until ctx ends. It leaves forwarding state in place.
-	Run(ctx context.Context) error
+	// Run watches what Apply made until ctx ends, and calls look when Apply should be called again: with nil when what it
+	// was planned from may have changed, or nobody has looked for a second; with an error when what was in force has broken.
+	// look returns soon. Run leaves forwarding state in place.
+	Run(ctx context.Context, look func(broken error)) error
 	// Close stops carrying packets by this process; kernel state that forwards by itself stays.
 	Close() error
 }

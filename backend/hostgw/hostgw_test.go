@@ -165,7 +165,13 @@ func TestPeerBehindARouter(t *testing.T) {
 	behind()
 	be := open(t, c, a, state(c, a, both))
 	ctx, cancel := context.WithCancel(t.Context())
-	done := a.NS.Go(func() error { return be.Run(ctx) })
+	done := a.NS.Go(func() error {
+		return be.Run(ctx, func(error) {
+			if err := be.Apply(state(c, a, both)); err != nil {
+				t.Logf("apply: %v", err)
+			}
+		})
+	})
 	watched := a.NS.Go(func() error { return be.(*Backend).host.Run(ctx) })
 	t.Cleanup(func() {
 		cancel()

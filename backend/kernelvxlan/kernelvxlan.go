@@ -104,26 +104,14 @@ func (b *Backend) Apply(s control.State) error {
 }
 
 // Run follows the underlay until ctx ends; what others remove or change, the Host puts back.
-func (b *Backend) Run(ctx context.Context) error {
+func (b *Backend) Run(ctx context.Context, look func(broken error)) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-b.host.Changed(backend.Owner):
-			b.repair()
+			look(nil)
 		}
-	}
-}
-
-func (b *Backend) repair() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.state == nil {
-		return
-	}
-	before := b.err
-	if err := b.sync(); err != nil && (before == nil || before.Error() != err.Error()) {
-		b.log.Warn("path not wholly in force", zap.Error(err))
 	}
 }
 

@@ -344,13 +344,20 @@ func TestRefusedBeforeFirstState(t *testing.T) {
 	}
 }
 
-// run runs a backend's Run until the test ends.
+// run runs a backend's Run until the test ends, and has it look at the state of the moment as the daemon does.
 func (p *pair) run(i int) {
 	p.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
 	go func() { done <- p.backends[i].host.Run(ctx) }()
-	go func() { done <- p.backends[i].Run(ctx) }()
+	state := p.state(i)
+	go func() {
+		done <- p.backends[i].Run(ctx, func(error) {
+			if err := p.backends[i].Apply(state); err != nil {
+				p.t.Logf("apply: %v", err)
+			}
+		})
+	}()
 	p.t.Cleanup(func() {
 		cancel()
 		if err := errors.Join(<-done, <-done); err != nil {

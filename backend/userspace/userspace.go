@@ -6,11 +6,11 @@ package userspace
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -23,14 +23,8 @@ import (
 	"weft/packet"
 )
 
-const (
-	// device is the inside interface. One daemon per network namespace: a second finds it taken.
-	device = "weft0"
-
-	// Reopening a path that fails at once is retried at these intervals.
-	retryFirst = 50 * time.Millisecond
-	retryMax   = 2 * time.Second
-)
+// device is the inside interface. One daemon per network namespace: a second finds it taken.
+const device = "weft0"
 
 // Backend carries packets in user space. It implements backend.Backend.
 type Backend struct {
@@ -107,48 +101,34 @@ func (b *Backend) Apply(s control.State) error {
 	return b.err
 }
 
-// Run repairs the path until ctx ends: it reopens ports whose device was deleted, and follows the underlay. Kernel objects that
-// others remove or change, the Host puts back.
-func (b *Backend) Run(ctx context.Context) error {
-	var retry <-chan time.Time
-	pause := retryFirst
+// Run watches the lanes and follows the underlay until ctx ends. A path whose lane died, because a device was deleted, say, is
+// closed, and opened anew by the next Apply. Kernel objects that others remove or change, the Host puts back.
+func (b *Backend) Run(ctx context.Context, look func(broken error)) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case f := <-b.failed:
-			b.log.Warn("path failed, reopening", zap.String("device", device), zap.Error(f.err))
-			b.drop(f.engine)
+			err := fmt.Errorf("userspace: the path over %s broke: %w", device, f.err)
+			if b.drop(f.engine, err) {
+				look(err)
+			}
 		case <-b.host.Changed(backend.Owner):
-		case <-retry:
-		}
-		if err := b.repair(); err != nil {
-			b.log.Warn("path not in force, trying again", zap.Error(err), zap.Duration("in", pause))
-			retry = time.After(pause)
-			pause = min(2*pause, retryMax)
-		} else {
-			retry, pause = nil, retryFirst
+			look(nil)
 		}
 	}
-}
-
-func (b *Backend) repair() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.state == nil {
-		return nil
-	}
-	b.err = b.sync()
-	return b.err
 }
 
 // drop closes an engine that failed, if it is still the current one.
-func (b *Backend) drop(e *engine) {
+func (b *Backend) drop(e *engine, err error) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.engine == e {
-		b.closeEngine()
+	if b.engine != e {
+		return false
 	}
+	b.closeEngine()
+	b.err = err
+	return true
 }
 
 func (b *Backend) closeEngine() {

@@ -115,7 +115,7 @@ func newLog(w io.Writer) *zap.Logger {
 		encoder = zapcore.NewConsoleEncoder(e)
 	} else {
 		e := zap.NewProductionEncoderConfig()
-		e.TimeKey, e.EncodeTime = "time", zapcore.RFC3339NanoTimeEncoder
+		e.TimeKey, e.EncodeTime, e.EncodeDuration = "time", zapcore.RFC3339NanoTimeEncoder, zapcore.StringDurationEncoder
 		encoder = zapcore.NewJSONEncoder(e)
 	}
 	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), zap.InfoLevel))

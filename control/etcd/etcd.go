@@ -20,7 +20,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"time"
@@ -29,6 +28,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/control"
+	"weft/internal/backoff"
 )
 
 // Schemas of Settings, and where in the store they are unless told otherwise.
@@ -83,10 +83,10 @@ func New(s Settings) *Source {
 	return src
 }
 
-// Intervals. A failed session is tried again at once, then with growing pauses; a store that was not
+// Intervals. A failed session is tried again soon, then with growing pauses; a store that was not
 // heard of for confirm is asked.
 const (
-	pauseFirst = 100 * time.Millisecond
+	pauseFirst = 50 * time.Millisecond
 	pauseMost  = 5 * time.Second
 	confirm    = 10 * time.Second
 	// gather is the least time between two States, so that a thousand nodes that join at once make
@@ -112,13 +112,13 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 		return fmt.Errorf("etcd: %w", err)
 	}
 	defer m.hangUp()
-	for pause := pauseFirst; ; pause = min(2*pause, pauseMost) {
+	again := backoff.Backoff{First: pauseFirst, Most: pauseMost}
+	for {
 		err := m.session(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, errAgain):
-			pause = pauseFirst / 2
+		case errors.Is(err, errAgain): // the store is there
 		case !m.published && hopeless(err):
 			return errors.New(s.set.told(err))
 		default:
@@ -126,9 +126,10 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 			m.hangUp()
 		}
 		if m.settled {
-			pause, m.settled = pauseFirst, false
+			again.Reset()
+			m.settled = false
 		}
-		if !sleep(ctx, pause/2+rand.N(pause/2)) {
+		if !backoff.Sleep(ctx, again.Next()) {
 			return nil
 		}
 	}
@@ -137,16 +138,4 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 func with(n control.Node, prefixes []netip.Prefix) control.Node {
 	n.Prefixes = prefixes
 	return n
-}
-
-// sleep waits for d; false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

@@ -75,8 +75,8 @@ const (
 	grace = 10 * time.Second
 )
 
-// backoff is between attempts to reach the server, halved at random.
-var backoff = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 6, Cap: 5 * time.Second}
+// relist is between attempts to reach the server, in the client library's own words; halved at random.
+var relist = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 6, Cap: 5 * time.Second}
 
 // quiet keeps the client library from writing to standard error by itself: what it has to say comes
 // back as errors, and those are told once.
@@ -103,8 +103,8 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 	var group sync.WaitGroup
 	defer group.Wait()
 	defer cancel()
-	b := backoff
-	reflector := cache.NewReflectorWithOptions(listWatch{m}, &corev1.Node{}, m, cache.ReflectorOptions{Name: "weft", Backoff: &b})
+	pauses := relist
+	reflector := cache.NewReflectorWithOptions(listWatch{m}, &corev1.Node{}, m, cache.ReflectorOptions{Name: "weft", Backoff: &pauses})
 	group.Go(func() { reflector.RunWithContext(ctx) })
 	group.Go(func() { m.register(ctx) })
 	return m.publish(ctx)
@@ -122,17 +122,5 @@ func (s *Source) wake() {
 	select {
 	case s.poke <- struct{}{}:
 	default:
-	}
-}
-
-// sleep waits for d; false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"weft/control"
+	"weft/internal/backoff"
 )
 
 // member is this node's part in the cluster during one Run. To the reflector it is the store that it
@@ -155,8 +156,8 @@ func (m *member) Transformer() cache.TransformFunc {
 
 // register keeps this node's Node object as it is to be.
 func (m *member) register(ctx context.Context) {
-	const least, most = 200 * time.Millisecond, 30 * time.Second
-	pause, last := least, time.Time{}
+	again := backoff.Backoff{First: 200 * time.Millisecond, Most: 30 * time.Second}
+	var last time.Time
 	var want news
 	for {
 		select {
@@ -165,8 +166,8 @@ func (m *member) register(ctx context.Context) {
 		case want = <-m.say:
 		}
 		// Where somebody else keeps changing them, this must not become a race.
-		if time.Since(last) > most {
-			pause = least
+		if time.Since(last) > again.Most {
+			again.Reset()
 		}
 		for {
 			err := m.tell(ctx, want)
@@ -181,10 +182,9 @@ func (m *member) register(ctx context.Context) {
 			}
 			m.mu.Unlock()
 			m.wake()
-			if !sleep(ctx, pause) {
+			if !backoff.Sleep(ctx, again.Next()) {
 				return
 			}
-			pause = min(2*pause, most)
 			if err == nil {
 				break
 			}
@@ -246,7 +246,7 @@ func (m *member) publish(ctx context.Context) error {
 		if err := m.once(); err != nil {
 			return err
 		}
-		if !sleep(ctx, gather) {
+		if !backoff.Sleep(ctx, gather) {
 			return nil
 		}
 	}

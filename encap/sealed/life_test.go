@@ -3,16 +3,19 @@ package sealed
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	mrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"weft/packet"
 )
@@ -245,6 +248,37 @@ func TestSilence(t *testing.T) {
 	w.settled(a, b)
 	w.talk(a, b, 0)
 	w.talk(b, a, 0)
+}
+
+// TestImpatience: packets that wait for a session have it begun sooner than silence would, but not more than once a second, whether
+// nothing comes back or an initiation cannot even be made.
+func TestImpatience(t *testing.T) {
+	for name, broken := range map[string]bool{"silence": false, "no random bytes": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			a, b := w.add("a", ChaCha20Poly1305, 1), w.add("b", ChaCha20Poly1305, 1)
+			core, logs := observer.New(zap.InfoLevel)
+			a.cfg.Log = zap.New(core)
+			w.pass = func(datagram) bool { return false }
+			a.meet([32]byte{})
+			if broken {
+				a.cfg.Rand = iotest.ErrReader(errors.New("no random bytes"))
+			}
+			const seconds = 60
+			for end := w.now.Add(seconds * time.Second); w.now.Before(end); w.run(stepEvery) {
+				if _, drop := a.seal(b, 0, inner(1)); drop != packet.NoSession {
+					t.Fatal(drop)
+				}
+			}
+			n := len(w.seen)
+			if broken {
+				n = logs.FilterMessage("cannot begin a handshake").Len()
+			}
+			if n < seconds/2 || n > seconds+1 {
+				t.Errorf("%d attempts in %d s", n, seconds)
+			}
+		})
+	}
 }
 
 // TestCounterLimit: a lane that has used up its counters stops; before that new keys are made.

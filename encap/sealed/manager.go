@@ -16,6 +16,7 @@ import (
 	"github.com/flynn/noise"
 	"go.uber.org/zap"
 
+	"weft/internal/backoff"
 	"weft/packet"
 )
 
@@ -32,7 +33,8 @@ const (
 	// confirmFor is how long a responder waits for the first authentic packet of a session.
 	confirmFor = 30 * time.Second
 
-	// An initiation without an answer is repeated at these intervals, give or take a quarter.
+	// An initiation without an answer is repeated at these intervals, give or take a quarter; no sooner than after the first
+	// where packets wait.
 	retryFirst = time.Second
 	retryMax   = 8 * time.Second
 	// crossing is how long an initiation of ours may be under way and win over the peer's.
@@ -123,7 +125,8 @@ type member struct {
 	under           *initiation
 	tries           int // initiations since the last session
 	retryAt         time.Time
-	wanted          uint64 // face.unsealed at the last initiation
+	hurryAt         time.Time // the same while a packet waits for a session
+	wanted          uint64    // face.unsealed at the last initiation
 	confirmAt       time.Time
 	lastStamp       uint64
 	epoch           uint8
@@ -479,8 +482,8 @@ func (m *Manager) due(p *member, now time.Time) bool {
 		return false
 	}
 	if p.under != nil || p.cur == nil {
-		hurry := p.cur == nil && p.face.unsealed.Load() > p.wanted && (p.under == nil || now.Sub(p.under.at) >= retryFirst)
-		return hurry || !now.Before(p.retryAt)
+		wanted := p.cur == nil && p.face.unsealed.Load() > p.wanted // since the last initiation
+		return wanted && !now.Before(p.hurryAt) || !now.Before(p.retryAt)
 	}
 	if now.Before(p.retryAt) { // the peer has begun one that waits for its confirmation
 		return false
@@ -492,8 +495,7 @@ func (m *Manager) due(p *member, now time.Time) bool {
 // start sends an initiation.
 func (m *Manager) start(p *member, now time.Time) {
 	m.abandon(p)
-	pause := min(retryFirst<<min(max(p.tries-1, 0), 10), retryMax)
-	p.retryAt = now.Add(pause*3/4 + time.Duration(mrand.Int64N(int64(pause/2))))
+	p.hurryAt, p.retryAt = now.Add(retryFirst), now.Add(backoff.Pause(p.tries, retryFirst, retryMax))
 	p.tries++
 	p.wanted = p.face.unsealed.Load()
 	index, err := m.allot()

@@ -101,6 +101,7 @@ func (m *Manager) onInitiation(msg []byte, from netip.AddrPort, now time.Time) {
 		return
 	}
 	p.retryAt = now.Add(retryFirst) // give it the time to confirm
+	p.hurryAt = p.retryAt
 	sum := mac(p.mac1Key[:], reply)
 	m.write(append(reply, sum[:]...), from)
 }

@@ -45,14 +45,14 @@ var (
 		"xdp/lib":     {[]string{"packet", "internal/wait", "xdp", unix, "github.com/asavie/xdp"}, []string{"packet/packettest"}},
 		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
 		"encap/vxlan": {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
-		"encap/sealed": {[]string{"packet", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
+		"encap/sealed": {[]string{"packet", "internal/backoff", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
 			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", "internal/wholefile", unix, zap}, []string{"packet/packettest"}},
 		"control/static": {[]string{"control", "internal/config/strict", zap, "github.com/fsnotify/fsnotify"}, []string{"control/controltest"}},
-		"control/etcd": {[]string{"control", "internal/wholefile", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
+		"control/etcd": {[]string{"control", "internal/backoff", "internal/wholefile", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
 			[]string{"control/controltest"}},
 
 		// client-go is nowhere else
-		"control/kubernetes": {[]string{"control", zap, "k8s.io/api/core/v1", "k8s.io/apimachinery/pkg/...", "k8s.io/client-go/rest", "k8s.io/client-go/tools/cache",
+		"control/kubernetes": {[]string{"control", "internal/backoff", zap, "k8s.io/api/core/v1", "k8s.io/apimachinery/pkg/...", "k8s.io/client-go/rest", "k8s.io/client-go/tools/cache",
 			"k8s.io/client-go/tools/clientcmd", "k8s.io/klog/v2"}, []string{"control/controltest"}},
 
 		// the engine names no part; its tests drive the real ones
@@ -87,16 +87,17 @@ var (
 		// the ground
 		"internal/api":           {},
 		"internal/archtest":      {tests: []string{"catalog/mode"}},
+		"internal/backoff":       {},
 		"internal/capture":       {[]string{"backend", "dataplane", "packet", "internal/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
 		"internal/config":        {code: []string{"catalog/mode", "control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/capture", "internal/config", "internal/egress", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
+		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/backoff", "internal/capture", "internal/config", "internal/egress", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
 			"internal/filter", "internal/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"internal/doctor":  {code: []string{"catalog/mode", "control", "internal/kernel", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "packet", nl, unix}},
 		"internal/egress":  {code: []string{"control", "packet", "internal/hostnet"}},
 		"internal/e2e":     {tests: []string{"catalog", "catalog/mode", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
 		"internal/filter":  {code: []string{"packet"}},
-		"internal/hostnet": {code: []string{nl, netns, unix, zap, "github.com/google/nftables/..."}},
+		"internal/hostnet": {code: []string{"internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/..."}},
 		"internal/kernel":  {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"internal/netlab":  {code: []string{nl, netns, unix}},

@@ -7,54 +7,112 @@ import (
 	"go.uber.org/zap"
 
 	"weft/control"
+	"weft/internal/backoff"
 )
 
-// A State that cannot be put in force is tried again at these intervals.
+// A State that cannot be put in force is tried again after about these pauses.
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 10 * time.Second
 )
 
-// applyAll puts the newest State in force, again and again until it is, until ctx ends. A source that wants to know
-// is told.
+// attempts is how it stands with putting the newest State in force. An attempt that fails makes devices and takes them
+// away again, and the backend's news of that must not begin the next one: what cuts a pause short is a new State, a person
+// who reloads, or surroundings that no longer are what the last attempt met or left.
+type attempts struct {
+	again     backoff.Backoff
+	since     time.Time        // when it came into force; zero while it is not
+	due       <-chan time.Time // when it is tried again; nil where there is no need
+	met, left uint64           // the surroundings before and after the last attempt, which failed
+}
+
+// fail takes note of a failure; tell tells the pause before it begins.
+func (a *attempts) fail(met, left uint64, tell func(pause time.Duration)) {
+	if !a.since.IsZero() && time.Since(a.since) > a.again.Most { // what held for long is not to be blamed for earlier failures
+		a.again.Reset()
+	}
+	pause := a.again.Next()
+	tell(pause)
+	a.since, a.due, a.met, a.left = time.Time{}, time.After(pause), met, left
+}
+
+// succeed takes note of a success, and says whether it is the first after a failure.
+func (a *attempts) succeed() bool {
+	a.due = nil
+	if !a.since.IsZero() {
+		return false
+	}
+	a.since = time.Now()
+	return true
+}
+
+// lookAt is told by the backend that Apply should be called again, and if so what has broken.
+func (d *Daemon) lookAt(broken error) {
+	d.mu.Lock()
+	if broken != nil {
+		d.broken = broken
+	}
+	d.mu.Unlock()
+	select {
+	case d.looks <- struct{}{}:
+	default:
+	}
+}
+
+// applyAll puts the newest State in force and keeps it so until ctx ends. A source that wants to know is told. All
+// attempts on the path are made here.
 func (d *Daemon) applyAll(ctx context.Context, parts Parts, source control.Source) {
-	pause, told := retryFirst, false
-	var retry <-chan time.Time
+	a := attempts{again: backoff.Backoff{First: retryFirst, Most: retryMost}}
+	var last control.Node
+	told := false
 	for {
-		reloading := false
+		fresh, reloading := true, false
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.wake:
-			pause = retryFirst // a new State deserves a fresh try
+		case <-a.due:
 		case <-parts.Reload:
 			d.log.Info("reloading")
 			d.reread(parts.Reread)
-			if !told { // that State, when it comes, is applied anyway
+			if a.since.IsZero() && a.due == nil { // the first State, when it comes, is applied anyway
 				continue
 			}
-			pause, reloading = retryFirst, true
-			d.told(d.manager.Reloading())
-		case <-retry:
+			a.again.Reset()
+			if reloading = told; reloading {
+				d.told(d.manager.Reloading())
+			}
+		case <-d.looks:
+			if !d.worthwhile(&a) {
+				continue
+			}
+			fresh = a.due != nil
 		}
-		retry = nil
-		self, err := d.applyOnce(pause)
+		var met uint64
+		if a.due != nil {
+			met = d.around()
+		}
+		self, err := d.applyOnce(fresh)
+		if !self.Equal(last) { // a State that differs in the peers fails as the one before
+			a.again.Reset()
+			last = self
+		}
+		if err != nil {
+			a.fail(met, d.around(), d.failed(err))
+		}
 		if reloading {
 			d.told(d.manager.Ready(d.summary()))
 		}
 		if err != nil {
-			d.log.Error("the cluster's state is not in force, trying again", zap.Error(err), zap.Duration("in", pause))
-			retry = time.After(pause)
-			pause = min(2*pause, retryMost)
 			continue
 		}
-		pause = retryFirst
+		fresh = a.succeed() || fresh
 		if file := d.cfg.Control.SubnetEnv; file != "" {
 			if err := writeSubnetEnv(file, subnetEnv(d.cfg.Network.Prefixes, self, d.backend.Status().InnerMTU)); err != nil {
 				d.log.Error("the hand-over to Flannel's CNI plugin is not written", zap.Error(err))
 			}
 		}
-		if w, ok := source.(control.Witness); ok && len(self.Prefixes) > 0 {
+		if w, ok := source.(control.Witness); ok && fresh && len(self.Prefixes) > 0 {
 			w.Forwarding()
 		}
 		if !told {
@@ -65,22 +123,57 @@ func (d *Daemon) applyAll(ctx context.Context, parts Parts, source control.Sourc
 	}
 }
 
-// applyOnce applies the newest State, records how that went, and returns what the State makes of this node.
-func (d *Daemon) applyOnce(pause time.Duration) (self control.Node, err error) {
+// worthwhile says whether an Apply that the backend asks for is to be made now.
+func (d *Daemon) worthwhile(a *attempts) bool {
+	d.mu.Lock()
+	broken := d.broken
+	d.broken = nil
+	d.mu.Unlock()
+	switch {
+	case !a.since.IsZero() && broken == nil:
+		return true
+	case a.since.IsZero() && a.due == nil: // there is no State yet
+		return false
+	}
+	now := d.around()
+	switch {
+	case !a.since.IsZero():
+		a.fail(now, now, d.failed(broken))
+		return false
+	case now == a.met || now == a.left:
+		return false
+	}
+	a.again.Reset()
+	return true
+}
+
+// applyOnce applies the newest State, and returns what the State makes of this node. counted says that it is an attempt,
+// and no look at what is in force.
+func (d *Daemon) applyOnce(counted bool) (self control.Node, err error) {
 	d.mu.Lock()
 	state := *d.state
 	d.mu.Unlock()
 	err = d.backend.Apply(state)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.apply.Attempts++
-	if err != nil {
+	if counted || err != nil {
+		d.apply.Attempts++
+	}
+	if counted && err == nil {
+		d.apply.Failures, d.apply.Error, d.apply.Retry, d.apply.Applied = 0, "", time.Time{}, time.Now()
+	}
+	return state.Self, err
+}
+
+// failed is what records and logs why the newest State is not in force, and when it is tried again.
+func (d *Daemon) failed(err error) func(pause time.Duration) {
+	return func(pause time.Duration) {
+		d.mu.Lock()
 		d.apply.Failures++
 		d.apply.Error, d.apply.Retry = err.Error(), time.Now().Add(pause)
-		return state.Self, err
+		d.mu.Unlock()
+		d.log.Error("the cluster's state is not in force, trying again", zap.Error(err), zap.Duration("in", pause))
 	}
-	d.apply.Failures, d.apply.Error, d.apply.Retry, d.apply.Applied = 0, "", time.Time{}, time.Now()
-	return state.Self, nil
 }
 
 // tell logs the effective facts, once.

@@ -52,13 +52,16 @@ type Daemon struct {
 	manager systemd.Manager
 	shown   []config.Shown // the configuration at the start
 	wake    chan struct{}  // holds a token while there is a State that Apply has not seen
+	looks   chan struct{}  // holds a token while the backend asks for another Apply
+	around  func() uint64  // a digest of what Apply depends on and does not make itself
 
 	life     context.Context // ends with the daemon
 	captures atomic.Int32    // under way
 
-	mu    sync.Mutex
-	state *control.State // the newest; nil before the first
-	apply api.Apply
+	mu     sync.Mutex
+	state  *control.State // the newest; nil before the first
+	apply  api.Apply
+	broken error // what the backend said has broken, since applyAll last asked
 }
 
 // Run is a daemon's life. It returns nil when ctx ended and everything was closed in order; what the
@@ -101,7 +104,8 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode.Name, err)
 	}
 	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, started: time.Now(),
-		manager: manager, shown: cfg.Show(), wake: make(chan struct{}, 1)}
+		manager: manager, shown: cfg.Show(), wake: make(chan struct{}, 1), looks: make(chan struct{}, 1),
+		around: func() uint64 { return host.Surroundings(backend.Owner) }}
 
 	me := self(cfg, b, host, log)
 
@@ -119,7 +123,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		group.Go(func() error { return metrics.Serve(ctx, watched, d) })
 	}
 	group.Go(func() error { return host.Run(ctx) })
-	group.Go(func() error { return b.Run(ctx) })
+	group.Go(func() error { return b.Run(ctx, d.lookAt) })
 	source := parts.Source(cfg, log)
 	group.Go(func() error { return d.follow(ctx, source, me) })
 	group.Go(func() error { d.applyAll(ctx, parts, source); return nil })

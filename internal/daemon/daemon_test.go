@@ -51,7 +51,7 @@ func (c *carrier) Apply(s control.State) error {
 	c.applied = append(c.applied, s)
 	return nil
 }
-func (c *carrier) Run(ctx context.Context) error {
+func (c *carrier) Run(ctx context.Context, _ func(error)) error {
 	select {
 	case <-ctx.Done():
 		return nil

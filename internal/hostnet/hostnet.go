@@ -109,10 +109,11 @@ type Host struct {
 	raw     raw
 	sysctls *sysctls
 
-	mu       sync.Mutex   // held by Apply; guards owners, prev, suspects and firewall
-	owners   []*owner     // in the order in which they were named, or spoke first
-	prev     *inForce     // after the last Apply; nil before the first
-	suspects map[any]bool // keys of objects of which the latest news is not what the last Apply left
+	mu       sync.Mutex      // held by Apply; guards owners, prev, suspects and firewall
+	owners   []*owner        // in the order in which they were named, or spoke first
+	prev     *inForce        // after the last Apply; nil before the first
+	suspects map[any]bool    // keys of objects of which the latest news is not what the last Apply left
+	said     map[string]bool // settings that could not be made, and are told of
 
 	firewall firewall
 
@@ -137,7 +138,7 @@ func New(log *zap.Logger, owners ...string) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: open the network namespace: %w", err)
 	}
-	h := &Host{log: log, ns: ns, sysctls: openSysctls(), suspects: map[any]bool{}}
+	h := &Host{log: log, ns: ns, sysctls: openSysctls(), suspects: map[any]bool{}, said: map[string]bool{}}
 	for _, name := range owners {
 		h.owner(name)
 	}

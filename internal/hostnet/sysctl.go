@@ -139,7 +139,8 @@ func (h *Host) keepRouterAdvertisements() {
 		if err != nil || v != "1" || is.Flags&net.FlagLoopback != 0 || strings.HasPrefix(is.Name, LinkPrefix) {
 			continue
 		}
-		if err := h.sysctls.set(key, "2"); err != nil {
+		if err := h.sysctls.set(key, "2"); err != nil && !h.said[key] {
+			h.said[key] = true // it is tried again every second
 			h.log.Warn("cannot keep router advertisements accepted", zap.String("device", is.Name), zap.Error(err))
 		}
 	}

@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netns"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/backoff"
 )
 
 const (
@@ -26,6 +28,8 @@ const (
 	belt = time.Second
 	// share bounds what the belt costs: after a look that took d, at least share × d pass without news.
 	share = 100
+	// relisten is the first pause before notifications are asked for again.
+	relisten = 10 * time.Millisecond
 )
 
 // Run keeps what the owners want in force until ctx ends: whatever anybody else removes or changes is put back, soon after netlink
@@ -135,28 +139,37 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // follow reads notifications until ctx ends, opening a new socket when one breaks.
 func (h *Host) follow(ctx context.Context, listener *nl.NetlinkSocket, notify func()) {
 	defer h.listening.Store(false)
-	for ctx.Err() == nil {
-		if listener == nil {
-			var err error
-			if listener, err = h.listen(); err != nil {
-				h.log.Warn("cannot listen for kernel changes; checking every second", zap.Error(err))
-				if !sleep(ctx, belt) {
-					return
-				}
-				continue
-			}
-			h.doubt.Store(true)
-			notify()
-			h.listening.Store(true)
-		}
+	again := backoff.Backoff{First: relisten, Most: 10 * time.Second}
+	for {
+		began := time.Now()
 		err := h.read(ctx, listener, notify)
 		h.listening.Store(false)
 		listener.Close()
-		listener = nil
-		if ctx.Err() == nil {
-			h.log.Info("listening for kernel changes again", zap.Error(err))
+		if time.Since(began) > again.Most {
+			again.Reset()
+		}
+		if listener = h.listenAgain(ctx, &again, err); listener == nil {
+			return
+		}
+		h.doubt.Store(true)
+		notify()
+		h.listening.Store(true)
+	}
+}
+
+// listenAgain opens a new socket after one that broke with err; nil when ctx ended first.
+func (h *Host) listenAgain(ctx context.Context, again *backoff.Backoff, err error) (listener *nl.NetlinkSocket) {
+	for ctx.Err() == nil {
+		pause := again.Next()
+		h.log.Warn("kernel changes are not heard: looking every second, and listening again", zap.Error(err), zap.Duration("in", pause))
+		if !backoff.Sleep(ctx, pause) {
+			break
+		}
+		if listener, err = h.listen(); err == nil {
+			return listener
 		}
 	}
+	return nil
 }
 
 // read passes on what concerns us until the socket breaks or ctx ends.
