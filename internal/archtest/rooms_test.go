@@ -91,7 +91,7 @@ var (
 		"internal/capture":       {[]string{"backend", "dataplane", "packet", "internal/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
 		"internal/config":        {code: []string{"catalog/mode", "control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/backoff", "internal/capture", "internal/config", "internal/egress", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd",
+		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/backoff", "internal/capture", "internal/config", "internal/egress", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd", "internal/txloss",
 			"internal/filter", "internal/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"internal/doctor":  {code: []string{"catalog/mode", "control", "internal/kernel", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "packet", nl, unix}},
 		"internal/egress":  {code: []string{"control", "packet", "internal/hostnet"}},
@@ -107,6 +107,7 @@ var (
 		"internal/steer":   {code: []string{"internal/sockmem", "packet", unix, "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 		"internal/trace":   {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},
+		"internal/txloss":  {code: []string{nl, unix}},
 		"internal/wait":    {code: []string{unix}, tests: []string{"packet/packettest"}},
 
 		// renameio is nowhere else

@@ -2,16 +2,21 @@ package daemon
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"time"
+
+	"go.uber.org/zap"
 
 	"weft/backend"
 	"weft/control"
 	"weft/dataplane"
 	"weft/internal/api"
 	"weft/internal/pods"
+	"weft/internal/txloss"
 )
 
 // What the API asks. Each answer is made of one look at the State and one at the backend.
@@ -23,8 +28,38 @@ func (d *Daemon) look() (*control.State, api.Apply) {
 	return d.state, d.apply
 }
 
-// Status says how the daemon is.
+// Status says how the daemon is, and what the kernel tells of packets that it lost behind the path.
 func (d *Daemon) Status() api.Status {
+	s := d.status()
+	maps.Copy(s.KernelDrops, d.losses.since(s.Endpoints, d.log))
+	return s
+}
+
+// lossWatch is what asks the kernel for packets that it lost.
+type lossWatch struct {
+	sync.Mutex
+	watch *txloss.Watch
+	wrong string // why it could not be asked the last time
+}
+
+// since returns what was lost since the daemon began, by name.
+func (l *lossWatch) since(endpoints []netip.Addr, log *zap.Logger) map[string]uint64 {
+	l.Lock()
+	defer l.Unlock()
+	lost, err := l.watch.Since(endpoints)
+	wrong := ""
+	if err != nil {
+		wrong = err.Error()
+	}
+	if wrong != l.wrong && err != nil {
+		log.Warn("the kernel does not tell which packets it lost", zap.Error(err))
+	}
+	l.wrong = wrong
+	return lost
+}
+
+// status says how the daemon is as far as the daemon itself knows.
+func (d *Daemon) status() api.Status {
 	state, apply := d.look()
 	b := d.backend.Status()
 	s := api.Status{
@@ -46,6 +81,7 @@ func (d *Daemon) Status() api.Status {
 	if s.Features == nil {
 		s.Features = map[string]string{}
 	}
+	s.KernelDrops = maps.Clone(s.KernelDrops)
 	if s.KernelDrops == nil {
 		s.KernelDrops = map[string]uint64{}
 	}
@@ -69,7 +105,7 @@ func (d *Daemon) Status() api.Status {
 
 // forPods is what attaching pods needs to know.
 func (d *Daemon) forPods() pods.Node {
-	s := d.Status()
+	s := d.status()
 	return pods.Node{Prefixes: s.Prefixes, Network: s.Network, MTU: s.InnerMTU, Ready: s.Ready, Reason: s.Reason}
 }
 

@@ -178,7 +178,7 @@ func (d *Daemon) failed(err error) func(pause time.Duration) {
 
 // tell logs the effective facts, once.
 func (d *Daemon) tell() {
-	s := d.Status()
+	s := d.status()
 	d.log.Info("carrying traffic",
 		zap.String("version", s.Version), zap.String("node", s.Node), zap.String("mode", s.Mode),
 		zap.Stringers("network", s.Network), zap.Uint32("vni", s.VNI), zap.Uint16("port", s.Port),

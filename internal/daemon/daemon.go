@@ -24,6 +24,7 @@ import (
 	"weft/internal/metrics"
 	"weft/internal/pods"
 	"weft/internal/systemd"
+	"weft/internal/txloss"
 )
 
 // ErrConfiguration marks errors that a person has to mend in a file.
@@ -54,6 +55,8 @@ type Daemon struct {
 	wake    chan struct{}  // holds a token while there is a State that Apply has not seen
 	looks   chan struct{}  // holds a token while the backend asks for another Apply
 	around  func() uint64  // a digest of what Apply depends on and does not make itself
+
+	losses lossWatch
 
 	life     context.Context // ends with the daemon
 	captures atomic.Int32    // under way
@@ -114,6 +117,10 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		return errors.Join(err, b.Close())
 	}
 	defer attached.Close()
+	if d.losses.watch, err = txloss.New(); err != nil {
+		return errors.Join(err, b.Close())
+	}
+	defer d.losses.watch.Close()
 
 	group, ctx := errgroup.WithContext(ctx)
 	d.life = ctx

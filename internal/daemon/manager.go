@@ -45,7 +45,7 @@ func (d *Daemon) told(err error) {
 
 // summary is the status in a line.
 func (d *Daemon) summary() string {
-	s := d.Status()
+	s := d.status()
 	if !s.Ready {
 		return "not ready: " + s.Reason
 	}

@@ -73,6 +73,24 @@ func Examine(ctx context.Context, p Patient) []Finding {
 	return list
 }
 
+// dropRemedy says what to do about packets that the kernel dropped under a name.
+func dropRemedy(name string, port uint16) string {
+	device, what, scoped := strings.Cut(name, " ")
+	switch {
+	case name == "handshake-overflow":
+		return fmt.Sprintf("somebody floods UDP port %d with what is no traffic: traffic goes first; let only the nodes reach that port", port)
+	case what == "neighbour-table-full":
+		return "the kernel has no room for more neighbours: raise net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3"
+	case name == "neighbour-unresolved" || device == "machine":
+		return "hosts on a link of this machine did not answer ARP or neighbour discovery, and packets to them are lost, the overlay's and others': see `ip neigh show nud failed` and `ip neigh show nud incomplete`"
+	case scoped && strings.HasPrefix(what, "rx-"):
+		return fmt.Sprintf("packets that came in are lost at %[1]s: see `ip -s -s link show %[1]s`", device)
+	case scoped:
+		return fmt.Sprintf("%[1]s did not take all that this node sent, the overlay's packets and others': see `tc -s qdisc show dev %[1]s` and `ip -s -s link show %[1]s`", device)
+	}
+	return "the daemon was slower than the traffic: see `weft stages --interval 1s`"
+}
+
 // rings says how an AF_XDP queue is attached, and what went wrong at its rings.
 func rings(r api.Ring) Finding {
 	f := Finding{"rings", OK, fmt.Sprintf("%s queue %d: %s XDP", r.Device, r.Queue, r.Attach), ""}
@@ -109,11 +127,7 @@ func daemon(s api.Status, err error) []Finding {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.KernelDrops)) {
 		if n := s.KernelDrops[name]; n > 0 {
-			remedy := "the daemon was slower than the traffic: see `weft stages --interval 1s`"
-			if name == "handshake-overflow" {
-				remedy = fmt.Sprintf("somebody floods UDP port %d with what is no traffic: traffic goes first; let only the nodes reach that port", s.Port)
-			}
-			list = append(list, Finding{"kernel drops", Note, fmt.Sprintf("%s %d since the daemon began", name, n), remedy})
+			list = append(list, Finding{"kernel drops", Note, fmt.Sprintf("%s %d since the daemon began", name, n), dropRemedy(name, s.Port)})
 		}
 	}
 	for _, r := range s.Rings {

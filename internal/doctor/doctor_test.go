@@ -167,6 +167,19 @@ short line
 	}
 }
 
+func TestDropRemedies(t *testing.T) {
+	for name, want := range map[string]string{
+		"tun-queue": "weft stages", "socket-overflow": "weft stages", "handshake-overflow": "UDP port 4789", "neighbour-unresolved": "ip neigh show nud failed",
+		"machine neighbour-queue-full": "ip neigh show nud failed", "machine neighbour-failed": "ip neigh show nud failed",
+		"machine neighbour-table-full": "gc_thresh3", "eth0 queue-dropped": "tc -s qdisc show dev eth0", "eth0 tx-dropped": "ip -s -s link show eth0",
+		"weft-vx4 rx-errors": "ip -s -s link show weft-vx4",
+	} {
+		if got := dropRemedy(name, 4789); !strings.Contains(got, want) {
+			t.Errorf("%s: %q does not say %q", name, got, want)
+		}
+	}
+}
+
 func TestDaemonFindings(t *testing.T) {
 	list := daemon(api.Status{Ready: true, Mode: "tun", Problems: []api.Problem{{Node: "b", Text: "no endpoint"}},
 		Features: map[string]string{"gso": "on", "gro": "off: EINVAL"}, KernelDrops: map[string]uint64{"rxq-overflow": 3, "none": 0}}, nil)

@@ -1,0 +1,105 @@
+// Package txloss asks the kernel what became of packets that it had taken: sendmsg says yes, and behind it a packet still has
+// to find its neighbour's address and room in the device's queue. Where it finds neither it dies, and who sent it is not told.
+//
+// What the kernel tells of this is told of others' packets as well. A device's counters are of all that leaves by it; those
+// of the neighbour tables are of all network namespaces of the machine together (struct neigh_table is one for each family).
+package txloss
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Watch counts since it was made. Not safe for concurrent use.
+type Watch struct {
+	rt      *netlink.Handle
+	queues  []*os.File // where the kernel tells of packets that wait for a neighbour; empty where it does not tell us
+	devices map[int]deviceCounts
+	tables  tableCounts
+}
+
+// New begins to count, in the network namespace of the calling thread.
+func New() (*Watch, error) {
+	rt, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("txloss: open netlink: %w", err)
+	}
+	w := &Watch{rt: rt, queues: openQueues()}
+	if w.devices, err = w.countDevices(); err == nil {
+		w.tables, err = w.countTables()
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
+
+// Close frees what the Watch holds.
+func (w *Watch) Close() error {
+	w.rt.Close()
+	var errs []error
+	for _, f := range w.queues {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Since returns what was lost since New, by name: by the devices that hold the given addresses, and by the machine's neighbour
+// tables. What is 0 is left out.
+//
+//	eth0 tx-dropped                packets that the device's driver had no room for
+//	eth0 tx-errors, tx-carrier     packets that it could not send
+//	eth0 queue-dropped             packets that the device's queueing discipline dropped
+//	machine neighbour-queue-full   packets that waited for a neighbour's address and had to make room for newer ones
+//	machine neighbour-failed       neighbours that did not answer; with each the packets went that waited for it
+//	machine neighbour-table-full   neighbours for which there was no room; the packet to it went
+func (w *Watch) Since(addrs []netip.Addr) (map[string]uint64, error) {
+	lost := map[string]uint64{}
+	devices, err := w.countDevices()
+	if err != nil {
+		return nil, err
+	}
+	holders, err := w.holders(addrs)
+	if err != nil {
+		return nil, err
+	}
+	for index := range holders {
+		now := devices[index]
+		was := w.devices[index] // zero for a device that came later
+		for name, n := range map[string]uint64{
+			"tx-dropped": since(now.dropped, was.dropped), "tx-errors": since(now.errors, was.errors),
+			"tx-carrier": since(now.carrier, was.carrier), "queue-dropped": since(now.queue, was.queue),
+		} {
+			if n > 0 {
+				lost[now.name+" "+name] = n
+			}
+		}
+	}
+	tables, err := w.countTables()
+	if err != nil {
+		return nil, err
+	}
+	for name, n := range map[string]uint64{
+		"machine neighbour-queue-full": since(tables.queueFull, w.tables.queueFull),
+		"machine neighbour-failed":     since(tables.failed, w.tables.failed),
+		"machine neighbour-table-full": since(tables.tableFull, w.tables.tableFull),
+	} {
+		if n > 0 {
+			lost[name] = n
+		}
+	}
+	return lost, nil
+}
+
+// since is how much a counter has grown; all of it where it began anew.
+func since(now, was uint64) uint64 {
+	if now < was {
+		return now
+	}
+	return now - was
+}
