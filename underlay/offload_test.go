@@ -16,6 +16,7 @@ import (
 
 	"weft/internal/kernel"
 	"weft/internal/nettest"
+	"weft/internal/sock"
 	"weft/packet"
 )
 
@@ -40,7 +41,7 @@ func newRawPeer(t testing.TB, ns *nettest.NS, at netip.Addr) *rawPeer {
 	}
 	t.Cleanup(func() { unix.Close(p.fd) })
 	for _, err := range []error{
-		unix.Bind(p.fd, sockaddrOf(netip.AddrPortFrom(at, 0))),
+		unix.Bind(p.fd, sock.Sockaddr(netip.AddrPortFrom(at, 0))),
 		unix.SetsockoptInt(p.fd, unix.SOL_UDP, unix.UDP_GRO, 1),
 		unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20),
 		unix.SetsockoptInt(p.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 8<<20),
@@ -80,7 +81,7 @@ func (p *rawPeer) sendTo(to netip.AddrPort, data []byte, segment int) error {
 		h.SetLen(unix.CmsgLen(2))
 		binary.NativeEndian.PutUint16(oob[unix.CmsgLen(0):], uint16(segment))
 	}
-	if err := unix.Sendmsg(p.fd, data, oob, sockaddrOf(to), 0); err != nil {
+	if err := unix.Sendmsg(p.fd, data, oob, sock.Sockaddr(to), 0); err != nil {
 		return fmt.Errorf("send %d bytes in segments of %d: %w", len(data), segment, err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"weft/internal/nettest"
+	"weft/internal/sock"
 	"weft/internal/steer"
 	"weft/packet"
 )
@@ -55,7 +56,7 @@ func TestSteer(t *testing.T) {
 						t.Fatal(err)
 					}
 					buf := make([]byte, 16)
-					aside[0].(*steer.Socket).SetReadDeadline(time.Now().Add(patience))
+					aside[0].(*sock.Conn).SetReadDeadline(time.Now().Add(patience))
 					n, at, err := aside[0].ReadFromUDPAddrPort(buf)
 					if err != nil || n != 4 || buf[0] != first || at.Port() != addrOf(from).Port() {
 						t.Fatalf("first byte %d: %d bytes from %v, %v", first, n, at, err)

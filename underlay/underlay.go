@@ -40,6 +40,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/sock"
 	"weft/internal/steer"
 	"weft/internal/wait"
 	"weft/packet"
@@ -104,28 +105,28 @@ func Listen(cfg Config, queues int) (_ packet.Port, err error) {
 		for _, local := range cfg.Local {
 			for _, udp := range cfg.ports() {
 				shared := queues > 1 || cfg.Steer != nil && udp == cfg.Port
-				fd, err := p.listen(netip.AddrPortFrom(local, udp), i, shared)
+				s, err := p.receiving(netip.AddrPortFrom(local, udp), i, shared)
 				if err != nil {
 					return nil, err
 				}
-				if err := attach(fd, cfg.Filter); err != nil {
-					return nil, err
+				if err := s.Filter(cfg.Filter); err != nil {
+					return nil, fmt.Errorf("underlay: %w", err)
 				}
 				if cfg.Offload {
-					p.feature("udp-gro", unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1))
+					p.feature("udp-gro", s.Set(unix.SOL_UDP, unix.UDP_GRO, 1, "UDP_GRO"))
 				}
-				q.recv.inlets = append(q.recv.inlets, inlet{fd: fd})
-				receiving = append(receiving, fd)
+				q.recv.inlets = append(q.recv.inlets, inlet{fd: s.FD()})
+				receiving = append(receiving, s.FD())
 			}
 			for range cfg.SendSockets {
-				fd, port, err := p.sendSocket(local)
+				s, err := p.sending(local)
 				if err != nil {
 					return nil, err
 				}
 				if cfg.Offload { // 0 = joined only where a message asks for it
-					q.send.gso = p.feature("udp-gso", unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT, 0))
+					q.send.gso = p.feature("udp-gso", s.Set(unix.SOL_UDP, unix.UDP_SEGMENT, 0, "UDP_SEGMENT"))
 				}
-				q.send.add(fd, port, local.Is6())
+				q.send.add(s.FD(), s.Bound().Port(), local.Is6())
 			}
 		}
 		q.recv.waiter = p.stop.Waiter(wait.Readable, receiving...)
@@ -195,11 +196,11 @@ func check(cfg Config) (Config, error) {
 type port struct {
 	stop   *wait.Stop
 	queues []packet.Queue
-	aside  []*steer.Socket
+	aside  []*sock.Conn
 
 	mu       sync.Mutex // what follows, and the descriptors against Close
 	closed   bool
-	sockets  []socket
+	sockets  []*sock.Socket
 	features map[string]string
 }
 
@@ -230,11 +231,9 @@ func (p *port) Close() error {
 	for _, c := range p.aside {
 		err = errors.Join(err, c.Close())
 	}
-	for i := range p.sockets {
-		s := &p.sockets[i]
-		s.drops.Sample(s.fd)
-		if e := unix.Close(s.fd); e != nil {
-			err = errors.Join(err, fmt.Errorf("underlay: close socket: %w", e))
+	for _, s := range p.sockets {
+		if e := s.Close(); e != nil {
+			err = errors.Join(err, fmt.Errorf("underlay: %w", e))
 		}
 	}
 	return err
@@ -246,16 +245,47 @@ func (p *port) KernelDrops() map[string]uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var total uint64
-	for i := range p.sockets {
-		s := &p.sockets[i]
-		if !p.closed {
-			s.drops.Sample(s.fd)
-		}
-		total += s.drops.Total()
+	for _, s := range p.sockets {
+		total += s.Overflow()
 	}
 	drops := map[string]uint64{"socket-overflow": total}
 	steer.AddOverflow(drops, p.aside)
 	return drops
+}
+
+// receiving opens a receiving socket of queue i; shared says whether there will be others. The first shares the port only once it has it:
+// so another process that listens here, sharing or not, is an error and not a silent sharing.
+func (p *port) receiving(at netip.AddrPort, i int, shared bool) (*sock.Socket, error) {
+	s, err := sock.Listen(at, i > 0)
+	if err != nil {
+		return nil, fmt.Errorf("underlay: %w", err)
+	}
+	p.sockets = append(p.sockets, s)
+	p.buffer("receive-buffer", s.ReceiveBuffer())
+	if i == 0 && shared {
+		if err := s.Share(); err != nil {
+			return nil, fmt.Errorf("underlay: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// sending opens a sending socket on a source port of its own.
+func (p *port) sending(local netip.Addr) (*sock.Socket, error) {
+	s, err := sock.Source(local)
+	if err != nil {
+		return nil, fmt.Errorf("underlay: %w", err)
+	}
+	p.sockets = append(p.sockets, s)
+	p.buffer("send-buffer", s.SendBuffer())
+	return s, nil
+}
+
+func (p *port) buffer(name string, err error) {
+	p.features[name] = "on"
+	if err != nil {
+		p.features[name] = err.Error()
+	}
 }
 
 // feature records whether the kernel took an option, and returns that.

@@ -17,6 +17,7 @@ import (
 
 	"weft/internal/kernel"
 	"weft/internal/nettest"
+	"weft/internal/sock"
 	"weft/packet"
 	"weft/packet/packettest"
 )
@@ -292,7 +293,7 @@ func TestSourcePorts(t *testing.T) {
 			}
 			portOf[flow] = from.Port()
 			ports[from.Port()] = true
-			if from.Port() < firstSourcePort || from.Addr() != loopback4 {
+			if from.Port() < sock.FirstSourcePort || from.Addr() != loopback4 {
 				t.Fatalf("sent from %v", from)
 			}
 		}

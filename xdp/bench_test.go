@@ -69,7 +69,7 @@ func BenchmarkRings(b *testing.B) {
 					packets := batch.Packets()
 					for k := range packets {
 						if frame := s.stage(&packets[k], t.length); frame != nil {
-							t.write(frame, uint32(k), uint16(k))
+							t.write(frame, uint32(k))
 						}
 					}
 					s.tx.submit()
@@ -91,7 +91,7 @@ func BenchmarkUnwrap(b *testing.B) {
 					p := &batch.Slots()[0]
 					space := p.Reset()
 					frame := space[:t.length+size]
-					t.write(frame, 1, 1)
+					t.write(frame, 1)
 					b.ReportAllocs()
 					for b.Loop() {
 						p.Reset()

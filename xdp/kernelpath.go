@@ -3,12 +3,12 @@ package xdp
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"weft/internal/sock"
 	"weft/internal/steer"
 	"weft/packet"
 )
@@ -18,8 +18,9 @@ import (
 // device; and inwards what the XDP program leaves to the kernel, such as fragments, which arrive here reassembled.
 // It also keeps others from binding the endpoint, and the kernel from answering "port unreachable" for it.
 type kernelPath struct {
-	fds  [2]int // v4, v6; -1 = none
-	port uint16
+	sockets [2]*sock.Socket // v4, v6; nil = none
+	fds     [2]int          // theirs; -1 = none
+	port    uint16
 }
 
 // rawAddr is a socket address as the kernel reads it.
@@ -55,60 +56,31 @@ func (r *rawAddr) addrPort() netip.AddrPort {
 
 func openKernelPath(local []netip.Addr, port uint16) (k *kernelPath, err error) {
 	k = &kernelPath{fds: [2]int{-1, -1}, port: port}
-	defer func() {
-		if err != nil {
-			k.close()
-			k = nil
-		}
-	}()
 	for _, a := range local {
-		family, slot := unix.AF_INET, 0
+		s, err := sock.Listen(netip.AddrPortFrom(a, port), false)
+		if err != nil {
+			return nil, errors.Join(err, k.close())
+		}
+		slot := 0
 		if a.Is6() {
-			family, slot = unix.AF_INET6, 1
+			slot = 1
 		}
-		fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err != nil {
-			return k, fmt.Errorf("UDP socket: %w", err)
-		}
-		k.fds[slot] = fd
-		if a.Is4() {
-			// As in the templates: routers may fragment.
-			err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
-		} else {
-			err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
-		}
-		if err != nil {
-			return k, fmt.Errorf("UDP socket options: %w", err)
-		}
-		endpoint := netip.AddrPortFrom(a, port)
-		raw := newRawAddr(endpoint)
-		_, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&raw.bytes)), raw.size)
-		switch {
-		case errno == unix.EADDRINUSE:
-			return k, fmt.Errorf("bind %s: %w: a kernel vxlan device or another program has this port "+
-				"(`ss -lunp`, `ip -d link show type vxlan`): remove it or set network.port", endpoint, errno)
-		case errno == unix.EADDRNOTAVAIL:
-			return k, fmt.Errorf("bind %s: %w: the node's endpoint must be an address of this host", endpoint, errno)
-		case errno != 0:
-			return k, fmt.Errorf("bind %s: %w", endpoint, errno)
-		}
+		k.sockets[slot], k.fds[slot] = s, s.FD()
 	}
 	return k, nil
 }
 
 // steer shares the endpoints with sockets for what is not for lanes, one per address.
-func (k *kernelPath) steer(rule steer.Rule, local []netip.Addr, port uint16) (aside []*steer.Socket, err error) {
-	for _, a := range local {
-		slot := 0
-		if a.Is6() {
-			slot = 1
+func (k *kernelPath) steer(rule steer.Rule) (aside []*sock.Conn, err error) {
+	for _, s := range k.sockets {
+		if s == nil {
+			continue
 		}
 		// Only now: until here a second socket on the endpoint was somebody else's, and an error.
-		err := unix.SetsockoptInt(k.fds[slot], unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-		if err != nil {
-			return aside, fmt.Errorf("set SO_REUSEPORT: %w", err)
+		if err := s.Share(); err != nil {
+			return aside, err
 		}
-		c, err := rule.Aside(netip.AddrPortFrom(a, port), 1)
+		c, err := rule.Aside(s.Bound(), 1)
 		if err != nil {
 			return aside, err
 		}
@@ -184,10 +156,10 @@ func recvfrom(fd int, p *packet.Packet) bool {
 
 func (k *kernelPath) close() error {
 	var errs []error
-	for i, fd := range k.fds {
-		if fd >= 0 {
-			errs = append(errs, unix.Close(fd))
-			k.fds[i] = -1
+	for i, s := range k.sockets {
+		if s != nil {
+			errs = append(errs, s.Close())
+			k.sockets[i], k.fds[i] = nil, -1
 		}
 	}
 	return errors.Join(errs...)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"weft/internal/sock"
 	"weft/internal/steer"
 	"weft/packet"
 )
@@ -21,8 +22,8 @@ const kernelTurns = 64
 type Outside struct {
 	port
 	kernel   *kernelPath
-	plain    *kernelPath     // of Config.PlainPort; nil = there is none
-	aside    []*steer.Socket // one per address, with Config.Steer
+	plain    *kernelPath  // of Config.PlainPort; nil = there is none
+	aside    []*sock.Conn // one per address, with Config.Steer
 	resolver *resolver
 	queues   []packet.Queue
 	extra    map[string]string // features of its own
@@ -109,7 +110,7 @@ func openOutside(c Config, dev device, open opener) (out *Outside, err error) {
 		wake = append(wake[:len(wake):len(wake)], out.plain.fds[:]...)
 	}
 	if c.Steer != nil {
-		if out.aside, err = out.kernel.steer(*c.Steer, c.Local, c.Port); err != nil {
+		if out.aside, err = out.kernel.steer(*c.Steer); err != nil {
 			return out, err
 		}
 	}
@@ -204,7 +205,6 @@ type outsideQueue struct {
 
 	turns uint32         // of Recv
 	peers []*destination // by Hop.Peer, of Send
-	id    uint16         // IPv4 identification of the last packet sent
 }
 
 // Recv strips the outer Ethernet, IP and UDP headers and says who sent the packet.
@@ -316,8 +316,7 @@ func (q *outsideQueue) Send(b *packet.Batch) error {
 			}
 			flow := p.Flow
 			if frame := q.Stage(p, t.length); frame != nil {
-				q.id++
-				t.write(frame, flow, q.id)
+				t.write(frame, flow)
 			}
 		case c.kernel && (!c.pending || c.budget.Add(-1) >= 0):
 			p.Drop = q.kernel.send(p, &d.raw)

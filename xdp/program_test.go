@@ -203,7 +203,7 @@ func TestVerifyUDP(t *testing.T) {
 		tmpl := newTemplate([6]byte{2}, mac, addrsB[test.i], hopTo(addrsA[test.i]).Addr, 1500)
 		frame := make([]byte, tmpl.length+len(data))
 		copy(frame[tmpl.length:], data)
-		tmpl.write(frame, 99, 1)
+		tmpl.write(frame, 99)
 		test.spoil(frame, tmpl.length-packet.UDPHeader)
 		if test.name == "padding" {
 			frame = append(frame, make([]byte, 40)...)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"weft/internal/nettest"
+	"weft/internal/sock"
 	"weft/packet"
 	"weft/packet/packettest"
 )
@@ -45,7 +46,7 @@ func TestColdDestination(t *testing.T) {
 			t.Fatal(err)
 		}
 		p, from, err := readUDP(far)
-		if err != nil || string(p) != "warm" || from != netip.AddrPortFrom(addrsA[i], firstSourcePort+7) {
+		if err != nil || string(p) != "warm" || from != netip.AddrPortFrom(addrsA[i], sock.FirstSourcePort+7) {
 			t.Fatalf("%q from %v: %v", p, from, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/internal/sock"
 	"weft/internal/steer"
 	"weft/packet"
 )
@@ -54,8 +55,8 @@ func TestSteer(t *testing.T) {
 						t.Fatal(err)
 					}
 					buf := make([]byte, 16)
-					aside[i].(*steer.Socket).SetReadDeadline(time.Now().Add(patience))
-					if n, err := aside[i].(*steer.Socket).Read(buf); err != nil || n != 4 || buf[0] != first {
+					aside[i].(*sock.Conn).SetReadDeadline(time.Now().Add(patience))
+					if n, err := aside[i].(*sock.Conn).Read(buf); err != nil || n != 4 || buf[0] != first {
 						t.Fatalf("aside, first byte %d: %d bytes, %v", first, n, err)
 					}
 				}

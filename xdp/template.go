@@ -4,16 +4,18 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"weft/internal/sock"
 	"weft/packet"
 )
 
-// Source ports carry the entropy of the inner flow: RFC 7348 §4.1.
-const (
-	firstSourcePort = 49152
-	sourcePorts     = 1 << 14
-)
+// sourcePorts is how many there are to carry the entropy of the inner flow: RFC 7348 §4.1.
+const sourcePorts = sock.LastSourcePort - sock.FirstSourcePort + 1
 
-const hopLimit = 64
+const (
+	hopLimit = 64
+	// dontFragment is DF in the byte that has it (RFC 791). With it, the identification has no meaning and is 0 (RFC 6864 §4.1).
+	dontFragment = 0x40
+)
 
 // template is the outer header to one destination, all but the fields that differ from packet to packet. Immutable.
 //
@@ -22,7 +24,7 @@ type template struct {
 	header [packet.EthernetHeader + packet.IPv6Header + packet.UDPHeader]byte
 	length int
 	v6     bool
-	sum    uint16 // IPv4: of the IP header as it stands
+	sum    uint16 // IPv4: of the IP header without the length
 	pseudo uint16 // of the UDP pseudo-header without the length, RFC 768 and RFC 8200 §8.1
 	mtu    int    // of the device: largest IP packet, bytes
 }
@@ -43,6 +45,7 @@ func newTemplate(srcMAC, dstMAC [6]byte, src netip.Addr, dst netip.AddrPort, mtu
 	} else {
 		packet.PutEthernet(h, dstMAC, srcMAC, packet.EtherTypeIPv4)
 		ip[0] = 4<<4 | packet.IPv4Header/4
+		ip[6] = dontFragment
 		ip[8], ip[9] = hopLimit, packet.ProtoUDP
 		s, d := src.As4(), dst.Addr().As4()
 		copy(ip[12:], s[:])
@@ -55,9 +58,8 @@ func newTemplate(srcMAC, dstMAC [6]byte, src netip.Addr, dst netip.AddrPort, mtu
 	return t
 }
 
-// write puts the header in front of the tunnel packet in frame, which has t.length bytes of room for it. id is the
-// IPv4 identification: routers on the way may fragment (DF is clear), and then it must differ between packets.
-func (t *template) write(frame []byte, flow uint32, id uint16) {
+// write puts the header in front of the tunnel packet in frame, which has t.length bytes of room for it.
+func (t *template) write(frame []byte, flow uint32) {
 	copy(frame, t.header[:t.length])
 	ip := frame[packet.EthernetHeader:]
 	udp := frame[t.length-packet.UDPHeader:]
@@ -65,8 +67,7 @@ func (t *template) write(frame []byte, flow uint32, id uint16) {
 		binary.BigEndian.PutUint16(ip[4:], uint16(len(udp)))
 	} else {
 		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
-		binary.BigEndian.PutUint16(ip[4:], id)
-		binary.BigEndian.PutUint16(ip[10:], ^add(add(t.sum, uint16(len(ip))), id))
+		binary.BigEndian.PutUint16(ip[10:], ^add(t.sum, uint16(len(ip))))
 	}
 	binary.BigEndian.PutUint16(udp, sourcePort(flow))
 	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
@@ -74,7 +75,7 @@ func (t *template) write(frame []byte, flow uint32, id uint16) {
 	packet.PutChecksum(udp[6:], packet.Sum(udp, add(t.pseudo, uint16(len(udp)))))
 }
 
-func sourcePort(flow uint32) uint16 { return firstSourcePort + uint16(flow^flow>>16)%sourcePorts }
+func sourcePort(flow uint32) uint16 { return sock.FirstSourcePort + uint16(flow^flow>>16)%sourcePorts }
 
 // add is the ones' complement sum of two words.
 func add(a, b uint16) uint16 {

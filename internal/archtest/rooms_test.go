@@ -39,8 +39,8 @@ var (
 
 		// the parts: vocabulary, ground, and the one library a part is about
 		"tun":         {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
-		"underlay":    {[]string{"packet", "internal/sockmem", "internal/steer", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
-		"xdp":         {[]string{"packet", "internal/steer", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
+		"underlay":    {[]string{"packet", "internal/sock", "internal/steer", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
+		"xdp":         {[]string{"packet", "internal/sock", "internal/steer", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
 		"xdp/bpf":     {code: []string{"github.com/cilium/ebpf"}},
 		"xdp/lib":     {[]string{"packet", "internal/wait", "xdp", unix, "github.com/asavie/xdp"}, []string{"packet/packettest"}},
 		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
@@ -93,7 +93,7 @@ var (
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
 		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/backoff", "internal/capture", "internal/config", "internal/egress", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd", "internal/txloss",
 			"internal/filter", "internal/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
-		"internal/doctor":  {code: []string{"catalog/mode", "control", "internal/kernel", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "packet", nl, unix}},
+		"internal/doctor":  {code: []string{"catalog/mode", "control", "internal/kernel", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "internal/sock", "packet", nl, unix}},
 		"internal/egress":  {code: []string{"control", "packet", "internal/hostnet"}},
 		"internal/e2e":     {tests: []string{"catalog", "catalog/mode", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
 		"internal/filter":  {code: []string{"packet"}},
@@ -102,9 +102,9 @@ var (
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"internal/netlab":  {code: []string{nl, netns, unix}},
 		"internal/nettest": {[]string{"internal/kernel", "internal/netlab", nl, unix}, []string{netns}},
-		"internal/sockmem": {code: []string{unix}},
+		"internal/sock":    {code: []string{unix, "golang.org/x/net/bpf"}},
 		"internal/pods":    {code: []string{"control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
-		"internal/steer":   {code: []string{"internal/sockmem", "packet", unix, "golang.org/x/net/bpf"}},
+		"internal/steer":   {code: []string{"internal/sock", "packet", "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 		"internal/trace":   {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},
 		"internal/txloss":  {code: []string{nl, unix}},

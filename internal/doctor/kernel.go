@@ -1,8 +1,8 @@
 package doctor
 
 import (
-	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/internal/kernel"
+	"weft/internal/sock"
 )
 
 // privileges looks for the one capability that everything needs.
@@ -60,29 +61,16 @@ func Abilities(p Patient) (list []Finding) {
 	return list
 }
 
-// wantBuffer is the socket buffer that absorbs a few milliseconds of 10 Gbit/s, bytes.
-const wantBuffer = 4 << 20
-
-// socketBuffers tries to get a large receive buffer.
+// socketBuffers tries to get as large buffers as the daemon wants.
 func socketBuffers() Finding {
 	const name = "socket buffers"
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	s, err := sock.Source(netip.IPv4Unspecified())
 	if err != nil {
-		return Finding{name, Wrong, fmt.Sprintf("UDP socket: %v", err), "raise the limit of open files"}
+		return Finding{name, Wrong, err.Error(), "raise the limit of open files"}
 	}
-	defer unix.Close(fd)
-	forced := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, wantBuffer)
-	if forced != nil {
-		forced = errors.Join(forced, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, wantBuffer))
+	defer s.Close()
+	if err := s.ReceiveBuffer(); err != nil {
+		return Finding{name, Note, err.Error(), fmt.Sprintf("sysctl -w net.core.rmem_max=%d net.core.wmem_max=%[1]d, or grant CAP_NET_ADMIN", sock.Buffer)}
 	}
-	got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
-	if err != nil {
-		return Finding{name, Wrong, fmt.Sprintf("getsockopt SO_RCVBUF: %v", err), ""}
-	}
-	got /= 2 // the kernel doubles what was asked for, for its own use
-	if got < wantBuffer {
-		return Finding{name, Note, fmt.Sprintf("at most %d bytes (%v)", got, forced),
-			fmt.Sprintf("sysctl -w net.core.rmem_max=%d net.core.wmem_max=%[1]d, or grant CAP_NET_ADMIN", wantBuffer)}
-	}
-	return Finding{name, OK, fmt.Sprintf("%d bytes", got), ""}
+	return Finding{name, OK, fmt.Sprintf("%d bytes", sock.Buffer), ""}
 }

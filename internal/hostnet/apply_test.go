@@ -157,7 +157,7 @@ func TestApplyMakesEverything(t *testing.T) {
 		"02:00:00:00:00:02 dev weft-vx4 dst 192.0.2.2 self permanent",
 		"inet 10.244.1.1/32 scope global weft-vx4",
 		"inet6 fd00:10:244:1::1/128 scope global",
-		"vxlan id 7 local 192.0.2.1", "dstport 4789", "nolearning", "mtu 1450", "link/ether 02:00:00:00:00:01",
+		"vxlan id 7 local 192.0.2.1", "dstport 4789", "nolearning", "df set", "mtu 1450", "link/ether 02:00:00:00:00:01",
 		"addrgenmode none", "udpcsum noudp6zerocsumtx noudp6zerocsumrx", "UP,LOWER_UP",
 	)
 	b.mustLack("noudpcsum", "fe80::")
@@ -258,6 +258,7 @@ func TestApplyCorrects(t *testing.T) {
 		{"link gone", []string{"ip link del weft-vx4"}},
 		{"link of another VNI", []string{"ip link del weft-vx4", "ip link add weft-vx4 type vxlan id 8 local 192.0.2.1 dstport 4789 nolearning"}},
 		{"link without checksum", []string{"ip link del weft-vx4", "ip link add weft-vx4 address 02:00:00:00:00:01 type vxlan id 7 local 192.0.2.1 dstport 4789 nolearning noudpcsum"}},
+		{"link whose packets may be cut", []string{"ip link del weft-vx4", "ip link add weft-vx4 address 02:00:00:00:00:01 type vxlan id 7 local 192.0.2.1 dstport 4789 nolearning udpcsum"}},
 		{"link that learns", []string{"ip link del weft-vx4", "ip link add weft-vx4 address 02:00:00:00:00:01 type vxlan id 7 local 192.0.2.1 dstport 4789"}},
 		{"link with a default remote", []string{"ip link del weft-vx4", "ip link add weft-vx4 address 02:00:00:00:00:01 type vxlan id 7 local 192.0.2.1 remote 192.0.2.5 dstport 4789 nolearning"}},
 		{"link of another kind", []string{"ip link del weft-vx4", "ip link add weft-vx4 type bridge"}},

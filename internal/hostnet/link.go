@@ -210,7 +210,7 @@ func (p *pass) syncLink(want Link, have netlink.Link, all []netlink.Link) (bool,
 	}
 	reason := "it was missing"
 	if have != nil {
-		if want.is(have) {
+		if want.is(have) && (want.Vxlan == nil || !p.h.raw.fragments(have.Attrs().Index)) {
 			return p.adjustLink(want, have, repair)
 		}
 		reason = "it had other attributes"

@@ -67,11 +67,50 @@ func (r raw) addVxlan(name string, v Vxlan) error {
 	data.AddRtAttr(nl.IFLA_VXLAN_UDP_CSUM, flag[v.Checksum])
 	data.AddRtAttr(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_TX, flag[v.zero6()])
 	data.AddRtAttr(nl.IFLA_VXLAN_UDP_ZERO_CSUM6_RX, flag[v.zero6()])
+	if v.Local.Is4() {
+		data.AddRtAttr(iflaVxlanDF, []byte{vxlanDFSet})
+	}
 	req := r.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK, nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	req.AddData(info)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
+}
+
+// Of linux/if_link.h, since Linux 4.20: the library does not have them.
+const (
+	iflaVxlanDF = 29
+	vxlanDFSet  = 1 // VXLAN_DF_SET: in every outer IPv4 header (docs/wire.md)
+)
+
+// fragments says whether a VXLAN device over IPv4 sends without DF. Where the kernel does not tell, there is nothing to be done.
+func (r raw) fragments(index int) bool {
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	answers, err := r.request(unix.RTM_GETLINK, 0, msg).Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	if err != nil || len(answers) != 1 || len(answers[0]) < unix.SizeofIfInfomsg {
+		return false
+	}
+	data := answers[0][unix.SizeofIfInfomsg:]
+	for _, kind := range []uint16{unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA} {
+		data = attribute(data, kind)
+	}
+	df := attribute(data, iflaVxlanDF)
+	return attribute(data, nl.IFLA_VXLAN_LOCAL) != nil && len(df) == 1 && df[0] != vxlanDFSet
+}
+
+// attribute finds one among netlink attributes; nil = it is not there.
+func attribute(data []byte, kind uint16) []byte {
+	attrs, err := nl.ParseRouteAttr(data)
+	if err != nil {
+		return nil
+	}
+	for _, a := range attrs {
+		if a.Attr.Type&nl.NLA_TYPE_MASK == kind {
+			return a.Value
+		}
+	}
+	return nil
 }
 
 // fdbRow is one forwarding entry of any device.

@@ -6,13 +6,14 @@
 package steer
 
 import (
+	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
 
 	"golang.org/x/net/bpf"
-	"golang.org/x/sys/unix"
+
+	"weft/internal/sock"
+	"weft/packet"
 )
 
 // Rule says which datagrams are for lanes.
@@ -43,54 +44,38 @@ func (r Rule) Program(lanes uint32) []bpf.Instruction {
 
 // Aside binds the socket for what is not for lanes, and steers. The lanes' sockets must have been
 // bound to the same address and port before, in the order of their queues, and nobody else's; all
-// must have SO_REUSEPORT set by now.
-func (r Rule) Aside(at netip.AddrPort, lanes int) (*Socket, error) {
-	family, level, discover, do := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
-	if at.Addr().Is6() {
-		family, level, discover, do = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
-	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
-	if err != nil {
-		return nil, fmt.Errorf("steer: open a UDP socket: %w", err)
-	}
-	file := os.NewFile(uintptr(fd), "udp")
-	defer file.Close() // conn has a descriptor of its own
-	if at.Addr().Is6() {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-			return nil, fmt.Errorf("steer: set IPV6_V6ONLY: %w", err)
-		}
-	}
-	if err := unix.SetsockoptInt(fd, level, discover, do); err != nil {
-		return nil, fmt.Errorf("steer: set IP_MTU_DISCOVER: %w", err)
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-		return nil, fmt.Errorf("steer: set SO_REUSEPORT: %w", err)
-	}
-	if err := unix.Bind(fd, sockaddr(at)); err != nil {
-		return nil, fmt.Errorf("steer: bind UDP %v: %w", at, err)
-	}
+// must be shared by now.
+func (r Rule) Aside(at netip.AddrPort, lanes int) (*sock.Conn, error) {
 	code, err := bpf.Assemble(r.Program(uint32(lanes)))
 	if err != nil {
 		return nil, fmt.Errorf("steer: assemble: %w", err)
 	}
-	filter := make([]unix.SockFilter, len(code))
-	for i, c := range code {
-		filter[i] = unix.SockFilter{Code: c.Op, Jt: c.Jt, Jf: c.Jf, K: c.K}
-	}
-	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &prog); err != nil {
-		return nil, fmt.Errorf("steer: attach a program to UDP %v (SO_ATTACH_REUSEPORT_CBPF): %w: Linux 4.5 or newer is needed", at, err)
-	}
-	c, err := net.FilePacketConn(file)
+	s, err := sock.Listen(at, true)
 	if err != nil {
 		return nil, fmt.Errorf("steer: %w", err)
 	}
-	return &Socket{UDPConn: c.(*net.UDPConn)}, nil
+	if err := s.Steer(code); err != nil {
+		return nil, errors.Join(fmt.Errorf("steer: %w", err), s.Close())
+	}
+	c, err := s.Conn()
+	if err != nil {
+		return nil, fmt.Errorf("steer: %w", err)
+	}
+	return c, nil
 }
 
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+// Conns are sockets as packet.Aside has them.
+func Conns(sockets []*sock.Conn) []packet.Conn {
+	list := make([]packet.Conn, len(sockets))
+	for i, s := range sockets {
+		list[i] = s
 	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	return list
+}
+
+// AddOverflow adds to a port's drops what died at its sockets, where there are any.
+func AddOverflow(drops map[string]uint64, sockets []*sock.Conn) {
+	for _, s := range sockets {
+		drops["handshake-overflow"] += s.Overflow()
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/internal/nettest"
+	"weft/internal/sock"
 	"weft/internal/steer"
 )
 
@@ -22,19 +23,19 @@ func TestEveryFirstByteAndLane(t *testing.T) {
 		for _, lanes := range []int{1, 2, 3} {
 			t.Run(fmt.Sprintf("%s/%d", local, lanes), func(t *testing.T) {
 				ns := nettest.New(t)
-				var sockets []int
-				var aside *steer.Socket
+				var sockets []*sock.Socket
+				var aside *sock.Conn
 				var from *net.UDPConn
 				var err error
 				at := netip.AddrPortFrom(netip.MustParseAddr(local), 8473)
 				ns.Do(func() {
 					for i := range lanes {
-						var fd int
-						if fd, err = listen(at, i); err != nil {
+						var s *sock.Socket
+						if s, err = listen(at, i); err != nil {
 							return
 						}
-						sockets = append(sockets, fd)
-						t.Cleanup(func() { unix.Close(fd) })
+						sockets = append(sockets, s)
+						t.Cleanup(func() { s.Close() })
 					}
 					if aside, err = rule.Aside(at, lanes); err != nil {
 						return
@@ -81,34 +82,22 @@ func TestShort(t *testing.T) {
 	}
 }
 
-// listen binds a lane's socket, blocking for a second at most.
-func listen(at netip.AddrPort, i int) (int, error) {
-	family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()})
-	if at.Addr().Is4() {
-		family, to = unix.AF_INET, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
+// listen binds a lane's socket.
+func listen(at netip.AddrPort, i int) (*sock.Socket, error) {
+	s, err := sock.Listen(at, i > 0)
+	if err == nil {
+		err = s.Share()
 	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return 0, err
-	}
-	if i > 0 {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-			return 0, err
-		}
-	}
-	if err := unix.Bind(fd, to); err != nil {
-		return 0, err
-	}
-	return fd, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	return s, err
 }
 
 // receiver waits until a socket has a datagram, takes it and says which socket it was.
-func receiver(t *testing.T, lanes []int, aside *steer.Socket) (got int) {
+func receiver(t *testing.T, lanes []*sock.Socket, aside *sock.Conn) (got int) {
 	t.Helper()
 	buf := make([]byte, 64)
 	nettest.Eventually(t, 5*time.Second, func() error {
-		for i, fd := range lanes {
-			if _, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT); err == nil {
+		for i, s := range lanes {
+			if _, _, err := unix.Recvfrom(s.FD(), buf, unix.MSG_DONTWAIT); err == nil {
 				got = i
 				return nil
 			}

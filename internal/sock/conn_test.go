@@ -1,4 +1,4 @@
-package steer_test
+package sock_test
 
 import (
 	"errors"
@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/internal/nettest"
-	"weft/internal/steer"
+	"weft/internal/sock"
 )
 
 // TestNeverWaits sends to neighbours that do not exist until the socket's buffer is full: that is an error, not a wait.
@@ -19,13 +19,12 @@ func TestNeverWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := netip.AddrPortFrom(local.Addr(), 8473)
-	var s *steer.Socket
+	var s *sock.Conn
 	var err error
 	near.Do(func() {
-		var lane int
-		if lane, err = listen(at, 0); err == nil {
-			t.Cleanup(func() { unix.Close(lane) })
-			s, err = rule.Aside(at, 1)
+		var open *sock.Socket
+		if open, err = sock.Listen(at, false); err == nil {
+			s, err = open.Conn()
 		}
 	})
 	if err != nil {
