@@ -38,7 +38,7 @@ behind it. The page needs no network and no script. 'weft lab run' writes one be
 		if same(out, args[0]) {
 			return usageError{fmt.Errorf("-o %s: this is the result itself: name another file for the page", out)}
 		}
-		if err := checkTarget(out); err != nil {
+		if err := checkTarget(out, pageName); err != nil {
 			return usageError{fmt.Errorf("-o %s: %w", out, err)}
 		}
 		if err := writeFile(out, write); err != nil {

@@ -90,19 +90,19 @@ func (f *labFlags) checkTargets() error {
 				return fmt.Errorf("--json %s: %w", t.path, err)
 			}
 		}
-		if err := checkTarget(t.path); err != nil {
+		if err := checkTarget(t.path, "result.json"); err != nil {
 			return fmt.Errorf("%s %s: %w", t.flag, t.path, err)
 		}
 	}
 	return nil
 }
 
-// checkTarget says what is wrong with a file to write to, with the remedy.
-func checkTarget(path string) error {
+// checkTarget says what is wrong with a file to write to, with the remedy; name is what such a file may be called.
+func checkTarget(path, name string) error {
 	err := wholefile.Check(path)
 	switch {
 	case errors.Is(err, syscall.EISDIR):
-		return fmt.Errorf("this is a folder: name a file, %s say", filepath.Join(path, "result.json"))
+		return fmt.Errorf("this is a folder: name a file, %s say", filepath.Join(path, name))
 	case errors.Is(err, syscall.ENOSPC):
 		return fmt.Errorf("%w: make room, or name another place", err)
 	case err != nil:

@@ -127,8 +127,8 @@ func Fit(r *perf.Result) (models []Model, leftOut []string, err error) {
 	for _, g := range groups {
 		if len(g.time) < Fewest {
 			if g.Unanswered > 0 {
-				leftOut = append(leftOut, fmt.Sprintf("%s, family %d: %d samples have no answer, and only %d sizes have one: %d are needed",
-					g.Contender, g.Family, g.Unanswered, len(g.time), Fewest))
+				leftOut = append(leftOut, fmt.Sprintf("%s, family %d: samples without an answer: %d; of the %d sizes that are needed %d have one",
+					g.Contender, g.Family, g.Unanswered, Fewest, len(g.time)))
 			}
 			continue
 		}

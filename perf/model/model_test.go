@@ -97,7 +97,7 @@ func TestUnanswered(t *testing.T) {
 	if err != nil || len(all) != 1 || math.Abs(all[0].Time.Packet.Value-5000) > 1e-6 || all[0].Unanswered != len(sizes) {
 		t.Errorf("%+v, %v", all, err)
 	}
-	if len(leftOut) != 1 || leftOut[0] != "udp, family 4: 8 samples have no answer, and only 2 sizes have one: 3 are needed" {
+	if len(leftOut) != 1 || leftOut[0] != "udp, family 4: samples without an answer: 8; of the 3 sizes that are needed 2 have one" {
 		t.Errorf("left out: %q", leftOut)
 	}
 }

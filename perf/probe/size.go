@@ -21,12 +21,19 @@ func ipHeader(a netip.Addr) int {
 	return ipv6Header
 }
 
+func ipName(a netip.Addr) string {
+	if a.Unmap().Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
 // udpPayload is the payload of a datagram whose IP packet is size bytes long.
 func udpPayload(size int, to netip.Addr) (int, error) {
 	headers := ipHeader(to) + udpHeader
 	if size < headers+probeHeader {
-		return 0, fmt.Errorf("size %d: at least %d is needed to %s (IP and UDP headers %d, sequence number %d)",
-			size, headers+probeHeader, to, headers, probeHeader)
+		return 0, fmt.Errorf("size %d: at least %d is needed over %s (IP and UDP headers %d, sequence number %d)",
+			size, headers+probeHeader, ipName(to), headers, probeHeader)
 	}
 	return size - headers, nil
 }
@@ -37,8 +44,8 @@ func udpPayload(size int, to netip.Addr) (int, error) {
 func tcpPayload(size int, to netip.Addr, timestamps bool, mss int) (int, error) {
 	headers := ipHeader(to) + tcpHeader
 	if size <= headers {
-		return 0, fmt.Errorf("size %d: at least %d is needed to %s (IP and TCP headers %d, one byte)",
-			size, headers+1, to, headers)
+		return 0, fmt.Errorf("size %d: at least %d is needed over %s (IP and TCP headers %d, one byte)",
+			size, headers+1, ipName(to), headers)
 	}
 	if timestamps {
 		headers += tcpTimestamps
