@@ -15,6 +15,7 @@ type Detail struct {
 	Latency   []Quantile    `json:"latency,omitempty"` // ascending; of round trips
 	Trials    []probe.Trial `json:"trials,omitempty"`  // of all samples, in the order of the rounds
 	Stages    []Stage       `json:"stages,omitempty"`  // of userspace contenders, in the order of a packet's way
+	Shapes    []probe.Shape `json:"shapes,omitempty"`  // of test mixed, all samples together
 	Notes     []string      `json:"notes,omitempty"`   // what the generator said about its samples, each once
 }
 
@@ -42,6 +43,7 @@ func detail(name string, t probe.Selection, samples []*sample) (Detail, bool) {
 	d := Detail{Contender: name, Test: t.Test, Params: t.Params, Latency: latencies(samples), Stages: stages(samples)}
 	for _, s := range samples {
 		d.Trials = append(d.Trials, s.result.Trials...)
+		d.Shapes = probe.AddShapes(d.Shapes, s.result.Shapes)
 		notes := s.result.Notes
 		if s.result.Unanswered != "" {
 			notes = append([]string{"unanswered: " + s.result.Unanswered}, notes...)
@@ -52,7 +54,7 @@ func detail(name string, t probe.Selection, samples []*sample) (Detail, bool) {
 			}
 		}
 	}
-	return d, len(d.Latency)+len(d.Trials)+len(d.Stages)+len(d.Notes) > 0
+	return d, len(d.Latency)+len(d.Trials)+len(d.Stages)+len(d.Shapes)+len(d.Notes) > 0
 }
 
 // latencies joins the samples' distributions, at the quantiles that all of them have.

@@ -208,8 +208,8 @@ func TestKilled(t *testing.T) {
 
 // TestRun carries real traffic over contenders of every kind, and looks at what comes out.
 func TestRun(t *testing.T) {
-	all := []string{"tcp-stream", "udp-rr", "udp-rate:size=100"}
-	metrics := map[string]int{"tcp-stream": 1, "udp-rr": 5, "udp-rate:size=100": 2}
+	all := []string{"tcp-stream", "udp-rr", "udp-rate:size=100", "mixed"}
+	metrics := map[string]int{"tcp-stream": 1, "udp-rr": 5, "udp-rate:size=100": 2, "mixed": 2}
 	for _, c := range []struct {
 		name  string
 		args  []string
@@ -252,8 +252,16 @@ func TestRun(t *testing.T) {
 				checkRow(t, row, c.mtu[row.Contender])
 			}
 			checkBalances(t, r.Conservation, paths)
+			if want := len(c.tests) * len(c.mtu); len(r.Integrity) < want { // and of the generators by themselves
+				t.Errorf("%d accounts of verified bytes, want %d", len(r.Integrity), want)
+			}
+			for _, i := range r.Integrity {
+				if !i.OK || i.Verified == 0 {
+					t.Errorf("%+v", i)
+				}
+			}
 			for _, d := range r.Details {
-				if (len(d.Latency) > 0) != (d.Test == "udp-rr") || (len(d.Trials) > 0) != (d.Test == "udp-rate") || (len(d.Stages) > 0) != (d.Contender == "tun") {
+				if (len(d.Latency) > 0) != (d.Test == "udp-rr") || (len(d.Trials) > 0) != (d.Test == "udp-rate") || (len(d.Stages) > 0) != (d.Contender == "tun") || (len(d.Shapes) > 0) != (d.Test == "mixed") {
 					t.Errorf("%s, %s: %d quantiles, %d trials, %d stages", d.Contender, d.Test, len(d.Latency), len(d.Trials), len(d.Stages))
 				}
 			}
@@ -287,7 +295,7 @@ func checkRow(t *testing.T, row perf.Row, mtu int) {
 	t.Helper()
 	name := row.Contender + ", " + row.Test + ", " + row.Metric
 	// A search on a machine that does other things may find no rate, and of losses 0 is the best.
-	searched := row.Test == "udp-rate"
+	searched := row.Test == "udp-rate" || row.Metric == "loss"
 	if len(row.Samples) != 2 || row.Low > row.Median || row.Median > row.High || row.Low < 0 || row.Low == 0 && row.Metric != "loss" || !searched && row.Samples.Unanswered() > 0 {
 		t.Errorf("%s: %+v", name, row)
 	}
@@ -295,7 +303,7 @@ func checkRow(t *testing.T, row perf.Row, mtu int) {
 		t.Errorf("%s: inner MTU %d, want %d", name, row.InnerMTU, mtu)
 	}
 	// Above idle there may be nothing, on a machine that was busier before.
-	if stream := row.Test == "tcp-stream"; stream && row.CPU.NanosecondsPerPacket > 0 || !stream && row.CPU.SecondsPerGigabyte > 0 {
+	if stream := row.Test == "tcp-stream" || row.Test == "mixed"; stream && row.CPU.NanosecondsPerPacket > 0 || !stream && row.CPU.SecondsPerGigabyte > 0 {
 		t.Errorf("%s: a cost of the wrong kind: %+v", name, row.CPU)
 	}
 	want := []string{"bench"}

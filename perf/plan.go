@@ -63,8 +63,8 @@ func (p *Plan) Check() error {
 		wrong("mtu %d: give 1280 to 9000", p.MTU)
 	}
 	for _, t := range p.Tests {
-		if p.MTU < testbed.MinMTU6 && t.Params["family"] == 6 {
-			wrong("test %s: an underlay MTU of %d leaves too little for IPv6 inside: give at least %d", t, p.MTU, testbed.MinMTU6)
+		if p.MTU < testbed.MinMTU6 && t.Params["family"] != 4 {
+			wrong("test %s: an underlay MTU of %d leaves too little for IPv6 inside: give at least %d, or family=4", t, p.MTU, testbed.MinMTU6)
 		}
 	}
 	for _, t := range p.Tests {

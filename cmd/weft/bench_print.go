@@ -24,6 +24,9 @@ func printBench(w io.Writer, r probe.Result) {
 		row(w, "dropped", pairs(r.KernelDrops))
 		row(w, "refused", pairs(r.SendErrors))
 	}
+	for _, f := range r.Shapes {
+		row(w, fmt.Sprintf("IPv%d %s", f.Family, f.Name), fmt.Sprintf("%d bytes verified, %d corrupt; of %d %ss sent %d lost", f.Verified, f.Corrupt, f.Sent, f.Unit, f.Lost))
+	}
 	row(w, "verified", fmt.Sprintf("%d bytes, %d corrupt", r.Verified, r.Corrupt))
 	for _, damage := range r.Damage {
 		row(w, "corrupt", damage)

@@ -76,11 +76,18 @@ func allSizes() []string { return []string{"64", "256", "512", "1024", "1360"} }
 
 func sizeList() string { return strings.Join(allSizes(), ", ") }
 
-// completeTests spells out size=all, and the family of tests that do not say theirs.
+// takesBoth says whether a test is of both families unless it is told otherwise.
+func takesBoth(text string) bool {
+	name, _, _ := strings.Cut(strings.TrimSpace(text), ":")
+	t, err := probe.Lookup(name)
+	return err == nil && t.BothFamilies()
+}
+
+// completeTests spells out size=all, and the family of tests that do not say theirs, but for those of both at once.
 func completeTests(list string, family int) string {
 	var tests []string
 	for t := range strings.SplitSeq(list, ",") {
-		if !strings.Contains(t, ":family=") {
+		if !strings.Contains(t, ":family=") && !takesBoth(t) {
 			t += fmt.Sprintf(":family=%d", family)
 		}
 		if !strings.Contains(t+":", ":size=all:") {

@@ -47,7 +47,7 @@ func TestCompleteTests(t *testing.T) {
 
 // TestSelectTests: a test has all its parameters, however much of them was typed.
 func TestSelectTests(t *testing.T) {
-	tests, err := selectTests("udp-rate,tcp-stream:flows=8,udp-stream:gso=1:family=6,cpu-fixed:rate=5e8", 4)
+	tests, err := selectTests("udp-rate,tcp-stream:flows=8,udp-stream:gso=1:family=6,cpu-fixed:rate=5e8,mixed,mixed:family=6", 4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +55,8 @@ func TestSelectTests(t *testing.T) {
 	for _, s := range tests {
 		got = append(got, s.String())
 	}
-	want := []string{"udp-rate:family=4:size=64", "tcp-stream:family=4:flows=8", "udp-stream:family=6:gso=1:rate=0:size=1360", "cpu-fixed:family=4:rate=5e+08"}
+	want := []string{"udp-rate:family=4:size=64", "tcp-stream:family=4:flows=8", "udp-stream:family=6:gso=1:rate=0:size=1360", "cpu-fixed:family=4:rate=5e+08",
+		"mixed:family=0:rate=1e+08", "mixed:family=6:rate=1e+08"}
 	if !slices.Equal(got, want) {
 		t.Errorf("selected %q, want %q", got, want)
 	}

@@ -37,16 +37,19 @@ const (
 //	stop                          ─►
 //	                              ◄─      counts                   the totals; then the server closes
 type message struct {
-	Type    string  `json:"type"`
-	Version string  `json:"version,omitempty"`
-	Job     *job    `json:"job,omitempty"`
-	Port    uint16  `json:"port,omitempty"`
-	Token   uint64  `json:"token,omitempty"`
-	Payload int     `json:"payload,omitempty"`
-	Trial   uint16  `json:"trial,omitempty"`
-	Sent    uint64  `json:"sent,omitempty"`
-	Counts  *counts `json:"counts,omitempty"`
-	Error   string  `json:"error,omitempty"`
+	Type    string `json:"type"`
+	Version string `json:"version,omitempty"`
+	Job     *job   `json:"job,omitempty"`
+	Port    uint16 `json:"port,omitempty"`
+	Token   uint64 `json:"token,omitempty"`
+	Payload int    `json:"payload,omitempty"`
+
+	Paths []mixedPath `json:"paths,omitempty"` // of test mixed: ready has the ports, start the payloads
+
+	Trial  uint16  `json:"trial,omitempty"`
+	Sent   uint64  `json:"sent,omitempty"`
+	Counts *counts `json:"counts,omitempty"`
+	Error  string  `json:"error,omitempty"`
 }
 
 const (
@@ -67,15 +70,19 @@ type job struct {
 	GRO        bool   `json:"gro"`     // UDP sink: take super-packets whole
 	DurationMS int64  `json:"duration_ms"`
 	Congestion string `json:"congestion"` // TCP roles
+
+	Rate   float64 `json:"rate,omitempty"`   // mixed: payload bit/s that each end offers
+	Family int     `json:"family,omitempty"` // mixed: 4, 6, 0 = both
 }
 
 // What a server can be.
 const (
 	roleTCPSink   = "tcp-sink"   // reads and counts
-	roleTCPEcho   = "tcp-echo"   // one connection, answers each payload with itself
+	roleTCPEcho   = "tcp-echo"   // one connection, answers each payload with one of the same number
 	roleTCPAccept = "tcp-accept" // answers one byte on each new connection
 	roleUDPSink   = "udp-sink"   // counts trials
-	roleUDPEcho   = "udp-echo"   // answers each datagram with itself
+	roleUDPEcho   = "udp-echo"   // answers each datagram with one of the same number
+	roleMixed     = "mixed"      // the other end of everything at once
 )
 
 // counts is what the server saw.
@@ -90,6 +97,7 @@ type counts struct {
 	Strangers  uint64 `json:"strangers"` // datagrams that came before the session's first
 	Integrity
 	Intervals []Interval `json:"intervals,omitempty"`
+	Shapes    []Shape    `json:"shapes,omitempty"`
 }
 
 var congestionName = regexp.MustCompile(`^[a-z0-9_-]{1,15}$`)
@@ -99,6 +107,17 @@ func (j *job) validate() error {
 		return errors.New("hello without a job")
 	}
 	switch j.Role {
+	case roleMixed:
+		if !(j.Rate >= mixedRate.Min && j.Rate <= mixedRate.Max) {
+			return fmt.Errorf("rate %v: must be between %v and %v", j.Rate, mixedRate.Min, mixedRate.Max)
+		}
+		if j.Family != 0 && j.Family != 4 && j.Family != 6 {
+			return fmt.Errorf("family %d: must be 4, 6, or 0 for both", j.Family)
+		}
+		if j.Flows != tcpFlows {
+			return fmt.Errorf("flows %d: the test has %d TCP connections a family", j.Flows, tcpFlows)
+		}
+		fallthrough
 	case roleTCPSink, roleTCPEcho, roleTCPAccept:
 		if !congestionName.MatchString(j.Congestion) {
 			return fmt.Errorf("congestion control %q is not a name", j.Congestion)

@@ -55,7 +55,11 @@ var (
 		copy(p[len(p)-len(half):], half)
 		return len(p)
 	}
-	stale   kind = func(p, b []byte) int { copy(p[probeHeader:], b[probeHeader:]); return len(p) } // under a header of now
+	stale kind = func(p, b []byte) int { // under a header of now
+		head := min(probeHeader, len(p)/2)
+		copy(p[head:], b[head:])
+		return len(p)
+	}
 	zeroes  kind = func(p, _ []byte) int { clear(p[len(p)/3:]); return len(p) }
 	foreign kind = func(p, _ []byte) int {
 		for i := range p {
@@ -76,6 +80,9 @@ func (d *damager) pass(frame []byte) []byte {
 	switch binary.BigEndian.Uint16(frame[12:]) {
 	case unix.ETH_P_IP:
 		l4, proto = int(ip[0]&15)*4, ip[9]
+		if binary.BigEndian.Uint16(ip[6:])&0x3fff != 0 {
+			return frame // a fragment: its checksum is in another
+		}
 		ip = ip[:binary.BigEndian.Uint16(ip[2:])] // without padding
 	case unix.ETH_P_IPV6:
 		l4, proto = 40, ip[6]
@@ -280,6 +287,39 @@ func TestDamageIsFound(t *testing.T) {
 					}
 				})
 			}
+		}
+	}
+}
+
+// TestMixedFindsDamage: of every shape, over both families.
+func TestMixedFindsDamage(t *testing.T) {
+	t.Parallel()
+	h, d := newDamagedHosts(t)
+	for _, every := range []uint64{0, 97} {
+		d.begin([]kind{flip, shift, swap, stale, zeroes, foreign}, every)
+		r, err := h.run(Spec{Test: "mixed", Params: Params{"rate": 4e7}, Duration: 2 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		packets, _ := d.changed()
+		if r.Corrupt == 0 != (every == 0) || r.CorruptPackets > packets || len(r.Damage) == 0 != (every == 0) {
+			t.Errorf("%d packets changed: %+v", packets, r.Integrity)
+		}
+		if loss, _ := r.Metric("loss"); loss > 0 {
+			t.Errorf("corrupt packets are a loss of %v: %+v", loss, r.Shapes)
+		}
+		for _, f := range r.Shapes {
+			switch {
+			case f.Name == unknownShape: // damaged headers
+			case f.Verified == 0 || f.Received == 0:
+				t.Errorf("nothing was verified of %s over IPv%d", f.Name, f.Family)
+			case !strings.HasPrefix(f.Name, "bulk") && f.Name != "udp-segment": // few packets, or little but headers
+			case f.Corrupt == 0 != (every == 0):
+				t.Errorf("%+v", f)
+			}
+		}
+		if every > 0 {
+			t.Log(packets, r.Damage)
 		}
 	}
 }

@@ -186,13 +186,7 @@ func (i *Integrity) compare(p *pattern, got, want []byte, where func() string) b
 // datagram checks one that arrived on a connected socket.
 func (i *Integrity) datagram(p *pattern, b []byte, d direction) (h header, ok bool) {
 	if h, ok = p.open(b, len(b), d); !ok {
-		// What it should have been is in the header.
-		i.Verified += uint64(len(b))
-		i.Corrupt += uint64(len(b))
-		i.CorruptPackets++
-		if len(i.Damage) < maxDamage {
-			i.Damage = append(i.Damage, fmt.Sprintf("%s: a datagram of %d bytes with a header or length that was never sent; there are %s", d, len(b), p.kind(b)))
-		}
+		i.stray(p, b, d)
 		return h, false
 	}
 	rest := b[probeHeader:]
@@ -202,6 +196,16 @@ func (i *Integrity) datagram(p *pattern, b []byte, d direction) (h header, ok bo
 		return h, false
 	}
 	return h, true
+}
+
+// stray counts a datagram whose header is wrong. All of it is: what it should have been is in the header.
+func (i *Integrity) stray(p *pattern, b []byte, d direction) {
+	i.Verified += uint64(len(b))
+	i.Corrupt += uint64(max(len(b), 1))
+	i.CorruptPackets++
+	if len(i.Damage) < maxDamage {
+		i.Damage = append(i.Damage, fmt.Sprintf("%s: a datagram of %d bytes with a header or length that was never sent; there are %s", d, len(b), p.kind(b)))
+	}
 }
 
 // kind says what wrong bytes are.

@@ -60,6 +60,7 @@ type Result struct {
 	Latency   []Quantile `json:"latency,omitempty"` // of transactions, ascending
 	Intervals []Interval `json:"intervals,omitempty"`
 	Trials    []Trial    `json:"trials,omitempty"` // of a search, in order
+	Shapes    []Shape    `json:"shapes,omitempty"` // of mixed, a family and kind of traffic each
 	Notes     []string   `json:"notes,omitempty"`  // what a reader should know about the figures
 }
 
@@ -133,6 +134,8 @@ func (s Spec) run(ctx context.Context, r *Result) error {
 		return runUDPOpenRoundTrips(ctx, s, r)
 	case "udp-rate", "udp-overload", "udp-stream":
 		return runUDP(ctx, s, r)
+	case "mixed":
+		return runMixed(ctx, s, r)
 	}
 	return errors.New("the list of tests has one that nothing runs")
 }
@@ -167,13 +170,16 @@ func (s Spec) complete() (Spec, error) {
 		version = 4
 	}
 	given := Params{family.Name: version}
+	if test.BothFamilies() {
+		given = Params{}
+	}
 	for k, v := range s.Params {
 		given[k] = v
 	}
 	if s.Params, err = test.Fill(given); err != nil {
 		return s, err
 	}
-	if s.Params[family.Name] != version {
+	if s.Params[family.Name] != version && s.Params[family.Name] != 0 {
 		return s, fmt.Errorf("family %v: %s is an IPv%v address", s.Params[family.Name], s.Target.Addr(), version)
 	}
 	if sizes := s.mix(); sizes != nil {

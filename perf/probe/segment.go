@@ -15,7 +15,7 @@ const MaxSegments = udpBatch
 // groBatch is how many joined messages one system call takes at most.
 const groBatch = 16
 
-// ancillary is the room for one ancillary item, the size of the datagrams that UDP_GRO has joined:
+// ancillary is the room for one ancillary item, the size of the datagrams that UDP_GRO has joined, or UDP_SEGMENT is to cut (16 bits of it):
 //
 //	| length 8 | level 4 | type 4 | size 4 | padding 4 |
 type ancillary struct {
@@ -23,6 +23,12 @@ type ancillary struct {
 	size int32
 	_    int32
 }
+
+// bytes is the item as the kernel takes it.
+func (a *ancillary) bytes() []byte { return unsafe.Slice((*byte)(unsafe.Pointer(a)), ancillarySize) }
+
+// data is where the size is.
+func (a *ancillary) data() []byte { return unsafe.Slice((*byte)(unsafe.Pointer(&a.size)), 4) }
 
 const ancillarySize = int(unsafe.Sizeof(ancillary{}))
 

@@ -114,6 +114,8 @@ func (s *session) serve() {
 		err = s.serveUDPSink()
 	case roleUDPEcho:
 		err = s.serveUDPEcho()
+	case roleMixed:
+		err = s.serveMixed()
 	}
 	if err != nil {
 		s.refuse(err)
@@ -189,14 +191,36 @@ func (s *session) listenTCP() (*net.TCPListener, error) {
 	return l, s.ready(l.Addr().(*net.TCPAddr).AddrPort().Port())
 }
 
-// accept takes the job's connections, those that begin with a header of the session's, in the order of their numbers.
+// accept takes the job's connections.
 func (s *session) accept(l *net.TCPListener) ([]socket, error) {
-	flows, came := make([]socket, s.job.Flows), 0
-	for i := range flows {
-		flows[i] = -1
+	conns, err := s.acceptConns(l)
+	if err != nil {
+		return nil, err
 	}
-	fail := func(err error) ([]socket, error) {
+	var flows []socket
+	for _, c := range conns {
+		flow, ferr := detach(c)
+		if ferr == nil {
+			flows = append(flows, flow)
+		}
+		err = errors.Join(err, ferr)
+	}
+	if err != nil {
 		closeAll(flows)
+		return nil, err
+	}
+	return flows, nil
+}
+
+// acceptConns takes the job's connections, those that begin with a header of the session's, in the order of their numbers.
+func (s *session) acceptConns(l *net.TCPListener) ([]*net.TCPConn, error) {
+	flows, came := make([]*net.TCPConn, s.job.Flows), 0
+	fail := func(err error) ([]*net.TCPConn, error) {
+		for _, c := range flows {
+			if c != nil {
+				c.Close()
+			}
+		}
 		return nil, err
 	}
 	p := newPattern(s.token)
@@ -216,15 +240,12 @@ func (s *session) accept(l *net.TCPListener) ([]socket, error) {
 		_ = c.SetReadDeadline(time.Now().Add(time.Second))
 		_, err = io.ReadFull(c, intro[:])
 		h, ours := p.open(intro[:], len(intro), toServer)
-		if err != nil || !ours || h.trial != introduction || h.seq >= uint64(len(flows)) || flows[h.seq] >= 0 {
+		if err != nil || !ours || h.trial != introduction || h.seq >= uint64(len(flows)) || flows[h.seq] != nil {
 			c.Close() // a stranger
 			continue
 		}
-		flow, err := detach(c.(*net.TCPConn))
-		if err != nil {
-			return fail(err)
-		}
-		flows[h.seq] = flow
+		_ = c.SetReadDeadline(time.Time{})
+		flows[h.seq] = c.(*net.TCPConn)
 		came++
 	}
 	return flows, nil

@@ -180,13 +180,20 @@ func setUDPOptions(fd int) error {
 	if err != nil {
 		return fmt.Errorf("read socket domain: %w", err)
 	}
-	if domain == unix.AF_INET6 {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO)
-	} else {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+	return fragmentation(fd, domain == unix.AF_INET, false)
+}
+
+// fragmentation says whether datagrams of a socket may become fragments.
+func fragmentation(fd int, v4, allowed bool) error {
+	level, option, value := unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
+	if v4 {
+		level, option = unix.IPPROTO_IP, unix.IP_MTU_DISCOVER // the values are the same
 	}
-	if err != nil {
-		return fmt.Errorf("forbid fragments: %w", err)
+	if allowed {
+		value = unix.IPV6_PMTUDISC_DONT
+	}
+	if err := unix.SetsockoptInt(fd, level, option, value); err != nil {
+		return fmt.Errorf("allow or forbid fragments: %w", err)
 	}
 	return nil
 }

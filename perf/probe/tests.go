@@ -49,11 +49,15 @@ var (
 	imix    = Param{"imix", "1 = IMIX: packets of 40, 576 and 1500 bytes as 7:4:1, cut to what the path carries, and not of size", 0, 0, 1, true}
 	second  = Param{"second", "length of every second packet in bytes; 0 = all have size", 0, 0, 65535, true}
 	gro     = Param{"gro", "1 = the receiver takes super-packets whole (UDP_GRO)", 0, 0, 1, true}
+	both    = Param{"family", "IP version, 4 or 6; 0 = both at once", 0, 0, 6, true}
 	latency = []MetricKind{
 		{Name: "rate", Unit: "1/s"},
 		{Name: "p50", Unit: "us"}, {Name: "p90", Unit: "us"}, {Name: "p99", Unit: "us"}, {Name: "p999", Unit: "us"},
 	}
 )
+
+// mixedRate bounds test mixed, so that many setups can run at once.
+var mixedRate = Param{"rate", "payload bit/s that each end offers, all shapes together", 1e8, 1e6, 1e10, false}
 
 // Tests is the list of tests, in the order of docs/reference.md. Nobody edits it at run time.
 var Tests = []Test{
@@ -97,6 +101,11 @@ var Tests = []Test{
 		"cpu-fixed", "processor time at a fixed TCP rate",
 		[]Param{{"rate", "payload bit/s to offer", 1e9, 1e3, 1e12, false}, family},
 		[]MetricKind{{Name: "cpu", Unit: "core", ByLab: true}, {Name: "throughput", Unit: "bit/s"}},
+	},
+	{
+		"mixed", "super-packets, small packets, fragments, round trips and bulk TCP of several segment sizes at once, both ways, in random spells; payload bits verified",
+		[]Param{mixedRate, both},
+		[]MetricKind{{Name: "throughput", Unit: "bit/s"}, {Name: "loss", Unit: "ratio"}},
 	},
 }
 
@@ -178,6 +187,11 @@ func (t Test) Fill(given Params) (Params, error) {
 	return full, nil
 }
 
+// BothFamilies says whether a test is of both families unless told otherwise.
+func (t Test) BothFamilies() bool {
+	return slices.ContainsFunc(t.Params, func(p Param) bool { return p.Name == family.Name && p.Min == 0 })
+}
+
 func (t Test) keys() string {
 	names := make([]string, len(t.Params))
 	for i, p := range t.Params {
@@ -188,7 +202,7 @@ func (t Test) keys() string {
 
 func (p Param) check(v float64) error {
 	switch {
-	case p.Name == family.Name && v != 4 && v != 6:
+	case p.Name == family.Name && v != 4 && v != 6 && (v != 0 || p.Min != 0):
 		return fmt.Errorf("family %v: must be 4 or 6", v)
 	case p.Whole && v != float64(int64(v)):
 		return fmt.Errorf("%s %v: must be a whole number", p.Name, v)

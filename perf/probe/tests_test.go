@@ -2,6 +2,7 @@ package probe
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"math"
 	"strings"
@@ -66,7 +67,7 @@ func TestParseList(t *testing.T) {
 	}
 }
 
-// The contract's table: names, defaults, metrics and units; and besides gso, gro, second, imix and udp-open-rr.
+// The contract's table: names, defaults, metrics and units; and besides gso, gro, second, imix, udp-open-rr and mixed.
 func TestListMatchesContract(t *testing.T) {
 	want := `tcp-stream flows=1 family=4 | throughput:bit/s
 udp-rate size=64 second=0 imix=0 gso=0 gro=0 family=4 | rate:packet/s loss:ratio
@@ -77,6 +78,7 @@ udp-rr size=64 family=4 | rate:1/s p50:us p90:us p99:us p999:us
 udp-open-rr size=64 rate=10000 family=4 | rate:1/s p50:us p90:us p99:us p999:us loss:ratio
 tcp-crr family=4 | rate:1/s
 cpu-fixed rate=1e+09 family=4 | cpu:core throughput:bit/s
+mixed rate=1e+08 family=0 | throughput:bit/s loss:ratio
 `
 	var got strings.Builder
 	for _, test := range Tests {
@@ -85,7 +87,7 @@ cpu-fixed rate=1e+09 family=4 | cpu:core throughput:bit/s
 			v, _ := json.Marshal(p.Default)
 			s := string(v)
 			if p.Default >= 1e6 {
-				s = "1e+09"
+				s = fmt.Sprintf("%.0e", p.Default)
 			}
 			got.WriteString(" " + p.Name + "=" + s)
 		}

@@ -27,6 +27,7 @@ type view struct {
 	Loads     []section
 	Generator *section
 	Losses    []section
+	Mixes     []section
 	Costs     []section
 	Stages    []section
 	Notes     []string
@@ -90,6 +91,9 @@ func HTML(w io.Writer, r *perf.Result) error {
 	}
 	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Trials) > 0 }) {
 		v.Losses = append(v.Losses, lossSection(i, d, v.Legend))
+	}
+	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Shapes) > 0 }) {
+		v.Mixes = append(v.Mixes, mixSection(i, d))
 	}
 	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Stages) > 0 }) {
 		if s := stageSection(i, d); len(s.Pictures) > 0 {
@@ -263,6 +267,18 @@ func lossSection(i int, details []perf.Detail, order []string) section {
 			fmt.Sprintf("%.0f", best.Offered), fmt.Sprintf("%.0f", best.Rate)})
 		for _, n := range d.Notes {
 			s.Notes = append(s.Notes, d.Contender+": "+n)
+		}
+	}
+	return s
+}
+
+// mixSection is what each shape of traffic came to.
+func mixSection(i int, details []perf.Detail) section {
+	s := section{ID: fmt.Sprintf("mixed-%d", i), Title: title(details[0].Test, details[0].Params)}
+	s.Heads = []string{"contender", "traffic", "IP", "bytes verified", "sent", "lost", "unit", "bytes corrupt"}
+	for _, d := range details {
+		for _, f := range d.Shapes {
+			s.Rows = append(s.Rows, []string{d.Contender, f.Name, fmt.Sprint(f.Family), fmt.Sprint(f.Verified), fmt.Sprint(f.Sent), fmt.Sprint(f.Lost), f.Unit, fmt.Sprint(f.Corrupt)})
 		}
 	}
 	return s

@@ -180,3 +180,24 @@ func TestExample(t *testing.T) {
 		t.Errorf("CSV %q", lines)
 	}
 }
+
+// TestMixed: each shape of each contender has a line in the table and a row on the page.
+func TestMixed(t *testing.T) {
+	r := example()
+	r.Details = []perf.Detail{{Contender: "tun", Test: "mixed", Params: probe.Params{"family": 0, "rate": 1e8}, Shapes: []probe.Shape{
+		{Name: "fragments", Family: 6, Unit: "datagram", Sent: 1234, Received: 1230, Lost: 4, Integrity: probe.Integrity{Verified: 987654}},
+		{Name: "bulk", Family: 4, Unit: "byte", Sent: 55555, Received: 55555, Integrity: probe.Integrity{Verified: 55555, Corrupt: 17}},
+	}}}
+	var table, page bytes.Buffer
+	if err := errors.Join(Table(&table, r), HTML(&page, r)); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range [][]string{{"fragments", "6", "987654", "1234", "4", "datagram", "0"}, {"bulk", "4", "55555", "55555", "0", "byte", "17"}} {
+		if !strings.Contains(strings.Join(strings.Fields(table.String()), " "), strings.Join(line, " ")) {
+			t.Errorf("%q is not in\n%s", line, table.String())
+		}
+		if !strings.Contains(page.String(), "<td>"+strings.Join(line, "</td><td>")+"</td>") {
+			t.Errorf("%q is not on the page", line)
+		}
+	}
+}

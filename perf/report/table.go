@@ -33,6 +33,11 @@ func Table(w io.Writer, r *perf.Result) error {
 	for _, group := range groups(r.Results) {
 		b.WriteString("\n" + group.table() + "\n")
 	}
+	for _, d := range r.Details {
+		if len(d.Shapes) > 0 {
+			b.WriteString("\n" + mixTable(d) + "\n")
+		}
+	}
 	verified, _ := integrity(r)
 	for _, line := range append(verified, notes(r)...) {
 		b.WriteString("\n" + line)
@@ -86,14 +91,7 @@ func title(test string, params probe.Params) string {
 }
 
 func (g *group) table() string {
-	t := table.NewWriter()
-	t.SetTitle(g.title)
-	t.SetStyle(table.StyleLight)
-	t.Style().Format.Header = text.FormatDefault
-	t.Style().Title.Align = text.AlignLeft
-	t.Style().Options.DrawBorder = false
-	t.Style().Options.SeparateColumns = false
-	t.Style().Box.PaddingLeft, t.Style().Box.PaddingRight = "", "  "
+	t := plainTable(g.title)
 
 	head := table.Row{"contender"}
 	scales := make([]scale, len(g.metrics))
@@ -138,6 +136,29 @@ func (g *group) table() string {
 	}
 	t.SetColumnConfigs(config)
 	return trimLines(t.Render())
+}
+
+// mixTable shows what each shape of traffic came to.
+func mixTable(d perf.Detail) string {
+	t := plainTable(d.Contender + ", " + title(d.Test, d.Params))
+	t.AppendHeader(table.Row{"traffic", "IP", "bytes verified", "sent", "lost", "unit", "bytes corrupt"})
+	for _, f := range d.Shapes {
+		t.AppendRow(table.Row{f.Name, f.Family, f.Verified, f.Sent, f.Lost, f.Unit, f.Corrupt})
+	}
+	return trimLines(t.Render())
+}
+
+// plainTable is a table in the style of all.
+func plainTable(title string) table.Writer {
+	t := table.NewWriter()
+	t.SetTitle(title)
+	t.SetStyle(table.StyleLight)
+	t.Style().Format.Header = text.FormatDefault
+	t.Style().Title.Align = text.AlignLeft
+	t.Style().Options.DrawBorder = false
+	t.Style().Options.SeparateColumns = false
+	t.Style().Box.PaddingLeft, t.Style().Box.PaddingRight = "", "  "
+	return t
 }
 
 // trimLines takes the blanks off the ends of lines.

@@ -25,7 +25,7 @@ func TestAll(t *testing.T) {
 			t.Errorf("%s leaves something to chance: %+v", s.Name, s)
 		}
 	}
-	want := []string{"encryption", "flows", "full", "load", "many-nodes", "mtu-sweep", "quick", "small-packets"}
+	want := []string{"encryption", "flows", "full", "load", "many-nodes", "mixed", "mtu-sweep", "quick", "small-packets"}
 	if !slices.Equal(names, want) {
 		t.Errorf("there are %v, want %v", names, want)
 	}
