@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -118,6 +119,62 @@ func TestEveryModeIsMade(t *testing.T) {
 		"planted": kernel(func(backend.Settings) (backend.Backend, error) { made = true; return nil, nil })})
 	if _, err := grown[len(grown)-1].New(backend.Settings{}); err != nil || !made {
 		t.Errorf("a mode that was added is not made: %v", err)
+	}
+}
+
+// TestStatusWhileApplying: who asks how a backend is, as /healthz does, is answered while thousands of nodes are being put in force, and
+// is not told before that they are.
+func TestStatusWhileApplying(t *testing.T) {
+	nettest.RequireRoot(t)
+	for _, name := range []string{"host-gw", "vxlan", "tun-gso"} {
+		t.Run(name, func(t *testing.T) {
+			c, a, b := nettest.TwoNodes(t, 1500)
+			m, _ := ModeByName(name)
+			var be backend.Backend
+			var host *hostnet.Host
+			var err error
+			a.NS.Do(func() {
+				if host, err = hostnet.New(zaptest.NewLogger(t), backend.Owner); err == nil {
+					be, err = m.New(backend.Settings{Mode: name, Node: a.Name, Network: c.Network(), VNI: 1, Port: m.Port, Queues: 1, Host: host, Log: zaptest.NewLogger(t)})
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := errors.Join(be.Close(), host.Close()); err != nil {
+					t.Error(err)
+				}
+			}()
+			s := stateOf(c, a)
+			for i := range 2000 {
+				s.Nodes = append(s.Nodes, control.Node{Name: fmt.Sprintf("other-%04d", i), Endpoints: b.Underlay,
+					Prefixes: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 32)}})
+			}
+			done := a.NS.Go(func() error { return be.Apply(s) })
+			answers := 0
+			for done := done; done != nil; {
+				ready := be.Status().Ready
+				select {
+				case err := <-done:
+					if err != nil {
+						t.Error(err)
+					}
+					done = nil
+				case <-time.After(5 * time.Millisecond): // between two questions
+					answers++
+					if ready && be.Status().Ready {
+						if err := <-done; err != nil { // it may be just over
+							t.Error(err)
+						}
+						done = nil
+					}
+				}
+			}
+			if status := be.Status(); !status.Ready || len(status.Hops) != len(s.Nodes) || answers < 3 {
+				t.Errorf("ready %t %s, %d peers; %d answers while they were put in force", status.Ready, status.Reason, len(status.Hops), answers)
+			}
+		})
 	}
 }
 

@@ -44,8 +44,11 @@ type Backend struct {
 	host *hostnet.Host
 	ways *egress.Finder
 
+	applying sync.Mutex // held by Apply; mu, which Status takes, is not held while the kernel works
+
 	mu       sync.Mutex
 	state    *control.State // the last applied; nil before the first
+	carries  bool           // a state has been in force
 	under    egress.Underlay
 	hops     []backend.Hop
 	problems []control.Problem
@@ -79,19 +82,22 @@ func (b *Backend) Self() control.Node { return control.Node{Name: b.set.Node} }
 
 // Apply makes the kernel follow s.
 func (b *Backend) Apply(s control.State) error {
+	b.applying.Lock()
+	defer b.applying.Unlock()
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.state = &s
+	b.mu.Unlock()
 	return b.sync()
 }
 
 // Run follows the underlay until ctx ends; what others remove or change, the Host puts back.
 func (b *Backend) Run(ctx context.Context, look func(broken error)) error {
+	changed := b.host.Changed(backend.Owner)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-b.host.Changed(backend.Owner):
+		case <-changed:
 			look(nil)
 		}
 	}
@@ -100,13 +106,12 @@ func (b *Backend) Run(ctx context.Context, look func(broken error)) error {
 // Close does nothing: the kernel goes on forwarding.
 func (b *Backend) Close() error { return nil }
 
-// sync brings the kernel in line with b.state. The caller holds b.mu.
+// sync brings the kernel in line with b.state. The caller holds b.applying, and so may read what b.mu guards.
 func (b *Backend) sync() error {
 	u, err := b.derive()
 	if err != nil {
 		if len(b.under.Devices) == 0 {
-			b.err = err
-			return err
+			return b.done(err)
 		}
 		u = &b.under // the underlay is not well now; nodes still come and go
 	}
@@ -119,9 +124,18 @@ func (b *Backend) sync() error {
 			b.log.Warn("peer refused", zap.String("peer", problem.Node), zap.String("reason", problem.Text))
 		}
 	}
+	b.mu.Lock()
 	b.under, b.hops, b.problems = *u, hops, problems
-	b.err = errors.Join(err, b.host.Apply(backend.Owner, want))
-	return b.err
+	b.mu.Unlock()
+	return b.done(errors.Join(err, b.host.Apply(backend.Owner, want)))
+}
+
+// done takes note of how it went.
+func (b *Backend) done(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err, b.carries = err, b.carries || err == nil
+	return err
 }
 
 // derive finds devices and MTU by what the source granted this node, and by how it reaches the others.
@@ -217,7 +231,7 @@ func (b *Backend) Status() backend.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := backend.Status{
-		Ready: b.state != nil && b.err == nil, Underlay: b.under.Devices, UnderlayMTU: b.under.MTU, InnerMTU: b.under.MTU, Repairs: b.host.Repairs(),
+		Ready: b.carries && b.err == nil, Underlay: b.under.Devices, UnderlayMTU: b.under.MTU, InnerMTU: b.under.MTU, Repairs: b.host.Repairs(),
 		Features: map[string]string{}, KernelDrops: map[string]uint64{}, Hops: slices.Clone(b.hops), Problems: slices.Clone(b.problems),
 	}
 	switch {
@@ -225,6 +239,8 @@ func (b *Backend) Status() backend.Status {
 		s.Reason = b.err.Error()
 	case b.state == nil:
 		s.Reason = "no state from the control plane yet"
+	case !b.carries:
+		s.Reason = "the first state is being put in force"
 	}
 	return s
 }

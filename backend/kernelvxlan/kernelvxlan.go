@@ -49,11 +49,14 @@ type Backend struct {
 	host     *hostnet.Host
 	ways     *egress.Finder
 
-	mu    sync.Mutex
-	state *control.State // the last applied; nil before the first
-	path  path
-	hops  []backend.Hop
-	err   error // why the last state is not wholly in force
+	applying sync.Mutex // held by Apply; mu, which Status takes, is not held while the kernel works
+
+	mu      sync.Mutex
+	state   *control.State // the last applied; nil before the first
+	carries bool           // a state has been in force
+	path    path
+	hops    []backend.Hop
+	err     error // why the last state is not wholly in force
 }
 
 // path is what follows from how this node reaches the others.
@@ -97,19 +100,22 @@ func (b *Backend) Self() control.Node {
 
 // Apply makes the kernel follow s.
 func (b *Backend) Apply(s control.State) error {
+	b.applying.Lock()
+	defer b.applying.Unlock()
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.state = &s
+	b.mu.Unlock()
 	return b.sync()
 }
 
 // Run follows the underlay until ctx ends; what others remove or change, the Host puts back.
 func (b *Backend) Run(ctx context.Context, look func(broken error)) error {
+	changed := b.host.Changed(backend.Owner)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-b.host.Changed(backend.Owner):
+		case <-changed:
 			look(nil)
 		}
 	}
@@ -118,13 +124,12 @@ func (b *Backend) Run(ctx context.Context, look func(broken error)) error {
 // Close does nothing: the kernel goes on forwarding.
 func (b *Backend) Close() error { return nil }
 
-// sync brings the kernel in line with b.state. The caller holds b.mu.
+// sync brings the kernel in line with b.state. The caller holds b.applying, and so may read what b.mu guards.
 func (b *Backend) sync() error {
 	p, err := b.pathFor(b.state)
 	if err != nil {
 		if len(b.path.devices) == 0 {
-			b.err = err
-			return err
+			return b.done(err)
 		}
 		p = b.path // the underlay is not well now; nodes still come and go
 	}
@@ -133,9 +138,18 @@ func (b *Backend) sync() error {
 			zap.Uint16("port", b.set.Port), zap.Uint32("vni", b.set.VNI), zap.Int("mtu", p.innerMTU))
 	}
 	want, hops := b.want(p)
+	b.mu.Lock()
 	b.path, b.hops = p, hops
-	b.err = errors.Join(err, b.host.Apply(backend.Owner, want))
-	return b.err
+	b.mu.Unlock()
+	return b.done(errors.Join(err, b.host.Apply(backend.Owner, want)))
+}
+
+// done takes note of how it went.
+func (b *Backend) done(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err, b.carries = err, b.carries || err == nil
+	return err
 }
 
 // pathFor derives devices and MTU from what the source granted this node, and from how it reaches the others.
@@ -233,7 +247,7 @@ func (b *Backend) Status() backend.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	s := backend.Status{
-		Ready: b.state != nil && b.err == nil, Underlay: b.path.under.Devices, UnderlayMTU: b.path.under.MTU, InnerMTU: b.path.innerMTU,
+		Ready: b.carries && b.err == nil, Underlay: b.path.under.Devices, UnderlayMTU: b.path.under.MTU, InnerMTU: b.path.innerMTU,
 		Devices: slices.Clone(b.path.devices), Repairs: b.host.Repairs(), Hops: slices.Clone(b.hops),
 		Features: map[string]string{"udp-checksum": "on"}, KernelDrops: map[string]uint64{},
 	}
@@ -245,6 +259,8 @@ func (b *Backend) Status() backend.Status {
 		s.Reason = b.err.Error()
 	case b.state == nil:
 		s.Reason = "no state from the control plane yet"
+	case !b.carries:
+		s.Reason = "the first state is being put in force"
 	}
 	for _, dev := range b.path.devices {
 		c, err := b.host.Counters(dev)

@@ -39,8 +39,11 @@ type Backend struct {
 
 	failed chan failure // engines report here when a lane dies
 
+	applying sync.Mutex // held by Apply; mu, which Status takes, is not held while the kernel works
+
 	mu     sync.Mutex
 	state  *control.State // the last applied; nil before the first
+	ready  bool           // the kernel's part of the path that is open has been in force
 	engine *engine        // nil while there is no path
 	past   ledger         // what closed engines counted
 	ids    map[string]uint32
@@ -94,16 +97,18 @@ func (b *Backend) Self() control.Node {
 
 // Apply makes lanes, table and kernel routes follow s.
 func (b *Backend) Apply(s control.State) error {
+	b.applying.Lock()
+	defer b.applying.Unlock()
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.state = &s
-	b.err = b.sync()
-	return b.err
+	b.mu.Unlock()
+	return b.sync()
 }
 
 // Run watches the lanes and follows the underlay until ctx ends. A path whose lane died, because a device was deleted, say, is
 // closed, and opened anew by the next Apply. Kernel objects that others remove or change, the Host puts back.
 func (b *Backend) Run(ctx context.Context, look func(broken error)) error {
+	changed := b.host.Changed(backend.Owner)
 	for {
 		select {
 		case <-ctx.Done():
@@ -113,7 +118,7 @@ func (b *Backend) Run(ctx context.Context, look func(broken error)) error {
 			if b.drop(f.engine, err) {
 				look(err)
 			}
-		case <-b.host.Changed(backend.Owner):
+		case <-changed:
 			look(nil)
 		}
 	}
@@ -139,34 +144,49 @@ func (b *Backend) closeEngine() {
 		b.log.Warn("close path", zap.Error(err))
 	}
 	b.past.retire(b.engine)
-	b.engine = nil
+	b.engine, b.ready = nil, false
 }
 
-// sync brings everything in line with b.state. The caller holds b.mu.
+// sync brings everything in line with b.state: first this process's part, then the kernel's. The caller holds b.applying, and so may
+// read state and built.
 func (b *Backend) sync() error {
+	want, err := b.open()
+	if err == nil {
+		err = b.host.Apply(backend.Owner, want)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err, b.ready = err, b.engine != nil && (b.ready || err == nil)
+	return err
+}
+
+// open makes ports, lanes and table as b.state says, and returns what the kernel must hold for them. The caller holds b.applying.
+func (b *Backend) open() (w hostnet.Want, err error) {
 	under, err := b.ways.Derive(b.state.Self, b.state.Nodes)
 	if err != nil {
-		return err
+		return w, err
 	}
 	state := *b.state
 	state.Self = under.Self(state.Self) // with the endpoints in use
 	s := &state
 	path, err := b.pathFor(s.Self, under)
 	if err != nil {
-		return err
+		return w, err
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.engine != nil && !b.engine.path.equal(path) {
 		b.log.Info("path changed, reopening", zap.Stringers("local", path.Local), zap.Int("mtu", path.InnerMTU))
 		b.closeEngine()
 	}
 	if b.engine == nil {
 		if err := b.host.Clear(device); err != nil {
-			return err
+			return w, err
 		}
 		b.reply.SetSource(hostAddrs(s.Self))
 		e, err := start(b.kind, path, b.route, b.seal, b.set.Fault, b.reply.Offer, b.failed)
 		if err != nil {
-			return err
+			return w, err
 		}
 		b.engine = e
 		for _, o := range b.observers {
@@ -181,10 +201,10 @@ func (b *Backend) sync() error {
 	b.route.Publish(b.built.table)
 	if b.seal != nil {
 		if err := b.seal.Update(s.Self, b.built.peers); err != nil {
-			return err
+			return w, err
 		}
 	}
-	return b.host.Apply(backend.Owner, b.want(s, path, under))
+	return b.want(s, path, under), nil
 }
 
 // pathFor derives the fixed part of the path from what the source granted this node, and from how it reaches the others.
@@ -264,7 +284,7 @@ func hostAddrs(self control.Node) (own []netip.Addr) {
 func (b *Backend) Status() backend.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := backend.Status{Ready: b.engine != nil && b.err == nil, Underlay: b.under, UnderlayMTU: b.path.UnderlayMTU, InnerMTU: b.path.InnerMTU,
+	s := backend.Status{Ready: b.ready && b.err == nil, Underlay: b.under, UnderlayMTU: b.path.UnderlayMTU, InnerMTU: b.path.InnerMTU,
 		Repairs: b.host.Repairs(), Hops: slices.Clone(b.built.hops)}
 	switch {
 	case b.err != nil:
@@ -273,6 +293,8 @@ func (b *Backend) Status() backend.Status {
 		s.Reason = "no state from the control plane yet"
 	case b.engine == nil:
 		s.Reason = "the path is being reopened"
+	case !b.ready:
+		s.Reason = "the path is being put in force"
 	}
 	_, tx, rx, kernel := b.past.total(b.engine)
 	s.KernelDrops = kernel
