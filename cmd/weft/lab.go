@@ -39,6 +39,7 @@ type labFlags struct {
 	family            int
 	json, out         string
 	format            *format
+	made              []string // folders for results that were not there
 	plan              perf.Plan
 }
 
@@ -91,6 +92,7 @@ func (f *labFlags) run(cmd *cobra.Command) error {
 		return f.sweep(cmd, mtus)
 	}
 	if err := f.complete(); err != nil {
+		f.unmake()
 		return usageError{err}
 	}
 	return f.runOne(cmd)
@@ -105,6 +107,9 @@ func (f *labFlags) runOne(cmd *cobra.Command) error {
 	show := newProgress(cmd.ErrOrStderr())
 	result, err := perf.Run(ctx, &f.plan, show.event)
 	show.end()
+	if err != nil {
+		f.unmake()
+	}
 	var wrong *perf.UsageError
 	var unsupported *contender.UnsupportedError
 	switch {

@@ -84,10 +84,13 @@ func (f *labFlags) sweep(cmd *cobra.Command, mtus []int) error {
 	for _, mtu := range mtus {
 		one := *f
 		one.plan.MTU, one.out = mtu, filepath.Join(out, fmt.Sprintf("mtu-%d", mtu))
+		runs = append(runs, &one)
 		if err := one.complete(); err != nil { // of the last one before the first one measures
+			for _, r := range runs {
+				r.unmake()
+			}
 			return usageError{err}
 		}
-		runs = append(runs, &one)
 	}
 	var failed []error
 	for i, mtu := range mtus {

@@ -139,6 +139,7 @@ func TestTargets(t *testing.T) {
 		{file, "", ""},
 		{filepath.Join(dir, "new", "r.json"), "", ""},
 		{os.DevNull, filepath.Join(dir, "results"), ""},
+		{filepath.Join(dir, "results", "result.json"), filepath.Join(dir, "results"), ""},
 		{dir, "", "--json " + dir + ": this is a folder: name a file, " + dir + "/result.json say"},
 		{filepath.Join(file, "r.json"), "", "--json " + file + "/r.json: mkdir " + file + ": not a directory"},
 		{"/proc/r.json", "", "--json /proc/r.json: "},
@@ -151,6 +152,17 @@ func TestTargets(t *testing.T) {
 		if err := f.checkTargets(); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("--json %q --out %q: %v, want %q", c.json, c.out, err, c.says)
 		}
+	}
+	f := labFlags{out: filepath.Join(dir, "a", "b"), json: filepath.Join(dir, "a", "c", "r.json")}
+	if err := f.checkTargets(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(f.out); err != nil {
+		t.Error(err)
+	}
+	f.unmake()
+	if _, err := os.Stat(filepath.Join(dir, "a")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("folders for results that never came stay: %v", err)
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != "a result" {
 		t.Errorf("a file that was only tried holds %q, %v", text, err)

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -45,8 +48,11 @@ func (f *labFlags) writeFiles(r *perf.Result) error {
 	return nil
 }
 
-// pageName is the file to look at in a folder of results.
-const pageName = "report.html"
+// Files in a folder of results: one to look at, one to compare.
+const (
+	pageName   = "report.html"
+	resultName = "result.json"
+)
 
 // target is a file that a result goes to, in one of its forms.
 type target struct {
@@ -62,7 +68,7 @@ func (f *labFlags) targets() (list []target) {
 	if f.out == "" {
 		return list
 	}
-	for _, t := range []target{{"", "result.json", asResult}, {"", "result.csv", report.CSV}, {"", "table.txt", report.Table}, {"", pageName, report.HTML}} {
+	for _, t := range []target{{"", resultName, asResult}, {"", "result.csv", report.CSV}, {"", "table.txt", report.Table}, {"", pageName, report.HTML}} {
 		list = append(list, target{"--out", filepath.Join(f.out, t.path), t.write})
 	}
 	return list
@@ -71,7 +77,7 @@ func (f *labFlags) targets() (list []target) {
 // checkTargets tries the files before anything is measured. It makes the folders that are missing.
 func (f *labFlags) checkTargets() error {
 	if f.out != "" {
-		if err := os.MkdirAll(f.out, 0o755); err != nil {
+		if err := f.makeFolder(f.out); err != nil {
 			return fmt.Errorf("--out %s: %w: name a folder, or one that can be made", f.out, err)
 		}
 	}
@@ -81,20 +87,39 @@ func (f *labFlags) checkTargets() error {
 		if err != nil {
 			return fmt.Errorf("%s %s: %w", t.flag, t.path, err)
 		}
-		if other := seen[path]; other != "" {
+		if other := seen[path]; other != "" && filepath.Base(path) != resultName { // which is the same from both
 			return fmt.Errorf("%s and %s both write %s: name another file", other, t.flag, t.path)
 		}
 		seen[path] = t.flag
 		if t.flag == "--json" {
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			if err := f.makeFolder(filepath.Dir(path)); err != nil {
 				return fmt.Errorf("--json %s: %w", t.path, err)
 			}
 		}
-		if err := checkTarget(t.path, "result.json"); err != nil {
+		if err := checkTarget(t.path, resultName); err != nil {
 			return fmt.Errorf("%s %s: %w", t.flag, t.path, err)
 		}
 	}
 	return nil
+}
+
+// makeFolder makes a folder and what is missing above it, and remembers what it made.
+func (f *labFlags) makeFolder(dir string) error {
+	for missing := dir; ; missing = filepath.Dir(missing) {
+		if _, err := os.Lstat(missing); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		f.made = append(f.made, missing)
+	}
+	return os.MkdirAll(dir, 0o755)
+}
+
+// unmake takes folders away again that were made for results which never came. What somebody has put into them stays.
+func (f *labFlags) unmake() {
+	slices.SortFunc(f.made, func(a, b string) int { return cmp.Compare(len(b), len(a)) }) // the lowest first
+	for _, dir := range f.made {
+		_ = os.Remove(dir)
+	}
 }
 
 // checkTarget says what is wrong with a file to write to, with the remedy; name is what such a file may be called.
