@@ -175,18 +175,8 @@ func FuzzParseIP(f *testing.F) {
 
 func useTransport(b []byte) {
 	if s := TCPView(b); s.Valid() {
-		s.SrcPort()
-		s.DstPort()
 		s.Seq()
-		s.Ack()
 		s.Flags()
-		s.Options()
-		s.Payload()
-	}
-	if u := UDPView(b); u.Valid() {
-		u.SrcPort()
-		u.DstPort()
-		u.Payload()
 	}
 }
 

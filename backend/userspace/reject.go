@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"net/netip"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"weft/packet"
 )
@@ -88,17 +88,14 @@ func (r *rejecter) Close() {
 
 func (r *rejecter) run() {
 	defer close(r.done)
-	tokens, last := float64(rejectBurst), time.Now()
+	limit := rate.NewLimiter(rejectRate, rejectBurst)
 	for {
 		select {
 		case <-r.stop:
 			return
 		case o := <-r.full:
-			now := time.Now()
-			tokens = min(rejectBurst, tokens+now.Sub(last).Seconds()*rejectRate)
-			last = now
-			if tokens >= 1 && r.answer(o) {
-				tokens--
+			if limit.Tokens() >= 1 && r.answer(o) { // what is not answered costs nothing
+				limit.Allow()
 				r.Answered.Add(1)
 			} else {
 				r.Suppressed.Add(1)

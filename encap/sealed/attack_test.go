@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"weft/packet"
 )
 
@@ -166,7 +168,7 @@ func TestForgedHandshakes(t *testing.T) {
 			w := newWorld(t)
 			a, b := w.add("a", AES256GCM, 1), w.add("b", AES256GCM, 1)
 			if kind == typeCookie {
-				b.easy = newBucket(0, 0) // under load from the start
+				b.easy = rate.NewLimiter(0, 0) // under load from the start
 			}
 			tried := 0
 			w.pass = func(d datagram) bool {
@@ -282,7 +284,7 @@ func TestFlood(t *testing.T) {
 	}
 	// Under the same load, which never ends, a third node joins: it shows a cookie.
 	b.mu.Lock()
-	b.easy = newBucket(0, 0)
+	b.easy = rate.NewLimiter(0, 0)
 	b.mu.Unlock()
 	c := w.add("c", AES256GCM, 1)
 	for _, n := range w.nodes {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/flynn/noise"
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"weft/internal/backoff"
 	"weft/packet"
@@ -107,8 +108,8 @@ type Manager struct {
 	rejected rejections             // of messages that no peer could be named for
 
 	baker      baker
-	easy, hard bucket
-	cookies    bucket
+	easy, hard *rate.Limiter // initiations without a cookie, and with one
+	cookies    *rate.Limiter
 	addresses  addresses
 
 	cookiesSent uint64 // to whom no peer could be named
@@ -132,7 +133,7 @@ type member struct {
 	epoch           uint8
 	cookie          []byte
 	cookieUntil     time.Time
-	limit           bucket
+	limit           *rate.Limiter
 	home            netip.Addr // the address of the configuration
 	handshakes      uint64     // sessions since the daemon began
 	rejected        rejections
@@ -186,8 +187,8 @@ func New(cfg Config) (*Manager, error) {
 	}
 	m := &Manager{cfg: cfg, wake: make(chan struct{}, 1), write: func([]byte, netip.AddrPort) {},
 		peers: map[uint32]*member{}, byKey: map[[32]byte]*member{}, byAddr: map[netip.Addr]*member{}, pending: map[uint32]*member{},
-		baker: baker{rand: cfg.Rand}, easy: newBucket(easyRate, easyBurst), hard: newBucket(hardRate, hardBurst),
-		cookies: newBucket(cookieRate, cookieBurst), addresses: addresses{}}
+		baker: baker{rand: cfg.Rand}, easy: rate.NewLimiter(easyRate, easyBurst), hard: rate.NewLimiter(hardRate, hardBurst),
+		cookies: rate.NewLimiter(cookieRate, cookieBurst), addresses: addresses{}}
 	m.table.Store(&table{})
 	return m, nil
 }
@@ -235,7 +236,7 @@ func (m *Manager) Update(id Identity, peers []Peer) error {
 			old = nil
 		}
 		if old == nil {
-			old = &member{face: &face{}, limit: newBucket(peerRate, peerBurst), retryAt: now,
+			old = &member{face: &face{}, limit: rate.NewLimiter(peerRate, peerBurst), retryAt: now,
 				mac1Key: hashKey("weft mac1", p.Public), ownKey: hashKey("weft cookie", p.Public)}
 			m.peers[p.ID] = old
 		}

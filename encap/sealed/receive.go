@@ -53,7 +53,7 @@ func (m *Manager) onInitiation(msg []byte, from netip.AddrPort, now time.Time) {
 		m.reject(nil, from, badMAC)
 		return
 	}
-	if !m.easy.take(now) && !m.showsCookie(msg, from, now) {
+	if !m.easy.AllowN(now, 1) && !m.showsCookie(msg, from, now) {
 		return
 	}
 	state, public, o, err := readInitiation(m.cfg.Rand, m.me, m.identity.PSK, msg)
@@ -72,7 +72,7 @@ func (m *Manager) onInitiation(msg []byte, from netip.AddrPort, now time.Time) {
 	case o.stamp <= p.lastStamp:
 		m.reject(p, from, staleStamp)
 		return
-	case !p.limit.take(now):
+	case !p.limit.AllowN(now, 1):
 		m.reject(p, from, rateLimited)
 		return
 	}
@@ -114,13 +114,13 @@ func (m *Manager) showsCookie(msg []byte, from netip.AddrPort, now time.Time) bo
 		return false
 	}
 	if m.baker.valid(msg, from) {
-		if !m.addresses.take(from.Addr(), now) || !m.hard.take(now) {
+		if !m.addresses.take(from.Addr(), now) || !m.hard.AllowN(now, 1) {
 			m.reject(nil, from, rateLimited)
 			return false
 		}
 		return true
 	}
-	if !m.cookies.take(now) {
+	if !m.cookies.AllowN(now, 1) {
 		m.reject(nil, from, rateLimited)
 		return false
 	}

@@ -68,14 +68,6 @@ func table() []known {
 	return list
 }
 
-// All returns the abilities that can be tried, in the order in which people are told of them.
-func All() (all []Ability) {
-	for _, k := range table() {
-		all = append(all, k.ability)
-	}
-	return all
-}
-
 func find(a Ability) known {
 	list := table()
 	i := slices.IndexFunc(list, func(k known) bool { return k.ability == a })

@@ -21,7 +21,8 @@ func TestProbe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, a := range All() {
+	for _, k := range table() {
+		a := k.ability
 		if a.Remedy() == "" || a.String() == "" {
 			t.Errorf("%q: nothing is said of it", string(a))
 		}

@@ -384,7 +384,7 @@ func dissect(b []byte) (dissected, error) {
 		}
 		p.data = l4 + packet.TCPView(b[l4:]).HeaderLen()
 	case packet.ProtoUDP:
-		if !packet.UDPView(b[l4:]).Valid() || packet.UDPView(b[l4:]).Len() != len(b)-l4 {
+		if len(b) < l4+packet.UDPHeader || int(binary.BigEndian.Uint16(b[l4+4:])) != len(b)-l4 {
 			return dissected{}, errors.New("a broken UDP header")
 		}
 		p.data = l4 + packet.UDPHeader
