@@ -12,6 +12,8 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"weft/internal/ipnet"
 )
 
 // self is the name of the binary, and so the `type` that a configuration names.
@@ -173,7 +175,7 @@ func parseIP(s string) (netip.Prefix, error) {
 	if a.Zone() != "" {
 		return netip.Prefix{}, fmt.Errorf("%s has a zone", s)
 	}
-	return netip.PrefixFrom(a, a.BitLen()), nil
+	return ipnet.Host(a), nil
 }
 
 // dns merges what says something about name servers: the runtime over the configuration over ipam.

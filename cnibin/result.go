@@ -10,6 +10,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"weft/internal/api"
+	"weft/internal/ipnet"
 )
 
 // result turns the daemon's answer into what the runtime wants to know. prev is what plugins before
@@ -35,10 +36,10 @@ func result(a api.AttachResult, prev types.Result, dns types.DNS, asked string) 
 		&types100.Interface{Name: a.HostInterface, Mtu: mtu},
 		&types100.Interface{Name: a.PodInterface.Name, Mac: a.PodInterface.MAC, Mtu: mtu, Sandbox: a.PodInterface.Netns})
 	for _, ip := range a.IPs {
-		r.IPs = append(r.IPs, &types100.IPConfig{Interface: types100.Int(pod), Address: ipNet(ip.Address), Gateway: netIP(ip.Gateway)})
+		r.IPs = append(r.IPs, &types100.IPConfig{Interface: types100.Int(pod), Address: *ipnet.Of(ip.Address), Gateway: netIP(ip.Gateway)})
 	}
 	for _, route := range a.Routes {
-		r.Routes = append(r.Routes, &types.Route{Dst: ipNet(route.Dst), GW: netIP(route.Gateway)})
+		r.Routes = append(r.Routes, &types.Route{Dst: *ipnet.Of(route.Dst), GW: netIP(route.Gateway)})
 	}
 	r.DNS = dns
 	return r, nil
@@ -79,10 +80,6 @@ func expectation(prev types.Result, ifname, netns string) (a api.AttachResult, e
 		a.Routes = append(a.Routes, api.PodRoute{Dst: prefix(route.Dst), Gateway: addr(route.GW)})
 	}
 	return a, nil
-}
-
-func ipNet(p netip.Prefix) net.IPNet {
-	return net.IPNet{IP: netIP(p.Addr()), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 func netIP(a netip.Addr) net.IP {

@@ -29,6 +29,7 @@ import (
 	"weft/control"
 	"weft/internal/egress"
 	"weft/internal/hostnet"
+	"weft/internal/ipnet"
 	"weft/packet"
 )
 
@@ -192,7 +193,7 @@ func (b *Backend) want(p path) (hostnet.Want, []backend.Hop) {
 		a := control.HostAddr(prefix)
 		for _, dev := range p.devices {
 			// On both devices: one without an IPv4 address fails even loose reverse path filtering.
-			w.Addrs = append(w.Addrs, hostnet.Addr{Dev: dev, Prefix: netip.PrefixFrom(a, a.BitLen())})
+			w.Addrs = append(w.Addrs, hostnet.Addr{Dev: dev, Prefix: ipnet.Host(a)})
 		}
 		if f := familyIndex(a); !source[f].IsValid() {
 			source[f] = a

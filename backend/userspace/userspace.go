@@ -19,6 +19,7 @@ import (
 	"weft/dataplane"
 	"weft/internal/egress"
 	"weft/internal/hostnet"
+	"weft/internal/ipnet"
 	"weft/internal/wait"
 	"weft/packet"
 )
@@ -238,7 +239,7 @@ func (b *Backend) want(s *control.State, path Path, under *egress.Underlay) host
 	}
 	own := hostAddrs(s.Self)
 	for _, a := range own {
-		w.Addrs = append(w.Addrs, hostnet.Addr{Dev: device, Prefix: netip.PrefixFrom(a, a.BitLen())})
+		w.Addrs = append(w.Addrs, hostnet.Addr{Dev: device, Prefix: ipnet.Host(a)})
 	}
 	w.Routes = make([]hostnet.Route, 0, 2*len(s.Nodes))
 	for _, n := range s.Nodes {

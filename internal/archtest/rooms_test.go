@@ -46,7 +46,7 @@ var (
 		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
 		"encap/vxlan": {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
 		"encap/sealed": {[]string{"packet", "internal/backoff", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
-			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", "internal/wholefile", unix, zap}, []string{"packet/packettest"}},
+			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", "golang.org/x/time/rate", "internal/wholefile", unix, zap}, []string{"packet/packettest"}},
 		"control/static": {[]string{"control", "internal/config/strict", zap, "github.com/fsnotify/fsnotify"}, []string{"control/controltest"}},
 		"control/etcd": {[]string{"control", "internal/backoff", "internal/wholefile", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
 			[]string{"control/controltest"}},
@@ -58,9 +58,9 @@ var (
 		// the engine names no part; its tests drive the real ones
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest", "encap/ipudp", "encap/sealed", "encap/vxlan"}},
 
-		"backend/userspace":   {code: []string{"backend", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", "internal/wait", unix, zap}},
+		"backend/userspace":   {code: []string{"internal/ipnet", "backend", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", "internal/wait", "golang.org/x/time/rate", unix, zap}},
 		"backend/hostgw":      {code: []string{"backend", "catalog/mode", "control", "internal/egress", "internal/hostnet", zap}},
-		"backend/kernelvxlan": {code: []string{"backend", "catalog/mode", "control", "packet", "internal/egress", "internal/hostnet", zap}},
+		"backend/kernelvxlan": {code: []string{"internal/ipnet", "backend", "catalog/mode", "control", "packet", "internal/egress", "internal/hostnet", zap}},
 
 		// the roof. The list of modes is data, which anybody may read
 		"catalog/mode": {code: []string{"control", "packet"}},
@@ -71,18 +71,18 @@ var (
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "internal/metrics", "internal/trace"}},
 
 		// the CNI plugin is a process of its own: it asks the daemon
-		"cnibin": {code: []string{"internal/api", "github.com/containernetworking/cni/pkg/..."}},
+		"cnibin": {code: []string{"internal/ipnet", "internal/api", "github.com/containernetworking/cni/pkg/..."}},
 
 		// the lab runs contenders as processes: it sees no part
 		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
 		"perf/compare":               {code: []string{"perf", "perf/probe", "golang.org/x/perf/benchmath", "github.com/aclements/go-moremath/stats"}},
-		"perf/contender":             {code: []string{"catalog/mode", "internal/kernel", "perf/testbed", "internal/api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
+		"perf/contender":             {code: []string{"internal/ipnet", "catalog/mode", "internal/kernel", "perf/testbed", "internal/api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
 		"perf/contender/wireguardgo": {code: []string{"golang.zx2c4.com/wireguard/..."}}, // the library is nowhere else
 		"perf/probe":                 {code: []string{unix}},
 		"perf/report":                {code: []string{"perf", "perf/contender", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
 		"perf/model":                 {code: []string{"perf", "perf/probe", "internal/config/strict", "gonum.org/v1/gonum/stat/..."}},
 		"perf/scenario":              {code: []string{"perf/contender", "perf/probe", "perf/testbed", "internal/config/strict"}},
-		"perf/testbed":               {code: []string{"internal/netlab", nl, unix}},
+		"perf/testbed":               {code: []string{"internal/ipnet", "internal/netlab", nl, unix}},
 
 		// the ground
 		"internal/api":           {},
@@ -96,14 +96,15 @@ var (
 		"internal/doctor":  {code: []string{"catalog/mode", "control", "internal/kernel", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "internal/sock", "packet", nl, unix}},
 		"internal/egress":  {code: []string{"control", "packet", "internal/hostnet"}},
 		"internal/e2e":     {tests: []string{"catalog", "catalog/mode", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
-		"internal/filter":  {code: []string{"packet"}},
-		"internal/hostnet": {code: []string{"internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/..."}},
+		"internal/filter":  {code: []string{"internal/ipnet", "packet"}},
+		"internal/hostnet": {code: []string{"internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/..."}},
+		"internal/ipnet":   {},
 		"internal/kernel":  {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
 		"internal/metrics": {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
-		"internal/netlab":  {code: []string{nl, netns, unix}},
-		"internal/nettest": {[]string{"internal/kernel", "internal/netlab", nl, unix}, []string{netns}},
+		"internal/netlab":  {code: []string{"internal/ipnet", nl, netns, unix}},
+		"internal/nettest": {[]string{"internal/ipnet", "internal/kernel", "internal/netlab", nl, unix}, []string{netns}},
 		"internal/sock":    {code: []string{unix, "golang.org/x/net/bpf"}},
-		"internal/pods":    {code: []string{"control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
+		"internal/pods":    {code: []string{"internal/ipnet", "control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
 		"internal/steer":   {code: []string{"internal/sock", "packet", "golang.org/x/net/bpf"}},
 		"internal/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 		"internal/trace":   {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},

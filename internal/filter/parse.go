@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"weft/internal/ipnet"
 	"weft/packet"
 )
 
@@ -165,7 +166,7 @@ func (p *parser) host(at end, word string) (node, error) {
 		return nil, fmt.Errorf("host %q: write an IPv4 or IPv6 address", word)
 	}
 	a = a.Unmap()
-	return network{at, netip.PrefixFrom(a, a.BitLen())}, nil
+	return network{at, ipnet.Host(a)}, nil
 }
 
 func (p *parser) net(at end, word string) (node, error) {

@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // Addr is an address of this node on a device of ours.
@@ -36,7 +38,7 @@ func (a Addr) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix
 const flags6 = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
 
 func (a Addr) kernel(index int) *netlink.Addr {
-	k := &netlink.Addr{IPNet: netOf(a.Prefix), LinkIndex: index, Broadcast: net.IPv4zero} // no broadcast address
+	k := &netlink.Addr{IPNet: ipnet.Of(a.Prefix), LinkIndex: index, Broadcast: net.IPv4zero} // no broadcast address
 	switch {
 	case a.Prefix.Addr().Is6() && a.OnLink:
 		k.Flags = unix.IFA_F_NODAD
@@ -63,9 +65,9 @@ func dumpAddrs(rt *handle) ([]netlink.Addr, error) {
 
 // addrFrom turns the kernel's entry into an Addr of the named device.
 func addrFrom(k netlink.Addr, dev string) Addr {
-	a := Addr{Dev: dev, Prefix: prefixOf(k.IPNet), odd: k.Flags&unix.IFA_F_PERMANENT == 0}
+	a := Addr{Dev: dev, Prefix: ipnet.Prefix(k.IPNet), odd: k.Flags&unix.IFA_F_PERMANENT == 0}
 	if k.Peer != nil { // the length is the peer's
-		a.Prefix, a.odd = netip.PrefixFrom(a.Prefix.Addr(), prefixOf(k.Peer).Bits()), true
+		a.Prefix, a.odd = netip.PrefixFrom(a.Prefix.Addr(), ipnet.Prefix(k.Peer).Bits()), true
 	}
 	if a.Prefix.Addr().Is6() {
 		a.OnLink = k.Flags&unix.IFA_F_NOPREFIXROUTE == 0
@@ -128,9 +130,9 @@ func addrMessage(b []byte) (k netlink.Addr, err error) {
 	for _, a := range attrs {
 		switch a.Attr.Type {
 		case unix.IFA_LOCAL:
-			local = addrOf(a.Value)
+			local = ipnet.Addr(a.Value)
 		case unix.IFA_ADDRESS:
-			address = addrOf(a.Value)
+			address = ipnet.Addr(a.Value)
 		case unix.IFA_FLAGS:
 			if len(a.Value) >= 4 {
 				k.Flags = int(binary.NativeEndian.Uint32(a.Value))
@@ -143,9 +145,9 @@ func addrMessage(b []byte) (k netlink.Addr, err error) {
 	if !local.IsValid() || int(msg.Prefixlen) > local.BitLen() {
 		return k, errors.New("read an address: it has none")
 	}
-	k.IPNet = netOf(netip.PrefixFrom(local, int(msg.Prefixlen)))
+	k.IPNet = ipnet.Of(netip.PrefixFrom(local, int(msg.Prefixlen)))
 	if address.IsValid() && address != local {
-		k.Peer = netOf(netip.PrefixFrom(address, int(msg.Prefixlen)))
+		k.Peer = ipnet.Of(netip.PrefixFrom(address, int(msg.Prefixlen)))
 	}
 	return k, nil
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // Link is a device of ours, wanted up. At most one of Vxlan, Veth and Bridge says how to make it; without any, somebody else does
@@ -57,7 +59,7 @@ func (v Vxlan) zero6() bool { return v.Local.Is6() && !v.Checksum }
 func (v Vxlan) is(have netlink.Link) bool {
 	k, ok := have.(*netlink.Vxlan)
 	return ok && !k.Learning && !k.FlowBased && k.Group == nil &&
-		v == Vxlan{VNI: uint32(k.VxlanId), Port: uint16(k.Port), Local: addrOf(k.SrcAddr), Checksum: k.UDPCSum} &&
+		v == Vxlan{VNI: uint32(k.VxlanId), Port: uint16(k.Port), Local: ipnet.Addr(k.SrcAddr), Checksum: k.UDPCSum} &&
 		k.UDP6ZeroCSumTx == v.zero6() && k.UDP6ZeroCSumRx == v.zero6()
 }
 

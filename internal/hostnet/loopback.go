@@ -9,6 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // loopback is the device for addresses of a node that has no device of ours to hold them.
@@ -43,7 +45,7 @@ func (p *pass) syncOwn() (strays []netip.Addr) {
 	}
 	var works []Addr
 	for a := range p.now.own {
-		works = append(works, Addr{Dev: loopback, Prefix: hostPrefix(a)})
+		works = append(works, Addr{Dev: loopback, Prefix: ipnet.Host(a)})
 	}
 	p.awaitLocal(slices.Values(works))
 	for a, ours := range have {
@@ -58,7 +60,7 @@ func (p *pass) syncOwn() (strays []netip.Addr) {
 func (h *Host) removeOwn(index int, list []netip.Addr) (removed []string, err error) {
 	var errs []error
 	for _, a := range list {
-		err := h.rt.AddrDel(nil, &netlink.Addr{IPNet: netOf(hostPrefix(a)), LinkIndex: index})
+		err := h.rt.AddrDel(nil, &netlink.Addr{IPNet: ipnet.Of(ipnet.Host(a)), LinkIndex: index})
 		if err != nil && !gone(err) {
 			errs = append(errs, fmt.Errorf("hostnet: remove address %s dev %s: %w%s", a, loopback, err, hint(err)))
 			continue
@@ -71,8 +73,6 @@ func (h *Host) removeOwn(index int, list []netip.Addr) (removed []string, err er
 type own struct{ netip.Addr }
 
 func (o own) String() string { return fmt.Sprintf("address %s dev %s", o.Addr, loopback) }
-
-func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // hostAddrs lists a device's addresses of host length, and whether they are ours. netlink.AddrList leaves that out.
 func (r raw) hostAddrs(index int) (ours map[netip.Addr]bool, err error) {
@@ -97,7 +97,7 @@ func (r raw) hostAddrs(index int) (ours map[netip.Addr]bool, err error) {
 		for _, a := range attrs {
 			switch a.Attr.Type {
 			case unix.IFA_ADDRESS:
-				ip = addrOf(a.Value)
+				ip = ipnet.Addr(a.Value)
 			case ifaProto:
 				mark = len(a.Value) > 0 && a.Value[0] == Protocol
 			}

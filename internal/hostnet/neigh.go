@@ -6,6 +6,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // Neighbor is a permanent neighbour (ARP, NDP) entry on a device of ours.
@@ -114,7 +116,7 @@ func neighborFrom(k netlink.Neigh, names map[int]string) (n Neighbor, permanent 
 		return n, false
 	}
 	odd := k.Flags&(netlink.NTF_PROXY|netlink.NTF_EXT_LEARNED) != 0
-	return Neighbor{Dev: dev, IP: addrOf(k.IP), MAC: macOf(k.HardwareAddr), odd: odd}, k.State == netlink.NUD_PERMANENT
+	return Neighbor{Dev: dev, IP: ipnet.Addr(k.IP), MAC: macOf(k.HardwareAddr), odd: odd}, k.State == netlink.NUD_PERMANENT
 }
 
 // dumpFDB returns the forwarding entries of the VXLAN devices with names.
@@ -136,7 +138,7 @@ func fdbFrom(k fdbRow, names map[int]string) (FDBEntry, bool) {
 		return FDBEntry{}, false
 	}
 	return FDBEntry{
-		Dev: dev, MAC: macOf(k.HardwareAddr), Remote: addrOf(k.IP),
+		Dev: dev, MAC: macOf(k.HardwareAddr), Remote: ipnet.Addr(k.IP),
 		odd: k.State&netlink.NUD_PERMANENT == 0 || k.Flags&netlink.NTF_EXT_LEARNED != 0 || k.VNI != 0 || k.diverted,
 	}, true
 }

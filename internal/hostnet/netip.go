@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The netlink library speaks net.IP, weft netip. They meet in this file.
+// The netlink library speaks net.IP, weft netip: see package ipnet, and here.
 
 func family(a netip.Addr) int {
 	if a.Is4() {
@@ -20,30 +20,6 @@ func family(a netip.Addr) int {
 
 // ipOf returns nil for the zero Addr.
 func ipOf(a netip.Addr) net.IP { return a.AsSlice() }
-
-// netOf keeps the host bits of p.
-func netOf(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: ipOf(p.Addr()), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// addrOf returns the zero Addr for nil.
-func addrOf(ip net.IP) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip)
-	return a
-}
-
-// prefixOf returns the zero Prefix for nil.
-func prefixOf(n *net.IPNet) netip.Prefix {
-	if n == nil {
-		return netip.Prefix{}
-	}
-	ones, bits := n.Mask.Size()
-	a := addrOf(n.IP)
-	if bits == 32 {
-		a = a.Unmap() // a default route's 0.0.0.0 comes in 16 bytes
-	}
-	return netip.PrefixFrom(a, ones)
-}
 
 // macOf returns zero for what is not an Ethernet address.
 func macOf(hw net.HardwareAddr) (mac [6]byte) {

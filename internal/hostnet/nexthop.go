@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // NextHop is a next-hop object of protocol 87 (`ip nexthop`, Linux 5.3): one way, or, with Members, several that packets are spread
@@ -207,7 +209,7 @@ func nextHopFrom(b []byte, names map[int]string) (n NextHop, ours bool, err erro
 				n.Dev = names[int(number)]
 			}
 		case nhaGateway:
-			n.Via = addrOf(v)
+			n.Via = ipnet.Addr(v)
 		case nhaGroup:
 			for i := 0; len(v) >= 8; i, v = i+1, v[8:] {
 				if i == len(n.Members) {

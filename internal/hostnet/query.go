@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // Counters are a device's packets that got lost.
@@ -31,7 +33,7 @@ func (h *Host) OnLink(addr netip.Addr) (iface string, err error) {
 	case r.Type != unix.RTN_UNICAST:
 		return "", fmt.Errorf("%s is an address of this node itself, or of a group", addr)
 	case r.Gw != nil:
-		return "", fmt.Errorf("%s is not on a link of this node, but behind the router %s", addr, addrOf(r.Gw))
+		return "", fmt.Errorf("%s is not on a link of this node, but behind the router %s", addr, ipnet.Addr(r.Gw))
 	case r.Via != nil || len(r.MultiPath) > 0:
 		return "", fmt.Errorf("%s is not on a link of this node, but behind a router", addr)
 	}
@@ -81,7 +83,7 @@ func (h *Host) Endpoints(iface string) ([]netip.Addr, error) {
 	const passing = unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
 	var list []netip.Addr
 	for _, k := range table {
-		ip := addrOf(k.IP)
+		ip := ipnet.Addr(k.IP)
 		temporary := ip.Is6() && k.Flags&unix.IFA_F_TEMPORARY != 0 // for v4 the bit means "secondary"
 		if k.LinkIndex == l.Attrs().Index && k.Flags&passing == 0 && !temporary && ip.IsGlobalUnicast() {
 			list = append(list, ip)
@@ -103,7 +105,7 @@ func (h *Host) DefaultDevice() (string, error) {
 			return "", fmt.Errorf("hostnet: list routes: %w", err)
 		}
 		routes = slices.DeleteFunc(routes, func(r netlink.Route) bool {
-			return prefixOf(r.Dst).Bits() != 0 || r.Type != unix.RTN_UNICAST
+			return ipnet.Prefix(r.Dst).Bits() != 0 || r.Type != unix.RTN_UNICAST
 		})
 		slices.SortStableFunc(routes, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
 		for _, r := range routes {

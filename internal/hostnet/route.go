@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // Route is one route of protocol 87.
@@ -85,7 +87,7 @@ func (r Route) String() string {
 // kernel is the route as the library puts it, over the device of this number.
 func (r Route) kernel(index int) *netlink.Route {
 	k := &netlink.Route{
-		Dst: netOf(r.Dst), LinkIndex: index, Gw: ipOf(r.Via), Src: ipOf(r.Src), MTU: int(r.MTU),
+		Dst: ipnet.Of(r.Dst), LinkIndex: index, Gw: ipOf(r.Via), Src: ipOf(r.Src), MTU: int(r.MTU),
 		Priority: int(r.Metric), Table: int(r.Table), Family: family(r.Dst.Addr()), Protocol: Protocol, Type: unix.RTN_UNICAST,
 	}
 	if r.Via.IsValid() && r.Via.Is4() != r.Dst.Addr().Is4() {
@@ -125,7 +127,7 @@ func (r Route) remove(rt *handle, index int) error {
 // evict removes whichever route, of whatever protocol, has r's key.
 func (r Route) evict(rt *handle, _ int) error {
 	return rt.RouteDel(&netlink.Route{
-		Dst: netOf(r.Dst), Priority: int(r.Metric), Table: int(r.Table), Scope: netlink.SCOPE_NOWHERE,
+		Dst: ipnet.Of(r.Dst), Priority: int(r.Metric), Table: int(r.Table), Scope: netlink.SCOPE_NOWHERE,
 	})
 }
 
@@ -146,18 +148,18 @@ func dumpRoutes(strict *netlink.Handle, names map[int]string) (list []Route, err
 
 func routeFrom(k netlink.Route, names map[int]string) Route {
 	r := Route{
-		Dst: prefixOf(k.Dst), Via: addrOf(k.Gw), Src: addrOf(k.Src), MTU: uint32(k.MTU),
+		Dst: ipnet.Prefix(k.Dst), Via: ipnet.Addr(k.Gw), Src: ipnet.Addr(k.Src), MTU: uint32(k.MTU),
 		Metric: uint32(k.Priority), Table: uint32(k.Table), Unreachable: k.Type == unix.RTN_UNREACHABLE,
 	}
 	if via, ok := k.Via.(*netlink.Via); ok {
-		r.Via = addrOf(via.Addr)
+		r.Via = ipnet.Addr(via.Addr)
 	}
 	if r.Unreachable {
 		k.LinkIndex = 0 // the kernel files such IPv6 routes under lo
 	}
 	r.Dev = names[k.LinkIndex]
 	r.Resolve = r.Via.IsValid() && k.Flags&int(netlink.FLAG_ONLINK) == 0
-	k.Dst, k.Flags = netOf(r.Dst), k.Flags&int(netlink.FLAG_ONLINK) // the other flags tell the device's state
+	k.Dst, k.Flags = ipnet.Of(r.Dst), k.Flags&int(netlink.FLAG_ONLINK) // the other flags tell the device's state
 	// Whatever weft would not have written: more next hops, another type, TOS, metrics, an encapsulation, …
 	r.odd = !reflect.DeepEqual(k, *r.kernel(k.LinkIndex))
 	return r
@@ -223,7 +225,7 @@ func routeMessage(b []byte) (k netlink.Route, hop uint32, ok bool) {
 
 // hopRoute is a route over a next-hop object: what else the kernel says of the way is the object's.
 func hopRoute(k netlink.Route, hop uint32) Route {
-	return Route{Dst: prefixOf(k.Dst), Src: addrOf(k.Src), MTU: uint32(k.MTU), Metric: uint32(k.Priority), Table: uint32(k.Table), NextHop: hop,
+	return Route{Dst: ipnet.Prefix(k.Dst), Src: ipnet.Addr(k.Src), MTU: uint32(k.MTU), Metric: uint32(k.Priority), Table: uint32(k.Table), NextHop: hop,
 		odd: k.Type != unix.RTN_UNICAST || k.Tos != 0 || k.Protocol != Protocol}
 }
 

@@ -9,6 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // Rule is a policy routing rule (`ip rule`) of protocol 87: packets that it matches are looked up in Table.
@@ -57,10 +59,10 @@ func (r Rule) kernel() *netlink.Rule {
 		k.Family = netlink.FAMILY_V6
 	}
 	if r.From.IsValid() {
-		k.Src = netOf(r.From)
+		k.Src = ipnet.Of(r.From)
 	}
 	if r.To.IsValid() {
-		k.Dst = netOf(r.To)
+		k.Dst = ipnet.Of(r.To)
 	}
 	if r.Mask != 0 {
 		k.Mark, k.Mask = r.Mark, &r.Mask
@@ -90,7 +92,7 @@ func dumpRules(rt *handle) (list []Rule, err error) {
 }
 
 func ruleFrom(k netlink.Rule) Rule {
-	r := Rule{Priority: uint32(max(k.Priority, 0)), V6: k.Family == netlink.FAMILY_V6, From: prefixOf(k.Src), To: prefixOf(k.Dst), Iif: k.IifName,
+	r := Rule{Priority: uint32(max(k.Priority, 0)), V6: k.Family == netlink.FAMILY_V6, From: ipnet.Prefix(k.Src), To: ipnet.Prefix(k.Dst), Iif: k.IifName,
 		Mark: k.Mark, Table: uint32(k.Table)}
 	if k.Mask != nil {
 		r.Mask = *k.Mask
@@ -150,9 +152,9 @@ func ruleMessage(b []byte) (r Rule, mine bool, err error) {
 		case nl.FRA_IIFNAME:
 			r.Iif = strings.TrimRight(string(a.Value), "\x00")
 		case nl.FRA_SRC:
-			r.From = netip.PrefixFrom(addrOf(a.Value), int(msg.Src_len))
+			r.From = netip.PrefixFrom(ipnet.Addr(a.Value), int(msg.Src_len))
 		case nl.FRA_DST:
-			r.To = netip.PrefixFrom(addrOf(a.Value), int(msg.Dst_len))
+			r.To = netip.PrefixFrom(ipnet.Addr(a.Value), int(msg.Dst_len))
 		case nl.FRA_PROTOCOL:
 			mine = len(a.Value) == 1 && a.Value[0] == Protocol
 		case nl.FRA_SUPPRESS_PREFIXLEN:

@@ -6,6 +6,8 @@ import (
 	"net"
 	"slices"
 	"strings"
+
+	"weft/internal/ipnet"
 )
 
 // Surroundings is a digest of what a backend's path depends on and does not make itself: the devices that have an address which
@@ -22,7 +24,7 @@ func (h *Host) Surroundings(owner string) uint64 {
 	}
 	addrs := map[int][]string{}
 	for _, a := range table {
-		if ip := addrOf(a.IP); !ip.IsLinkLocalUnicast() {
+		if ip := ipnet.Addr(a.IP); !ip.IsLinkLocalUnicast() {
 			addrs[a.LinkIndex] = append(addrs[a.LinkIndex], fmt.Sprintf("%s %d", a.IPNet, a.Flags))
 		}
 	}

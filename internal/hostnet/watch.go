@@ -84,7 +84,7 @@ func (h *Host) Run(ctx context.Context) error {
 			}
 			h.doubt.Store(true)
 		case <-news:
-			if !sleep(ctx, settle) {
+			if !backoff.Sleep(ctx, settle) {
 				return nil
 			}
 			select {
@@ -105,7 +105,7 @@ func (h *Host) Run(ctx context.Context) error {
 		h.repair()
 		h.tell()
 		took := max(time.Since(start), time.Duration(h.whole.Load())) // an owner may have been at it too
-		if !sleep(ctx, spacing) {
+		if !backoff.Sleep(ctx, spacing) {
 			return nil
 		}
 		whole = time.Now().Add(max(belt, share*took) - spacing)
@@ -122,17 +122,6 @@ func (h *Host) tell() {
 		case o.changed <- struct{}{}:
 		default: // it has not looked since the last
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }
 
@@ -208,7 +197,7 @@ func (h *Host) followFirewall(ctx context.Context, notify func()) {
 			h.readFirewall(ctx, listener, notify)
 			listener.Close()
 		}
-		sleep(ctx, belt)
+		backoff.Sleep(ctx, belt)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // Way is the kernel's decision where a packet goes.
@@ -41,12 +43,12 @@ func (h *Host) Way(dst, src netip.Addr, iif string) (Way, error) {
 	r := routes[0]
 	w := Way{Type: routeTypes[r.Type], Table: r.Table, MTU: r.MTU}
 	if r.Gw != nil {
-		w.Via = addrOf(r.Gw)
+		w.Via = ipnet.Addr(r.Gw)
 	} else if via, ok := r.Via.(*netlink.Via); ok {
-		w.Via = addrOf(via.Addr)
+		w.Via = ipnet.Addr(via.Addr)
 	}
 	if r.Src != nil {
-		w.Source = addrOf(r.Src)
+		w.Source = ipnet.Addr(r.Src)
 	}
 	if l, err := h.rt.LinkByIndex(r.LinkIndex); err == nil {
 		w.Dev = l.Attrs().Name
@@ -88,9 +90,9 @@ func (h *Host) Exits(dst, src netip.Addr) ([]Exit, error) {
 
 func nextHop(gw net.IP, via netlink.Destination) netip.Addr {
 	if v, ok := via.(*netlink.Via); ok {
-		return addrOf(v.Addr)
+		return ipnet.Addr(v.Addr)
 	}
-	return addrOf(gw)
+	return ipnet.Addr(gw)
 }
 
 // Device is an interface as it is now.
@@ -141,7 +143,7 @@ func (h *Host) Holders() (map[netip.Addr][]int, error) {
 	}
 	on := make(map[netip.Addr][]int, len(table))
 	for _, k := range table {
-		on[addrOf(k.IP)] = append(on[addrOf(k.IP)], k.LinkIndex)
+		on[ipnet.Addr(k.IP)] = append(on[ipnet.Addr(k.IP)], k.LinkIndex)
 	}
 	return on, nil
 }
@@ -166,7 +168,7 @@ func (h *Host) NeighborOf(dev string, a netip.Addr) (mac [6]byte, state string, 
 		return mac, "", fmt.Errorf("hostnet: list neighbours: %w", err)
 	}
 	for _, n := range table {
-		if n.IP == nil || addrOf(n.IP) != a {
+		if n.IP == nil || ipnet.Addr(n.IP) != a {
 			continue
 		}
 		for _, s := range neighborStates {
@@ -191,7 +193,7 @@ func (h *Host) FDBOf(dev string, mac [6]byte) ([]netip.Addr, error) {
 	var to []netip.Addr
 	for _, n := range table {
 		if n.IP != nil && bytes.Equal(n.HardwareAddr, mac[:]) {
-			to = append(to, addrOf(n.IP))
+			to = append(to, ipnet.Addr(n.IP))
 		}
 	}
 	return to, nil

@@ -3,12 +3,13 @@ package netlab
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
 )
 
 // End is one end of a veth pair: a device in a namespace with addresses.
@@ -89,7 +90,7 @@ func (ns *NS) AddAddrs(dev string, addrs ...netip.Prefix) error {
 		return fmt.Errorf("netlab: %s: find %s: %w", ns.name, dev, err)
 	}
 	for _, p := range addrs {
-		a := &netlink.Addr{IPNet: ipNet(p)}
+		a := &netlink.Addr{IPNet: ipnet.Of(p)}
 		if p.Addr().Is6() {
 			a.Flags = unix.IFA_F_NODAD
 		}
@@ -110,7 +111,7 @@ func (ns *NS) awaitLocal(a netip.Addr) error {
 	if a.Is6() {
 		fam = netlink.FAMILY_V6
 	}
-	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipNet(Host(a))}
+	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipnet.Of(ipnet.Host(a))}
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 		routes, err := ns.handle.RouteListFiltered(fam, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
 		switch {
@@ -130,7 +131,7 @@ func (ns *NS) AddRoute(dst netip.Prefix, via netip.Addr, dev string) error {
 	if err != nil {
 		return fmt.Errorf("netlab: %s: find %s: %w", ns.name, dev, err)
 	}
-	r := &netlink.Route{Dst: ipNet(dst), LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK}
+	r := &netlink.Route{Dst: ipnet.Of(dst), LinkIndex: l.Attrs().Index, Scope: netlink.SCOPE_LINK}
 	if via.IsValid() {
 		r.Gw, r.Scope, r.Flags = via.AsSlice(), netlink.SCOPE_UNIVERSE, int(netlink.FLAG_ONLINK)
 	}
@@ -156,19 +157,4 @@ func (ns *NS) AddNeighbour(dev string, addr netip.Addr, far *NS, farDev string) 
 		return fmt.Errorf("netlab: %s: tell %s where %s is: %w", ns.name, dev, addr, err)
 	}
 	return nil
-}
-
-// Host is the prefix of one address.
-func Host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-// Everything is the prefix of all addresses of a's family: a default route's.
-func Everything(a netip.Addr) netip.Prefix {
-	if a.Is4() {
-		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	}
-	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 
-	"weft/internal/netlab"
+	"weft/internal/ipnet"
 )
 
 // ClusterOptions says what Build builds. The zero value is two nodes, MTU 1500, joined by one veth.
@@ -138,16 +138,16 @@ var (
 
 func (n *ClusterNode) addPod(mtu int) error {
 	err := Join(
-		End{NS: n.NS, Dev: n.PodDevice, Addrs: []netip.Prefix{netlab.Host(gateway4), netip.PrefixFrom(gateway6, 64)}},
-		End{NS: n.Pod, Dev: "eth0", Addrs: []netip.Prefix{netlab.Host(n.PodAddrs[0]), netlab.Host(n.PodAddrs[1])}}, mtu)
+		End{NS: n.NS, Dev: n.PodDevice, Addrs: []netip.Prefix{ipnet.Host(gateway4), netip.PrefixFrom(gateway6, 64)}},
+		End{NS: n.Pod, Dev: "eth0", Addrs: []netip.Prefix{ipnet.Host(n.PodAddrs[0]), ipnet.Host(n.PodAddrs[1])}}, mtu)
 	if err != nil {
 		return err
 	}
 	for i, gw := range []netip.Addr{gateway4, gateway6} {
-		if err := n.NS.AddRoute(netlab.Host(n.PodAddrs[i]), netip.Addr{}, n.PodDevice); err != nil {
+		if err := n.NS.AddRoute(ipnet.Host(n.PodAddrs[i]), netip.Addr{}, n.PodDevice); err != nil {
 			return err
 		}
-		if err := n.Pod.AddRoute(netlab.Everything(gw), gw, "eth0"); err != nil {
+		if err := n.Pod.AddRoute(ipnet.Everything(gw), gw, "eth0"); err != nil {
 			return err
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"weft/control"
 	"weft/internal/api"
 	"weft/internal/hostnet"
+	"weft/internal/ipnet"
 )
 
 // gateway4 and gateway6 are where routed pods send everything: the node's end of their link, the same for all pods.
@@ -39,19 +40,6 @@ func gatewayOf(a netip.Addr) netip.Addr {
 		return gateway4
 	}
 	return gateway6
-}
-
-func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-func everything(a netip.Addr) netip.Prefix {
-	if a.Is4() {
-		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	}
-	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // inode tells namespaces apart. The path may be a link to one, in /proc or /run/netns.
@@ -191,14 +179,14 @@ func (m *Manager) connect(r *record, q api.AttachRequest, n Node, ns netns.NsHan
 				ip.Gateway = g
 			}
 			if !r.Bridged {
-				ip = api.PodIP{Address: host(a), Gateway: gatewayOf(a)}
+				ip = api.PodIP{Address: ipnet.Host(a), Gateway: gatewayOf(a)}
 			}
 		}
 		result.IPs = append(result.IPs, ip)
 		if r.Bridged && !ip.Gateway.IsValid() {
 			continue
 		}
-		dsts := []netip.Prefix{everything(a)}
+		dsts := []netip.Prefix{ipnet.Everything(a)}
 		for _, p := range q.Routes {
 			if p.Addr().Is4() == a.Is4() && p.Bits() > 0 {
 				dsts = append(dsts, p.Masked())
@@ -251,7 +239,7 @@ func furnish(pod *netlink.Handle, ns netns.NsHandle, r *record, result *api.Atta
 		}
 		if r.Bridged {
 			// The kernel makes this route with the address; somebody may have removed the route alone.
-			link := &netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipNet(ip.Address.Masked()), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_KERNEL}
+			link := &netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipnet.Of(ip.Address.Masked()), Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_KERNEL}
 			if ip.Address.Addr().Is4() {
 				link.Src = ip.Address.Addr().AsSlice()
 			} else {
@@ -263,14 +251,14 @@ func furnish(pod *netlink.Handle, ns netns.NsHandle, r *record, result *api.Atta
 			continue
 		}
 		gw := &netlink.Neigh{LinkIndex: far.Attrs().Index, State: netlink.NUD_PERMANENT, IP: ip.Gateway.AsSlice(), HardwareAddr: gateway}
-		route := &netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipNet(host(ip.Gateway)), Scope: netlink.SCOPE_LINK}
+		route := &netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipnet.Of(ipnet.Host(ip.Gateway)), Scope: netlink.SCOPE_LINK}
 		if err := errors.Join(pod.NeighSet(gw), pod.RouteReplace(route)); err != nil {
 			return fail(fmt.Sprintf("lead the pod to %s", ip.Gateway), err)
 		}
 	}
 	routes := []api.PodRoute{}
 	for _, route := range result.Routes {
-		err := pod.RouteAdd(&netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipNet(route.Dst), Gw: route.Gateway.AsSlice()})
+		err := pod.RouteAdd(&netlink.Route{LinkIndex: far.Attrs().Index, Dst: ipnet.Of(route.Dst), Gw: route.Gateway.AsSlice()})
 		if errors.Is(err, unix.EEXIST) {
 			continue
 		}
@@ -286,24 +274,24 @@ func furnish(pod *netlink.Handle, ns netns.NsHandle, r *record, result *api.Atta
 // ipFor is an address of the node's prefixes as a pod has it.
 func ipFor(a netip.Addr, prefixes []netip.Prefix, bridged bool) api.PodIP {
 	if !bridged {
-		return api.PodIP{Address: host(a), Gateway: gatewayOf(a)}
+		return api.PodIP{Address: ipnet.Host(a), Gateway: gatewayOf(a)}
 	}
 	for _, p := range prefixes {
 		if p.Contains(a) {
 			return api.PodIP{Address: netip.PrefixFrom(a, p.Bits()), Gateway: control.HostAddr(p)}
 		}
 	}
-	return api.PodIP{Address: host(a)}
+	return api.PodIP{Address: ipnet.Host(a)}
 }
 
 func hostRoute(index int, a netip.Addr) *netlink.Route {
-	return &netlink.Route{LinkIndex: index, Dst: ipNet(host(a)), Protocol: hostnet.Protocol}
+	return &netlink.Route{LinkIndex: index, Dst: ipnet.Of(ipnet.Host(a)), Protocol: hostnet.Protocol}
 }
 
 // setAddress puts an address on the pod's interface, usable at once: duplicates are impossible, the store gives each
 // address once.
 func setAddress(pod *netlink.Handle, far netlink.Link, ip api.PodIP) error {
-	a := &netlink.Addr{IPNet: ipNet(ip.Address)}
+	a := &netlink.Addr{IPNet: ipnet.Of(ip.Address)}
 	if ip.Address.Addr().Is6() {
 		a.Flags = unix.IFA_F_NODAD
 	}
@@ -491,7 +479,7 @@ func verifyPod(pod *netlink.Handle, r *record, near *netlink.LinkAttrs) error {
 			return fmt.Errorf("pods: list the pod's routes: %w", err)
 		}
 		if !slices.ContainsFunc(routes, func(k netlink.Route) bool {
-			dst := everything(want.Dst.Addr()).String()
+			dst := ipnet.Everything(want.Dst.Addr()).String()
 			if k.Dst != nil {
 				dst = k.Dst.String()
 			}

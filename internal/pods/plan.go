@@ -10,6 +10,7 @@ import (
 
 	"weft/control"
 	"weft/internal/hostnet"
+	"weft/internal/ipnet"
 )
 
 // Owner is the name under which pods hand the Host what they want.
@@ -65,9 +66,9 @@ func planOne(w *hostnet.Want, a *attachment) {
 	for _, ip := range a.Addrs {
 		if g := gatewayOf(ip); !gateways[g] {
 			gateways[g] = true
-			w.Addrs = append(w.Addrs, hostnet.Addr{Dev: name, Prefix: host(g)})
+			w.Addrs = append(w.Addrs, hostnet.Addr{Dev: name, Prefix: ipnet.Host(g)})
 		}
-		w.Routes = append(w.Routes, hostnet.Route{Dst: host(ip), Dev: name})
+		w.Routes = append(w.Routes, hostnet.Route{Dst: ipnet.Host(ip), Dev: name})
 		w.Neighbors = append(w.Neighbors, hostnet.Neighbor{Dev: name, IP: ip, MAC: a.mac})
 	}
 }

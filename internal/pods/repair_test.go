@@ -11,6 +11,7 @@ import (
 
 	"weft/internal/api"
 	"weft/internal/hostnet"
+	"weft/internal/ipnet"
 	"weft/internal/nettest"
 )
 
@@ -102,8 +103,8 @@ func TestPlan(t *testing.T) {
 	name := hostName(r.key())
 	w := plan([]*attachment{newAttachment(r, 1450)}, node, o)
 	if len(w.Links) != 1 || w.Links[0].Name != name || w.Links[0].Veth.Inode != 7 || w.Links[0].MTU != 1450 ||
-		!slices.Equal(w.Addrs, []hostnet.Addr{{Dev: name, Prefix: host(gateway4)}, {Dev: name, Prefix: host(gateway6)}}) ||
-		!slices.Equal(w.Routes, []hostnet.Route{{Dst: host(r.Addrs[0]), Dev: name}, {Dst: host(r.Addrs[1]), Dev: name}}) ||
+		!slices.Equal(w.Addrs, []hostnet.Addr{{Dev: name, Prefix: ipnet.Host(gateway4)}, {Dev: name, Prefix: ipnet.Host(gateway6)}}) ||
+		!slices.Equal(w.Routes, []hostnet.Route{{Dst: ipnet.Host(r.Addrs[0]), Dev: name}, {Dst: ipnet.Host(r.Addrs[1]), Dev: name}}) ||
 		len(w.Neighbors) != 2 || w.Neighbors[0].MAC != [6]byte{2, 0, 0, 0, 0, 9} || len(w.Tables) != 1 || len(w.Tables[0].Chains[0].Rules) != 8 ||
 		!slices.Equal(w.Passage, node.Network) {
 		t.Errorf("%+v", w)

@@ -13,6 +13,7 @@ import (
 
 	"weft/catalog/mode"
 	"weft/internal/api"
+	"weft/internal/ipnet"
 	"weft/perf/testbed"
 )
 
@@ -110,7 +111,7 @@ func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay
 func (n node) attach(ctx context.Context, bed *testbed.Bed, mtu int) error {
 	q := api.AttachRequest{ContainerID: n.Pod.Name(), IfName: testbed.PodDevice, Netns: n.Pod.Path(), Network: "weftlab", MTU: mtu}
 	for _, a := range n.PodAddrs {
-		q.IPs = append(q.IPs, netip.PrefixFrom(a, a.BitLen()))
+		q.IPs = append(q.IPs, ipnet.Host(a))
 	}
 	pod, err := n.client.Attach(ctx, q)
 	if err != nil {

@@ -5,10 +5,10 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
-	"net/netip"
 
 	"github.com/vishvananda/netlink"
 
+	"weft/internal/ipnet"
 	"weft/perf/testbed"
 )
 
@@ -77,7 +77,7 @@ func associations(nodes []*testbed.Node) ([]security, error) {
 			all[i].states, all[j].states = append(all[i].states, sa), append(all[j].states, sa)
 			tmpl := netlink.XfrmPolicyTmpl{Src: sa.Src, Dst: sa.Dst, Proto: sa.Proto, Mode: sa.Mode, Reqid: sa.Reqid}
 			for k := range from.Prefixes {
-				p := netlink.XfrmPolicy{Src: ipNet(from.Prefixes[k]), Dst: ipNet(to.Prefixes[k]), Tmpls: []netlink.XfrmPolicyTmpl{tmpl}}
+				p := netlink.XfrmPolicy{Src: ipnet.Of(from.Prefixes[k]), Dst: ipnet.Of(to.Prefixes[k]), Tmpls: []netlink.XfrmPolicyTmpl{tmpl}}
 				p.Dir = netlink.XFRM_DIR_OUT
 				all[i].policies = append(all[i].policies, p)
 				for _, dir := range []netlink.Dir{netlink.XFRM_DIR_IN, netlink.XFRM_DIR_FWD} {
@@ -101,8 +101,4 @@ func association(from, to *testbed.Node, spi int) (netlink.XfrmState, error) {
 		Proto: netlink.XFRM_PROTO_ESP, Mode: netlink.XFRM_MODE_TUNNEL, Spi: spi, Reqid: 1, ReplayWindow: 32,
 		Aead: &netlink.XfrmStateAlgo{Name: gcm, Key: key, ICVLen: 8 * gcmTag},
 	}, nil
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: net.IP(p.Addr().AsSlice()), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"weft/internal/ipnet"
 	"weft/perf/testbed"
 )
 
@@ -85,7 +86,7 @@ func upEthernet(bed *testbed.Bed, mtu int, device func(attrs netlink.LinkAttrs, 
 				n.Host.Netlink().NeighSet(&netlink.Neigh{LinkIndex: made.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: mac(far, n)}),
 				n.Host.Netlink().RouteAdd(&netlink.Route{
 					LinkIndex: made.Attrs().Index, Gw: gateway, Flags: int(netlink.FLAG_ONLINK), Protocol: 87,
-					Dst: ipNet(prefix),
+					Dst: ipnet.Of(prefix),
 				}))
 			if err != nil {
 				return fmt.Errorf("contender: route %s through %s: %w", prefix, name, err)

@@ -10,6 +10,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"weft/internal/ipnet"
 	"weft/perf/testbed"
 )
 
@@ -68,7 +69,7 @@ func wireguardConfig(nodes []*testbed.Node, keys []wgtypes.Key, self int) wgtype
 			Endpoint:  net.UDPAddrFromAddrPort(netip.AddrPortFrom(n.Endpoints[0], wireguardPort)),
 		}
 		for _, p := range n.Prefixes {
-			peer.AllowedIPs = append(peer.AllowedIPs, *ipNet(p))
+			peer.AllowedIPs = append(peer.AllowedIPs, *ipnet.Of(p))
 		}
 		c.Peers = append(c.Peers, peer)
 	}

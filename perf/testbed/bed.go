@@ -31,6 +31,7 @@ import (
 	"slices"
 	"strings"
 
+	"weft/internal/ipnet"
 	"weft/internal/netlab"
 )
 
@@ -281,19 +282,19 @@ func (b *Bed) attach(n *Node, mtu int) error {
 		return err
 	}
 	for i, addr := range n.PodAddrs {
-		if err := n.Host.AddAddrs(podLink, netlab.Host(gateway[i])); err != nil {
+		if err := n.Host.AddAddrs(podLink, ipnet.Host(gateway[i])); err != nil {
 			return err
 		}
-		if err := n.Pod.AddAddrs(PodDevice, netlab.Host(addr)); err != nil {
+		if err := n.Pod.AddAddrs(PodDevice, ipnet.Host(addr)); err != nil {
 			return err
 		}
-		if err := n.Host.Route(netlab.Host(addr), podLink, netip.Addr{}); err != nil {
+		if err := n.Host.Route(ipnet.Host(addr), podLink, netip.Addr{}); err != nil {
 			return err
 		}
-		if err := n.Pod.Route(netlab.Host(gateway[i]), PodDevice, netip.Addr{}); err != nil {
+		if err := n.Pod.Route(ipnet.Host(gateway[i]), PodDevice, netip.Addr{}); err != nil {
 			return err
 		}
-		if err := n.Pod.Route(netlab.Everything(gateway[i]), PodDevice, gateway[i]); err != nil {
+		if err := n.Pod.Route(ipnet.Everything(gateway[i]), PodDevice, gateway[i]); err != nil {
 			return err
 		}
 		if err := n.Host.AddNeighbour(podLink, addr, n.Pod.NS, PodDevice); err != nil {
