@@ -202,7 +202,8 @@ func (c call) run(t *testing.T) (a answer) {
 	if err := os.WriteFile(netns, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	env := map[string]string{"CNI_COMMAND": c.command, "CNI_CONTAINERID": "box-1", "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": "/usr/lib/cni", "WEFT_CNI_PLUGIN": "1"}
+	env := map[string]string{"CNI_COMMAND": c.command, "CNI_CONTAINERID": "box-1", "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": "/usr/lib/cni", "WEFT_CNI_PLUGIN": "1",
+		"GORACE": "atexit_sleep_ms=0"} // the race detector's second at every exit is for goroutines that outlive main
 	for k, v := range c.env {
 		env[k] = v
 	}

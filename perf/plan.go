@@ -63,6 +63,9 @@ func (p *Plan) Check() error {
 		wrong("mtu %d: give 1280 to 9000", p.MTU)
 	}
 	for _, t := range p.Tests {
+		if t.Params["family"] != 4 && !testbed.HasIPv6() {
+			wrong("test %s: this machine's kernel has no IPv6: give family=4", t)
+		}
 		if p.MTU < testbed.MinMTU6 && t.Params["family"] != 4 {
 			wrong("test %s: an underlay MTU of %d leaves too little for IPv6 inside: give at least %d, or family=4", t, p.MTU, testbed.MinMTU6)
 		}

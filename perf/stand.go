@@ -93,7 +93,15 @@ func (s *stand) serve(ctx context.Context) (err error) {
 // startServer starts a generator's server in a namespace.
 func (s *stand) startServer(ctx context.Context, ns *testbed.Namespace) (*testbed.Process, error) {
 	return ns.StartReady(ctx, benchName, s.log,
-		s.plan.Weft, "bench", "serve", "--listen", netip.AddrPortFrom(netip.IPv6Unspecified(), probe.DefaultPort).String())
+		s.plan.Weft, "bench", "serve", "--listen", netip.AddrPortFrom(anyAddr(), probe.DefaultPort).String())
+}
+
+// anyAddr is where a server listens to be reached over all families.
+func anyAddr() netip.Addr {
+	if !testbed.HasIPv6() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 func (s *stand) close() error {

@@ -85,6 +85,9 @@ Results go to the folder --out: report.html (to look at), result.json, result.cs
 
 func (f *labFlags) run(cmd *cobra.Command) error {
 	mtus, err := f.adopt(cmd.Flags())
+	if err == nil {
+		err = testbed.Allowed() // before any file is made
+	}
 	if err != nil {
 		return usageError{err}
 	}

@@ -89,7 +89,7 @@ func TestDoSurvivesGoexit(t *testing.T) {
 // aloneEnv says that the test binary is the child of TestFreshMachine.
 const aloneEnv = "WEFT_TEST_ALONE"
 
-// TestFreshMachine runs TestAlone where all mounts are private and /run is empty, as in a container or a micro-VM
+// TestFreshMachine runs TestAlone and TestReadOnlySysctls where all mounts are private and /run is empty, as in a container or a micro-VM
 // without systemd, in which nothing ever ran `ip netns add`.
 func TestFreshMachine(t *testing.T) {
 	nettest.RequireRoot(t)
@@ -97,11 +97,11 @@ func TestFreshMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(exe, "-test.run", "^TestAlone$", "-test.v")
+	cmd := exec.Command(exe, "-test.run", "^(TestAlone|TestReadOnlySysctls)$", "-test.v")
 	cmd.Env = append(os.Environ(), aloneEnv+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestAlone") {
+	if err != nil || strings.Count(string(out), "--- PASS: ") != 2 {
 		t.Errorf("%v: %s", err, out)
 	}
 }
@@ -146,6 +146,34 @@ func TestAlone(t *testing.T) {
 	if err := thread.Do(func() error { return isNetns(late.Path()) }); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a removed namespace is still seen in a mount namespace made before: %v", err)
 	}
+}
+
+// TestReadOnlySysctls: as containers have it, /proc/sys cannot be written. A thread's can, and nobody else's.
+func TestReadOnlySysctls(t *testing.T) {
+	if os.Getenv(aloneEnv) == "" {
+		return // TestFreshMachine does it
+	}
+	const all, setting = "/proc/sys", "/proc/sys/net/ipv4/ip_forward"
+	if err := errors.Join(unix.Mount(all, all, "", unix.MS_BIND, ""), unix.Mount("", all, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")); err != nil {
+		t.Fatal(err)
+	}
+	ns := create(t, "read-only")
+	thread, err := ns.Thread(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer thread.Close()
+	if err := thread.Do(func() error { return os.WriteFile(setting, []byte("1"), 0) }); err != nil {
+		t.Errorf("in a thread of a namespace: %v", err)
+	}
+	ns.Do(func() {
+		if got, err := os.ReadFile(setting); err != nil || string(got) != "1\n" {
+			t.Errorf("the namespace forwards: %q, %v; want 1", got, err)
+		}
+		if err := os.WriteFile(setting, []byte("1"), 0); !errors.Is(err, unix.EROFS) {
+			t.Errorf("outside of the thread: %v, want a read-only file system", err)
+		}
+	})
 }
 
 // isNetns says whether a file stands for a network namespace (ioctl_ns(2)).

@@ -98,6 +98,16 @@ func (ns *NS) make() error {
 	return <-done
 }
 
+// HasIPv6 says whether the kernel has IPv6 at all: not with ipv6.disable=1 on its command line.
+func HasIPv6() bool {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return !errors.Is(err, unix.EAFNOSUPPORT)
+	}
+	_ = unix.Close(fd)
+	return true
+}
+
 // Close removes the namespace with all its devices. Idempotent.
 func (ns *NS) Close() error {
 	ns.closing.Lock()

@@ -37,7 +37,7 @@ func (t *Thread) live(ns netns.NsHandle, cpus []int, ready chan<- error) {
 	runtime.LockOSThread()
 	err := netns.Set(ns)
 	if err == nil {
-		err = privateSys()
+		err = privateMounts()
 	}
 	if err == nil {
 		err = setAffinity(cpus)
@@ -51,9 +51,9 @@ func (t *Thread) live(ns netns.NsHandle, cpus []int, ready chan<- error) {
 	}
 }
 
-// privateSys gives the calling thread a /sys that shows its namespace's devices, with a BPF file system of its
-// own, as `ip netns exec` does: sysfs shows the devices of whoever mounted it.
-func privateSys() error {
+// privateMounts gives the calling thread a /sys that shows its namespace's devices, with a BPF file system of its
+// own, as `ip netns exec` does: sysfs shows the devices of whoever mounted it. And a /proc/sys that can be written.
+func privateMounts() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare mount namespace: %w", err)
 	}
@@ -67,6 +67,28 @@ func privateSys() error {
 	// A kernel without BPF has no /sys/fs/bpf; then nothing here needs one.
 	if err := unix.Mount("bpf", "/sys/fs/bpf", "bpf", 0, ""); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("mount /sys/fs/bpf: %w", err)
+	}
+	return writableSysctls()
+}
+
+// writableSysctls makes /proc/sys writable for the calling thread, whose mounts are its own, where it is not, as in
+// containers: what is written there are settings of the thread's network namespace.
+func writableSysctls() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs("/proc/sys", &st); err != nil {
+		return fmt.Errorf("look at /proc/sys: %w", err)
+	}
+	if st.Flags&unix.ST_RDONLY == 0 {
+		return nil
+	}
+	// These bits mean the same to statfs(2) and mount(2).
+	keep := uintptr(st.Flags & (unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC))
+	err := unix.Mount("", "/proc/sys", "", unix.MS_REMOUNT|unix.MS_BIND|keep, "")
+	if errors.Is(err, unix.EINVAL) { // it is no mount of its own
+		err = unix.Mount("", "/proc", "", unix.MS_REMOUNT|unix.MS_BIND|keep, "")
+	}
+	if err != nil {
+		return fmt.Errorf("make /proc/sys writable: %w", err)
 	}
 	return nil
 }

@@ -67,6 +67,17 @@ func (c Config) families() int {
 	if c.MTU < MinMTU6 {
 		return 1
 	}
+	return underlayFamilies()
+}
+
+// HasIPv6 says whether this machine's kernel has IPv6 at all. Where it has not, testbeds have IPv4 only.
+func HasIPv6() bool { return netlab.HasIPv6() }
+
+// underlayFamilies is how many address families the nodes have.
+func underlayFamilies() int {
+	if !HasIPv6() {
+		return 1
+	}
 	return len(network)
 }
 
@@ -74,7 +85,7 @@ func (c Config) families() int {
 type Bed struct {
 	Nodes   []*Node
 	MTU     int            // of the underlay, bytes
-	Network []netip.Prefix // the overlay's prefixes, IPv4 first; IPv6 from MinMTU6 on
+	Network []netip.Prefix // the overlay's prefixes, IPv4 first; IPv6 from MinMTU6 on, where the kernel has it
 
 	wire  *Namespace // nil with two nodes
 	pairs [][2]end   // every veth pair
@@ -86,7 +97,7 @@ type Node struct {
 	Host, Pod *Namespace
 	Dir       string         // the node's own files
 	CPUs      []int          // where its processes run; empty = anywhere
-	Endpoints []netip.Addr   // underlay addresses, IPv4 first
+	Endpoints []netip.Addr   // underlay addresses, IPv4 first; no IPv6 where the kernel has none
 	Prefixes  []netip.Prefix // inner prefixes, of the families of the Network
 	PodAddrs  []netip.Addr   // the pod's addresses, likewise
 
@@ -199,6 +210,7 @@ func openNode(c Config, i int, cpus []int) (*Node, error) {
 	if err := os.MkdirAll(n.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("testbed: %w", err)
 	}
+	n.Endpoints = n.Endpoints[:underlayFamilies()]
 	n.Prefixes, n.PodAddrs = n.Prefixes[:c.families()], n.PodAddrs[:c.families()]
 	label := c.Label + "-" + name
 	var err error
@@ -246,13 +258,12 @@ func (b *Bed) pair(x, y end, mtu int) error {
 
 // finish gives a connected node its addresses, has it forward, and steers its receive work.
 func (b *Bed) finish(n *Node) error {
-	for _, s := range [...]string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		if err := n.Host.Sysctl(s, "1"); err != nil {
+	forward, bits := [...]string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}, [...]int{24, 64}
+	for i, addr := range n.Endpoints {
+		if err := n.Host.Sysctl(forward[i], "1"); err != nil {
 			return err
 		}
-	}
-	for i, bits := range [...]int{24, 64} {
-		if err := n.Host.AddAddrs(Underlay, netip.PrefixFrom(n.Endpoints[i], bits)); err != nil {
+		if err := n.Host.AddAddrs(Underlay, netip.PrefixFrom(addr, bits[i])); err != nil {
 			return err
 		}
 	}

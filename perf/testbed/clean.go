@@ -12,13 +12,33 @@ import (
 // namePrefix begins the name of every namespace and folder of the lab; the lab's process id follows.
 const namePrefix = "weftlab"
 
-// Dir makes the folder that holds a lab's files, <temp>/weftlab-<pid>-<number>. Whoever makes it removes it.
+// room is what a lab's files need at least, bytes: configurations, sockets and logs.
+const room = 1 << 20
+
+// Dir makes the folder that holds a lab's files, <temp>/weftlab-<pid>-<number>, and sees that there is room for them.
+// Whoever makes it removes it.
 func Dir() (string, error) {
 	dir, err := os.MkdirTemp("", netlab.Name(namePrefix, "*"))
 	if err != nil {
-		return "", fmt.Errorf("testbed: make the lab's folder: %w", err)
+		return "", noRoom(err)
 	}
-	return dir, nil
+	probe := filepath.Join(dir, "room")
+	if err := os.WriteFile(probe, make([]byte, room), 0o600); err != nil {
+		return "", errors.Join(noRoom(err), os.RemoveAll(dir))
+	}
+	return dir, os.Remove(probe)
+}
+
+func noRoom(err error) error {
+	return fmt.Errorf("testbed: no place for the lab's files: %w: make room in %s, or set TMPDIR to a folder that has some", err, os.TempDir())
+}
+
+// Allowed returns nil where this process may build testbeds, else what to do.
+func Allowed() error {
+	if os.Geteuid() != 0 {
+		return errors.New("the lab makes network namespaces: run it as root")
+	}
+	return nil
 }
 
 // Leftovers is what labs left behind.

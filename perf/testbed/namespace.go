@@ -32,17 +32,27 @@ func newNamespace(label string, cpus []int) (_ *Namespace, err error) {
 	if ns.thread, err = ns.NS.Thread(cpus); err != nil {
 		return nil, errors.Join(fmt.Errorf("testbed: %w", err), ns.NS.Close())
 	}
-	for _, s := range [...][2]string{
-		{"net/ipv4/conf/all/rp_filter", "0"}, {"net/ipv4/conf/default/rp_filter", "0"},
-		// Addresses are usable at once, and no router is looked for: the lab counts packets.
-		{"net/ipv6/conf/all/accept_dad", "0"}, {"net/ipv6/conf/default/accept_dad", "0"},
-		{"net/ipv6/conf/default/router_solicitations", "0"},
-	} {
+	for _, s := range settings() {
 		if err := ns.Sysctl(s[0], s[1]); err != nil {
 			return nil, errors.Join(err, ns.close())
 		}
 	}
 	return ns, nil
+}
+
+// settings are the sysctls of every namespace.
+func settings() [][2]string {
+	list := [][2]string{{"net/ipv4/conf/all/rp_filter", "0"}, {"net/ipv4/conf/default/rp_filter", "0"}}
+	if HasIPv6() {
+		list = append(list, [][2]string{
+			// Where the machine starts devices without IPv6, ours have it.
+			{"net/ipv6/conf/all/disable_ipv6", "0"}, {"net/ipv6/conf/default/disable_ipv6", "0"},
+			// Addresses are usable at once, and no router is looked for: the lab counts packets.
+			{"net/ipv6/conf/all/accept_dad", "0"}, {"net/ipv6/conf/default/accept_dad", "0"},
+			{"net/ipv6/conf/default/router_solicitations", "0"},
+		}...)
+	}
+	return list
 }
 
 // Do runs f on the namespace's thread. A panic in f is raised in the caller, so that the caller's

@@ -310,3 +310,11 @@ func TestDead(t *testing.T) {
 		}
 	}
 }
+
+// TestNoPlace: the lab's files need a place, and who has none is told how to give one.
+func TestNoPlace(t *testing.T) {
+	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "missing"))
+	if dir, err := Dir(); err == nil || !strings.Contains(err.Error(), "set TMPDIR") {
+		t.Errorf("%q, %v; want an error that names TMPDIR", dir, err)
+	}
+}
