@@ -1,5 +1,5 @@
 # Every target is one line around a script or a go command; the scripts say what they do.
-.PHONY: help build test lab lint fuzz generate bench clean
+.PHONY: help build test lab lint bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12

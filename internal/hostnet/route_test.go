@@ -1,6 +1,9 @@
 package hostnet
 
 import (
+	"os"
+	"regexp"
+	"strconv"
 	"testing"
 
 	"weft/internal/nettest"
@@ -28,4 +31,23 @@ func TestRoutesOfNewLinks(t *testing.T) {
 			t.Errorf("over a known link: %v, %v", list, err)
 		}
 	})
+}
+
+// TestDocumentsNameTheGuard: where documents tell the metric of the guard, it is the one.
+func TestDocumentsNameTheGuard(t *testing.T) {
+	seen := 0
+	for _, file := range []string{"../../docs/adr/0001-tun-is-not-persistent.md", "../../docs/reference.md", "../../README.md"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, number := range regexp.MustCompile(`\b42949\d{5}\b`).FindAllString(string(text), -1) {
+			if seen++; number != strconv.Itoa(GuardMetric) {
+				t.Errorf("%s says metric %s, it is %d", file, number, GuardMetric)
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no document tells the metric: nothing was tested")
+	}
 }
