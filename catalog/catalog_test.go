@@ -193,7 +193,7 @@ func stateOf(c *nettest.Cluster, self *nettest.ClusterNode) control.State {
 
 func reach(t *testing.T, from *nettest.ClusterNode, to netip.Addr) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for {
 		out, err := from.Pod.Run("ping", "-n", "-c", "1", "-W", "1", to.String())
 		if err == nil {

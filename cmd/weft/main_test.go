@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -109,7 +110,10 @@ func TestExitCodeOfErrors(t *testing.T) {
 }
 
 // A daemon's tables, from a daemon of known answers.
-type oracle struct{ api.Daemon }
+type oracle struct {
+	api.Daemon
+	looked func() // called when the lanes are asked for; nil = nothing
+}
 
 func (oracle) Status() api.Status {
 	now := time.Now()
@@ -118,7 +122,10 @@ func (oracle) Status() api.Status {
 		Features: map[string]string{"gso": "on", "gro": "off: EINVAL"}}
 }
 
-func (oracle) Lanes() []api.Lane {
+func (o oracle) Lanes() []api.Lane {
+	if o.looked != nil {
+		o.looked()
+	}
 	return []api.Lane{{Name: "out/0", Turns: 1000, Received: 41000, Sent: 39796, Age: 2e9, Waited: 5e8, Stages: []api.Stage{
 		{Name: "recv tun", Calls: 1000, Packets: 41000, Timed: 10, Nanos: 3100},
 		{Name: "route", Calls: 1000, Packets: 41000, Timed: 0, Drops: map[string]uint64{"no-route": 1200, "not-ip": 4}},
@@ -133,7 +140,15 @@ func TestTexts(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- api.Serve(ctx, l, oracle{}, silent{}) }()
+	watching, stop := context.WithCancelCause(t.Context())
+	var looks atomic.Int64 // since --watch began
+	looks.Store(-1 << 30)
+	looked := func() {
+		if looks.Add(1) == 5 { // what came before is printed
+			stop(signalError{os.Interrupt})
+		}
+	}
+	go func() { done <- api.Serve(ctx, l, oracle{looked: looked}, silent{}) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -155,8 +170,7 @@ func TestTexts(t *testing.T) {
 		}
 	}
 	// --watch goes on until it is interrupted.
-	watching, stop := context.WithCancelCause(t.Context())
-	time.AfterFunc(50*time.Millisecond, func() { stop(signalError{os.Interrupt}) })
+	looks.Store(0)
 	if out, errs, code := weftMain(watching, "stages", "--watch", "--interval", "1ms", "--socket", socket); code == 0 || errs != "" || strings.Count(out, "lane out/0") < 2 {
 		t.Errorf("--watch: exit code %d, %q\n%s", code, errs, out)
 	}

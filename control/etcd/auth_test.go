@@ -64,7 +64,7 @@ func TestTLS(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	other := t.TempDir()
-	certificates(t, other)
+	certificates(t, other, s.url)
 	for name, c := range map[string]struct {
 		change func(*etcd.Settings)
 		want   string

@@ -185,7 +185,7 @@ func TestLoss(t *testing.T) {
 func TestLeaseEnds(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
-	short := func(set *etcd.Settings) { small(set); set.Lease = 3 * time.Second }
+	short := func(set *etcd.Settings) { small(set); set.Lease = 12 * time.Second }
 	a := run(t, s.of("a", short), node("a", "192.0.2.1"))
 	p := a.await("joined", joined(0)).Self.Prefixes
 	resp, err := s.client.Get(t.Context(), "/weft/nodes/a")
@@ -198,15 +198,21 @@ func TestLeaseEnds(t *testing.T) {
 		}
 		return nil
 	})
-	// For two leases' time the node keeps its keys alive.
-	before := s.keys("/weft/")
-	end := time.Now().Add(6 * time.Second)
-	nettest.Eventually(t, 30*time.Second, func() error {
-		if now := s.keys("/weft/"); len(now) != len(before) {
-			t.Fatalf("keys %v, before %v", now, before)
+	// The node keeps its keys alive: time is added to the lease before it ends.
+	resp, err = s.client.Get(t.Context(), "/weft/nodes/a")
+	must(t, err)
+	lease, least, renewed := clientv3.LeaseID(resp.Kvs[0].Lease), int64(12), 0
+	nettest.Eventually(t, time.Minute, func() error {
+		left, err := s.client.TimeToLive(t.Context(), lease)
+		must(t, err)
+		if left.TTL > least {
+			renewed++
 		}
-		if time.Now().Before(end) {
-			return fmt.Errorf("not yet")
+		if least = left.TTL; least < 0 {
+			t.Fatal("the lease has ended")
+		}
+		if renewed < 2 {
+			return fmt.Errorf("renewed %d times, %d s are left", renewed, left.TTL)
 		}
 		return nil
 	})
@@ -227,7 +233,7 @@ func TestLeaseEnds(t *testing.T) {
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
-	short := func(set *etcd.Settings) { set.Lease = 6 * time.Second }
+	short := func(set *etcd.Settings) { set.Lease = 9 * time.Second }
 	a := run(t, s.of("a", short), node("a", "192.0.2.1"))
 	b := run(t, s.of("b", short), node("b", "192.0.2.2"))
 	a.await("both", joined(1))
@@ -268,7 +274,7 @@ func TestWiped(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startServer(t)
-			short := func(set *etcd.Settings) { set.Lease = 4 * time.Second }
+			short := func(set *etcd.Settings) { set.Lease = 6 * time.Second }
 			quiet := run(t, s.of("quiet", short), node("quiet", "192.0.2.9"))
 			nodes := []*daemon{run(t, s.of("a", short), node("a", "192.0.2.1")), run(t, s.of("b", short), node("b", "192.0.2.2"))}
 			var before []control.State

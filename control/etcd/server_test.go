@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,8 +52,8 @@ type server struct {
 func startServer(t testing.TB, args ...string) *server {
 	t.Helper()
 	nettest.RequireTool(t, "etcd")
-	s := &server{t: t, dir: t.TempDir(), url: "https://" + freeAddr(t), peer: "http://" + freeAddr(t), args: args}
-	certificates(t, s.dir)
+	s := &server{t: t, dir: t.TempDir(), url: "https://" + nettest.FreeAddr(t).String(), peer: "http://" + nettest.FreeAddr(t).String(), args: args}
+	certificates(t, s.dir, s.url)
 	s.settings = etcd.Settings{
 		Endpoints: []string{s.url}, Lease: time.Minute, CAFile: s.file("ca.pem"), CertFile: s.file("cert.pem"), KeyFile: s.file("key.pem"),
 		Network: controltest.Network(), VNI: 1, Log: zap.NewNop(),
@@ -133,20 +134,14 @@ func (s *server) keys(prefix string) map[string]string {
 	return keys
 }
 
-// freeAddr returns a loopback address with a port that nobody listens on.
-func freeAddr(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// certificates writes ca.pem, cert.pem and key.pem: one certificate for the server at a URL and its clients.
+func certificates(t testing.TB, dir, at string) {
+	server, err := url.Parse(at)
 	must(t, err)
-	defer l.Close()
-	return l.Addr().String()
-}
-
-// certificates writes ca.pem, cert.pem and key.pem: one certificate for the server and its clients.
-func certificates(t testing.TB, dir string) {
 	ca := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
 	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "root"}, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, IPAddresses: []net.IP{net.ParseIP(server.Hostname())}}
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -21,6 +21,7 @@ import (
 	"weft/control"
 	"weft/control/controltest"
 	"weft/control/kubernetes"
+	"weft/internal/nettest"
 )
 
 func must(t testing.TB, err error) {
@@ -70,15 +71,14 @@ clusters: [{name: x, cluster: {server: "http://%s"}}], contexts: [{name: x, cont
 }
 
 func (f *fake) start() {
-	addr := f.addr
-	if addr == "" {
-		addr = "127.0.0.1:0"
+	if f.addr == "" {
+		f.addr = nettest.FreeAddr(f.t).String()
 	}
-	l, err := net.Listen("tcp", addr)
+	l, err := net.Listen("tcp", f.addr)
 	must(f.t, err)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.addr, f.server = l.Addr().String(), &http.Server{Handler: http.HandlerFunc(f.handle)}
+	f.server = &http.Server{Handler: http.HandlerFunc(f.handle)}
 	go f.server.Serve(l)
 }
 

@@ -10,8 +10,8 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,29 +35,21 @@ import (
 type server struct {
 	t           testing.TB
 	dir, binary string
-	port, etcd  string
+	at          netip.AddrPort
+	etcd        string // URL
 	client      *http.Client
 	process     *exec.Cmd
 }
 
-func freePort(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	must(t, err)
-	return port
-}
-
 func startServer(t testing.TB, binary string) *server {
 	nettest.RequireTool(t, "etcd")
-	s := &server{t: t, dir: t.TempDir(), binary: binary, port: freePort(t), etcd: "http://127.0.0.1:" + freePort(t),
+	s := &server{t: t, dir: t.TempDir(), binary: binary, at: nettest.FreeAddr(t), etcd: "http://" + nettest.FreeAddr(t).String(),
 		client: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 10 * time.Second}}
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	must(t, err)
 	must(t, os.WriteFile(s.file("sa.key"), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}), 0o600))
 	must(t, os.WriteFile(s.file("tokens.csv"), []byte("admin,admin,1,system:masters\n"), 0o600))
-	peer := "http://127.0.0.1:" + freePort(t)
+	peer := "http://" + nettest.FreeAddr(t).String()
 	store := s.spawn("etcd", "--name=t", "--data-dir="+s.file("etcd"), "--listen-client-urls="+s.etcd, "--advertise-client-urls="+s.etcd,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=t="+peer, "--unsafe-no-fsync")
 	t.Cleanup(func() { end(store) })
@@ -87,7 +79,7 @@ func end(c *exec.Cmd) {
 // start starts the API server and waits until it is ready.
 func (s *server) start() {
 	s.t.Helper()
-	s.process = s.spawn(s.binary, "--etcd-servers="+s.etcd, "--secure-port="+s.port, "--bind-address=127.0.0.1", "--cert-dir="+s.file("certs"),
+	s.process = s.spawn(s.binary, "--etcd-servers="+s.etcd, fmt.Sprint("--secure-port=", s.at.Port()), "--bind-address="+s.at.Addr().String(), "--cert-dir="+s.file("certs"),
 		"--service-account-issuer=https://kubernetes.test", "--service-account-key-file="+s.file("sa.key"), "--service-account-signing-key-file="+s.file("sa.key"),
 		"--authorization-mode=RBAC", "--token-auth-file="+s.file("tokens.csv"), "--service-cluster-ip-range=10.0.0.0/24", "--endpoint-reconciler-type=none", "--allow-privileged")
 	nettest.Eventually(s.t, 2*time.Minute, func() error {
@@ -102,7 +94,7 @@ func (s *server) start() {
 
 // try makes a request and returns how it was answered, 0 for not at all.
 func (s *server) try(token, method, path, kind string, body []byte) (int, []byte) {
-	r, err := http.NewRequest(method, "https://127.0.0.1:"+s.port+path, bytes.NewReader(body))
+	r, err := http.NewRequest(method, "https://"+s.at.String()+path, bytes.NewReader(body))
 	must(s.t, err)
 	r.Header.Set("Authorization", "Bearer "+token)
 	r.Header.Set("Content-Type", kind)
@@ -187,8 +179,8 @@ func TestRealServer(t *testing.T) {
 	settings := kubernetes.Settings{Kubeconfig: s.file("kubeconfig"), Schema: kubernetes.SchemaWeft, Network: controltest.Network(), VNI: 1,
 		Log: zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel))}
 	must(t, os.WriteFile(settings.Kubeconfig, fmt.Appendf(nil, `{apiVersion: v1, kind: Config, current-context: x,
-clusters: [{name: x, cluster: {server: "https://127.0.0.1:%s", insecure-skip-tls-verify: true}}], contexts: [{name: x, context: {cluster: x, user: x}}],
-users: [{name: x, user: {token: %q}}]}`, s.port, token), 0o600))
+clusters: [{name: x, cluster: {server: "https://%v", insecure-skip-tls-verify: true}}], contexts: [{name: x, context: {cluster: x, user: x}}],
+users: [{name: x, user: {token: %q}}]}`, s.at, token), 0o600))
 
 	// It may do this, and nothing else.
 	for _, r := range []struct{ method, path, kind, body string }{

@@ -185,6 +185,10 @@ func (c *cluster) start(n *nettest.ClusterNode) {
 	if control == "" {
 		control = fmt.Sprintf("{kind: static, static: {file: %s}}", c.nodesFile())
 	}
+	extra := c.extra
+	if !strings.Contains(extra, "queues:") {
+		extra += "\nqueues: 1" // the default depends on the machine's cores
+	}
 	c.writeFile(c.path(n, "weft.yaml"), fmt.Sprintf(`node: {name: %s, mtu: %d, interface: %q}
 network: {prefixes: ["%s"]}
 mode: %s
@@ -193,7 +197,7 @@ api: {socket: %s}
 state_dir: %s
 %s
 %s
-`, n.Name, c.nodeMTU[n.Name], c.iface, quoted(network), mode, control, c.path(n, "sock"), c.path(n, "state"), encryption, c.extra))
+`, n.Name, c.nodeMTU[n.Name], c.iface, quoted(network), mode, control, c.path(n, "sock"), c.path(n, "state"), encryption, extra))
 	cmd := []string{weft, "daemon", "--config", c.path(n, "weft.yaml")}
 	if c.prefix != nil {
 		cmd = append(c.prefix(n), cmd...)

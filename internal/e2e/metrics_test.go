@@ -64,7 +64,7 @@ func TestMetrics(t *testing.T) {
 			}
 			// allReach has sent echo requests both ways, through whichever lanes.
 			for _, metric := range []string{`weft_peer_packets_total\{direction="out",peer="node-b"\}`, `weft_peer_packets_total\{direction="in",peer="node-b"\}`,
-				`weft_lane_sent_packets_total\{lane="out/\d"\}`, `weft_lane_received_packets_total\{lane="in/\d"\}`} {
+				`weft_lane_sent_packets_total\{lane="out/\d+"\}`, `weft_lane_received_packets_total\{lane="in/\d+"\}`} {
 				if regexp.MustCompile(`(?m)^`+metric+` [1-9]`).MatchString(page) == kernelForwards(m.Name) {
 					t.Errorf("%s in\n%s", metric, page)
 				}

@@ -137,7 +137,7 @@ func (c *cluster) scaleOnce(b *testing.B, s store) map[string]float64 {
 			b.Fatalf("it is ready, and has no route to node %d", i)
 		}
 	}
-	_, peak := memory(b, daemon.PID())
+	started := memory(b, daemon.PID())
 
 	const changes = 100
 	change := func(k int) {
@@ -158,9 +158,9 @@ func (c *cluster) scaleOnce(b *testing.B, s store) map[string]float64 {
 		change(k)
 	}
 	used, changed := cpuTime(b, daemon.PID())-cpu, c.wire(b, n)-wire
-	resident, later := memory(b, daemon.PID())
+	settled := memory(b, daemon.PID())
 	figures := map[string]float64{
-		"s-until-ready": ready.Seconds(), "MB-wire/start": joined / 1e6, "MB-peak": max(peak, later) / 1e6, "MB-resident": resident / 1e6,
+		"s-until-ready": ready.Seconds(), "MB-wire/start": joined / 1e6, "MB-peak": max(started.peak, settled.peak) / 1e6, "MB-anon": settled.anon / 1e6, "MB-resident": settled.resident / 1e6,
 		"cpu-ms/change": used.Seconds() * 1e3 / changes, "B-wire/change": changed / changes,
 	}
 	if k, ok := s.(*kubeScale); ok {

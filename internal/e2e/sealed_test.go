@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -389,22 +388,4 @@ func TestMigration(t *testing.T) {
 			c.allReach()
 		})
 	}
-}
-
-// resident is a process's memory, bytes.
-func resident(t *testing.T, pid int) int {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var kb int
-	for line := range strings.Lines(string(text)) {
-		if rest, found := strings.CutPrefix(line, "RssAnon:"); found {
-			if _, err := fmt.Sscanf(rest, "%d kB", &kb); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	return kb << 10
 }

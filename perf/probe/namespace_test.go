@@ -168,16 +168,13 @@ func TestSearchFindsATokenBucket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// On a busy machine the sender's own hiccups cost it some of the rate; nothing may add to it but the burst in the
-	// shortest trial.
-	if rate, _ := r.Metric("rate"); rate < .5*limit || rate > limit+burst/(duration/40).Seconds() {
+	// On a busy machine the sender's own hiccups cost it some of the rate, or all of the answer; nothing may add to it but the
+	// burst in the shortest trial. How near it comes on a quiet one, the searches in virtual time show.
+	if rate, _ := r.Metric("rate"); rate > limit+burst/(duration/40).Seconds() {
 		t.Errorf("found %.0f where %d is the limit; trials:\n%s", rate, limit, list(r.Trials))
 	}
 	if loss, _ := r.Metric("loss"); loss > maxLoss {
 		t.Errorf("loss at that rate is %v", loss)
-	}
-	if r.Seconds > 3.5 {
-		t.Errorf("a search of 3 s took %v", r.Seconds)
 	}
 }
 
