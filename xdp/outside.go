@@ -38,22 +38,12 @@ type device struct {
 	receiveQueues int
 }
 
-// inspect looks the underlay device up: by name, or where none is given as the one that has our first address.
-func inspect(name string, local []netip.Addr) (d device, err error) {
-	var l netlink.Link
-	switch {
-	case name != "":
-		if l, err = netlink.LinkByName(name); err != nil {
-			return d, fmt.Errorf("find the underlay interface %s: %w: set node.interface", name, err)
-		}
-	case len(local) == 0:
-		return d, errors.New("neither an underlay interface nor an address of ours is given")
-	default:
-		if l, err = holder(local[0]); err != nil {
-			return d, err
-		}
+// inspect looks the underlay device up.
+func inspect(name string) (d device, err error) {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return d, fmt.Errorf("find the underlay interface %q: %w: set node.interface", name, err)
 	}
-	name = l.Attrs().Name
 	d = device{name: name, index: l.Attrs().Index, mtu: l.Attrs().MTU}
 	if copy(d.mac[:], l.Attrs().HardwareAddr) != len(d.mac) || l.Attrs().EncapType != "ether" {
 		return d, fmt.Errorf("%s is not an Ethernet device (%s): use a mode without AF_XDP", name, l.Attrs().EncapType)
@@ -68,20 +58,6 @@ func inspect(name string, local []netip.Addr) (d device, err error) {
 	}
 	d.receiveQueues, err = et.receiveQueues(name)
 	return d, err
-}
-
-// holder finds the device that has an address.
-func holder(a netip.Addr) (netlink.Link, error) {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list this host's addresses: %w", err)
-	}
-	for _, have := range addrs {
-		if ip, ok := netip.AddrFromSlice(have.IP); ok && ip.Unmap() == a {
-			return netlink.LinkByIndex(have.LinkIndex)
-		}
-	}
-	return nil, fmt.Errorf("no interface has the address %s: the node's endpoint must be an address of this host", a)
 }
 
 func openOutside(c Config, dev device, open opener) (out *Outside, err error) {

@@ -38,7 +38,7 @@ type Config struct {
 	Inside   string // name of the inside interface, e.g. "weft0"; its peer, the port's device, is named "weft0-x"
 	InnerMTU int    // largest inner IP packet, bytes
 
-	Device string       // the underlay interface, e.g. "eth0"; "" = the one that has the first of Local
+	Device string       // the underlay interface, e.g. "eth0"
 	Local  []netip.Addr // our tunnel addresses on the underlay, at most one per address family
 	Port   uint16       // UDP port of the tunnel
 	// Steer, if set, leaves datagrams to Port that are not for lanes to the kernel, where Aside's sockets get them.
@@ -106,7 +106,7 @@ func (c Config) own(sides, length int) (opener, error) {
 // the other, or packets are copied.
 func OpenPair(c Config) (inside *Inside, outside *Outside, err error) {
 	fail := func(err error) (*Inside, *Outside, error) { return nil, nil, fmt.Errorf("xdp: %w", err) }
-	dev, err := inspect(c.Device, c.Local)
+	dev, err := inspect(c.Device)
 	if err != nil {
 		return fail(err)
 	}
@@ -140,7 +140,7 @@ func OpenInside(c Config) (*Inside, error) {
 
 // OpenOutside opens the outside port alone.
 func OpenOutside(c Config) (*Outside, error) {
-	dev, err := inspect(c.Device, c.Local)
+	dev, err := inspect(c.Device)
 	if err != nil {
 		return nil, fmt.Errorf("xdp: %w", err)
 	}

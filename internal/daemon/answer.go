@@ -31,7 +31,7 @@ func (d *Daemon) look() (*control.State, api.Apply) {
 // Status says how the daemon is, and what the kernel tells of packets that it lost behind the path.
 func (d *Daemon) Status() api.Status {
 	s := d.status()
-	maps.Copy(s.KernelDrops, d.losses.since(s.Endpoints, d.log))
+	maps.Copy(s.KernelDrops, d.losses.since(s.Underlay, d.log))
 	return s
 }
 
@@ -43,10 +43,10 @@ type lossWatch struct {
 }
 
 // since returns what was lost since the daemon began, by name.
-func (l *lossWatch) since(endpoints []netip.Addr, log *zap.Logger) map[string]uint64 {
+func (l *lossWatch) since(devices []string, log *zap.Logger) map[string]uint64 {
 	l.Lock()
 	defer l.Unlock()
-	lost, err := l.watch.Since(endpoints)
+	lost, err := l.watch.Since(devices)
 	wrong := ""
 	if err != nil {
 		wrong = err.Error()

@@ -111,6 +111,29 @@ func TestTroubles(t *testing.T) {
 	})
 }
 
+// TestUnderlayByMode: what has to fit the underlay is what the mode and its cipher add, over the node's own IP version.
+func TestUnderlayByMode(t *testing.T) {
+	const v6 = "network: {prefixes: [\"fd00:10:244::/48\"]}\nmode: "
+	for text, least := range map[string]int{ // of an underlay of IPv4
+		"host-gw": 1280, "udp": 1280 + 28, "tun": 1280 + 50, "udp\nencryption: {cipher: auto}": 1280 + 60, "vxlan": 1280 + 50,
+	} {
+		for mtu, level := range map[int]Level{least: OK, least - 1: Wrong} {
+			ns := node(t, mtu)
+			b := built
+			b.Features = []string{config.FeatureEncryption}
+			c, err := config.Parse("weft.yaml", []byte(v6+text), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ns.Do(func() {
+				if f := underlay(Patient{Config: c, Modes: built.Modes}, api.Status{}, nil)[0]; f.Level != level {
+					t.Errorf("mode %s, MTU %d: %+v", text, mtu, f)
+				}
+			})
+		}
+	}
+}
+
 func TestNoUnderlay(t *testing.T) {
 	ns := nettest.New(t)
 	ns.Do(func() {

@@ -3,8 +3,6 @@ package txloss
 import (
 	"errors"
 	"fmt"
-	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
 )
@@ -54,22 +52,4 @@ func whole[T any](list func() ([]T, error)) (all []T, err error) {
 		}
 	}
 	return all, nil // on a machine where devices come and go all the time
-}
-
-// holders are the numbers of the devices that hold an address.
-func (w *Watch) holders(addrs []netip.Addr) (map[int]bool, error) {
-	if len(addrs) == 0 {
-		return nil, nil
-	}
-	list, err := whole(func() ([]netlink.Addr, error) { return w.rt.AddrList(nil, netlink.FAMILY_ALL) })
-	if err != nil {
-		return nil, fmt.Errorf("txloss: list addresses: %w", err)
-	}
-	holders := map[int]bool{}
-	for _, k := range list {
-		if a, ok := netip.AddrFromSlice(k.IP); ok && slices.Contains(addrs, a.Unmap()) {
-			holders[k.LinkIndex] = true
-		}
-	}
-	return holders, nil
 }

@@ -8,8 +8,8 @@ package txloss
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -49,8 +49,8 @@ func (w *Watch) Close() error {
 	return errors.Join(errs...)
 }
 
-// Since returns what was lost since New, by name: by the devices that hold the given addresses, and by the machine's neighbour
-// tables. What is 0 is left out.
+// Since returns what was lost since New, by name: by the given devices, and by the machine's neighbour tables. What is 0 is
+// left out.
 //
 //	eth0 tx-dropped                packets that the device's driver had no room for
 //	eth0 tx-errors, tx-carrier     packets that it could not send
@@ -58,18 +58,16 @@ func (w *Watch) Close() error {
 //	machine neighbour-queue-full   packets that waited for a neighbour's address and had to make room for newer ones
 //	machine neighbour-failed       neighbours that did not answer; with each the packets went that waited for it
 //	machine neighbour-table-full   neighbours for which there was no room; the packet to it went
-func (w *Watch) Since(addrs []netip.Addr) (map[string]uint64, error) {
+func (w *Watch) Since(leaving []string) (map[string]uint64, error) {
 	lost := map[string]uint64{}
 	devices, err := w.countDevices()
 	if err != nil {
 		return nil, err
 	}
-	holders, err := w.holders(addrs)
-	if err != nil {
-		return nil, err
-	}
-	for index := range holders {
-		now := devices[index]
+	for index, now := range devices {
+		if !slices.Contains(leaving, now.name) {
+			continue
+		}
 		was := w.devices[index] // zero for a device that came later
 		for name, n := range map[string]uint64{
 			"tx-dropped": since(now.dropped, was.dropped), "tx-errors": since(now.errors, was.errors),

@@ -20,19 +20,18 @@ const waitLong = 30 * time.Second
 type sender struct {
 	t         *testing.T
 	near, far *nettest.NS
-	addrs     []netip.Addr
 	w         *Watch
 	conn      net.PacketConn
 }
 
 func newSender(t *testing.T, near, far string) *sender {
 	t.Helper()
-	s := &sender{t: t, near: nettest.New(t), far: nettest.New(t), addrs: []netip.Addr{netip.MustParsePrefix(near).Addr()}}
+	s := &sender{t: t, near: nettest.New(t), far: nettest.New(t)}
 	nettest.Pair(t, nettest.End{NS: s.near, Dev: "eth0", Addrs: nettest.Prefixes(near)}, nettest.End{NS: s.far, Dev: "eth0", Addrs: nettest.Prefixes(far)}, 1500)
 	var err error
 	s.near.Do(func() {
 		if s.w, err = New(); err == nil {
-			s.conn, err = net.ListenPacket("udp", netip.AddrPortFrom(s.addrs[0], 0).String())
+			s.conn, err = net.ListenPacket("udp", netip.AddrPortFrom(netip.MustParsePrefix(near).Addr(), 0).String())
 		}
 	})
 	if err != nil {
@@ -58,7 +57,7 @@ func (s *sender) told() bool { return len(s.w.queues) > 0 }
 
 func (s *sender) lost() map[string]uint64 {
 	s.t.Helper()
-	lost, err := s.w.Since(s.addrs)
+	lost, err := s.w.Since([]string{"eth0"})
 	if err != nil {
 		s.t.Fatal(err)
 	}
