@@ -9,7 +9,9 @@ import (
 	"go.uber.org/zap"
 
 	"weft/control"
+	"weft/dataplane"
 	"weft/internal/hostnet"
+	"weft/packet"
 )
 
 // Owner is the name under which a backend hands the Host what it wants.
@@ -46,6 +48,21 @@ type Seal struct {
 type Backend interface {
 	control.Backend
 	Status() Status
+	// Lanes returns what carries packets in this process; nil where the kernel forwards.
+	Lanes() Lanes
+}
+
+// Lanes is what can be seen of packets that pass through this process.
+type Lanes interface {
+	// LaneStats returns the statistics of every lane, including what earlier openings of the path counted.
+	LaneStats() []dataplane.LaneStats
+	// Observe lets o see what passes every lane, also those to come, until stop is called. When stop returns, o is not called any more.
+	Observe(o dataplane.Observer) (stop func())
+	// Decide asks the stage that knows where packets go what it does with a bare IP packet now: on the way out, or as it came in from
+	// a peer at an outer address. The hop is the peer found, nil if none was. False where packets are frames, or there is no path.
+	Decide(d dataplane.Direction, ip []byte, peer string, from netip.AddrPort) (hop *packet.Hop, drop packet.Drop, ok bool)
+	// Tunnel says where packets enter and leave. Without a path the addresses are the last one's.
+	Tunnel() Tunnel
 }
 
 // Status is a backend's account of itself, cheap enough to ask for every second.

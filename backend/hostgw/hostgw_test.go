@@ -60,7 +60,9 @@ func openWith(t *testing.T, n *nettest.ClusterNode, s backend.Settings) backend.
 	t.Helper()
 	var b backend.Backend
 	var err error
-	s.Host = openHost(t, n)
+	if s.Host == nil {
+		s.Host = openHost(t, n)
+	}
 	n.NS.Do(func() { b, err = New(s) })
 	if err != nil {
 		t.Fatal(err)
@@ -163,7 +165,11 @@ func TestPeerBehindARouter(t *testing.T) {
 		a.NS.MustRun(t, "ip", "-6", "route", "add", "2001:db8::3/128", "via", "2001:db8::2")
 	}
 	behind()
-	be := open(t, c, a, state(c, a, both))
+	host := openHost(t, a)
+	be := openWith(t, a, backend.Settings{Mode: "host-gw", Node: a.Name, Network: c.Network(), Queues: 1, Host: host, Log: zaptest.NewLogger(t).Named(a.Name)})
+	if err := be.Apply(state(c, a, both)); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := a.NS.Go(func() error {
 		return be.Run(ctx, func(error) {
@@ -172,7 +178,7 @@ func TestPeerBehindARouter(t *testing.T) {
 			}
 		})
 	})
-	watched := a.NS.Go(func() error { return be.(*Backend).host.Run(ctx) })
+	watched := a.NS.Go(func() error { return host.Run(ctx) })
 	t.Cleanup(func() {
 		cancel()
 		if err := errors.Join(<-done, <-watched); err != nil {

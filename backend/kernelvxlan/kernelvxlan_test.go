@@ -28,12 +28,18 @@ import (
 // waitLong ends a wait for something that takes a fraction of it, however busy the machine.
 const waitLong = 20 * time.Second
 
+// opened is a backend and its Host.
+type opened struct {
+	backend.Backend
+	host *hostnet.Host
+}
+
 // pair is a cluster whose nodes run a backend each.
 type pair struct {
 	*nettest.Cluster
 	t        testing.TB
 	families []int // the underlay families every node announces, in its order of preference: 0 = v4, 1 = v6
-	backends []*Backend
+	backends []*opened
 }
 
 func newPair(t testing.TB, o nettest.ClusterOptions, families ...int) *pair {
@@ -55,13 +61,14 @@ func (p *pair) settings(i int) backend.Settings {
 }
 
 // open makes a backend in node i's namespace.
-func (p *pair) open(i int, checksum bool) (b *Backend) {
+func (p *pair) open(i int, checksum bool) (b *opened) {
 	p.t.Helper()
 	var err error
 	set := p.settings(i)
 	p.Nodes[i].NS.Do(func() {
 		if set.Host, err = hostnet.New(set.Log, backend.Owner); err == nil {
-			b, err = open(set, checksum)
+			b = &opened{host: set.Host}
+			b.Backend, err = open(set, checksum)
 		}
 	})
 	if err != nil {

@@ -324,8 +324,11 @@ func (b *Backend) Status() backend.Status {
 	return s
 }
 
-// Lanes returns the statistics of every lane, including what earlier openings of the path counted.
-func (b *Backend) Lanes() []dataplane.LaneStats {
+// Lanes returns the backend itself.
+func (b *Backend) Lanes() backend.Lanes { return b }
+
+// LaneStats implements backend.Lanes.
+func (b *Backend) LaneStats() []dataplane.LaneStats {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	lanes, _, _, _ := b.past.total(b.engine)
@@ -333,8 +336,7 @@ func (b *Backend) Lanes() []dataplane.LaneStats {
 	return lanes
 }
 
-// Observe lets o see what passes every lane, also the lanes of a path that is reopened, until stop is called. When stop returns,
-// o is not called any more. Lanes call it at the same time: o tells them apart by Point.Lane.
+// Observe implements backend.Lanes. Lanes call o at the same time: it tells them apart by Point.Lane.
 func (b *Backend) Observe(o dataplane.Observer) (stop func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -352,8 +354,7 @@ func (b *Backend) Observe(o dataplane.Observer) (stop func()) {
 	}
 }
 
-// Decide asks the stage that knows where packets go what it does with a bare IP packet now: on the way out, or as it came in from a
-// peer at an outer address. The hop is the peer found, nil if none was. False where packets are frames, or there is no path.
+// Decide implements backend.Lanes.
 func (b *Backend) Decide(d dataplane.Direction, ip []byte, peer string, from netip.AddrPort) (hop *packet.Hop, drop packet.Drop, ok bool) {
 	b.mu.Lock()
 	id, known := b.ids[peer]
@@ -377,7 +378,7 @@ func (b *Backend) Decide(d dataplane.Direction, ip []byte, peer string, from net
 	return p.Hop, p.Drop, true
 }
 
-// Tunnel says where packets enter and leave. Without a path the addresses are the last one's.
+// Tunnel implements backend.Lanes.
 func (b *Backend) Tunnel() backend.Tunnel {
 	b.mu.Lock()
 	defer b.mu.Unlock()

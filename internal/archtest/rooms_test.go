@@ -35,7 +35,7 @@ var (
 		"packet/packettest":   {code: []string{"packet"}, tests: []string{gopacket}},
 		"control":             {},
 		"control/controltest": {code: []string{"control"}},
-		"backend":             {code: []string{"control", "internal/hostnet", zap}},
+		"backend":             {code: []string{"catalog/mode", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", zap}},
 
 		// the parts: vocabulary, ground, and the one library a part is about
 		"tun":         {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
@@ -59,8 +59,8 @@ var (
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest", "encap/ipudp", "encap/sealed", "encap/vxlan"}},
 
 		"backend/userspace":   {code: []string{"internal/ipnet", "backend", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", "internal/wait", "golang.org/x/time/rate", unix, zap}},
-		"backend/hostgw":      {code: []string{"backend", "catalog/mode", "control", "internal/egress", "internal/hostnet", zap}},
-		"backend/kernelvxlan": {code: []string{"internal/ipnet", "backend", "catalog/mode", "control", "packet", "internal/egress", "internal/hostnet", zap}},
+		"backend/hostgw":      {code: []string{"backend", "control", "internal/egress", "internal/hostnet", zap}},
+		"backend/kernelvxlan": {code: []string{"internal/ipnet", "backend", "control", "packet", "internal/egress", "internal/hostnet", zap}},
 
 		// the roof. The list of modes is data, which anybody may read
 		"catalog/mode": {code: []string{"control", "packet"}},

@@ -13,7 +13,6 @@ import (
 
 	"weft/backend"
 	"weft/control"
-	"weft/dataplane"
 	"weft/internal/api"
 	"weft/internal/pods"
 	"weft/internal/txloss"
@@ -170,17 +169,14 @@ func (d *Daemon) Routes() []api.Route {
 	return routes
 }
 
-// laned is a backend with lanes of its own.
-type laned interface{ Lanes() []dataplane.LaneStats }
-
 // Lanes lists what the lanes have done; none where the kernel forwards.
 func (d *Daemon) Lanes() []api.Lane {
-	b, ok := d.backend.(laned)
-	if !ok {
+	b := d.backend.Lanes()
+	if b == nil {
 		return nil
 	}
 	var lanes []api.Lane
-	for _, l := range b.Lanes() {
+	for _, l := range b.LaneStats() {
 		lane := api.Lane{Name: l.Name, Turns: l.Turns, Received: l.Received, Copied: l.Copied, Sent: l.Sent,
 			Waited: l.Waited.Nanoseconds(), Age: l.Age.Nanoseconds(), Stages: []api.Stage{}}
 		for _, s := range l.Stages {

@@ -47,6 +47,7 @@ func (b *troubled) surroundings() uint64 {
 	}
 	return b.around
 }
+func (b *troubled) Lanes() backend.Lanes   { return nil }
 func (b *troubled) Status() backend.Status { return backend.Status{} }
 func (b *troubled) Close() error           { return nil }
 

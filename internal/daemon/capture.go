@@ -5,18 +5,10 @@ import (
 	"fmt"
 	"io"
 
-	"weft/backend"
-	"weft/dataplane"
 	"weft/internal/api"
 	"weft/internal/capture"
 	"weft/internal/filter"
 )
-
-// tapped is a backend whose lanes can be looked into.
-type tapped interface {
-	Observe(dataplane.Observer) (stop func())
-	Tunnel() backend.Tunnel
-}
 
 // maxCaptures bounds the memory and the time that captures take: each has rings of its own.
 const maxCaptures = 4
@@ -26,8 +18,8 @@ func (d *Daemon) Capture(ctx context.Context, r api.CaptureRequest, w io.Writer,
 	refuse := func(code, format string, args ...any) (api.CaptureSummary, error) {
 		return api.CaptureSummary{}, &api.Error{Code: code, Text: fmt.Sprintf(format, args...)}
 	}
-	b, ok := d.backend.(tapped)
-	if !ok {
+	b := d.backend.Lanes()
+	if b == nil {
 		return refuse(api.CodeUnsupported, "in mode %s the kernel forwards, and tcpdump sees all packets: run tcpdump on the underlay and the pods' devices", d.cfg.Mode.Name)
 	}
 	f, err := filter.Parse(r.Filter)

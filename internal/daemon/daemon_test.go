@@ -66,7 +66,13 @@ func (c *carrier) Status() backend.Status {
 	return backend.Status{Ready: len(c.applied) > 0, Reason: "no state", InnerMTU: 1450, UnderlayMTU: 1500,
 		Hops: []backend.Hop{{Node: "b", Endpoint: netip.MustParseAddrPort("192.0.2.2:4789"), MTU: 1450, TxPackets: 5}}}
 }
-func (c *carrier) Lanes() []dataplane.LaneStats {
+func (c *carrier) Lanes() backend.Lanes              { return c }
+func (c *carrier) Observe(dataplane.Observer) func() { return func() {} }
+func (c *carrier) Tunnel() backend.Tunnel            { return backend.Tunnel{} }
+func (c *carrier) Decide(dataplane.Direction, []byte, string, netip.AddrPort) (*packet.Hop, packet.Drop, bool) {
+	return nil, packet.Alive, false
+}
+func (c *carrier) LaneStats() []dataplane.LaneStats {
 	var drops packet.Drops
 	drops[packet.NoRoute] = 2
 	return []dataplane.LaneStats{{Name: "out/0", Received: 9, Sent: 7, Age: time.Second, Waited: time.Second / 4,

@@ -18,17 +18,6 @@ import (
 
 var _ api.Tracer = (*Daemon)(nil)
 
-// observed is a backend whose lanes can be looked at.
-type observed interface {
-	laned
-	Observe(o dataplane.Observer) (stop func())
-}
-
-// decided is a backend that tells what it would do with a packet.
-type decided interface {
-	Decide(d dataplane.Direction, ip []byte, peer string, from netip.AddrPort) (*packet.Hop, packet.Drop, bool)
-}
-
 // traceEvery is how often the lanes' rings are emptied.
 const traceEvery = 10 * time.Millisecond
 
@@ -38,12 +27,12 @@ func (d *Daemon) Trace(ctx context.Context, text string, started func(), emit fu
 	if err != nil {
 		return err
 	}
-	b, ok := d.backend.(observed)
-	if !ok {
+	b := d.backend.Lanes()
+	if b == nil {
 		return fmt.Errorf("trace: %w to see packets in: the kernel forwards them in mode %s: ask for a way with --src and --dst, or use tcpdump", api.ErrNoLanes, d.cfg.Mode.Name)
 	}
 	var lanes []string
-	for _, l := range b.Lanes() {
+	for _, l := range b.LaneStats() {
 		lanes = append(lanes, l.Name)
 	}
 	r := trace.NewRecorder(f, lanes)
@@ -94,12 +83,10 @@ func (d *Daemon) Path(q api.PathQuestion) (api.Path, error) {
 		return api.Path{}, errors.New("trace: the control source has not spoken yet: see `weft status`")
 	}
 	n := trace.Node{State: state, Status: d.backend.Status(), Mode: d.cfg.Mode, Host: d.host}
-	if b, ok := d.backend.(decided); ok {
+	if b := d.backend.Lanes(); b != nil {
 		n.Decide = b.Decide
-	}
-	if b, ok := d.backend.(laned); ok {
 		n.Stages = map[dataplane.Direction][]string{}
-		for _, l := range b.Lanes() {
+		for _, l := range b.LaneStats() {
 			if n.Stages[l.Direction] != nil {
 				continue // all lanes of a direction have the same
 			}
