@@ -72,6 +72,7 @@ type Manager struct {
 	ns    netns.NsHandle
 	rt    *netlink.Handle
 	inode uint64 // of the node's own namespace
+	every time.Duration
 
 	mu    sync.Mutex
 	locks map[string]*lock // by attachment
@@ -91,7 +92,7 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{o: o, locks: map[string]*lock{}, held: map[string]*attachment{}}
+	m := &Manager{o: o, every: every, locks: map[string]*lock{}, held: map[string]*attachment{}}
 	if m.ns, err = netns.Get(); err != nil {
 		return nil, fmt.Errorf("pods: open the network namespace: %w", err)
 	}
@@ -120,7 +121,7 @@ func (m *Manager) Close() error {
 // Run keeps pods attached until ctx ends: it plans anew when the node changes, sets up pods' ends where the Host had to make a link
 // anew or something is missing, and gives back what pods had whose namespace is gone.
 func (m *Manager) Run(ctx context.Context) error {
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(m.every)
 	defer tick.Stop()
 	changed := m.o.Host.Changed(Owner)
 	said, all := "", true

@@ -22,6 +22,7 @@ func TestEverythingOfPodsIsPutBack(t *testing.T) {
 	for _, style := range []string{Routed, Bridge} {
 		t.Run(style, func(t *testing.T) {
 			r := newRig(t, style)
+			r.m.every = 500 * time.Millisecond
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 2)
 			go func() { done <- r.o.Host.Run(ctx) }()
