@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
 	"time"
 
@@ -185,6 +186,8 @@ func playWaiter(t *packettest.Tape) (err error) {
 		defer unix.Close(fds[1])
 		near[i], far[i] = fds[0], fds[1]
 	}
+	var arriving sync.WaitGroup
+	defer arriving.Wait() // before its descriptor is closed, and the number somebody else's
 	w := stop.Waiter(Readable, near[:n]...)
 	timer := time.AfterFunc(patience, func() { stop.Close() })
 	defer timer.Stop()
@@ -199,10 +202,10 @@ func playWaiter(t *packettest.Tape) (err error) {
 		}
 		late := total == 0 && t.Chance(12)
 		if late {
-			go func() { // arrives while the queue sleeps
+			arriving.Go(func() { // while the queue sleeps
 				time.Sleep(100 * time.Microsecond)
 				_, _ = unix.Write(far[0], make([]byte, 1))
-			}()
+			})
 			level[0], total = 1, 1
 		}
 		for total > 0 && t.More() {

@@ -79,11 +79,10 @@ func Sequences(t *testing.T, steps int, play Play) {
 		if err != nil {
 			t.Fatalf("tape of seed %d, after %d tapes and %d steps: %v\n%s", seed, tapes, done, err, shortest(play, tape.all))
 		}
-		if tape.steps == 0 {
-			t.Fatalf("tape of seed %d: no step was made", seed)
-		}
 		done += tape.steps
-		tapes++
+		if tapes++; tapes == 20 && done == 0 {
+			t.Fatal("no step was made")
+		}
 	}
 	t.Logf("%d steps on %d tapes, from seed %d", done, tapes, first)
 }
