@@ -118,6 +118,7 @@ func TestSealed(t *testing.T) {
 						}
 					}
 				}
+				c.verified(2e7, time.Second)
 				if got := flood(t, a.Pod, b.Pod, b.PodAddrs[0], 2000); got != 2000 {
 					t.Errorf("%d of 2000 paced packets arrived", got)
 				}

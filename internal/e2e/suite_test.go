@@ -80,7 +80,7 @@ func TestReachability(t *testing.T) {
 	})
 }
 
-// TestBulk sends a few megabytes over TCP each way and compares every byte.
+// TestBulk sends a few megabytes over TCP each way, then traffic of all shapes at once, and compares every byte.
 func TestBulk(t *testing.T) {
 	each(t, func(t *testing.T, mode string, family int) {
 		c := up(t, mode, family, nettest.ClusterOptions{})
@@ -92,6 +92,7 @@ func TestBulk(t *testing.T) {
 				}
 			}
 		}
+		c.verified(1e7, 2*time.Second)
 	})
 }
 
