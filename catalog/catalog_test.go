@@ -105,6 +105,11 @@ func TestEveryModeIsMade(t *testing.T) {
 	if mode.SealOverhead != sealed.HeaderLen+sealed.TagLen {
 		t.Errorf("the list says that a seal is %d bytes", mode.SealOverhead)
 	}
+	for _, name := range mode.Ciphers() {
+		if _, err := sealed.CipherByName(name); err != nil {
+			t.Error(err)
+		}
+	}
 	for wire, stages := range map[mode.Wire][]packet.Stage{mode.VXLAN: vxlanStages(userspace.Path{InnerMTU: 1400}), mode.IPUDP: ipudpStages(userspace.Path{InnerMTU: 1400})} {
 		sum := 0
 		for _, s := range stages {

@@ -51,6 +51,9 @@ const (
 // SealOverhead is what sealing adds to a packet: header and tag, 16 bytes each.
 const SealOverhead = 32
 
+// Ciphers are what a mode that seals can seal with: one by itself, or the one that suits the machine.
+func Ciphers() []string { return []string{"auto", "chacha20-poly1305", "aes-128-gcm", "aes-256-gcm"} }
+
 // Overhead is how many bytes there are between the outer UDP header and the inner IP packet, unsealed.
 func (w Wire) Overhead() int {
 	if w == VXLAN {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/internal/config/strict"
 )
@@ -57,7 +58,7 @@ func keys() []key {
 			get:  func(c *Config) any { return c.Queues }},
 		{name: "encryption.cipher", initial: "none", feature: FeatureEncryption,
 			read: func(c *Config, v strict.Value) {
-				choice(v, &c.Encryption.Cipher, "none", "auto", "chacha20-poly1305", "aes-128-gcm", "aes-256-gcm")
+				choice(v, &c.Encryption.Cipher, append([]string{CipherNone}, mode.Ciphers()...)...)
 			},
 			get: func(c *Config) any { return c.Encryption.Cipher }},
 		{name: "encryption.port", initial: "8473", feature: FeatureEncryption,

@@ -13,16 +13,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"weft/catalog/mode"
 	"weft/internal/api"
 	"weft/internal/config"
 )
 
-// defaultPort is VXLAN's, by IANA.
-const defaultPort = 4789
-
 // port says who has the tunnel's UDP port.
 func port(p Patient, s api.Status, running bool) Finding {
-	n := uint16(defaultPort)
+	usual, _ := mode.Find(p.Modes, mode.Default)
+	n := usual.Port
 	switch {
 	case running:
 		n = s.Port

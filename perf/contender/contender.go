@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"weft/catalog/mode"
 	"weft/perf/testbed"
 )
 
@@ -84,9 +85,6 @@ func (c Contender) Fits(mtu int) error {
 	return nil
 }
 
-// ciphers are what can follow a mode's name behind a "+".
-func ciphers() []string { return []string{"auto", "chacha20-poly1305", "aes-128-gcm", "aes-256-gcm"} }
-
 // Parse reads a list of names, `bare,vxlan,tun-gso+aes-256-gcm`.
 func Parse(list string) ([]Contender, error) {
 	var found []Contender
@@ -113,9 +111,9 @@ func parse(name string) (Contender, error) {
 		c.Name, c.About = name, presets[i].About
 		return c, err
 	}
-	mode, cipher, sealed := strings.Cut(name, "+")
+	base, cipher, sealed := strings.Cut(name, "+")
 	rows := Rows()
-	i := slices.IndexFunc(rows, func(r Row) bool { return r.Name == mode })
+	i := slices.IndexFunc(rows, func(r Row) bool { return r.Name == base })
 	if i < 0 {
 		names := make([]string, len(rows))
 		for i, r := range rows {
@@ -124,13 +122,13 @@ func parse(name string) (Contender, error) {
 		for _, p := range presets {
 			names = append(names, p.Name)
 		}
-		return Contender{}, fmt.Errorf("unknown contender %q: there are %s, and exec:FILE", mode, strings.Join(names, ", "))
+		return Contender{}, fmt.Errorf("unknown contender %q: there are %s, and exec:FILE", base, strings.Join(names, ", "))
 	}
 	if sealed && !rows[i].Sealable {
-		return Contender{}, fmt.Errorf("contender %q: %s takes no cipher", name, mode)
+		return Contender{}, fmt.Errorf("contender %q: %s takes no cipher", name, base)
 	}
-	if sealed && !slices.Contains(ciphers(), cipher) {
-		return Contender{}, fmt.Errorf("contender %q: unknown cipher %q: there are %s", name, cipher, strings.Join(ciphers(), ", "))
+	if sealed && !slices.Contains(mode.Ciphers(), cipher) {
+		return Contender{}, fmt.Errorf("contender %q: unknown cipher %q: there are %s", name, cipher, strings.Join(mode.Ciphers(), ", "))
 	}
 	if !sealed {
 		cipher = "none"
