@@ -29,7 +29,6 @@ type ringModel struct {
 	hops    []*packet.Hop
 	batches [2]*packet.Batch // of the lanes out and in
 	flow    *packettest.Flow
-	id      uint16 // of the last IPv4 packet sent
 }
 
 // ringSide is a device's rings as the kernel sees them.
@@ -447,13 +446,9 @@ func (m *ringModel) out(p *packet.Packet, put func(*packet.Packet, []byte) packe
 		source = addrsA[1]
 	}
 	h := m.outside.Outer(p)
-	frame := outerFrame(0, ourMAC, netip.AddrPortFrom(source, h.Port), p.Hop.Addr, m.id+1, p.Bytes())
+	frame := outerFrame(0, ourMAC, netip.AddrPortFrom(source, h.Port), p.Hop.Addr, 0, p.Bytes())
 	copy(frame, c.template.header[:6]) // the neighbour's MAC
-	drop := put(p, frame)
-	if drop == packet.Alive {
-		m.id++
-	}
-	return drop
+	return put(p, frame)
 }
 
 // cut is what becomes of a packet above the inside's MTU.
@@ -574,6 +569,9 @@ func outerFrame(mac byte, us [6]byte, src, dst netip.AddrPort, id uint16, payloa
 		ip[0], ip[8], ip[9] = 0x45, 64, proto
 		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(udp)))
 		binary.BigEndian.PutUint16(ip[4:], id)
+		if mac == 0 {
+			ip[6] = 0x40 // DF: the identification means nothing
+		}
 		copy(ip[12:], src.Addr().AsSlice())
 		copy(ip[16:], dst.Addr().AsSlice())
 		binary.BigEndian.PutUint16(ip[10:], ^packettest.Sum(ip, 0))
