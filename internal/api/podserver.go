@@ -64,8 +64,8 @@ func answer[Q, A any](do func(context.Context, Q) (A, error)) http.HandlerFunc {
 	}
 }
 
-// status is the HTTP status that goes with a code.
-var status = map[string]int{
+// statusCodes are the HTTP statuses that go with a code.
+var statusCodes = map[string]int{
 	CodeUnavailable: http.StatusServiceUnavailable, CodeExhausted: http.StatusInsufficientStorage, CodeNotInPrefix: http.StatusBadRequest,
 	CodeExists: http.StatusConflict, CodeNoNetns: http.StatusNotFound, CodeNotFound: http.StatusNotFound, CodeMismatch: http.StatusConflict,
 	CodeInvalid: http.StatusBadRequest, CodeFailed: http.StatusInternalServerError,
@@ -77,5 +77,5 @@ func refuse(w http.ResponseWriter, err error) {
 	if errors.As(err, &coded) {
 		code = coded.Code
 	}
-	send(w, status[code], failure{Error: err.Error(), Code: code})
+	send(w, statusCodes[code], failure{Error: err.Error(), Code: code})
 }

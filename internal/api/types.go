@@ -1,5 +1,5 @@
 // Package api is what a running daemon says about itself: JSON over HTTP on a unix socket. It holds
-// the types, the server and the client, and imports nothing of weft, so that the types are the
+// the types, the server and the client, and imports nothing of weft but data (backend/status), so that the types are the
 // interface and the daemon's insides may change behind them.
 //
 //	GET /v1/status   Status
@@ -27,6 +27,8 @@ package api
 import (
 	"net/netip"
 	"time"
+
+	"weft/backend/status"
 )
 
 // Status is the daemon's account of itself.
@@ -66,13 +68,7 @@ type Status struct {
 }
 
 // Ring is how the AF_XDP rings of one queue of a device are attached, and what the kernel counts there.
-type Ring struct {
-	Device   string            `json:"device"`
-	Queue    int               `json:"queue"`
-	Attach   string            `json:"attach"` // native or generic
-	ZeroCopy bool              `json:"zero_copy"`
-	Counters map[string]uint64 `json:"counters"` // XDP_STATISTICS
-}
+type Ring = status.Ring
 
 // Control is where the list of nodes comes from.
 type Control struct {
@@ -108,40 +104,10 @@ type Node struct {
 
 // Peer is another node as traffic reaches it, with what has passed since the daemon began. Packets
 // and bytes count inner packets through userspace lanes; they are zero where the kernel forwards.
-type Peer struct {
-	Node      string         `json:"node"`
-	Endpoint  netip.AddrPort `json:"endpoint"`
-	Prefixes  []netip.Prefix `json:"prefixes"`
-	VNI       uint32         `json:"vni"`
-	MTU       int            `json:"mtu"`
-	MAC       string         `json:"mac"`
-	TxPackets uint64         `json:"tx_packets"`
-	TxBytes   uint64         `json:"tx_bytes"`
-	RxPackets uint64         `json:"rx_packets"`
-	RxBytes   uint64         `json:"rx_bytes"`
-
-	Session *Session `json:"session,omitempty"` // absent where traffic is not sealed
-}
+type Peer = status.Peer
 
 // Session is how it stands with the keys towards a peer.
-type Session struct {
-	Established bool              `json:"established"`
-	Reason      string            `json:"reason,omitempty"` // why not
-	Epoch       uint8             `json:"epoch"`
-	Cipher      string            `json:"cipher,omitempty"`      // that we seal with
-	PeerCipher  string            `json:"peer_cipher,omitempty"` // that the peer seals with
-	Since       time.Time         `json:"since,omitzero"`        // the last handshake
-	Initiator   bool              `json:"initiator"`             // of that
-	Handshakes  uint64            `json:"handshakes"`            // since the daemon began
-	Attempts    int               `json:"attempts"`              // in a row without an answer
-	Endpoint    netip.AddrPort    `json:"endpoint"`              // where it was heard last
-	Plain       bool              `json:"plain"`                 // spoken to in clear meanwhile, by permission
-	Sealed      uint64            `json:"sealed"`                // packets sealed in this session
-	Rejected    map[string]uint64 `json:"rejected"`              // by reason
-
-	CookiesSent     uint64 `json:"cookies_sent"`     // to its address, instead of answers
-	CookiesReceived uint64 `json:"cookies_received"` // from it
-}
+type Session = status.Session
 
 // Route is one prefix of the overlay and where it leads.
 type Route struct {

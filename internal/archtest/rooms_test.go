@@ -35,7 +35,8 @@ var (
 		"packet/packettest":   {code: []string{"packet"}, tests: []string{gopacket}},
 		"control":             {},
 		"control/controltest": {code: []string{"control"}},
-		"backend":             {code: []string{"catalog/mode", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", zap}},
+		"backend/status":      {},
+		"backend":             {code: []string{"backend/status", "catalog/mode", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", zap}},
 
 		// the parts: vocabulary, ground, and the one library a part is about
 		"tun":         {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
@@ -85,7 +86,7 @@ var (
 		"perf/testbed":               {code: []string{"internal/ipnet", "internal/netlab", nl, unix}},
 
 		// the ground
-		"internal/api":           {},
+		"internal/api":           {code: []string{"backend/status"}},
 		"internal/archtest":      {tests: []string{"catalog/mode"}},
 		"internal/backoff":       {},
 		"internal/capture":       {[]string{"backend", "dataplane", "packet", "internal/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},

@@ -74,9 +74,7 @@ func (d *Daemon) status() api.Status {
 	if b := settings(d.cfg, nil); b.Seal != nil {
 		s.Port = b.Seal.Port
 	}
-	for _, r := range b.Rings {
-		s.Rings = append(s.Rings, api.Ring(r))
-	}
+	s.Rings = b.Rings
 	if s.Features == nil {
 		s.Features = map[string]string{}
 	}
@@ -129,15 +127,9 @@ func node(n control.Node, self bool) api.Node {
 
 // Peers lists how the other nodes are reached.
 func (d *Daemon) Peers() []api.Peer {
-	var peers []api.Peer
-	for _, h := range d.backend.Status().Hops {
-		p := api.Peer{Node: h.Node, Endpoint: h.Endpoint, Prefixes: full(h.Prefixes), VNI: h.VNI, MTU: h.MTU, MAC: h.MAC,
-			TxPackets: h.TxPackets, TxBytes: h.TxBytes, RxPackets: h.RxPackets, RxBytes: h.RxBytes}
-		if h.Session != nil {
-			session := api.Session(*h.Session)
-			p.Session = &session
-		}
-		peers = append(peers, p)
+	peers := d.backend.Status().Hops
+	for i := range peers {
+		peers[i].Prefixes = full(peers[i].Prefixes)
 	}
 	return peers
 }

@@ -1,0 +1,55 @@
+// Package status is what is told of the ways to other nodes: by backends, by the API and by metrics. It is data alone, in the form that
+// the API gives it.
+package status
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Ring is how the AF_XDP rings of one queue of a device are attached, and what the kernel counts there.
+type Ring struct {
+	Device   string            `json:"device"`
+	Queue    int               `json:"queue"`
+	Attach   string            `json:"attach"` // native or generic
+	ZeroCopy bool              `json:"zero_copy"`
+	Counters map[string]uint64 `json:"counters"` // XDP_STATISTICS
+}
+
+// Peer is how another node is reached, with what has passed since the daemon began.
+type Peer struct {
+	Node     string         `json:"node"`
+	Endpoint netip.AddrPort `json:"endpoint"`
+	Prefixes []netip.Prefix `json:"prefixes"`
+	VNI      uint32         `json:"vni"`
+	MTU      int            `json:"mtu"`
+	MAC      string         `json:"mac"`
+
+	// Inner packets through userspace lanes; zero where the kernel forwards.
+	TxPackets uint64 `json:"tx_packets"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	RxPackets uint64 `json:"rx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
+
+	Session *Session `json:"session,omitempty"` // nil where traffic is not sealed
+}
+
+// Session is how it stands with the keys towards one peer.
+type Session struct {
+	Established bool              `json:"established"`
+	Reason      string            `json:"reason,omitempty"` // why not
+	Epoch       uint8             `json:"epoch"`
+	Cipher      string            `json:"cipher,omitempty"`      // that we seal with
+	PeerCipher  string            `json:"peer_cipher,omitempty"` // that the peer seals with
+	Since       time.Time         `json:"since,omitzero"`        // the last handshake
+	Initiator   bool              `json:"initiator"`             // of that
+	Handshakes  uint64            `json:"handshakes"`            // since the daemon began
+	Attempts    int               `json:"attempts"`              // in a row without an answer
+	Endpoint    netip.AddrPort    `json:"endpoint"`              // where it was heard last
+	Plain       bool              `json:"plain"`                 // spoken to in clear meanwhile, by permission
+	Sealed      uint64            `json:"sealed"`                // packets sealed in this session
+	Rejected    map[string]uint64 `json:"rejected"`              // by reason
+
+	CookiesSent     uint64 `json:"cookies_sent"`     // to its address, instead of answers
+	CookiesReceived uint64 `json:"cookies_received"` // from it
+}
