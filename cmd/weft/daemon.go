@@ -6,11 +6,13 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"weft/backend"
@@ -36,6 +38,7 @@ does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' 
 	slow := c.Flags().String("fault", "", "to try a measurement: STAGE:TIME, a stage that takes longer for each packet, vxlan:100ns say")
 	check := c.Flags().Bool("check", false, "only read the configuration and the nodes, report every mistake, and exit")
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		crashBySignal()
 		cfg, parts, err := load(*file)
 		if err != nil {
 			return err
@@ -66,6 +69,20 @@ does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' 
 		return daemon.Run(c.Context(), cfg, parts, log)
 	}
 	return c
+}
+
+// crashBySignal has the process die by SIGABRT when it crashes, or when a watchdog sends that. The Go runtime would end it with exit
+// code 2 in either case, which says that the configuration is wrong: a service manager would not start it again. No core is
+// left unless somebody wants one (GOTRACEBACK=crash and a limit): keys would be in it.
+func crashBySignal() {
+	if os.Getenv("GOTRACEBACK") != "crash" {
+		var limit unix.Rlimit
+		if unix.Getrlimit(unix.RLIMIT_CORE, &limit) == nil {
+			limit.Cur = 0
+			_ = unix.Setrlimit(unix.RLIMIT_CORE, &limit) // to lower it is everybody's right
+		}
+	}
+	debug.SetTraceback("crash")
 }
 
 func configFlag(c *cobra.Command) *string {

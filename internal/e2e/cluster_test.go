@@ -170,6 +170,17 @@ func (c *cluster) endpoints(n *nettest.ClusterNode) string {
 // start starts a node's daemon.
 func (c *cluster) start(n *nettest.ClusterNode) {
 	c.t.Helper()
+	c.writeConfig(n)
+	cmd := []string{weft, "daemon", "--config", c.path(n, "weft.yaml")}
+	if c.prefix != nil {
+		cmd = append(c.prefix(n), cmd...)
+	}
+	c.daemons[n.Name] = n.NS.MustStart(c.t, cmd[0], cmd[1:]...)
+}
+
+// writeConfig writes a node's weft.yaml.
+func (c *cluster) writeConfig(n *nettest.ClusterNode) {
+	c.t.Helper()
 	network, mode := c.network, c.mode
 	if network == nil {
 		network = c.Network()
@@ -198,11 +209,6 @@ state_dir: %s
 %s
 %s
 `, n.Name, c.nodeMTU[n.Name], c.iface, quoted(network), mode, control, c.path(n, "sock"), c.path(n, "state"), encryption, extra))
-	cmd := []string{weft, "daemon", "--config", c.path(n, "weft.yaml")}
-	if c.prefix != nil {
-		cmd = append(c.prefix(n), cmd...)
-	}
-	c.daemons[n.Name] = n.NS.MustStart(c.t, cmd[0], cmd[1:]...)
 }
 
 // quoted writes prefixes for the inside of a list of strings in double quotes.
