@@ -82,7 +82,7 @@ func (h *planner) Plan(s *control.State, u *egress.Underlay) (backend.Plan, erro
 			w.Routes = append(w.Routes, r)
 			if !hop.Endpoint.IsValid() {
 				way, _ := u.To(via)
-				hop.Endpoint, hop.MTU = netip.AddrPortFrom(via, 0), way.MTU
+				hop.Endpoint, hop.Source, hop.Device, hop.MTU = netip.AddrPortFrom(via, 0), way.Source, dev, way.MTU
 			}
 			hop.Prefixes = append(hop.Prefixes, prefix)
 			if !slices.Contains(w.Watch, dev) {

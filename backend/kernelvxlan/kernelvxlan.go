@@ -126,7 +126,7 @@ func (v *planner) Plan(s *control.State, u *egress.Underlay) (backend.Plan, erro
 			w.Routes = append(w.Routes, hostnet.Route{Dst: prefix, Dev: dev, Via: hop, Src: source[familyIndex(hop)], MTU: routeMTU})
 		}
 		hops = append(hops, backend.Hop{
-			Node: n.Name, Endpoint: netip.AddrPortFrom(endpoint, v.set.Port), Prefixes: n.Prefixes,
+			Node: n.Name, Endpoint: netip.AddrPortFrom(endpoint, v.set.Port), Source: way.Source, Device: way.Device, Router: way.Via, Prefixes: n.Prefixes,
 			VNI: v.set.VNI, MTU: mtu, MAC: vtep.String(),
 		})
 	}

@@ -33,6 +33,14 @@ func TestPlan(t *testing.T) {
 		len(p.Want.Routes) != 2 || p.Want.Routes[0].Via != hop4 || p.Want.Routes[0].Src != netip.MustParseAddr("10.244.1.1") || len(p.Hops) != 1 || p.Hops[0].Node != "b" {
 		t.Errorf("%+v", p)
 	}
+	if p.Want.Routes[0].MTU != 0 || p.Hops[0].MTU != 1450 || p.Hops[0].Device != "" {
+		t.Errorf("towards a peer that nothing is known of: %+v, %+v", p.Want.Routes[0], p.Hops[0])
+	}
+	u.Paths = map[netip.Addr]egress.Path{s.Nodes[0].Endpoints[0]: {Source: u.Local[0], Device: "vpn0", MTU: 1420}}
+	if p, err = v.Plan(s, u); err != nil || p.InnerMTU != 1450 || p.Want.Routes[0].MTU != 1370 || p.Want.Routes[1].MTU != 1370 || p.Hops[0].MTU != 1370 ||
+		p.Hops[0].Device != "vpn0" || p.Hops[0].Source != u.Local[0] {
+		t.Errorf("towards a peer by a narrower device: %+v, %v", p, err)
+	}
 	u.MTU = 1300
 	if _, err := v.Plan(s, u); err == nil {
 		t.Error("an MTU of 1300 leaves less than IPv6 needs, and no error")

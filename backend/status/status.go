@@ -20,6 +20,9 @@ type Ring struct {
 type Peer struct {
 	Node     string         `json:"node"`
 	Endpoint netip.AddrPort `json:"endpoint"`
+	Source   netip.Addr     `json:"source"` // ours
+	Device   string         `json:"device"` // by which packets leave; "" = the kernel has no route
+	Router   netip.Addr     `json:"router"` // on it; "" = the endpoint is on the link
 	Prefixes []netip.Prefix `json:"prefixes"`
 	VNI      uint32         `json:"vni"`
 	MTU      int            `json:"mtu"`

@@ -111,7 +111,8 @@ func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.
 				t.InsertPeer(a, h)
 			}
 		}
-		hops = append(hops, backend.Hop{Node: n.Name, Endpoint: h.Addr, Prefixes: n.Prefixes, VNI: h.VNI, MTU: h.MTU, MAC: n.VTEP().String()})
+		way, _ := under.To(at)
+		hops = append(hops, backend.Hop{Node: n.Name, Endpoint: h.Addr, Source: way.Source, Device: way.Device, Router: way.Via, Prefixes: n.Prefixes, VNI: h.VNI, MTU: h.MTU, MAC: n.VTEP().String()})
 	}
 	return hops, peers
 }

@@ -42,10 +42,21 @@ func newNodesCommand() *cobra.Command {
 // newPeersCommand is `weft peers`.
 func newPeersCommand() *cobra.Command {
 	return newListCommand("peers", "How the other nodes are reached, and what passed (userspace modes)", (*api.Client).Peers,
-		[]any{"NODE", "ENDPOINT", "PREFIXES", "VNI", "MTU", "SENT", "RECEIVED", "SEALED"},
+		[]any{"NODE", "ENDPOINT", "BY", "PREFIXES", "VNI", "MTU", "SENT", "RECEIVED", "SEALED"},
 		func(p api.Peer) []any {
-			return []any{p.Node, p.Endpoint, commas(p.Prefixes), p.VNI, p.MTU, volume(p.TxPackets, p.TxBytes), volume(p.RxPackets, p.RxBytes), sealing(p.Session)}
+			return []any{p.Node, p.Endpoint, leaves(p), commas(p.Prefixes), p.VNI, p.MTU, volume(p.TxPackets, p.TxBytes), volume(p.RxPackets, p.RxBytes), sealing(p.Session)}
 		})
+}
+
+// leaves prints how packets to a peer leave this node.
+func leaves(p api.Peer) string {
+	switch {
+	case p.Device == "":
+		return "no route"
+	case p.Router.IsValid():
+		return fmt.Sprintf("%s via %v", p.Device, p.Router)
+	}
+	return p.Device
 }
 
 // sealing prints how it stands with the keys towards a peer.

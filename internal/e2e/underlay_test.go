@@ -102,9 +102,11 @@ func TestNarrowWayToAPeer(t *testing.T) {
 				t.Fatal(err)
 			}
 			var peers []struct {
-				MTU int `json:"mtu"`
+				MTU    int        `json:"mtu"`
+				Device string     `json:"device"`
+				Source netip.Addr `json:"source"`
 			}
-			if err := c.ask(a, &peers, "peers"); err != nil || len(peers) != 1 || peers[0].MTU != s.InnerMTU-100 {
+			if err := c.ask(a, &peers, "peers"); err != nil || len(peers) != 1 || peers[0].MTU != s.InnerMTU-100 || peers[0].Device != "eth1" || peers[0].Source != a.Underlay[0] {
 				t.Fatalf("peers %+v, %v, inner MTU %d", peers, err, s.InnerMTU)
 			}
 			const headers = 28 // IP and ICMP

@@ -45,7 +45,7 @@ type Underlay struct {
 	// Revision differs from that of an earlier Underlay of the same Finder where a peer's path does that both know.
 	Revision uint64
 
-	paths map[netip.Addr]Path
+	Paths map[netip.Addr]Path // by the peer's endpoint; zero = the kernel has no route
 }
 
 // Path is how an endpoint of a peer is reached.
@@ -58,7 +58,7 @@ type Path struct {
 
 // To returns the path to a peer's endpoint, one that control.Endpoint chose. False where the kernel has no route.
 func (u *Underlay) To(endpoint netip.Addr) (p Path, ok bool) {
-	p = u.paths[endpoint]
+	p = u.Paths[endpoint]
 	if p.Device == "" || p.MTU > u.MTU {
 		p.MTU = u.MTU
 	}

@@ -69,7 +69,7 @@ func (f *Finder) Derive(self control.Node, peers []control.Node) (*Underlay, err
 		u.Devices = append(u.Devices, f.devices[index].Name)
 	}
 	u.Devices = unique(u.Devices)
-	u.paths, u.Revision = f.paths, f.revision
+	u.Paths, u.Revision = f.paths, f.revision
 	return u, nil
 }
 
