@@ -25,6 +25,8 @@ const (
 	// pendingBudget is how many packets the kernel gets to hold while it resolves a neighbour. By default it keeps
 	// some 100 (neigh/…/unres_qlen_bytes) and forgets the oldest beyond. One that did not answer gets one a tick.
 	pendingBudget = 64
+	// listTries is how often a table that changed underneath is read again.
+	listTries = 10
 )
 
 // course is what to do with packets to a destination, as known now. Immutable but for the budget.
@@ -72,6 +74,7 @@ type resolver struct {
 	mtu        int
 	neighbours map[netip.Addr]neighbour
 	seen       uint64 // notifications
+	behind     bool   // some were lost
 }
 
 type neighbour struct {
@@ -84,7 +87,17 @@ const nudValid = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY |
 	netlink.NUD_PERMANENT | netlink.NUD_NOARP
 
 // newResolver starts following the tables of the calling thread's network namespace.
-func newResolver(dev device, local []netip.Addr) (r *resolver, err error) {
+func newResolver(dev device, local []netip.Addr) (*resolver, error) {
+	r, err := subscribe(dev, local)
+	if err != nil {
+		return nil, err
+	}
+	go r.run()
+	return r, nil
+}
+
+// subscribe makes a resolver that knows the tables as they are now, and does not follow them yet.
+func subscribe(dev device, local []netip.Addr) (r *resolver, err error) {
 	r = &resolver{device: dev.name, ifindex: dev.index, local: local, mac: dev.mac, mtu: dev.mtu, wake: -1,
 		stopped: make(chan struct{}), known: map[netip.AddrPort]*destination{}}
 	defer func() {
@@ -105,11 +118,7 @@ func newResolver(dev device, local []netip.Addr) (r *resolver, err error) {
 	if r.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		return r, fmt.Errorf("eventfd: %w", err)
 	}
-	if err = r.list(); err != nil {
-		return r, err
-	}
-	go r.run()
-	return r, nil
+	return r, r.list()
 }
 
 // close stops following. Destinations keep their last course.
@@ -187,12 +196,8 @@ func (r *resolver) run() {
 		}
 		var count [8]byte
 		_, _ = unix.Read(r.wake, count[:])
-		for readable := fds[0].Revents != 0; readable; {
-			if r.receive() {
-				dirty = true
-			}
-			n, _ := unix.Poll(fds[:1], 0)
-			readable = n > 0
+		if r.follow() {
+			dirty = true
 		}
 		now := time.Now()
 		if dirty && now.Sub(computed) >= recomputePause {
@@ -222,15 +227,27 @@ func (r *resolver) each(fn func(*destination)) {
 	}
 }
 
+// follow takes in all notifications that are there. True if routes, or the device, may have changed.
+func (r *resolver) follow() (dirty bool) {
+	fds := []unix.PollFd{{Fd: int32(r.events.GetFd()), Events: unix.POLLIN}}
+	for n, _ := unix.Poll(fds, 0); n > 0; n, _ = unix.Poll(fds, 0) {
+		if r.receive() {
+			dirty = true
+		}
+	}
+	// Only now: what still waited to be read is older than what the tables say.
+	if r.behind && r.list() == nil {
+		r.behind, dirty = false, true
+	}
+	return dirty
+}
+
 // receive reads notifications. True if routes, or the device, may have changed.
 func (r *resolver) receive() (dirty bool) {
 	messages, _, err := r.events.Receive()
-	if err != nil {
-		// ENOBUFS: more happened than the socket could hold. Whatever it was, it is in the tables.
-		if err := r.list(); err != nil {
-			return false // and is looked for again at the next event
-		}
-		return true
+	if err != nil { // ENOBUFS: more happened than the socket could hold. Whatever it was, it is in the tables.
+		r.behind = true
+		return false
 	}
 	for _, m := range messages {
 		switch m.Header.Type {
@@ -274,12 +291,18 @@ func (r *resolver) note(n *netlink.Neigh, gone bool) {
 	r.neighbours[addr] = entry
 }
 
-// list reads the neighbours and the device anew.
+// list reads the neighbours and the device anew. After an error everything is as it was.
 func (r *resolver) list() error {
+	old := r.neighbours
 	r.neighbours = map[netip.Addr]neighbour{}
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		entries, err := r.handle.NeighList(r.ifindex, family)
+		var entries []netlink.Neigh
+		err := error(netlink.ErrDumpInterrupted) // it changed underneath: entries may be missing
+		for try := 0; errors.Is(err, netlink.ErrDumpInterrupted) && try < listTries; try++ {
+			entries, err = r.handle.NeighList(r.ifindex, family)
+		}
 		if err != nil {
+			r.neighbours = old
 			return fmt.Errorf("list the neighbours of %s: %w", r.device, err)
 		}
 		for i := range entries {
@@ -288,6 +311,7 @@ func (r *resolver) list() error {
 	}
 	l, err := r.handle.LinkByIndex(r.ifindex)
 	if err != nil {
+		r.neighbours = old
 		return fmt.Errorf("find %s: %w", r.device, err)
 	}
 	copy(r.mac[:], l.Attrs().HardwareAddr)
