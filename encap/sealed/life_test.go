@@ -302,6 +302,29 @@ func TestCounterLimit(t *testing.T) {
 	w.talk(a, b, 0)
 }
 
+// TestOvertakenPacketDoesNotMoveItsSender: of two packets that a peer has sent while it moved the first comes last. The peer is where the
+// second came from.
+func TestOvertakenPacketDoesNotMoveItsSender(t *testing.T) {
+	_, a, b := two(t, AES256GCM, 1)
+	target := func() netip.Addr { return a.peers[b.peer().ID].face.hop.Load().Addr.Addr() }
+	away := netip.MustParseAddrPort("198.51.100.7:8473")
+	first, _ := b.seal(a, 0, inner(1))
+	second, _ := b.seal(a, 0, inner(2))
+	third, _ := b.seal(a, 0, inner(3))
+	for i, step := range []struct {
+		data []byte
+		from netip.AddrPort
+		want netip.Addr
+	}{{second, away, away.Addr()}, {first, b.addr, away.Addr()}, {third, b.addr, b.addr.Addr()}} {
+		if _, _, drop := a.open(step.from, step.data); drop != packet.Alive {
+			t.Fatal(drop)
+		}
+		if a.Step(); target() != step.want {
+			t.Errorf("step %d: traffic goes to %v, want %v", i, target(), step.want)
+		}
+	}
+}
+
 // TestRoaming: traffic follows a peer to where its authentic packets come from, by address, not by
 // port; and returns when it does, or when the configuration changes.
 func TestRoaming(t *testing.T) {

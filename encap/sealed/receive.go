@@ -211,7 +211,7 @@ func (m *Manager) onConfirm(msg []byte, from netip.AddrPort, now time.Time) {
 		m.reject(p, from, badConfirm)
 		return
 	}
-	s.authentic(&s.control, from.Addr())
+	s.authentic(&s.control, from.Addr(), counter)
 	m.settle(p, now)
 	if flags&flagAsk != 0 {
 		m.confirm(s, 0)

@@ -89,9 +89,10 @@ func (s *session) sent() (total, most uint64) {
 	return total, most
 }
 
-// authentic notes that a packet from a has proved to be the peer's.
-func (s *session) authentic(r *receiving, a netip.Addr) {
-	changed := r.from != a
+// authentic notes that a packet from a, just accepted, has proved to be the peer's. Only the newest one says where the peer is: one that
+// was overtaken tells where it was.
+func (s *session) authentic(r *receiving, a netip.Addr, counter uint64) {
+	changed := r.from != a && r.window.next == counter+1
 	if changed {
 		r.from = a
 		s.moved.put(a)

@@ -2,7 +2,6 @@ package sealed
 
 import (
 	"encoding/binary"
-	"net/netip"
 	"sync/atomic"
 
 	"weft/packet"
@@ -234,20 +233,19 @@ func (s *stage) openRun(t *table, run []packet.Packet, word uint64) {
 	r := &ses.rx[lane]
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var from netip.Addr
 	for i := range run {
 		p := &run[i]
 		if p.Drop != packet.Alive {
 			continue
 		}
-		if !r.accept(binary.BigEndian.Uint64(p.Bytes()[8:])) {
+		counter := binary.BigEndian.Uint64(p.Bytes()[8:])
+		if !r.accept(counter) {
 			p.Drop = packet.Replayed
 			ses.face.replayed.Add(1)
 			continue
 		}
-		if a := p.From.Addr(); a != from {
-			from = a
-			ses.authentic(r, a.Unmap())
+		if a := p.From.Addr(); a != r.from {
+			ses.authentic(r, a.Unmap(), counter)
 		}
 		p.Strip(HeaderLen)
 		p.Resize(p.Len() - TagLen)
