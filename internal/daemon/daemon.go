@@ -83,6 +83,9 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		return err
 	}
 	defer lock.Release()
+	for _, s := range lock.Squatters {
+		log.Warn("a process that is not weft's has a name which keeps two daemons apart: see `ss -xlp`", zap.String("name", s.Name), zap.Int32("pid", s.PID), zap.Uint32("uid", s.UID))
+	}
 	socket, err := api.Listen(cfg.API.Socket)
 	if err != nil {
 		return err
