@@ -236,6 +236,9 @@ func gc(a *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
+	if !c.told {
+		return types.NewError(types.ErrInvalidNetworkConfig, "GC needs cni.dev/valid-attachments: without that key every pod would be taken for stale", "")
+	}
 	q := api.GCRequest{Network: c.Name, Valid: []api.Attachment{}}
 	valid := map[api.Attachment]bool{}
 	for _, v := range append(c.ValidAttachments, c.Legacy...) {

@@ -34,6 +34,8 @@ type conf struct {
 		} `json:"cni"`
 	} `json:"args"`
 	Legacy []types.GCAttachment `json:"cni.dev/attachments"` // as libcni sends them besides
+
+	told bool // which attachments are valid: also that none is
 }
 
 // runtimeConfig is what the runtime asks for by the capabilities that the configuration declares.
@@ -84,6 +86,10 @@ func decode(data []byte) (*conf, error) {
 	}
 	if c.Socket == "" {
 		c.Socket = defaultSocket
+	}
+	for _, key := range []string{"cni.dev/valid-attachments", "cni.dev/attachments"} {
+		_, there := all[key]
+		c.told = c.told || there
 	}
 	return c, c.wrong(all["ipam"])
 }

@@ -256,6 +256,9 @@ func (l *ledger) conf(v, more string) string {
 	return fmt.Sprintf(`{"cniVersion":%q,"name":"weft","type":"weft-cni","socket":%q%s}`, v, l.socket, more)
 }
 
+// none is what GC is told where no attachment is valid.
+const none = `,"cni.dev/valid-attachments":[]`
+
 func TestEnvironment(t *testing.T) {
 	l := newLedger(t)
 	ok := l.conf("1.1.0", "")
@@ -272,7 +275,7 @@ func TestEnvironment(t *testing.T) {
 	}
 	call{"DEL", map[string]string{"CNI_NETNS": ""}, ok}.done(t)
 	bare := map[string]string{"CNI_CONTAINERID": "", "CNI_NETNS": "", "CNI_IFNAME": ""}
-	call{"GC", bare, ok}.done(t)
+	call{"GC", bare, l.conf("1.1.0", none)}.done(t)
 	call{"STATUS", bare, ok}.done(t)
 	bare["CNI_PATH"] = ""
 	call{"STATUS", bare, ok}.done(t)
@@ -421,7 +424,7 @@ func TestErrorsOfTheDaemon(t *testing.T) {
 	l.socket = filepath.Join(t.TempDir(), "absent")
 	call{"ADD", nil, l.conf("1.1.0", "")}.refused(t, 11, l.socket)
 	call{"DEL", nil, l.conf("1.1.0", "")}.refused(t, 11)
-	call{"GC", nil, l.conf("1.1.0", "")}.refused(t, 11)
+	call{"GC", nil, l.conf("1.1.0", none)}.refused(t, 11)
 	call{"STATUS", nil, l.conf("1.1.0", "")}.refused(t, 50, l.socket)
 }
 
@@ -461,9 +464,20 @@ func TestLife(t *testing.T) {
 	for _, id := range []string{"a", "b", "c"} {
 		call{"ADD", map[string]string{"CNI_CONTAINERID": id}, l.conf("1.1.0", "")}.done(t)
 	}
+	call{"GC", nil, l.conf("1.1.0", "")}.refused(t, 7, "cni.dev/valid-attachments")
+	if len(l.pods) != 3 {
+		t.Errorf("after GC without a list: %v", l.pods)
+	}
 	g := call{"GC", nil, l.conf("1.1.0", `,"cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}],"cni.dev/attachments":[{"containerID":"b","ifname":"eth0"}]`)}.done(t)
 	if _, b := l.get("b"); !b || len(l.pods) != 2 || g.raw != "" {
 		t.Errorf("after GC: %v, output %q", l.pods, g.raw)
+	}
+	for _, nothing := range []string{"null", "[]"} { // libcni sends null where the runtime has no pods
+		call{"ADD", map[string]string{"CNI_CONTAINERID": "d"}, l.conf("1.1.0", "")}.done(t)
+		call{"GC", nil, l.conf("1.1.0", `,"cni.dev/valid-attachments":`+nothing)}.done(t)
+		if len(l.pods) != 0 {
+			t.Errorf("after GC with %s: %v", nothing, l.pods)
+		}
 	}
 }
 
@@ -616,14 +630,14 @@ exit 0
 
 	l.known[api.Attachment{ContainerID: "cut", IfName: "eth0"}] = true // its ADD was killed
 	fail(true, "DELa")
-	call{"GC", alone, conf("")}.refused(t, 50, "DEL of a eth0", "out of order")
+	call{"GC", alone, conf(none)}.refused(t, 50, "DEL of a eth0", "out of order")
 	if len(l.pods) != 0 || len(l.known) != 1 || !l.known[api.Attachment{ContainerID: "a", IfName: "eth0"}] {
 		t.Errorf("after a GC that a was stuck in: %v, %v", l.pods, l.known)
 	}
 	os.Remove(filepath.Join(dir, "calls")) // in the order of a map
 	fail(false, "DELa")
 	fail(true, "GC")
-	call{"GC", alone, conf("")}.refused(t, 50, "GC: out of order")
+	call{"GC", alone, conf(none)}.refused(t, 50, "GC: out of order")
 	wantCalls("GC again", "DEL a GC")
 	if len(l.known) != 0 {
 		t.Errorf("after GC: %v", l.known)

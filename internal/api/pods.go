@@ -87,7 +87,8 @@ type CheckRequest struct {
 	Expect AttachResult `json:"expect"`
 }
 
-// GCRequest names the attachments of a network that are still valid; all others of it go.
+// GCRequest names the attachments of a network that are still valid; all others of it go. A list that is missing is refused, an
+// empty one is not.
 type GCRequest struct {
 	Network string       `json:"network"`
 	Valid   []Attachment `json:"valid"`

@@ -29,7 +29,12 @@ func handlePods(mux *http.ServeMux, p Pods) {
 	mux.HandleFunc("POST /v1/pods/attach", answer(p.Attach))
 	mux.HandleFunc("POST /v1/pods/detach", answer(done(p.Detach)))
 	mux.HandleFunc("POST /v1/pods/check", answer(done(p.Check)))
-	mux.HandleFunc("POST /v1/pods/gc", answer(done(p.GC)))
+	mux.HandleFunc("POST /v1/pods/gc", answer(done(func(ctx context.Context, q GCRequest) error {
+		if q.Valid == nil {
+			return &Error{Code: CodeInvalid, Text: "valid is missing: name the attachments that are, or [] where none is, and all others go"}
+		}
+		return p.GC(ctx, q)
+	})))
 	mux.HandleFunc("GET /v1/pods", func(w http.ResponseWriter, _ *http.Request) {
 		pods, err := p.Pods()
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"weft/internal/api"
@@ -70,6 +71,9 @@ func TestPods(t *testing.T) {
 	}
 	if a, err := c.Attach(ctx, api.AttachRequest{ContainerID: "c"}); err != nil || !reflect.DeepEqual(a, attached) {
 		t.Errorf("attach: %+v, %v", a, err)
+	}
+	if err := c.GC(ctx, api.GCRequest{Network: "weft"}); code(err) != api.CodeInvalid || !strings.Contains(err.Error(), "valid is missing") {
+		t.Errorf("gc without a list: %v", err)
 	}
 	if err := c.Announce(ctx, api.AnnounceRequest{ContainerID: "c"}); err != nil {
 		t.Error(err)
