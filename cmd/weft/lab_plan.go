@@ -47,7 +47,7 @@ func (f *labFlags) complete() (err error) {
 }
 
 // selectTests reads a list of tests and gives each all its parameters, so that results can be told apart, or joined, by
-// them. The latest ones, gso, gro, imix and second, are as if they did not exist unless they are set, so
+// them. The latest ones, gso, gro, imix, second and verify, are as if they did not exist unless they are set, so
 // that older results compare.
 func selectTests(list string, family int) ([]probe.Selection, error) {
 	tests, err := probe.ParseList(completeTests(list, family))
@@ -62,8 +62,8 @@ func selectTests(list string, family int) ([]probe.Selection, error) {
 		if tests[i].Params, err = test.Fill(t.Params); err != nil {
 			return nil, err
 		}
-		for _, late := range []string{"gso", "gro", "imix", "second"} {
-			if tests[i].Params[late] == 0 {
+		for late, normal := range map[string]float64{"gso": 0, "gro": 0, "imix": 0, "second": 0, "verify": 1} {
+			if tests[i].Params[late] == normal {
 				delete(tests[i].Params, late)
 			}
 		}

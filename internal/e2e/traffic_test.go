@@ -103,7 +103,7 @@ func TestMixedTraffic(t *testing.T) {
 	nettest.RequireTool(t, "ping")
 	type setup struct{ mode, cipher string }
 	setups := []setup{{mode.Default, ""}, {"host-gw", ""}}
-	duration, rate := 2*time.Second, number(t, "WEFT_TEST_MIXED_RATE", 5_000_000)
+	duration, rate := 2*time.Second, number(t, "WEFT_TEST_MIXED_RATE", 3_000_000)
 	if text := os.Getenv("WEFT_TEST_MIXED"); text != "" {
 		var err error
 		if duration, err = time.ParseDuration(text); err != nil {

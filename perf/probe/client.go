@@ -24,7 +24,7 @@ type client struct {
 
 // connect opens the control connection and has the server take the role.
 func connect(ctx context.Context, s Spec, j job) (*client, message, error) {
-	j.DurationMS = s.Duration.Milliseconds()
+	j.DurationMS, j.Blind = s.Duration.Milliseconds(), s.blind()
 	d := net.Dialer{Timeout: controlTimeout}
 	conn, err := d.DialContext(ctx, "tcp", s.Target.String())
 	if err != nil {
@@ -147,6 +147,19 @@ func (c *client) close() {
 			return
 		}
 	}
+}
+
+// pattern is what the session's payloads hold.
+func (s Spec) pattern(ready message) *pattern {
+	p := newPattern(ready.Token)
+	p.blind = s.blind()
+	return p
+}
+
+// blind says whether nothing but headers is verified.
+func (s Spec) blind() bool {
+	v, has := s.Params[verify.Name]
+	return has && v == 0
 }
 
 // dataAddr is where the server's data port is.

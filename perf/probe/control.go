@@ -69,7 +69,8 @@ type job struct {
 	Payload    int    `json:"payload"` // largest datagram, UDP roles
 	GRO        bool   `json:"gro"`     // UDP sink: take super-packets whole
 	DurationMS int64  `json:"duration_ms"`
-	Congestion string `json:"congestion"` // TCP roles
+	Blind      bool   `json:"blind,omitempty"` // payloads are not verified
+	Congestion string `json:"congestion"`      // TCP roles
 
 	Rate   float64 `json:"rate,omitempty"`   // mixed: payload bit/s that each end offers
 	Family int     `json:"family,omitempty"` // mixed: 4, 6, 0 = both

@@ -43,6 +43,7 @@ func (d direction) String() string {
 type pattern struct {
 	token uint64
 	block []byte
+	blind bool // verify=0: nothing but headers
 }
 
 func newPattern(token uint64) *pattern {
@@ -107,7 +108,9 @@ func (p *pattern) put(b []byte, d direction, h header) {
 	tag := p.tag(d, word, len(b))
 	binary.BigEndian.PutUint64(b, word)
 	binary.BigEndian.PutUint64(b[8:], tag)
-	copy(b[probeHeader:], p.from(tag))
+	if !p.blind {
+		copy(b[probeHeader:], p.from(tag))
+	}
 }
 
 // open reads the header of a datagram of length bytes, of which b has the beginning. It is false for strangers' datagrams, and for
@@ -163,6 +166,9 @@ func (i *Integrity) Add(o Integrity) {
 // compare checks bytes that arrived against the beginning of want and says whether they are as sent. where is asked only if
 // they are not.
 func (i *Integrity) compare(p *pattern, got, want []byte, where func() string) bool {
+	if p.blind {
+		return true
+	}
 	want = want[:len(got)]
 	i.Verified += uint64(len(got))
 	if bytes.Equal(got, want) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A flow in which something is in another's place is seen, whatever the distance: one byte, whole segments, powers of two, whole frames,
@@ -108,6 +109,37 @@ func TestDatagram(t *testing.T) {
 		copy(b[probeHeader:], other[probeHeader:])
 		if _, ok := i.datagram(p, b, toServer); ok || !strings.Contains(i.Damage[len(i.Damage)-1], "bytes that this session sends elsewhere") {
 			t.Errorf("%d bytes: the payload of the next one passes: %q", size, i.Damage)
+		}
+	}
+}
+
+// TestBlind: with verify=0 nothing is filled nor compared but headers, which tell one datagram from another.
+func TestBlind(t *testing.T) {
+	p := newPattern(5)
+	p.blind = true
+	b := make([]byte, 100)
+	p.put(b, toServer, header{1, 2})
+	if !bytes.Equal(b[probeHeader:], make([]byte, 100-probeHeader)) {
+		t.Error("a payload is filled")
+	}
+	b[50] = 1
+	var i Integrity
+	if _, ok := i.datagram(p, b, toServer); !ok || i.Verified != probeHeader || i.Err() != nil {
+		t.Errorf("a payload is compared: %+v", i)
+	}
+	b[3] = 1
+	if _, ok := i.datagram(p, b, toServer); ok || i.Corrupt == 0 {
+		t.Errorf("a damaged header passes: %+v", i)
+	}
+	target := serve(t, Config{})
+	for test, verified := range map[string]bool{"tcp-stream": true, "tcp-stream:verify=0": false, "tcp-rr:verify=0": false} {
+		s, err := Parse(test)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := Run(t.Context(), Spec{Test: s.Test, Params: s.Params, Target: target, Duration: 50 * time.Millisecond})
+		if err != nil || r.Bytes == 0 || r.Verified > 0 != verified {
+			t.Errorf("%s: %d bytes, %d verified, %v", test, r.Bytes, r.Verified, err)
 		}
 	}
 }

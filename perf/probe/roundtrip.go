@@ -88,7 +88,7 @@ func runTCPRoundTrips(ctx context.Context, s Spec, r *Result) error {
 		return err
 	}
 	r.Congestion, r.Payload = conn.congestion(), payload
-	p, buf, n := newPattern(ready.Token), make([]byte, payload), uint64(0)
+	p, buf, n := s.pattern(ready), make([]byte, payload), uint64(0)
 	replies := func() string { return fmt.Sprintf("%s: reply %d", toClient, n) }
 	h := new(histogram)
 	elapsed, err := repeat(c, s.Duration, h, func() (bool, error) {
@@ -139,7 +139,7 @@ func (s *session) serveTCPEcho() error {
 	}
 	var n uint64
 	var i Integrity
-	wait := background(func() { n, i = echo(flows[0], newPattern(s.token), make([]byte, start.Payload), &s.stop) })
+	wait := background(func() { n, i = echo(flows[0], s.pattern(), make([]byte, start.Payload), &s.stop) })
 	over := s.watch()
 	err = s.write(message{Type: msgReady})
 	if err == nil {
@@ -177,7 +177,7 @@ func runTCPConnects(ctx context.Context, s Spec, r *Result) error {
 	defer c.close()
 	domain, to := sockaddr(dataAddr(s, ready))
 	r.Payload = 1
-	p, buf, n := newPattern(ready.Token), make([]byte, 1), uint64(0)
+	p, buf, n := s.pattern(ready), make([]byte, 1), uint64(0)
 	replies := func() string { return fmt.Sprintf("connection %d, request and reply", n) }
 	h := new(histogram)
 	elapsed, err := repeat(c, s.Duration, h, func() (bool, error) {
@@ -264,7 +264,7 @@ func (s *session) serveTCPAccept() error {
 	}
 	defer l.close()
 	var n uint64
-	wait := background(func() { n = answer(l, newPattern(s.token), &s.stop) })
+	wait := background(func() { n = answer(l, s.pattern(), &s.stop) })
 	over := s.watch()
 	err = s.ready(port)
 	if err == nil {

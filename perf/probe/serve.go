@@ -71,6 +71,13 @@ func Serve(ctx context.Context, cfg Config) error {
 	}
 }
 
+// pattern is what the session's payloads hold.
+func (s *session) pattern() *pattern {
+	p := newPattern(s.token)
+	p.blind = s.job.Blind
+	return p
+}
+
 // session is the server's side of one test.
 type session struct {
 	*control

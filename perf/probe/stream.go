@@ -35,7 +35,7 @@ func runTCPStream(ctx context.Context, s Spec, r *Result) error {
 	if _, err := c.ask(message{Type: msgStart, Payload: frameSize}, msgReady, 2*controlTimeout); err != nil {
 		return err
 	}
-	p := newPattern(ready.Token)
+	p := s.pattern(ready)
 	errs := make([]error, flows)
 	waits := make([]func(), flows)
 	for i, conn := range conns {
@@ -84,7 +84,7 @@ const introduction = 1<<16 - 1
 // dialFlows opens the data connections, each introduced by a header.
 func dialFlows(ctx context.Context, s Spec, ready message, n int) ([]socket, error) {
 	var conns []socket
-	p := newPattern(ready.Token)
+	p := s.pattern(ready)
 	for flow := range n {
 		dialCtx, cancel := context.WithTimeout(ctx, controlTimeout)
 		conn, err := dialTCP(dialCtx, dataAddr(s, ready), s.Congestion)
@@ -141,7 +141,7 @@ func (s *session) serveTCPSink() error {
 	received := make([]counter, len(flows))
 	checks := make([]flowCheck, len(flows))
 	begun := make(chan time.Time, len(flows))
-	p := newPattern(s.token)
+	p := s.pattern()
 	var cut atomic.Bool
 	var waits []func()
 	for i, flow := range flows {

@@ -48,6 +48,7 @@ var (
 	gso     = Param{"gso", "1 = the sender gives the kernel super-packets (UDP_SEGMENT)", 0, 0, 1, true}
 	imix    = Param{"imix", "1 = IMIX: packets of 40, 576 and 1500 bytes as 7:4:1, cut to what the path carries, and not of size", 0, 0, 1, true}
 	second  = Param{"second", "length of every second packet in bytes; 0 = all have size", 0, 0, 65535, true}
+	verify  = Param{"verify", "0 = payloads are neither filled nor compared, to see what that costs; headers still are", 1, 0, 1, true}
 	gro     = Param{"gro", "1 = the receiver takes super-packets whole (UDP_GRO)", 0, 0, 1, true}
 	both    = Param{"family", "IP version, 4 or 6; 0 = both at once", 0, 0, 6, true}
 	latency = []MetricKind{
@@ -63,17 +64,17 @@ var mixedRate = Param{"rate", "payload bit/s that each end offers, all shapes to
 var Tests = []Test{
 	{
 		"tcp-stream", "bulk TCP, payload bits as the receiver counts them",
-		[]Param{{"flows", "parallel connections", 1, 1, maxFlows, true}, family},
+		[]Param{{"flows", "parallel connections", 1, 1, maxFlows, true}, family, verify},
 		[]MetricKind{{Name: "throughput", Unit: "bit/s"}},
 	},
 	{
 		"udp-rate", "the highest rate with loss of at most 0.1 %",
-		[]Param{size, second, imix, gso, gro, family},
+		[]Param{size, second, imix, gso, gro, family, verify},
 		[]MetricKind{{Name: "rate", Unit: "packet/s"}, {Name: "loss", Unit: "ratio"}},
 	},
 	{
 		"udp-overload", "what is delivered when more than the loss-free rate is offered",
-		[]Param{size, {"factor", "offered rate as a multiple of the loss-free rate", 2, 1, 100, false}, gso, gro, family},
+		[]Param{size, {"factor", "offered rate as a multiple of the loss-free rate", 2, 1, 100, false}, gso, gro, family, verify},
 		[]MetricKind{{Name: "rate", Unit: "packet/s"}},
 	},
 	{
@@ -81,15 +82,15 @@ var Tests = []Test{
 		[]Param{
 			{"size", "length of the inner IP packet in bytes", 1360, 41, 65535, true},
 			{"rate", "payload bit/s to offer; 0 = as fast as the sender can", 0, 0, 1e12, false},
-			gso, gro, family,
+			gso, gro, family, verify,
 		},
 		[]MetricKind{{Name: "throughput", Unit: "bit/s"}, {Name: "loss", Unit: "ratio"}},
 	},
-	{"tcp-rr", "round trips on one TCP connection, one at a time", []Param{size, family}, latency},
-	{"udp-rr", "round trips of UDP datagrams, one at a time", []Param{size, family}, latency},
+	{"tcp-rr", "round trips on one TCP connection, one at a time", []Param{size, family, verify}, latency},
+	{"udp-rr", "round trips of UDP datagrams, one at a time", []Param{size, family, verify}, latency},
 	{
 		"udp-open-rr", "round trips of UDP datagrams on a schedule, replies or not, each timed from when it was due",
-		[]Param{size, {"rate", "requests a second", 10000, 1, 1e6, false}, family},
+		[]Param{size, {"rate", "requests a second", 10000, 1, 1e6, false}, family, verify},
 		append(slices.Clone(latency), MetricKind{Name: "loss", Unit: "ratio"}),
 	},
 	{
@@ -99,7 +100,7 @@ var Tests = []Test{
 	},
 	{
 		"cpu-fixed", "processor time at a fixed TCP rate",
-		[]Param{{"rate", "payload bit/s to offer", 1e9, 1e3, 1e12, false}, family},
+		[]Param{{"rate", "payload bit/s to offer", 1e9, 1e3, 1e12, false}, family, verify},
 		[]MetricKind{{Name: "cpu", Unit: "core", ByLab: true}, {Name: "throughput", Unit: "bit/s"}},
 	},
 	{

@@ -35,7 +35,7 @@ func openUDP(ctx context.Context, s Spec, role string) (c *client, tx *sender, p
 		c.close()
 		return nil, nil, 0, fmt.Errorf("data socket: %w", err)
 	}
-	tx = newSender(conn, newPattern(ready.Token), payload, &c.stop)
+	tx = newSender(conn, s.pattern(ready), payload, &c.stop)
 	mtu, err := conn.pathMTU(s.Target.Addr())
 	switch {
 	case err != nil: // the path will say

@@ -86,7 +86,7 @@ func (s *session) serveUDPSink() error {
 		return err
 	}
 	defer conn.close()
-	p := newPattern(s.token)
+	p := s.pattern()
 	rx := &receiver{pattern: p}
 	// A byte more than promised, so that nothing longer passes for it.
 	batch := newBurst(udpBatch, s.job.Payload+1)
@@ -165,7 +165,7 @@ func (s *session) serveUDPEcho() error {
 		return err
 	}
 	defer conn.close()
-	p := newPattern(s.token)
+	p := s.pattern()
 	rx := &receiver{pattern: p}
 	buf, reply := make([]byte, s.job.Payload+1), make([]byte, s.job.Payload+1)
 	var replies uint64

@@ -209,7 +209,11 @@ func integrity(r *perf.Result) (lines []string, corrupt bool) {
 	if r.Integrity == nil {
 		return []string{"verified: nothing; the result is of before payloads were verified"}, false
 	}
+	var blind []string
 	for _, i := range r.Integrity {
+		if v, has := i.Params["verify"]; has && v == 0 {
+			blind = append(blind, i.Contender+", "+title(i.Test, i.Params))
+		}
 		if i.OK {
 			continue
 		}
@@ -221,7 +225,11 @@ func integrity(r *perf.Result) (lines []string, corrupt bool) {
 	if len(lines) > 0 {
 		return lines, true
 	}
-	return []string{fmt.Sprintf("verified: %d bytes, 0 corrupt", r.Verified().Verified)}, false
+	lines = []string{fmt.Sprintf("verified: %d bytes, 0 corrupt", r.Verified().Verified)}
+	if len(blind) > 0 {
+		lines = append(lines, "not verified, as asked: "+strings.Join(blind, "; "))
+	}
+	return lines, false
 }
 
 // notes lists what did not run and what does not add up.
