@@ -110,6 +110,8 @@ type mixed struct {
 	once      sync.Once
 	receivers []func() // wait for them
 	tasks
+
+	conns []*net.TCPConn // of all paths; with mu
 }
 
 // tasks are goroutines that may fail.
@@ -225,14 +227,20 @@ func (m *mixed) task(p *mixPath, shape int, f func() error) {
 
 // abort makes everything return soon.
 func (m *mixed) abort() {
-	m.once.Do(func() {
-		close(m.quit)
-		for _, p := range m.paths {
-			for _, c := range p.tcp {
-				c.Close()
-			}
-		}
-	})
+	m.once.Do(func() { close(m.quit) })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.conns {
+		c.Close()
+	}
+}
+
+// connected is what a path has of TCP.
+func (m *mixed) connected(p *mixPath, conns ...*net.TCPConn) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p.tcp = append(p.tcp, conns...)
+	m.conns = append(m.conns, conns...)
 }
 
 // rest receives by UDP until as many datagrams came as the other end sent, or none does any more, and ends the receivers. sent is
@@ -393,7 +401,7 @@ func (m *mixed) dial(ctx context.Context, c *client, s Spec, path mixedPath) err
 		d := net.Dialer{Control: withMSS(tcpOptions(s.Congestion), shapes[k].mss), KeepAlive: -1, Timeout: controlTimeout}
 		conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(path.Address, path.TCP).String())
 		if err == nil {
-			p.tcp = append(p.tcp, conn.(*net.TCPConn))
+			m.connected(p, conn.(*net.TCPConn))
 			intro := make([]byte, probeHeader)
 			m.p.put(intro, toServer, header{introduction, uint64(k - shapeTCPRoundTrips)})
 			_, err = conn.Write(intro)
@@ -438,9 +446,11 @@ func (s *session) serveMixed() error {
 		return err
 	}
 	for i, p := range m.paths {
-		if p.tcp, err = s.acceptConns(listeners[i]); err != nil {
+		conns, err := s.acceptConns(listeners[i])
+		if err != nil {
 			return err
 		}
+		m.connected(p, conns...)
 	}
 	start, err := s.expect(msgStart)
 	if err != nil {

@@ -2,7 +2,9 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -62,4 +64,21 @@ func TestMixedAcrossASmallerHop(t *testing.T) {
 	if err != nil || r.Payload != 1300-ipv4Header-udpHeader || r.Corrupt > 0 {
 		t.Errorf("payload %d, %+v, %v", r.Payload, r.Integrity, err)
 	}
+}
+
+// TestMixedIsCancelled: at any moment, at once and with nothing left behind.
+func TestMixedIsCancelled(t *testing.T) {
+	before := runtime.NumGoroutine()
+	t.Run("run", func(t *testing.T) {
+		target := serve(t, Config{})
+		for after := time.Duration(0); after < 40*time.Millisecond; after += 3 * time.Millisecond {
+			ctx, cancel := context.WithTimeout(context.Background(), after)
+			_, err := Run(ctx, Spec{Test: "mixed", Target: target, Duration: time.Hour})
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("after %s: %v", after, err)
+			}
+			cancel()
+		}
+	})
+	noMoreThan(t, before)
 }
