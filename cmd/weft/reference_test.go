@@ -154,8 +154,12 @@ func TestReferenceAPI(t *testing.T) {
 		if path == "/v1/path" || path == "/v1/probe" {
 			path += question
 		}
+		body := "{}"
+		if path == "/v1/pods/gc" {
+			body = `{"valid": []}`
+		}
 		w := httptest.NewRecorder()
-		handler.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader("{}")))
+		handler.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
 		if w.Code != http.StatusOK {
 			t.Errorf("%s: %d", r[0], w.Code)
 		}
