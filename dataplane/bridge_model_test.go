@@ -3,6 +3,7 @@ package dataplane
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -26,6 +27,7 @@ type bridgeModel struct {
 	peers    map[uint32]*packet.Hop
 	from     map[netip.Addr]uint32
 	stations map[[6]byte]uint32 // heard behind whom
+	last     *Table             // that was made
 	next     *Table             // published while the next flood asks for the peers
 	flooding []*packet.Hop      // whom floods of this turn go to
 	drops    [2]map[packet.Drop]uint64
@@ -54,7 +56,12 @@ func playBridge(t *packettest.Tape) error {
 		case 4, 5, 6, 7:
 			err = m.receive()
 		case 8:
-			m.bridge.Publish(m.table())
+			peers, from, last := m.peers, m.from, m.last
+			if next := m.table(); t.Chance(3) { // somebody thinks better of it: what is published was not touched
+				m.peers, m.from, m.last = peers, from, last
+			} else {
+				m.bridge.Publish(next)
+			}
 		}
 		if err == nil {
 			err = m.adds()
@@ -66,19 +73,34 @@ func playBridge(t *packettest.Tape) error {
 	return nil
 }
 
-// table is another table, and the oracle's view of it. Stations that were heard behind a peer that is gone are not forgotten.
+// table is another table, made anew or of the last one, and the oracle's view of it. Stations that were heard behind a peer that is
+// gone are not forgotten.
 func (m *bridgeModel) table() *Table {
 	t := m.t
-	m.peers, m.from = map[uint32]*packet.Hop{}, map[netip.Addr]uint32{}
-	table := NewTable()
-	table.SetStation(own)
-	table.InsertSelf(netip.MustParsePrefix("10.244.1.0/24"))
+	anew := m.last == nil || t.Chance(3)
 	n := t.N(5)
 	if t.Chance(12) {
 		n = 60 + t.N(40) // so many that floods meet their limit
 	}
+	table := NewTable()
+	table.SetStation(own)
+	table.InsertSelf(netip.MustParsePrefix("10.244.1.0/24"))
+	if anew {
+		m.peers, m.from = map[uint32]*packet.Hop{}, map[netip.Addr]uint32{}
+	} else {
+		table, m.peers, m.from = m.last.Clone(), maps.Clone(m.peers), maps.Clone(m.from)
+		for id := range uint32(100) {
+			if h := m.peers[id]; h != nil && (int(id) >= n || t.Chance(3)) {
+				table.Remove(netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", id+2)))
+				table.RemovePeer(h.Addr.Addr())
+				table.RemoveStation(h)
+				delete(m.peers, id)
+				delete(m.from, h.Addr.Addr())
+			}
+		}
+	}
 	for id := range n {
-		if t.Chance(6) {
+		if m.peers[uint32(id)] != nil || t.Chance(6) {
 			continue
 		}
 		h := node(id)
@@ -89,6 +111,7 @@ func (m *bridgeModel) table() *Table {
 		table.InsertPeer(h.Addr.Addr(), h)
 		table.InsertStation(h)
 	}
+	m.last = table
 	return table
 }
 
