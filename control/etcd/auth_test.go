@@ -65,6 +65,11 @@ func TestTLS(t *testing.T) {
 	s := startServer(t)
 	other := t.TempDir()
 	certificates(t, other, s.url)
+	key, err := os.ReadFile(s.file("key.pem"))
+	must(t, err)
+	shared := filepath.Join(other, "shared.pem")
+	must(t, os.WriteFile(shared, key, 0o600))
+	must(t, os.Chmod(shared, 0o640))
 	for name, c := range map[string]struct {
 		change func(*etcd.Settings)
 		want   string
@@ -72,6 +77,9 @@ func TestTLS(t *testing.T) {
 		"no such file":   {func(set *etcd.Settings) { set.CAFile = "/nonexistent" }, "control.etcd.ca_file"},
 		"not PEM":        {func(set *etcd.Settings) { set.CAFile = os.DevNull }, "holds no certificate in PEM"},
 		"key of another": {func(set *etcd.Settings) { set.KeyFile = filepath.Join(other, "key.pem") }, "control.etcd.cert_file, key_file"},
+		"key not secret": {func(set *etcd.Settings) { set.KeyFile = shared }, "mode 0640, so that others may read it: chmod 600 " + shared},
+		"password not secret": {func(set *etcd.Settings) { set.Username, set.PasswordFile = "root", shared },
+			"control.etcd.password_file: it is no secret: " + shared + " has mode 0640"},
 		"unknown CA":     {func(set *etcd.Settings) { set.CAFile = filepath.Join(other, "ca.pem") }, "certificate signed by unknown authority"},
 		"no certificate": {func(set *etcd.Settings) { set.CertFile, set.KeyFile = "", "" }, "etcd at https://"},
 		"not TLS":        {func(set *etcd.Settings) { set.Endpoints = []string{"http" + s.url[len("https"):]} }, "etcd at http://"},

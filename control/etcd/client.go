@@ -14,6 +14,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+
+	"weft/internal/secretfile"
 )
 
 const (
@@ -49,7 +51,7 @@ func dial(s Settings) (client *clientv3.Client, hangUp func(), err error) {
 		config.TLS = t
 	}
 	if s.PasswordFile != "" {
-		password, err := os.ReadFile(s.PasswordFile)
+		password, err := secretfile.Read(s.PasswordFile, 4096)
 		if err != nil {
 			return nil, nil, fmt.Errorf("%w: control.etcd.password_file: %w", errConfiguration, err)
 		}
@@ -77,15 +79,28 @@ func tlsConfig(s Settings) (*tls.Config, error) {
 	if s.CertFile == "" {
 		return t, nil
 	}
-	if _, err := tls.LoadX509KeyPair(s.CertFile, s.KeyFile); err != nil {
+	if _, err := s.certificate(); err != nil {
 		return nil, fmt.Errorf("%w: control.etcd.cert_file, key_file: %w", errConfiguration, err)
 	}
 	// Read at every handshake, so that a renewed certificate needs no restart.
 	t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		cert, err := tls.LoadX509KeyPair(s.CertFile, s.KeyFile)
+		cert, err := s.certificate()
 		return &cert, err
 	}
 	return t, nil
+}
+
+// certificate reads this node's certificate and its key.
+func (s Settings) certificate() (c tls.Certificate, err error) {
+	cert, err := os.ReadFile(s.CertFile)
+	if err != nil {
+		return c, err
+	}
+	key, err := secretfile.Read(s.KeyFile, 1<<20)
+	if err != nil {
+		return c, err
+	}
+	return tls.X509KeyPair(cert, key)
 }
 
 // hopeless says that trying again cannot help: the server answered, and it refuses us.

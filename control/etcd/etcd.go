@@ -107,6 +107,9 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 	if err != nil {
 		return err
 	}
+	if mem.damaged != "" {
+		s.log.Warn("what this node remembered cannot be read: it is a new owner to the store, and may get another prefix", zap.String("file", mem.damaged))
+	}
 	m := &member{Source: s, self: self, memory: mem, update: update, fresh: true}
 	if _, err := s.schema.values(with(self, s.set.Network), mem.Owner); err != nil {
 		return fmt.Errorf("etcd: %w", err)

@@ -110,6 +110,9 @@ func TestRestart(t *testing.T) {
 	if again := start(keep); !slices.Equal(first, again) {
 		t.Errorf("with a spoilt state directory %v, before %v", again, first)
 	}
+	if spoilt, err := os.ReadFile(filepath.Join(dir, etcd.MemoryFile+".damaged")); err != nil || string(spoilt) != "{" {
+		t.Errorf("what was spoilt is set aside as %q, %v", spoilt, err)
+	}
 }
 
 // A name belongs to one daemon: a second one waits, forwards nothing, says why, and gets its turn.

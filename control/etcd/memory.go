@@ -22,7 +22,8 @@ type memory struct {
 	Owner    owner          `json:"owner"`
 	Prefixes []netip.Prefix `json:"prefixes"`
 
-	file string // "" = nothing is kept
+	file    string // "" = nothing is kept
+	damaged string // where a file was set aside that could not be read, "" = none
 }
 
 // remember reads the state directory, or makes a new owner.
@@ -40,6 +41,10 @@ func remember(dir string) (*memory, error) {
 				return m, nil
 			}
 			// What cannot be read is as good as lost: this node is then a new owner.
+			m.damaged = m.file + ".damaged"
+			if err := os.Rename(m.file, m.damaged); err != nil {
+				return nil, fmt.Errorf("etcd: %s is damaged and cannot be set aside: %w", m.file, err)
+			}
 		}
 	}
 	id := make([]byte, 16)

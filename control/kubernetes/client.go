@@ -18,6 +18,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"weft/internal/secretfile"
 )
 
 const (
@@ -44,7 +46,7 @@ type client struct {
 func dial(s Settings) (*client, error) {
 	config, err := rest.InClusterConfig()
 	if s.Kubeconfig != "" {
-		config, err = clientcmd.BuildConfigFromFlags("", s.Kubeconfig)
+		config, err = readKubeconfig(s.Kubeconfig)
 	}
 	switch {
 	case errors.Is(err, rest.ErrNotInCluster):
@@ -72,6 +74,32 @@ func dial(s Settings) (*client, error) {
 		return nil, fmt.Errorf("kubernetes: control.kubernetes.kubeconfig: %w", err)
 	}
 	return &client{rest: r, codec: runtime.NewParameterCodec(scheme), server: config.Host, http: h}, nil
+}
+
+// readKubeconfig reads a file that others may read where there is no secret in it.
+func readKubeconfig(file string) (*rest.Config, error) {
+	if _, err := secretfile.ReadUnlessSecret(file, 1<<20, holdsSecret); err != nil {
+		return nil, err
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", file)
+	if err == nil && config.KeyFile != "" {
+		_, err = secretfile.Read(config.KeyFile, 1<<20)
+	}
+	return config, err
+}
+
+// holdsSecret says whether who reads a kubeconfig could do what its users may.
+func holdsSecret(kubeconfig []byte) bool {
+	config, err := clientcmd.Load(kubeconfig)
+	if err != nil {
+		return true
+	}
+	for _, user := range config.AuthInfos {
+		if user.Token != "" || user.Password != "" || len(user.ClientKeyData) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *client) close() { c.http.CloseIdleConnections() }

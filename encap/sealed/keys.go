@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/argon2"
 
+	"weft/internal/secretfile"
 	"weft/internal/wholefile"
 )
 
@@ -73,29 +74,13 @@ func GenerateKey(file string) (private [32]byte, err error) {
 	return private, nil
 }
 
-// readSecret reads a file that nobody but its owner may read.
+// readSecret reads a file that nobody but root and its owner, this process's user, may read.
 func readSecret(file string) ([]byte, error) {
-	f, err := os.Open(file)
+	data, err := secretfile.Read(file, 4096)
 	if err != nil {
 		return nil, fmt.Errorf("sealed: %w", err)
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("sealed: %w", err)
-	}
-	if mode := info.Mode(); mode.Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("sealed: %s has mode %04o, so that others may read the secret: chmod 600 %s", file, mode.Perm(), file)
-	}
-	b := make([]byte, 4097)
-	n, err := f.Read(b)
-	if err != nil && info.Size() > 0 {
-		return nil, fmt.Errorf("sealed: read %s: %w", file, err)
-	}
-	if n == len(b) {
-		return nil, fmt.Errorf("sealed: %s is longer than 4096 bytes: that is no key and no password", file)
-	}
-	return b[:n], nil
+	return data, nil
 }
 
 // Cost of deriving from the password: argon2id with three passes over 64 MiB (RFC 9106 §4, second
