@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -64,6 +65,11 @@ func newSendModel(t testing.TB) *sendModel {
 // play implements packettest.Play.
 func (m *sendModel) play(t *packettest.Tape) (err error) {
 	m.tape, m.port, m.due = t, nil, packettest.Ledger{}
+	release, err := pinned()
+	if err != nil {
+		return err
+	}
+	defer release()
 	if err := errors.Join(m.reopen(), m.setMTU(true)); err != nil {
 		return err
 	}
@@ -213,29 +219,47 @@ func (m *sendModel) verdict(p *packet.Packet) packet.Drop {
 	return packet.Alive
 }
 
-// came reads what is there at the peers.
+// came reads what is there at the peers, until all of it is.
 func (m *sendModel) came() error {
-	for _, far := range m.far {
-		for {
-			n, from, err := unix.Recvfrom(far.fd, m.buf, 0)
-			if errors.Is(err, unix.EAGAIN) {
-				break
-			} else if err != nil {
-				return err
-			}
-			var port int
-			switch from := from.(type) {
-			case *unix.SockaddrInet4:
-				port = from.Port
-			case *unix.SockaddrInet6:
-				port = from.Port
-			}
-			if err := m.due.Came(key(far.addr, uint16(port)), m.buf[:n]); err != nil {
+	for deadline := time.Now().Add(patience); ; {
+		for _, far := range m.far {
+			if err := m.read(far); err != nil {
 				return err
 			}
 		}
+		if m.due.Due() == 0 || time.Now().After(deadline) {
+			return m.due.Empty()
+		}
+		var fds []unix.PollFd
+		for _, far := range m.far {
+			fds = append(fds, unix.PollFd{Fd: int32(far.fd), Events: unix.POLLIN})
+		}
+		if _, err := unix.Poll(fds, 100); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
 	}
-	return m.due.Empty() // loopback delivers before it says that it has sent
+}
+
+// read takes all that a peer has got.
+func (m *sendModel) read(far *rawPeer) error {
+	for {
+		n, from, err := unix.Recvfrom(far.fd, m.buf, 0)
+		if errors.Is(err, unix.EAGAIN) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		var port int
+		switch from := from.(type) {
+		case *unix.SockaddrInet4:
+			port = from.Port
+		case *unix.SockaddrInet6:
+			port = from.Port
+		}
+		if err := m.due.Came(key(far.addr, uint16(port)), m.buf[:n]); err != nil {
+			return err
+		}
+	}
 }
 
 func TestSendModel(t *testing.T) { packettest.Sequences(t, 400_000, newSendModel(t).play) }
