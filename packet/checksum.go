@@ -8,6 +8,8 @@ import (
 // Offsets of the checksum field inside the transport headers.
 const (
 	tcpChecksum  = 16
+	greChecksum  = 4    // where the header has one, RFC 2784 §2.1
+	greSummed    = 0x80 // in its first byte: it has
 	udpChecksum  = 6
 	icmpChecksum = 2
 )
@@ -192,7 +194,7 @@ func (v IPView) VerifyTransport() bool {
 //
 // A finished checksum vouches for all bytes it covers. So they must be those that the pseudo-header sum in the field was made for:
 // the IP packet ends where the packet does, the mark is at its TCP or UDP header, and the field holds the sum of the addresses, the
-// protocol and the length that are there. The reasons: BadHeader for a mark or lengths that the headers contradict, BadChecksum for
+// protocol and the length that are there; or it is GRE's, which has no pseudo-header. The reasons: BadHeader for a mark or lengths that the headers contradict, BadChecksum for
 // another sum, else ParseIP's. Nothing is known about the payload: no sum of it has been made yet. Where an IPv6 routing header has
 // segments left, the sum is over a destination that is not in the header, and is believed.
 func CheckPartial(p *Packet, front int) Drop {
@@ -215,12 +217,21 @@ func CheckPartial(p *Packet, front int) Drop {
 	switch {
 	case !ok && v.proto == extRouting && v.frag == 0:
 		return Alive
+	case !ok && v.greUnfinished(start-front, offset):
+		return Alive
 	case !ok || at != start-front || field != offset || !v.wholeDatagram(at):
 		return BadHeader
 	case binary.BigEndian.Uint16(b[start+offset:]) != PseudoSum(v.addrs(), v.proto, len(v.b)-at):
 		return BadChecksum
 	}
 	return Alive
+}
+
+// greUnfinished reports whether the packet is GRE whose header, with a checksum, starts and has it there. Linux leaves that one to the
+// device, too (`ip link add type gre csum`). It is of no pseudo-header: nothing can contradict it.
+func (v IPView) greUnfinished(start, offset int) bool {
+	at, ok := v.Transport()
+	return ok && v.proto == ProtoGRE && start == at && offset == greChecksum && len(v.b)-at >= 8 && v.b[at]&greSummed != 0
 }
 
 // wholeDatagram reports whether the packet is UDP whose own length is that of all bytes from start on, or no UDP.

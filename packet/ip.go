@@ -10,6 +10,7 @@ const (
 	ProtoICMP   = 1
 	ProtoTCP    = 6
 	ProtoUDP    = 17
+	ProtoGRE    = 47
 	ProtoESP    = 50
 	ProtoICMPv6 = 58
 	ProtoSCTP   = 132
