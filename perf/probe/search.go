@@ -72,7 +72,8 @@ type searcher struct {
 	found
 }
 
-func (t Trial) passed() bool { return t.Loss <= maxLoss }
+// passed says whether the path carries the rate. Corrupt packets are not lost, but a trial with no other has shown no rate.
+func (t Trial) passed() bool { return t.Loss <= maxLoss && t.Rate > 0 }
 
 func (s *searcher) trial(rate float64, length time.Duration) (Trial, error) {
 	t, err := s.run(rate, length)

@@ -121,6 +121,19 @@ func TestSearchWithoutALossFreeRate(t *testing.T) {
 	}
 }
 
+// Corrupt packets are not lost: where all are, no trial loses any, and none shows a rate.
+func TestSearchAmongCorruptPacketsHasNoAnswer(t *testing.T) {
+	var elapsed time.Duration
+	run := func(rate float64, length time.Duration) (Trial, error) {
+		elapsed += length
+		return Trial{Target: rate, Offered: 1e5, Sent: 1e5, Corrupt: 1e5}, nil
+	}
+	found, err := search(run, func() time.Duration { return elapsed }, 10*time.Second)
+	if err != nil || found.answered || found.lacking() == "" {
+		t.Errorf("answered %v by %+v, %q, %v", found.answered, found.best, found.lacking(), err)
+	}
+}
+
 func TestSearchEndsWithTheFirstError(t *testing.T) {
 	broken := errors.New("broken")
 	for at := 1; at < 8; at++ {
