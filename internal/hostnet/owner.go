@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // owner is a part of the daemon that wants something of the kernel, known by its name.
@@ -24,11 +26,15 @@ type owner struct {
 type Contradiction struct {
 	Owner, Other string // Other's is in force
 	Want, Has    string // the object as either wants it
+	Dev          string // the link that Want is, or needs; "" for none
 }
 
 func (c *Contradiction) Error() string {
 	return fmt.Sprintf("hostnet: %s wants %s and %s has %s: one of them has to do without", c.Owner, c.Want, c.Other, c.Has)
 }
+
+// Unwrap makes it an EEXIST, as where the kernel says that something has an object's place.
+func (c *Contradiction) Unwrap() error { return unix.EEXIST }
 
 // owner returns the one of this name, made where it is not known yet. The caller holds h.mu.
 func (h *Host) owner(name string) *owner {
@@ -159,7 +165,7 @@ func merge[T object[K], K comparable](p *pass, of func(*Want) []T) wanted[K, T] 
 				w.list = append(w.list, x)
 				w.by[x.key()] = claim[T]{x, o}
 			case have.object != x:
-				o.fail(&Contradiction{Owner: o.name, Other: have.owner.name, Want: x.String(), Has: have.object.String()})
+				o.fail(&Contradiction{Owner: o.name, Other: have.owner.name, Want: x.String(), Has: have.object.String(), Dev: x.device()})
 				fallthrough
 			case have.owner != o:
 				p.now.common[x.key()] = true
@@ -178,7 +184,7 @@ func (p *pass) mergeLinks() (links []claim[Link]) {
 			case at < 0:
 				links = append(links, claim[Link]{l, o})
 			case !links[at].object.same(l):
-				o.fail(&Contradiction{Owner: o.name, Other: links[at].owner.name, Want: l.String(), Has: links[at].object.String()})
+				o.fail(&Contradiction{Owner: o.name, Other: links[at].owner.name, Want: l.String(), Has: links[at].object.String(), Dev: l.Name})
 				fallthrough
 			case links[at].owner != o:
 				p.now.common[linkKey(l.Name)] = true

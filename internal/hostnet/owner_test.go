@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // stranger is a route of ours that nobody in this process has made.
@@ -48,7 +50,7 @@ func TestContradiction(t *testing.T) {
 		theirs := Route{Dst: netip.MustParsePrefix("10.244.2.0/24"), Dev: "eth0"}
 		err := b.host.Apply("other", Want{Routes: []Route{theirs}})
 		var c *Contradiction
-		if !errors.As(err, &c) || c.Owner != "other" || c.Other != "test" || !strings.Contains(c.Error(), "10.244.2.0/24") {
+		if !errors.As(err, &c) || c.Owner != "other" || c.Other != "test" || !strings.Contains(c.Error(), "10.244.2.0/24") || c.Dev != "eth0" || !errors.Is(err, unix.EEXIST) {
 			t.Errorf("listening %t: %v", listening, err)
 		}
 		if err := b.host.Err("test"); err != nil {

@@ -241,8 +241,10 @@ func about(err error, link string) error {
 		}
 		return errors.Join(errs...)
 	}
+	other := func(dev string) bool { return dev != link && dev != hostnet.Bridge }
 	var o *hostnet.ObjectError
-	if errors.As(err, &o) && o.Dev != link && o.Dev != hostnet.Bridge {
+	var c *hostnet.Contradiction
+	if errors.As(err, &o) && other(o.Dev) || errors.As(err, &c) && other(c.Dev) {
 		return nil
 	}
 	return err

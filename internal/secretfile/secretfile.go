@@ -74,7 +74,7 @@ func check(file string, info fs.FileInfo, bits fs.FileMode) error {
 		return fmt.Errorf("%w: %s belongs to user %d, who may read and change it: chown root %s", ErrExposed, file, st.Uid, file)
 	}
 	if mode := info.Mode().Perm(); mode&bits != 0 {
-		return fmt.Errorf("%w: %s has mode %04o, so that others may %s it: chmod 600 %s", ErrExposed, file, mode, verb(mode&bits), file)
+		return fmt.Errorf("%w: %s has mode %04o, so that others may %s it: chmod 600 %s (a Secret of Kubernetes: defaultMode: 0400)", ErrExposed, file, mode, verb(mode&bits), file)
 	}
 	return nil
 }
