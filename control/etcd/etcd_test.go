@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -428,11 +429,14 @@ func TestRace(t *testing.T) {
 		}
 		return nil
 	})
+	mu.Lock()
 	t.Logf("%d joins for %d prefixes: %d held, %d refused, in %v", nodes, free, len(held), len(refused), time.Since(began).Round(time.Millisecond))
+	texts := maps.Clone(refused)
+	mu.Unlock()
 	if keys := s.keys("/weft/prefixes/"); len(keys) != free {
 		t.Errorf("%d prefixes in the store", len(keys))
 	}
-	for name, text := range refused {
+	for name, text := range texts {
 		if !strings.Contains(text, "no prefix is free: all 1024 prefixes of 26 bits in 10.244.0.0/16 are held or reserved: remove") {
 			t.Fatalf("%s: %q", name, text)
 		}
