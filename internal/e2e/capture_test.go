@@ -18,6 +18,7 @@ import (
 
 // TestCapture: tcpdump reads what `weft capture` writes of a ping, on both sides, sealed or not; and what died has its reason.
 func TestCapture(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	for _, tool := range []string{"ping", "tcpdump", "tshark"} {
 		nettest.RequireTool(t, tool)

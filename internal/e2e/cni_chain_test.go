@@ -21,6 +21,7 @@ import (
 // TestCNIChain runs the chain that `weft cni install` writes, with portmap and bandwidth: a pod's port is reached through its
 // node from everywhere, the pod itself among it, and its rates are limited. Nothing of it stays.
 func TestCNIChain(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ip", "nft", "tc", "iptables", "ip6tables", "ping")
 	buildPlugin(t)
@@ -140,6 +141,7 @@ func served(from *nettest.NS, addr string) error {
 
 // TestCNIExhausted uses a prefix up: ADD says so and does nothing, STATUS says so, and an address given back serves again.
 func TestCNIExhausted(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ip", "nft")
 	buildPlugin(t)
@@ -193,6 +195,7 @@ func (c *cluster) cnitool(tool string, r *runtime, args ...string) (string, erro
 
 // TestCNITool drives the plugin by cnitool: every command, and what it says where it fails.
 func TestCNITool(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ip", "nft", "ping", "unshare")
 	buildPlugin(t)

@@ -81,6 +81,7 @@ func (k *killed) call(command string, b *box, more map[string]any, moment <-chan
 // left after GC, and no address belongs to two pods; also where another IPAM gives out the addresses. Debian's host-local
 // does not know CNI 1.1 and so has no GC: with it DEL follows a killed call, as runtimes have it.
 func TestPluginKilled(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "ip", "nft")
 	buildPlugin(t)

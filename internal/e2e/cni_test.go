@@ -205,6 +205,7 @@ func (r *runtime) clean(before map[string]bool) error {
 
 // TestCNI drives the plugin by libcni as runtimes do: containers on two nodes, in parallel.
 func TestCNI(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "ip")
 	buildPlugin(t)

@@ -72,6 +72,7 @@ func writeImage(t *testing.T, file string) {
 // TestContainerd runs containers of containerd and runc on two nodes, started in parallel: all reach each other, and
 // nothing is left of them. WEFT_TEST_LONG=1: 25 on each node, in every mode.
 func TestContainerd(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "containerd", "ctr", "runc", "unshare", "nft")
 	many, modes := 2, []string{"tun-gso"}

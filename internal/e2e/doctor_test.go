@@ -52,6 +52,7 @@ func (c *cluster) diagnosed(level, found, remedy string) {
 
 // TestDoctorVisitsPeers: in every mode doctor finds healthy peers healthy, and names what is wrong with others.
 func TestDoctorVisitsPeers(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "nft")
 	for _, m := range catalog.Modes {
@@ -93,6 +94,7 @@ func TestDoctorVisitsPeers(t *testing.T) {
 
 // TestDoctorNamesAnotherMTU: a peer that is told a smaller MTU than its link has sends smaller packets than it takes.
 func TestDoctorNamesAnotherMTU(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	c := prepare(t, "tun-gso", 4, nettest.ClusterOptions{})

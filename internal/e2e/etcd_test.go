@@ -130,6 +130,7 @@ func replies(output string) (sent, received int) {
 // TestEtcdOutage: etcd is killed under traffic, stays away for longer than a lease, and comes back,
 // once with its data and once without any. No packet is lost, and everybody knows.
 func TestEtcdOutage(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"vxlan", "tun-gso"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
@@ -165,6 +166,7 @@ func TestEtcdOutage(t *testing.T) {
 // TestEtcdJoin registers nodes one by one: each gets its route on all three real daemons. How long
 // that took is logged, at full size (scripts/test-long) for 200 nodes.
 func TestEtcdJoin(t *testing.T) {
+	t.Parallel()
 	joins := 20
 	if os.Getenv("WEFT_TEST_LONG") != "" {
 		joins = 200

@@ -28,6 +28,7 @@ func sameSubnetEnv(t *testing.T, far *nettest.ClusterNode, theirs string, near *
 // TestFlanneld joins a weft node to a node that runs the real flanneld, through etcd in Flannel's
 // schema, and sends both ways. scripts/test-long builds flanneld and says where it is.
 func TestFlanneld(t *testing.T) {
+	t.Parallel()
 	flanneld := builtByTestLong(t, "WEFT_FLANNELD")
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "etcd")

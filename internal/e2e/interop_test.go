@@ -14,6 +14,7 @@ import (
 // over what a network card would have finished: inner checksums that hold only the pseudo-header sum,
 // and TCP super-frames as single datagrams of up to 64 KB.
 func TestInteropWithLinuxVXLAN(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "ethtool")
 	for _, m := range catalog.Modes {

@@ -15,6 +15,7 @@ import (
 // TestKubernetes: two daemons find each other through a real kube-apiserver on the first node, which
 // is killed under traffic and comes back: no packet is lost. scripts/test-long builds the server.
 func TestKubernetes(t *testing.T) {
+	t.Parallel()
 	binary := builtByTestLong(t, "WEFT_KUBE_APISERVER")
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
@@ -73,6 +74,7 @@ func (k *kubeNodes) noRoute(n *nettest.ClusterNode, to netip.Addr) {
 // itself, to a node that runs the real flanneld with --kube-subnet-mgr, through a real kube-apiserver: all ways work, and
 // who is deleted is gone. scripts/test-long builds both programs.
 func TestKubernetesFlanneld(t *testing.T) {
+	t.Parallel()
 	binary, flanneld := builtByTestLong(t, "WEFT_KUBE_APISERVER"), builtByTestLong(t, "WEFT_FLANNELD")
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "tcpdump", "ip")

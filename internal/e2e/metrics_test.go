@@ -32,6 +32,7 @@ func scrape(n *nettest.ClusterNode, path string) (code int, body string, err err
 
 // TestMetrics: every mode's daemon, sealed or not, has a page that Prometheus takes, and the page knows what passed.
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, m := range catalog.Modes {

@@ -15,6 +15,7 @@ import (
 // TestOuterHeaderIsNeverFragmented captures what goes from node to node, in every mode, sealed too: DF is set in every outer IPv4 header,
 // and nothing comes in pieces, as docs/wire.md has it. A handshake is no exception.
 func TestOuterHeaderIsNeverFragmented(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, m := range mode.All() {

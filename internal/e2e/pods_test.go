@@ -42,6 +42,7 @@ func caller(from, to *nettest.NS, addr netip.Addr) (who netip.Addr, err error) {
 // TestPods attaches pods to two nodes through their daemons: they reach each other under their own addresses, and the
 // outside under the node's.
 func TestPods(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, m := range catalog.Modes {
@@ -88,6 +89,7 @@ func TestPods(t *testing.T) {
 // TestPodsKilled kills the daemon with SIGKILL at random moments of attaching and detaching. What was answered stands,
 // nothing else is left after GC, and no address belongs to two pods.
 func TestPodsKilled(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "ip")
 	rounds := 12

@@ -13,6 +13,7 @@ import (
 // TestRCOAcceptedByLinux: a Linux vxlan device with remcsumrx takes what weft sends with remote
 // checksum offload, behind UDP_SEGMENT too.
 func TestRCOAcceptedByLinux(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "ethtool", "tcpdump")
 	for _, family := range []int{4, 6} {

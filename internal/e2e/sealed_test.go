@@ -77,6 +77,7 @@ func (c *cluster) peers(n *nettest.ClusterNode) (list []peer) {
 // TestSealed: every mode that can seal does so, one of them by one secret and one line, carries small, large and
 // bulk packets, survives a kill, and never shows an inner byte on the underlay.
 func TestSealed(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	ciphers := []string{"aes-256-gcm", "chacha20-poly1305", "aes-128-gcm", "auto"}
@@ -87,6 +88,7 @@ func TestSealed(t *testing.T) {
 			}
 			cipher := ciphers[(2*i+k)%len(ciphers)]
 			t.Run(fmt.Sprintf("%s+%s/underlay%d", mode, cipher, family), func(t *testing.T) {
+				t.Parallel()
 				c := prepare(t, mode, family, nettest.ClusterOptions{Bridge: true})
 				a, b := c.Nodes[0], c.Nodes[1]
 				shown := watchPattern(t, c)
@@ -232,6 +234,7 @@ func capture(t *testing.T, on *nettest.NS, device string, keep int) func() [][]b
 
 // TestPatternIsSeenInClear holds the capture of TestSealed to a mode that seals nothing.
 func TestPatternIsSeenInClear(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	c := prepare(t, "tun", 4, nettest.ClusterOptions{Bridge: true})
@@ -263,6 +266,7 @@ func keys(t testing.TB, args ...string) string {
 // TestPublishedKeys: nodes that prove themselves by keys of their own, and one that holds a key
 // other than the published one.
 func TestPublishedKeys(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	c := prepare(t, "tun-gso", 4, nettest.ClusterOptions{Nodes: 3})
@@ -305,6 +309,7 @@ func TestPublishedKeys(t *testing.T) {
 
 // TestWrongPassword: a node with another password carries nothing, and doctor says what is wrong.
 func TestWrongPassword(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	c := prepare(t, "tun", 4, nettest.ClusterOptions{})
@@ -345,10 +350,12 @@ func TestWrongPassword(t *testing.T) {
 // TestMigration: a cluster is sealed node by node while all of it stays reachable, and a plaintext
 // node that is not permitted is not.
 func TestMigration(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, mode := range []string{"udp", "tun-gso", "xdp"} { // IP and VXLAN in clear; two kinds of ports
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			c := prepare(t, mode, 4, nettest.ClusterOptions{})
 			a, b := c.Nodes[0], c.Nodes[1]
 			c.launch()

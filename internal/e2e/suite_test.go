@@ -24,6 +24,7 @@ import (
 
 // each runs a test over every mode and both underlay families.
 func each(t *testing.T, test func(t *testing.T, mode string, family int)) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, m := range catalog.Modes {
@@ -197,6 +198,7 @@ func TestRestart(t *testing.T) {
 // TestAnotherMode: a node that starts in another mode than before, after a stop or a crash, has its path, with nothing of the
 // old one in its way, and nothing leaves in clear meanwhile.
 func TestAnotherMode(t *testing.T) {
+	t.Parallel()
 	c := upMixed(t, "vxlan", map[string]string{}, 4, nettest.ClusterOptions{})
 	a, b := c.Nodes[0], c.Nodes[1]
 	for i, mode := range []string{"tun-gso", "vxlan", "xdp", "tun", "vxlan-nocsum", "tun-gso"} {

@@ -140,6 +140,7 @@ func (s *supervised) restarts(n int, why string) {
 // TestSupervisor: a real systemd with the unit as it is shipped starts a daemon again that crashed, hung or was killed, and one whose
 // configuration is wrong it does not.
 func TestSupervisor(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "unshare", "nsenter", "systemctl")
 	c := prepare(t, "tun", 4, nettest.ClusterOptions{})

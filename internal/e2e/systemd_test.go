@@ -41,6 +41,7 @@ func setting(t *testing.T, key string, files ...string) (words []string) {
 
 // TestUnit: systemd understands every line of the unit, and finds it well locked up.
 func TestUnit(t *testing.T) {
+	t.Parallel()
 	nettest.RequireTool(t, "systemd-analyze")
 	text, err := os.ReadFile(unitFile)
 	if err != nil {
@@ -85,6 +86,7 @@ func write(t *testing.T, file, text string) {
 
 // TestUnitCapabilities: with no more than what the unit grants, every mode carries traffic and repairs what it made.
 func TestUnitCapabilities(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "setpriv")
 	for _, m := range catalog.Modes {
@@ -167,6 +169,7 @@ func (m *manager) after(from int, prefix string) (next int, err error) {
 
 // TestNotify: the daemon tells systemd when it is ready, reloads and ends, and feeds the watchdog.
 func TestNotify(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "env")
 	c := prepare(t, "tun", 4, nettest.ClusterOptions{})
@@ -224,6 +227,7 @@ func TestNotify(t *testing.T) {
 
 // TestNotifyWaits: a daemon that cannot program its path does not say that it is ready, and says why.
 func TestNotifyWaits(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	c := prepare(t, "tun", 4, nettest.ClusterOptions{})
 	a := c.Nodes[0]

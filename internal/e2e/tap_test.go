@@ -83,6 +83,7 @@ func (s station) heard(mac net.HardwareAddr) int {
 // TestMACsAreLearnt: in mode tap the first frame to a station goes to all nodes, and once it has spoken the next goes to its
 // node alone; when it speaks from another node, frames follow at once.
 func TestMACsAreLearnt(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	for _, family := range []int{4, 6} {
 		t.Run(fmt.Sprintf("underlay%d", family), func(t *testing.T) {

@@ -73,6 +73,7 @@ func (c *cluster) trace(n, far *nettest.ClusterNode, src, dst netip.Addr, args .
 
 // TestTrace: in every mode trace tells how a packet gets from one pod to another and why it does not.
 func TestTrace(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "nft")
 	for _, m := range catalog.Modes {
@@ -88,6 +89,7 @@ func TestTrace(t *testing.T) {
 
 // TestTraceSealed is the same where traffic is sealed.
 func TestTraceSealed(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, mode := range []string{"tun", "tun-gso"} {

@@ -99,6 +99,7 @@ func (c *cluster) verified(rate float64, duration time.Duration) {
 // the kernel's modes, all at once on one machine. It prints a table, and fails where a byte is corrupt. Without the variable it
 // runs two setups for a moment.
 func TestMixedTraffic(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	type setup struct{ mode, cipher string }

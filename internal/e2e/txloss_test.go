@@ -13,6 +13,7 @@ import (
 // TestLossBehindSend: packets that the kernel took and then lost, because the peer's link is down and nobody answers for its address, are
 // told of by name, in every mode.
 func TestLossBehindSend(t *testing.T) {
+	t.Parallel()
 	nettest.RequireTool(t, "ping")
 
 	for _, m := range catalog.Modes {

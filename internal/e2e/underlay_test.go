@@ -86,6 +86,7 @@ func (c *cluster) agreed(n *nettest.ClusterNode, want string) {
 // In every mode the node's MTU is the former's; what is too large for the peer is answered with its MTU, and what is as large as
 // that arrives.
 func TestNarrowWayToAPeer(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, m := range catalog.Modes {
@@ -127,6 +128,7 @@ func TestNarrowWayToAPeer(t *testing.T) {
 
 // TestUnderlayOfLo: an endpoint on lo has the device and the MTU of the way to the peers, and follows it.
 func TestUnderlayOfLo(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, mode := range []string{"vxlan", "tun", "xdp"} {
@@ -149,6 +151,7 @@ func TestUnderlayOfLo(t *testing.T) {
 
 // TestInterfaceThatDoesNotDo: node.interface is honoured or refused, never passed over.
 func TestInterfaceThatDoesNotDo(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, mode := range []string{"host-gw", "vxlan", "tun"} {
