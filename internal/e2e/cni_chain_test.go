@@ -247,7 +247,8 @@ func TestCNITool(t *testing.T) {
 		done("del", "weft", pod.Path())
 	}
 	done("add", "weft", pod.Path())
-	done("gc", "weft", pod.Path()) // with no valid attachments
+	// libcni detaches all that it remembers; to the plugin's own GC cnitool does not say what is valid.
+	refused("cni.dev/valid-attachments", "gc", "weft", pod.Path())
 	if err := r.clean(before); err != nil {
 		t.Errorf("after GC: %v", err)
 	}
