@@ -334,7 +334,7 @@ func TestApplySweepsStrangersAmongOurs(t *testing.T) {
 		b.ns.MustRun(t, args[0], args[1:]...)
 	}
 	b.apply(sample())
-	b.mustLack("77", "10.99.0.0", "weft-stray", "weft0", "weftbr0")
+	b.mustLack("10.244.77.0", "fd00:10:244:77:", "02:00:00:00:00:77", "192.0.2.77", "10.99.0.0", "weft-stray", "weft0", "weftbr0")
 	everything := b.ip("route", "show", "table", "all") + b.ip("neigh") + b.ip("addr") + b.ns.MustRun(t, "bridge", "fdb")
 	for _, foreign := range []string{
 		"10.244.88.0/24 dev eth0 proto static", "10.66.0.0/16 dev eth0 table 100", "192.0.2.88 dev eth0 lladdr",
