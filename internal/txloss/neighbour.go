@@ -87,7 +87,9 @@ func tableStats(message []byte) (failed, tableFull uint64, err error) {
 	if len(message) < (*family)(nil).Len() {
 		return 0, 0, errors.New("the message is too short")
 	}
-	attrs, err := nl.ParseRouteAttr(message[(*family)(nil).Len():])
+	list := message[(*family)(nil).Len():]
+	// The library slices behind the last attribute where its padding would end.
+	attrs, err := nl.ParseRouteAttr(append(slices.Clip(list), make([]byte, -len(list)&3)...))
 	if err != nil {
 		return 0, 0, err
 	}
