@@ -11,7 +11,7 @@ import (
 	"weft/backend/status"
 	"weft/control"
 	"weft/dataplane"
-	"weft/internal/hostnet"
+	"weft/hostnet"
 	"weft/packet"
 )
 

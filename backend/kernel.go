@@ -11,8 +11,8 @@ import (
 
 	"weft/catalog/mode"
 	"weft/control"
-	"weft/internal/egress"
-	"weft/internal/hostnet"
+	"weft/hostnet"
+	"weft/hostnet/egress"
 )
 
 // Planner is a way for the kernel to carry traffic. It says what this node needs, and touches nothing: what it asks of the kernel

@@ -15,7 +15,7 @@ import (
 	"weft/catalog/mode"
 	"weft/control"
 	"weft/encap/sealed"
-	"weft/internal/hostnet"
+	"weft/hostnet"
 	"weft/internal/nettest"
 	"weft/packet"
 	"weft/xdp"

@@ -14,7 +14,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
-	"weft/internal/api"
+	"weft/api"
 )
 
 // Error codes: the specification's that the library does not name, and our own from 100.

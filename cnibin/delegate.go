@@ -10,7 +10,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
-	"weft/internal/api"
+	"weft/api"
 )
 
 // delegate is the plugin named in ipam, called with our own environment and configuration as the

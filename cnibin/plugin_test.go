@@ -19,7 +19,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 
-	"weft/internal/api"
+	"weft/api"
 )
 
 // TestMain makes the test binary the plugin itself where a test calls it so.

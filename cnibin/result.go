@@ -9,7 +9,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
-	"weft/internal/api"
+	"weft/api"
 	"weft/internal/ipnet"
 )
 

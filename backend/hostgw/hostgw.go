@@ -28,8 +28,8 @@ import (
 
 	"weft/backend"
 	"weft/control"
-	"weft/internal/egress"
-	"weft/internal/hostnet"
+	"weft/hostnet"
+	"weft/hostnet/egress"
 )
 
 // planner plans routes. It implements backend.Planner.

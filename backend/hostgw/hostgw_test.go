@@ -12,7 +12,7 @@ import (
 
 	"weft/backend"
 	"weft/control"
-	"weft/internal/hostnet"
+	"weft/hostnet"
 	"weft/internal/nettest"
 )
 

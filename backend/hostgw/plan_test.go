@@ -9,8 +9,8 @@ import (
 
 	"weft/backend"
 	"weft/control"
-	"weft/internal/egress"
-	"weft/internal/hostnet"
+	"weft/hostnet"
+	"weft/hostnet/egress"
 )
 
 // TestPlan: what is planned needs no kernel. One peer on the link, one behind a router, and one IPv6 prefix without an IPv6 next hop.

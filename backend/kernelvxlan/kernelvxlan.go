@@ -19,8 +19,8 @@ import (
 
 	"weft/backend"
 	"weft/control"
-	"weft/internal/egress"
-	"weft/internal/hostnet"
+	"weft/hostnet"
+	"weft/hostnet/egress"
 	"weft/internal/ipnet"
 	"weft/packet"
 )

@@ -20,7 +20,7 @@ import (
 
 	"weft/backend"
 	"weft/control"
-	"weft/internal/hostnet"
+	"weft/hostnet"
 	"weft/internal/kernel"
 	"weft/internal/nettest"
 )

@@ -7,8 +7,8 @@ import (
 
 	"weft/backend"
 	"weft/control"
-	"weft/internal/egress"
-	"weft/internal/hostnet"
+	"weft/hostnet"
+	"weft/hostnet/egress"
 )
 
 // TestPlan: what is planned needs no kernel. One peer with a prefix of each family, one that shares no family of the underlay.

@@ -11,7 +11,7 @@ import (
 
 	"weft/backend"
 	"weft/control"
-	"weft/internal/egress"
+	"weft/hostnet/egress"
 )
 
 // some is a random choice of forty nodes, which take over what others had.

@@ -13,7 +13,7 @@ import (
 	"weft/backend"
 	"weft/control"
 	"weft/dataplane"
-	"weft/internal/egress"
+	"weft/hostnet/egress"
 	"weft/packet"
 )
 

@@ -8,8 +8,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"weft/internal/api"
-	"weft/internal/filter"
+	"weft/api"
+	"weft/insight/filter"
 	"weft/internal/wholefile"
 )
 

@@ -9,7 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/internal/config"
-	"weft/internal/daemon"
+	"weft/node/daemon"
 )
 
 // newCleanupCommand is `weft cleanup`.

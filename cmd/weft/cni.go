@@ -18,7 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/internal/api"
+	"weft/api"
 	"weft/internal/config"
 	"weft/internal/wholefile"
 )

@@ -14,7 +14,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"weft/internal/api"
+	"weft/api"
 )
 
 // TestCNIInstall builds the plugin, and installs it beside files of others.

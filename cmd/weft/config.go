@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/internal/config"
-	"weft/internal/daemon"
+	"weft/node/daemon"
 )
 
 // newConfigCommand is `weft config`.

@@ -18,7 +18,7 @@ import (
 	"weft/backend"
 	"weft/catalog"
 	"weft/internal/config"
-	"weft/internal/daemon"
+	"weft/node/daemon"
 )
 
 // newDaemonCommand is `weft daemon`: the process that carries a node's traffic.

@@ -10,11 +10,11 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"weft/api"
 	"weft/catalog/mode"
-	"weft/internal/api"
-	"weft/internal/daemon"
-	"weft/internal/doctor"
-	"weft/internal/hostnet"
+	"weft/hostnet"
+	"weft/insight/doctor"
+	"weft/node/daemon"
 )
 
 // newDoctorCommand is `weft doctor`.

@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"weft/internal/api"
+	"weft/api"
+	"weft/insight/doctor"
 	"weft/internal/config"
-	"weft/internal/doctor"
 	"weft/internal/kernel"
 	"weft/internal/nettest"
 )

@@ -3,9 +3,9 @@ package main
 import (
 	"errors"
 
-	"weft/internal/api"
+	"weft/api"
 	"weft/internal/config/strict"
-	"weft/internal/daemon"
+	"weft/node/daemon"
 	"weft/perf/probe"
 )
 

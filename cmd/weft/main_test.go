@@ -13,11 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"weft/api"
 	"weft/catalog"
 	"weft/catalog/mode"
-	"weft/internal/api"
 	"weft/internal/config"
-	"weft/internal/daemon"
+	"weft/node/daemon"
 )
 
 // weftMain runs a command line in this process, as main does.

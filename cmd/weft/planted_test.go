@@ -6,17 +6,17 @@ import (
 	"strings"
 	"testing"
 
+	"weft/api"
 	"weft/backend"
 	"weft/catalog"
 	"weft/catalog/mode"
 	"weft/control"
 	"weft/dataplane"
-	"weft/internal/api"
+	"weft/hostnet"
+	"weft/insight/doctor"
+	"weft/insight/trace"
 	"weft/internal/config"
-	"weft/internal/doctor"
-	"weft/internal/hostnet"
 	"weft/internal/nettest"
-	"weft/internal/trace"
 	"weft/perf/contender"
 )
 

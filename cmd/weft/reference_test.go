@@ -16,11 +16,11 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"weft/api"
 	"weft/catalog/mode"
-	"weft/internal/api"
 	"weft/internal/config"
 	"weft/internal/kernel"
-	"weft/internal/metrics"
+	"weft/node/metrics"
 	"weft/packet"
 	"weft/perf/probe"
 )
@@ -165,7 +165,7 @@ func TestReferenceAPI(t *testing.T) {
 		}
 	}
 	for _, file := range []string{"server.go", "podserver.go", "trace.go"} {
-		source, err := os.ReadFile("../../internal/api/" + file)
+		source, err := os.ReadFile("../../api/" + file)
 		if err != nil {
 			t.Fatal(err)
 		}

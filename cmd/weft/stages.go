@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/internal/api"
+	"weft/api"
 )
 
 // newStagesCommand is `weft stages`: what each lane does with its time.

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/internal/api"
+	"weft/api"
 )
 
 // newStatusCommand is `weft status`.

@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/internal/api"
+	"weft/api"
 )
 
 // newListCommand is a command that asks the daemon for a list and prints it as a table.

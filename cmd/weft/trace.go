@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/internal/api"
+	"weft/api"
 	"weft/packet"
 )
 

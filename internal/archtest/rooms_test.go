@@ -36,7 +36,7 @@ var (
 		"control":             {},
 		"control/controltest": {code: []string{"control"}},
 		"backend/status":      {},
-		"backend":             {code: []string{"backend/status", "catalog/mode", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", zap}},
+		"backend":             {code: []string{"backend/status", "catalog/mode", "control", "dataplane", "packet", "hostnet/egress", "hostnet", zap}},
 
 		// the parts: vocabulary, ground, and the one library a part is about
 		"tun":         {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
@@ -59,25 +59,25 @@ var (
 		// the engine names no part; its tests drive the real ones
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest", "encap/ipudp", "encap/sealed", "encap/vxlan"}},
 
-		"backend/userspace":   {code: []string{"internal/ipnet", "backend", "control", "dataplane", "packet", "internal/egress", "internal/hostnet", "internal/wait", "golang.org/x/time/rate", unix, zap}},
-		"backend/hostgw":      {code: []string{"backend", "control", "internal/egress", "internal/hostnet", zap}},
-		"backend/kernelvxlan": {code: []string{"internal/ipnet", "backend", "control", "packet", "internal/egress", "internal/hostnet", zap}},
+		"backend/userspace":   {code: []string{"internal/ipnet", "backend", "control", "dataplane", "packet", "hostnet/egress", "hostnet", "internal/wait", "golang.org/x/time/rate", unix, zap}},
+		"backend/hostgw":      {code: []string{"backend", "control", "hostnet/egress", "hostnet", zap}},
+		"backend/kernelvxlan": {code: []string{"internal/ipnet", "backend", "control", "packet", "hostnet/egress", "hostnet", zap}},
 
 		// the roof. The list of modes is data, which anybody may read
 		"catalog/mode": {code: []string{"control", "packet"}},
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
-			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"internal/hostnet"}},
+			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
 		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
-			"internal/api", "internal/config", "internal/config/strict", "internal/daemon", "internal/doctor", "internal/filter", "internal/hostnet", "internal/wholefile", "packet",
-			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "internal/metrics", "internal/trace"}},
+			"api", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet",
+			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "node/metrics", "insight/trace"}},
 
 		// the CNI plugin is a process of its own: it asks the daemon
-		"cnibin": {code: []string{"internal/ipnet", "internal/api", "github.com/containernetworking/cni/pkg/..."}},
+		"cnibin": {code: []string{"internal/ipnet", "api", "github.com/containernetworking/cni/pkg/..."}},
 
 		// the lab runs contenders as processes: it sees no part
 		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
 		"perf/compare":               {code: []string{"perf", "perf/probe", "golang.org/x/perf/benchmath", "github.com/aclements/go-moremath/stats"}},
-		"perf/contender":             {code: []string{"internal/ipnet", "catalog/mode", "internal/kernel", "perf/testbed", "internal/api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
+		"perf/contender":             {code: []string{"internal/ipnet", "catalog/mode", "internal/kernel", "perf/testbed", "api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
 		"perf/contender/wireguardgo": {code: []string{"golang.zx2c4.com/wireguard/..."}}, // the library is nowhere else
 		"perf/probe":                 {code: []string{unix}},
 		"perf/report":                {code: []string{"perf", "perf/contender", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
@@ -85,33 +85,39 @@ var (
 		"perf/scenario":              {code: []string{"perf/contender", "perf/probe", "perf/testbed", "internal/config/strict"}},
 		"perf/testbed":               {code: []string{"internal/ipnet", "internal/netlab", nl, unix}},
 
+		// what one node does, and what other processes may ask of it
+		"api": {code: []string{"backend/status"}},
+		"node/daemon": {[]string{"backend", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/systemd", "internal/txloss",
+			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
+		"node/metrics": {[]string{"api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
+		"node/pods":    {code: []string{"internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
+		"node/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
+
+		// what explains a node
+		"insight/capture": {[]string{"backend", "dataplane", "packet", "insight/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
+		"insight/doctor":  {code: []string{"catalog/mode", "control", "internal/kernel", "api", "internal/config", "hostnet/egress", "hostnet", "internal/sock", "packet", nl, unix}},
+		"insight/filter":  {code: []string{"internal/ipnet", "packet"}},
+		"insight/trace":   {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "api", "insight/filter", "hostnet", unix}, tests: []string{gopacket}},
+
+		// the kernel: one owner
+		"hostnet/egress": {code: []string{"control", "packet", "hostnet"}},
+		"hostnet":        {code: []string{"internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/..."}},
+
 		// the ground
-		"internal/api":           {code: []string{"backend/status"}},
 		"internal/archtest":      {tests: []string{"catalog/mode"}},
 		"internal/backoff":       {},
-		"internal/capture":       {[]string{"backend", "dataplane", "packet", "internal/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
 		"internal/config":        {code: []string{"catalog/mode", "control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/daemon": {[]string{"backend", "control", "dataplane", "internal/api", "internal/backoff", "internal/capture", "internal/config", "internal/egress", "internal/hostnet", "internal/metrics", "internal/pods", "internal/systemd", "internal/txloss",
-			"internal/filter", "internal/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
-		"internal/doctor":     {code: []string{"catalog/mode", "control", "internal/kernel", "internal/api", "internal/config", "internal/egress", "internal/hostnet", "internal/sock", "packet", nl, unix}},
-		"internal/egress":     {code: []string{"control", "packet", "internal/hostnet"}},
-		"internal/e2e":        {tests: []string{"catalog", "catalog/mode", "internal/api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
-		"internal/filter":     {code: []string{"internal/ipnet", "packet"}},
-		"internal/hostnet":    {code: []string{"internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/..."}},
-		"internal/ipnet":      {},
-		"internal/kernel":     {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
-		"internal/metrics":    {[]string{"internal/api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
-		"internal/netlab":     {code: []string{"internal/ipnet", nl, netns, unix}},
-		"internal/nettest":    {[]string{"internal/ipnet", "internal/kernel", "internal/netlab", nl, unix}, []string{netns}},
-		"internal/sock":       {code: []string{unix, "golang.org/x/net/bpf"}},
-		"internal/pods":       {code: []string{"internal/ipnet", "control", "internal/api", "internal/hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}},
-		"internal/secretfile": {},
-		"internal/steer":      {code: []string{"internal/sock", "packet", "golang.org/x/net/bpf"}},
-		"internal/systemd":    {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
-		"internal/trace":      {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "internal/api", "internal/filter", "internal/hostnet", unix}, tests: []string{gopacket}},
-		"internal/txloss":     {code: []string{nl, unix}},
-		"internal/wait":       {code: []string{unix}, tests: []string{"packet/packettest"}},
+		"internal/e2e":           {tests: []string{"catalog", "catalog/mode", "api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
+		"internal/ipnet":         {},
+		"internal/kernel":        {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
+		"internal/netlab":        {code: []string{"internal/ipnet", nl, netns, unix}},
+		"internal/nettest":       {[]string{"internal/ipnet", "internal/kernel", "internal/netlab", nl, unix}, []string{netns}},
+		"internal/sock":          {code: []string{unix, "golang.org/x/net/bpf"}},
+		"internal/secretfile":    {},
+		"internal/steer":         {code: []string{"internal/sock", "packet", "golang.org/x/net/bpf"}},
+		"internal/txloss":        {code: []string{nl, unix}},
+		"internal/wait":          {code: []string{unix}, tests: []string{"packet/packettest"}},
 
 		// renameio is nowhere else
 		"internal/wholefile": {code: []string{unix, "github.com/google/renameio/v2"}},

@@ -24,7 +24,7 @@ type key struct {
 }
 
 // maxSocketName bounds a socket's last element: with it, the folder's descriptor has to fit into sun_path of unix(7), whatever
-// the folder's path is. internal/api has the same figure.
+// the folder's path is. api has the same figure.
 const maxSocketName = 85
 
 // leastRekey and mostRekey bound encryption.rekey_after: a handshake costs 0.3 ms on each side, and keys end after three minutes.

@@ -17,7 +17,7 @@ import (
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
-	"weft/internal/api"
+	"weft/api"
 	"weft/internal/nettest"
 )
 

@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"weft/api"
 	"weft/catalog"
-	"weft/internal/api"
 	"weft/internal/nettest"
 )
 

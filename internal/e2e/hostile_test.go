@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/api"
 	"weft/catalog"
-	"weft/internal/api"
 	"weft/internal/nettest"
 )
 

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"weft/api"
 	"weft/catalog"
-	"weft/internal/api"
 	"weft/internal/nettest"
 )
 

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/internal/api"
+	"weft/api"
 	"weft/internal/nettest"
 )
 

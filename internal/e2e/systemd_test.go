@@ -13,9 +13,9 @@ import (
 	"syscall"
 	"testing"
 
+	"weft/api"
 	"weft/catalog"
 	"weft/catalog/mode"
-	"weft/internal/api"
 	"weft/internal/nettest"
 )
 

@@ -11,8 +11,8 @@ import (
 	"text/template"
 	"time"
 
+	"weft/api"
 	"weft/catalog/mode"
-	"weft/internal/api"
 	"weft/internal/ipnet"
 	"weft/perf/testbed"
 )

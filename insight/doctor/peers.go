@@ -1,0 +1,129 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"weft/api"
+	"weft/control"
+)
+
+const (
+	atATime   = 32                     // peers
+	echoTries = 3                      // the first packet may wait for a neighbour, or be lost to a handshake
+	echoWait  = 500 * time.Millisecond // for each
+	smallEcho = 64                     // bytes
+)
+
+// peers asks every peer's own inner address for echo replies through the tunnel, small ones and ones as large as the tunnel carries,
+// and finds out about those that give none. It needs nothing of the peers but their kernel.
+func peers(ctx context.Context, s api.Status, list []api.Peer, err error) []Finding {
+	const name = "peers"
+	switch {
+	case err != nil:
+		return []Finding{{name, Wrong, err.Error(), "use a daemon and a command of one version"}}
+	case len(list) == 0:
+		return []Finding{{name, OK, "none can be reached, or there are none", ""}}
+	}
+	found := make([]Finding, len(list))
+	turns := make(chan struct{}, atATime)
+	var all sync.WaitGroup
+	for i, p := range list {
+		all.Go(func() {
+			turns <- struct{}{}
+			found[i] = visit(ctx, s, p)
+			<-turns
+		})
+	}
+	all.Wait()
+	found = slices.DeleteFunc(found, func(f Finding) bool { return f.Level == OK })
+	if len(found) == 0 {
+		return []Finding{{name, OK, fmt.Sprintf("all %d answer through the tunnel, also packets of %d bytes", len(list), s.InnerMTU), ""}}
+	}
+	return found
+}
+
+// visit finds out how it stands with one peer.
+func visit(ctx context.Context, s api.Status, p api.Peer) Finding {
+	name := "peer " + p.Node
+	to, ok := innerAddress(s, p)
+	if !ok {
+		return Finding{name, Note, "has no prefix of an IP version that this node has one of", ""}
+	}
+	first, err := echo(ctx, to, smallEcho, echoTries, echoWait)
+	switch {
+	case errors.Is(err, errSilent):
+		return silent(ctx, name, p)
+	case err != nil:
+		return Finding{name, Note, err.Error(), "run it as root"}
+	}
+	// Now it is known how long an answer takes.
+	wait := min(max(10*first.took, 100*time.Millisecond), echoWait)
+	large, err := echo(ctx, to, p.MTU, echoTries, wait)
+	switch {
+	case err == nil && large.fragment > 0:
+		return Finding{name, Wrong, fmt.Sprintf("its own packets are cut into pieces of at most %d bytes, ours have up to %d: the MTUs differ", large.fragment, p.MTU),
+			fmt.Sprintf("give the underlay interfaces of both nodes, or node.mtu, one value; here the underlay's is %d", s.UnderlayMTU)}
+	case err == nil:
+		return Finding{Level: OK}
+	case !errors.Is(err, errSilent):
+		return Finding{name, Note, err.Error(), ""}
+	}
+	passes := largest(smallEcho, p.MTU, func(length int) bool {
+		_, err := echo(ctx, to, length, 2, wait)
+		return err == nil
+	})
+	under := s.UnderlayMTU - (p.MTU - passes)
+	return Finding{name, Wrong, fmt.Sprintf("packets above %d bytes do not come back through the tunnel, %d should: the underlay towards %v carries %d bytes, not %d",
+		passes, p.MTU, p.Endpoint.Addr(), under, s.UnderlayMTU),
+		fmt.Sprintf("raise the MTU of the peer's interface or of the link, or set node.mtu: %d on all nodes", under)}
+}
+
+// innerAddress is the address of its own that a peer has inside: the first of a prefix of a family we have too.
+func innerAddress(s api.Status, p api.Peer) (netip.Addr, bool) {
+	for _, theirs := range p.Prefixes {
+		for _, ours := range s.Prefixes {
+			if theirs.Addr().Is4() == ours.Addr().Is4() {
+				return control.HostAddr(theirs), true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// silent says why a peer does not answer through the tunnel, as far as it can be told from here.
+func silent(ctx context.Context, name string, p api.Peer) Finding {
+	at := p.Endpoint.Addr()
+	if _, err := echo(ctx, at, smallEcho, echoTries, echoWait); err != nil {
+		return Finding{name, Wrong, fmt.Sprintf("answers neither through the tunnel nor at %v", at),
+			fmt.Sprintf("see whether it runs, and whether `ip route get %v` is the way", at)}
+	}
+	port := p.Endpoint.Port()
+	switch {
+	case port == 0: // a mode without a tunnel
+		return Finding{name, Wrong, fmt.Sprintf("answers at %v, but not at its inner address", at),
+			fmt.Sprintf("see `weft status` on %s, and whether a firewall drops packets of the overlay's prefixes", p.Node)}
+	case refuses(ctx, p.Endpoint, echoWait):
+		return Finding{name, Wrong, fmt.Sprintf("answers at %v, but refuses UDP port %d", at, port),
+			fmt.Sprintf("start its daemon, with this node's mode and port; or its firewall rejects UDP port %d", port)}
+	}
+	return Finding{name, Wrong, fmt.Sprintf("answers at %v, but nothing comes back through the tunnel: UDP port %d is dropped on the way there or back, or it does not take this node for one of its own", at, port),
+		fmt.Sprintf("let UDP port %d in on both nodes and through what is between them; see `weft status` and `weft stages` on %s", port, p.Node)}
+}
+
+// largest finds the largest length that passes, where good does and bad does not.
+func largest(good, bad int, passes func(int) bool) int {
+	for bad-good > 1 {
+		if middle := (good + bad) / 2; passes(middle) {
+			good = middle
+		} else {
+			bad = middle
+		}
+	}
+	return good
+}

@@ -1,0 +1,189 @@
+package daemon
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"weft/api"
+	"weft/backend"
+	"weft/control"
+	"weft/internal/txloss"
+	"weft/node/pods"
+)
+
+// What the API asks. Each answer is made of one look at the State and one at the backend.
+var _ api.Daemon = (*Daemon)(nil)
+
+func (d *Daemon) look() (*control.State, api.Apply) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.state, d.apply
+}
+
+// Status says how the daemon is, and what the kernel tells of packets that it lost behind the path.
+func (d *Daemon) Status() api.Status {
+	s := d.status()
+	maps.Copy(s.KernelDrops, d.losses.since(s.Underlay, d.log))
+	return s
+}
+
+// lossWatch is what asks the kernel for packets that it lost.
+type lossWatch struct {
+	sync.Mutex
+	watch *txloss.Watch
+	wrong string // why it could not be asked the last time
+}
+
+// since returns what was lost since the daemon began, by name.
+func (l *lossWatch) since(devices []string, log *zap.Logger) map[string]uint64 {
+	l.Lock()
+	defer l.Unlock()
+	lost, err := l.watch.Since(devices)
+	wrong := ""
+	if err != nil {
+		wrong = err.Error()
+	}
+	if wrong != l.wrong && err != nil {
+		log.Warn("the kernel does not tell which packets it lost", zap.Error(err))
+	}
+	l.wrong = wrong
+	return lost
+}
+
+// status says how the daemon is as far as the daemon itself knows.
+func (d *Daemon) status() api.Status {
+	state, apply := d.look()
+	b := d.backend.Status()
+	s := api.Status{
+		Version: d.version, PID: os.Getpid(), Started: d.started, Now: time.Now(),
+		Node: d.cfg.Node.Name, Mode: d.cfg.Mode.Name, Network: d.cfg.Network.Prefixes, VNI: d.cfg.Network.VNI, Port: d.cfg.Network.Port,
+		Ready: b.Ready && state != nil, Reason: cmp.Or(b.Reason, apply.Error),
+		Underlay: full(b.Underlay), UnderlayMTU: b.UnderlayMTU, InnerMTU: b.InnerMTU, Devices: full(b.Devices),
+		Features: b.Features, KernelDrops: b.KernelDrops, Repairs: b.Repairs,
+		Cipher: d.cfg.Encryption.Cipher, Rejected: b.Rejected, CookiesSent: b.CookiesSent,
+		Control: api.Control{Kind: d.cfg.Control.Kind}, Apply: apply,
+		Endpoints: []netip.Addr{}, Prefixes: []netip.Prefix{}, Problems: []api.Problem{},
+	}
+	if b := settings(d.cfg, nil); b.Seal != nil {
+		s.Port = b.Seal.Port
+	}
+	s.Rings = b.Rings
+	if s.Features == nil {
+		s.Features = map[string]string{}
+	}
+	s.KernelDrops = maps.Clone(s.KernelDrops)
+	if s.KernelDrops == nil {
+		s.KernelDrops = map[string]uint64{}
+	}
+	if s.Ready {
+		s.Reason = "" // what failed was mended since by the backend itself
+	}
+	if state == nil {
+		s.Reason = "the control source has not spoken yet"
+		return s
+	}
+	if len(state.Self.Prefixes) == 0 {
+		s.Ready, s.Reason = false, "this node holds no prefix: see the problems"
+	}
+	s.Endpoints, s.Prefixes = full(state.Self.Endpoints), full(state.Self.Prefixes)
+	s.Control.Nodes, s.Control.AsOf = len(state.Nodes)+1, state.AsOf
+	for _, p := range slices.Concat(state.Problems, b.Problems) {
+		s.Problems = append(s.Problems, api.Problem{Node: p.Node, Text: p.Text})
+	}
+	return s
+}
+
+// forPods is what attaching pods needs to know.
+func (d *Daemon) forPods() pods.Node {
+	s := d.status()
+	return pods.Node{Prefixes: s.Prefixes, Network: s.Network, MTU: s.InnerMTU, Ready: s.Ready, Reason: s.Reason}
+}
+
+// Nodes lists the cluster, sorted by name.
+func (d *Daemon) Nodes() []api.Node {
+	state, _ := d.look()
+	if state == nil {
+		return nil
+	}
+	nodes := []api.Node{node(state.Self, true)}
+	for _, n := range state.Nodes {
+		nodes = append(nodes, node(n, false))
+	}
+	slices.SortFunc(nodes, func(a, b api.Node) int { return cmp.Compare(a.Name, b.Name) })
+	return nodes
+}
+
+func node(n control.Node, self bool) api.Node {
+	return api.Node{Name: n.Name, Self: self, Endpoints: full(n.Endpoints), Prefixes: full(n.Prefixes),
+		MAC: n.VTEP().String(), Features: full(n.Features)}
+}
+
+// Peers lists how the other nodes are reached.
+func (d *Daemon) Peers() []api.Peer {
+	peers := d.backend.Status().Hops
+	for i := range peers {
+		peers[i].Prefixes = full(peers[i].Prefixes)
+	}
+	return peers
+}
+
+// Routes lists the overlay's prefixes, sorted.
+func (d *Daemon) Routes() []api.Route {
+	state, _ := d.look()
+	if state == nil {
+		return nil
+	}
+	status := d.backend.Status()
+	hops := map[string]backend.Hop{}
+	for _, h := range status.Hops {
+		hops[h.Node] = h
+	}
+	var routes []api.Route
+	for _, p := range state.Self.Prefixes {
+		routes = append(routes, api.Route{Prefix: p, Node: state.Self.Name, Self: true, MTU: status.InnerMTU})
+	}
+	for _, n := range state.Nodes {
+		for _, p := range n.Prefixes {
+			h := hops[n.Name] // none where the peer cannot be reached: no endpoint, MTU 0
+			routes = append(routes, api.Route{Prefix: p, Node: n.Name, Endpoint: h.Endpoint, MTU: h.MTU})
+		}
+	}
+	slices.SortFunc(routes, func(a, b api.Route) int {
+		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
+	})
+	return routes
+}
+
+// Lanes lists what the lanes have done; none where the kernel forwards.
+func (d *Daemon) Lanes() []api.Lane {
+	b := d.backend.Lanes()
+	if b == nil {
+		return nil
+	}
+	var lanes []api.Lane
+	for _, l := range b.LaneStats() {
+		lane := api.Lane{Name: l.Name, Turns: l.Turns, Received: l.Received, Copied: l.Copied, Sent: l.Sent,
+			Waited: l.Waited.Nanoseconds(), Age: l.Age.Nanoseconds(), Stages: []api.Stage{}}
+		for _, s := range l.Stages {
+			lane.Stages = append(lane.Stages, api.Stage{Name: s.Name, Calls: s.Calls, Packets: s.Packets,
+				Timed: s.Timed, Nanos: s.Nanos, Drops: s.Drops.Map()})
+		}
+		lanes = append(lanes, lane)
+	}
+	return lanes
+}
+
+// full returns l, never nil: in JSON a list is a list.
+func full[T any](l []T) []T {
+	if l == nil {
+		return []T{}
+	}
+	return l
+}

@@ -1,0 +1,303 @@
+// Package daemon is the node's daemon: it joins a control source to a backend, answers on the API,
+// and does nothing else. What the parts are is decided by the caller.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"weft/api"
+	"weft/backend"
+	"weft/control"
+	"weft/hostnet"
+	"weft/hostnet/egress"
+	"weft/internal/config"
+	"weft/internal/txloss"
+	"weft/node/metrics"
+	"weft/node/pods"
+	"weft/node/systemd"
+)
+
+// ErrConfiguration marks errors that a person has to mend in a file.
+var ErrConfiguration = errors.New("configuration")
+
+// Parts are what a daemon is put together from.
+type Parts struct {
+	Backend func(backend.Settings) (backend.Backend, error)
+	Source  func(*config.Config, *zap.Logger) control.Source
+	Version string
+
+	// Reload asks, whenever a signal arrives, to look at the configuration again (Reread) and to put the newest state in
+	// force again, whether it is or not; nil = never.
+	Reload <-chan os.Signal
+	Reread func() (*config.Config, error)
+}
+
+// Daemon is one running daemon.
+type Daemon struct {
+	cfg     *config.Config
+	version string
+	log     *zap.Logger
+	backend backend.Backend
+	host    *hostnet.Host
+	started time.Time
+	manager systemd.Manager
+	shown   []config.Shown // the configuration at the start
+	wake    chan struct{}  // holds a token while there is a State that Apply has not seen
+	looks   chan struct{}  // holds a token while the backend asks for another Apply
+	around  func() uint64  // a digest of what Apply depends on and does not make itself
+
+	losses lossWatch
+
+	life     context.Context // ends with the daemon
+	captures atomic.Int32    // under way
+
+	mu     sync.Mutex
+	state  *control.State // the newest; nil before the first
+	apply  api.Apply
+	broken error // what the backend said has broken, since applyAll last asked
+}
+
+// Run is a daemon's life. It returns nil when ctx ended and everything was closed in order; what the
+// kernel forwards by itself, and the guard that keeps traffic from leaving in clear, stays. cfg must
+// have been through Detect.
+func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) error {
+	if err := nodesFile(cfg); err != nil {
+		return err
+	}
+	manager, err := systemd.New()
+	if err != nil {
+		return err
+	}
+	lock, err := Acquire(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	for _, s := range lock.Squatters {
+		log.Warn("a process that is not weft's has a name which keeps two daemons apart: see `ss -xlp`", zap.String("name", s.Name), zap.Int32("pid", s.PID), zap.Uint32("uid", s.UID))
+	}
+	socket, err := api.Listen(cfg.API.Socket)
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	watched, err := listenMetrics(cfg)
+	if err != nil {
+		return err
+	}
+	if watched != nil {
+		defer watched.Close()
+	}
+	host, err := hostnet.New(log, backend.Owner, pods.Owner)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	told := settings(cfg, log)
+	told.Host = host
+	b, err := parts.Backend(told)
+	if err != nil {
+		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode.Name, err)
+	}
+	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, started: time.Now(),
+		manager: manager, shown: cfg.Show(), wake: make(chan struct{}, 1), looks: make(chan struct{}, 1),
+		around: func() uint64 { return host.Surroundings(backend.Owner) }}
+
+	me := self(cfg, b, host, log)
+
+	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, Node: d.forPods, Host: host, Log: log})
+	if err != nil {
+		return errors.Join(err, b.Close())
+	}
+	defer attached.Close()
+	if d.losses.watch, err = txloss.New(); err != nil {
+		return errors.Join(err, b.Close())
+	}
+	defer d.losses.watch.Close()
+
+	group, ctx := errgroup.WithContext(ctx)
+	d.life = ctx
+	group.Go(func() error { return api.Serve(ctx, socket, d, attached) })
+	group.Go(func() error { return attached.Run(ctx) })
+	if watched != nil {
+		group.Go(func() error { return metrics.Serve(ctx, watched, d) })
+	}
+	group.Go(func() error { return host.Run(ctx) })
+	group.Go(func() error { return b.Run(ctx, d.lookAt) })
+	source := parts.Source(cfg, log)
+	group.Go(func() error { return d.follow(ctx, source, me) })
+	group.Go(func() error { d.applyAll(ctx, parts, source); return nil })
+	group.Go(func() error { d.report(ctx); return nil })
+	err = errors.Join(group.Wait(), b.Close())
+	if err == nil {
+		log.Info("stopped", zap.String("node", cfg.Node.Name))
+	}
+	return err
+}
+
+// listenMetrics binds api.metrics; nil where there is to be none.
+func listenMetrics(cfg *config.Config) (net.Listener, error) {
+	if cfg.API.Metrics == "" {
+		return nil, nil
+	}
+	return metrics.Listen(cfg.API.Metrics)
+}
+
+func settings(cfg *config.Config, log *zap.Logger) backend.Settings {
+	s := backend.Settings{
+		Mode: cfg.Mode.Name, Node: cfg.Node.Name, Network: cfg.Network.Prefixes, VNI: cfg.Network.VNI, Port: cfg.Network.Port,
+		Interface: cfg.Node.Interface, UnderlayMTU: cfg.Node.MTU, Queues: cfg.Queues, Log: log,
+	}
+	if e := cfg.Encryption; e.Cipher != config.CipherNone {
+		s.Seal = &backend.Seal{Cipher: e.Cipher, Port: e.Port, KeyFile: e.KeyFile, PSKFile: e.PSKFile, PermitPlain: e.PermitPlain, RekeyAfter: e.RekeyAfter}
+	}
+	return s
+}
+
+// follow runs the source. One that refuses before its first State was told something wrong.
+func (d *Daemon) follow(ctx context.Context, s control.Source, self control.Node) error {
+	err := s.Run(ctx, self, d.update)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case err == nil && ctx.Err() == nil:
+		return errors.New("daemon: the control source ended by itself")
+	case err != nil && d.state == nil:
+		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+	case err != nil:
+		return fmt.Errorf("daemon: control source: %w", err)
+	}
+	return nil
+}
+
+// self is what this node knows about itself before any source has spoken.
+func self(cfg *config.Config, b control.Backend, host *hostnet.Host, log *zap.Logger) control.Node {
+	var n control.Node
+	if b != nil {
+		n = b.Self()
+	}
+	n.Name = cfg.Node.Name
+	endpoints, err := host.Endpoints(cfg.Node.Interface)
+	if err != nil {
+		log.Warn("no address of this node that others could reach", zap.Error(err))
+	}
+	n.Endpoints = endpoints
+	return n
+}
+
+// update takes a State from the source. One that differs in its date and its problems only is nothing
+// for the backend to do.
+func (d *Daemon) update(s control.State) {
+	d.mu.Lock()
+	same := d.state != nil && sameCluster(d.state, &s)
+	d.state = &s
+	d.mu.Unlock()
+	if same {
+		return
+	}
+	select {
+	case d.wake <- struct{}{}:
+	default: // applyAll will see this one too
+	}
+}
+
+// sameCluster says that both have the same nodes. It takes no look at each of thousands: States are
+// never edited, so the same list is the same cluster.
+func sameCluster(a, b *control.State) bool {
+	return a.Self.Equal(b.Self) && len(a.Nodes) == len(b.Nodes) && (len(a.Nodes) == 0 || &a.Nodes[0] == &b.Nodes[0])
+}
+
+// Check reads all that a daemon would read and reports every mistake, without touching the machine.
+func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
+	h, err := hostnet.New(nil)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	state, err := read(cfg, parts, h, log)
+	if err != nil || state == nil {
+		return err
+	}
+	var errs []error
+	for _, p := range state.Problems {
+		if p.Node == "" {
+			errs = append(errs, fmt.Errorf("%w: %s", ErrConfiguration, p.Text))
+		} else {
+			errs = append(errs, fmt.Errorf("%w: node %s: %s", ErrConfiguration, p.Node, p.Text))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// nodesFile refuses a nodes file that was asked for and is not there: a node whose file is missing
+// by accident must not take the whole network for its own.
+func nodesFile(cfg *config.Config) error {
+	if cfg.Control.Kind != "static" {
+		return nil
+	}
+	file := cfg.Control.Static.File
+	if _, err := os.Stat(file); cfg.Set("control.static.file") && errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w: control.static.file: %s does not exist: write it, or remove the key for a node without peers",
+			ErrConfiguration, file)
+	}
+	return nil
+}
+
+// reader is a source whose data can be had without joining the cluster.
+type reader interface {
+	Read(self control.Node) (control.State, error)
+}
+
+// read returns the cluster as its source tells it, nil where that takes joining it.
+func read(cfg *config.Config, parts Parts, h *hostnet.Host, log *zap.Logger) (*control.State, error) {
+	if err := nodesFile(cfg); err != nil {
+		return nil, err
+	}
+	r, ok := parts.Source(cfg, log).(reader)
+	if !ok {
+		return nil, nil
+	}
+	state, err := r.Read(self(cfg, nil, h, zap.NewNop()))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	return &state, nil
+}
+
+// Cluster returns what is known of this node and the others without joining them: all where a file says it, else what this node
+// would tell the source about itself.
+func Cluster(cfg *config.Config, parts Parts, h *hostnet.Host) (me control.Node, nodes []control.Node, err error) {
+	state, err := read(cfg, parts, h, zap.NewNop())
+	if err != nil || state == nil {
+		return self(cfg, nil, h, zap.NewNop()), nil, err
+	}
+	return state.Self, state.Nodes, nil
+}
+
+// DetectUnderlay finds the underlay's device and MTU as the backend would, for `config show`.
+func DetectUnderlay(cfg *config.Config, parts Parts) error {
+	h, err := hostnet.New(nil)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	me, nodes, err := Cluster(cfg, parts, h)
+	if err != nil {
+		return err
+	}
+	u, err := egress.NewFinder(h, egress.Choice{Interface: cfg.Node.Interface, MTU: cfg.Node.MTU}).Derive(me, nodes)
+	if err == nil {
+		cfg.DetectedUnderlay(u.Device, u.MTU, u.Why)
+	}
+	return err
+}

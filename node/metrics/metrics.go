@@ -1,0 +1,212 @@
+// Package metrics is what a running daemon tells machines that watch it: Prometheus metrics, and two
+// pages for whoever asks whether it lives and whether it carries traffic.
+//
+//	GET /metrics   the text format of Prometheus, or OpenMetrics where the client prefers it
+//	GET /healthz   200 while the daemon answers
+//	GET /readyz    200 while the path is programmed, else 503 and why it is not
+//
+// Every metric is made when it is asked for, from the answers of the API: nothing is counted twice,
+// and nothing is counted here.
+package metrics
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"weft/api"
+)
+
+// description is one metric. Its label values are given in the order of labels.
+type description struct {
+	name   string
+	help   string
+	kind   prometheus.ValueType
+	labels []string
+	desc   *prometheus.Desc
+}
+
+// collector asks a daemon at each scrape. It implements prometheus.Collector.
+type collector struct {
+	daemon       api.Daemon
+	descriptions []*description
+	describe     describe
+}
+
+// describe holds the metrics by what they say; docs/reference.md has the same list.
+type describe struct {
+	info, ready, repairs, kernelDrops, rejected                                 *description
+	rings                                                                       *description
+	underlayMTU, innerMTU, nodes, problems, dataAge                             *description
+	applyAttempts, applyFailures                                                *description
+	peerPackets, peerBytes, peerMTU                                             *description
+	peerEstablished, peerSessionAge, peerHandshakes, peerAttempts, peerRejected *description
+	cookies, peerCookies                                                        *description
+	laneTurns, laneReceived, laneCopied, laneSent, laneWaited, laneAge          *description
+	stageCalls, stagePackets, stageTimed, stageSeconds, stageDrops              *description
+}
+
+func newCollector(d api.Daemon) *collector {
+	c := &collector{daemon: d}
+	count := func(name, help string, labels ...string) *description {
+		return c.add("weft_"+name, help, prometheus.CounterValue, labels)
+	}
+	gauge := func(name, help string, labels ...string) *description {
+		return c.add("weft_"+name, help, prometheus.GaugeValue, labels)
+	}
+	c.describe = describe{
+		info:          gauge("info", "Always 1; the labels say what runs.", "version", "node", "mode", "cipher", "control"),
+		ready:         gauge("ready", "1 while the path for the newest state of the cluster is programmed."),
+		underlayMTU:   gauge("underlay_mtu_bytes", "MTU of the underlay."),
+		innerMTU:      gauge("inner_mtu_bytes", "Largest inner IP packet."),
+		repairs:       count("repairs_total", "Kernel objects put back after somebody else removed or changed them."),
+		kernelDrops:   count("kernel_drops_total", "Packets the kernel dropped around the path.", "reason"),
+		rings:         count("ring_events_total", "What the kernel counts at AF_XDP rings (XDP_STATISTICS), since the path was opened.", "device", "queue", "attach", "counter"),
+		rejected:      count("handshakes_rejected_total", "Handshake messages that no peer can be named for.", "reason"),
+		cookies:       count("cookies_sent_total", "Cookies sent in answer to handshakes that no peer can be named for: the daemon was asked too much (sealed traffic)."),
+		nodes:         gauge("nodes", "Nodes of the cluster, this one included; 0 until the control source has spoken."),
+		problems:      gauge("problems", "What is wrong with the cluster's data at the moment; weft status names it."),
+		dataAge:       gauge("data_age_seconds", "Time since the control source last confirmed the cluster's data."),
+		applyAttempts: count("apply_attempts_total", "Attempts to program the cluster's state into the kernel."),
+		applyFailures: gauge("apply_failures", "Failed attempts in a row; 0 when the newest state is in force."),
+
+		peerPackets:     count("peer_packets_total", "Inner packets that passed (userspace modes).", "peer", "direction"),
+		peerBytes:       count("peer_bytes_total", "Bytes of inner packets that passed (userspace modes).", "peer", "direction"),
+		peerMTU:         gauge("peer_mtu_bytes", "Largest inner IP packet towards the peer.", "peer"),
+		peerEstablished: gauge("peer_session_established", "1 while there are keys with the peer (sealed traffic).", "peer"),
+		peerSessionAge:  gauge("peer_session_age_seconds", "Time since the last handshake with the peer (sealed traffic).", "peer"),
+		peerHandshakes:  count("peer_handshakes_total", "Handshakes completed with the peer (sealed traffic).", "peer"),
+		peerAttempts:    gauge("peer_handshake_attempts", "Handshakes in a row that the peer did not answer (sealed traffic).", "peer"),
+		peerRejected:    count("peer_rejected_total", "Messages and packets of the peer that were rejected (sealed traffic).", "peer", "reason"),
+		peerCookies:     count("peer_cookies_total", "Cookies in place of answers to handshakes: sent to the peer's address (out), received from it (in) (sealed traffic).", "peer", "direction"),
+
+		laneTurns:    count("lane_batches_total", "Batches the lane carried.", "lane"),
+		laneReceived: count("lane_received_packets_total", "Packets the lane received; with the copied ones they are what it sent and what its stages dropped.", "lane"),
+		laneCopied:   count("lane_copied_packets_total", "Packets the lane made itself, to flood others (mode tap).", "lane"),
+		laneSent:     count("lane_sent_packets_total", "Packets the lane sent.", "lane"),
+		laneWaited:   count("lane_waited_seconds_total", "Time the lane was blocked for packets.", "lane"),
+		laneAge:      count("lane_seconds_total", "Time since the lane began; what is not waited is busy.", "lane"),
+		stageCalls:   count("stage_calls_total", "Batches the stage handled.", "lane", "stage"),
+		stagePackets: count("stage_packets_total", "Packets the stage handled.", "lane", "stage"),
+		stageTimed:   count("stage_timed_packets_total", "Packets among them whose time was taken.", "lane", "stage"),
+		stageSeconds: count("stage_timed_seconds_total", "Time the timed packets took.", "lane", "stage"),
+		stageDrops:   count("drops_total", "Packets dropped; a series begins with its first drop.", "lane", "stage", "reason"),
+	}
+	return c
+}
+
+func (c *collector) add(name, help string, kind prometheus.ValueType, labels []string) *description {
+	d := &description{name: name, help: help, kind: kind, labels: labels, desc: prometheus.NewDesc(name, help, labels, nil)}
+	c.descriptions = append(c.descriptions, d)
+	return d
+}
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range c.descriptions {
+		to <- d.desc
+	}
+}
+
+// scrape sends the metrics of one answer.
+type scrape struct {
+	describe
+	to chan<- prometheus.Metric
+}
+
+func (s scrape) send(d *description, value float64, labels ...string) {
+	m, err := prometheus.NewConstMetric(d.desc, d.kind, value, labels...)
+	if err != nil { // a name that is not UTF-8 must not end the daemon
+		m = prometheus.NewInvalidMetric(d.desc, err)
+	}
+	s.to <- m
+}
+
+// byReason sends one metric for each reason; the labels before it are given.
+func (s scrape) byReason(d *description, counts map[string]uint64, labels ...string) {
+	for reason, n := range counts {
+		s.send(d, float64(n), append(labels[:len(labels):len(labels)], reason)...)
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(to chan<- prometheus.Metric) {
+	s := scrape{c.describe, to}
+	status, lanes := c.daemon.Status(), c.daemon.Lanes()
+	s.status(status)
+	for _, l := range lanes {
+		s.lane(l)
+	}
+	for _, p := range c.daemon.Peers() {
+		s.peer(p, status, len(lanes) > 0)
+	}
+}
+
+func (s scrape) status(v api.Status) {
+	s.send(s.info, 1, v.Version, v.Node, v.Mode, v.Cipher, v.Control.Kind)
+	s.send(s.ready, truth(v.Ready))
+	s.send(s.underlayMTU, float64(v.UnderlayMTU))
+	s.send(s.innerMTU, float64(v.InnerMTU))
+	s.send(s.repairs, float64(v.Repairs))
+	s.byReason(s.kernelDrops, v.KernelDrops)
+	for _, r := range v.Rings {
+		s.byReason(s.rings, r.Counters, r.Device, strconv.Itoa(r.Queue), r.Attach)
+	}
+	s.byReason(s.rejected, v.Rejected)
+	if v.Rejected != nil {
+		s.send(s.cookies, float64(v.CookiesSent))
+	}
+	s.send(s.nodes, float64(v.Control.Nodes))
+	s.send(s.problems, float64(len(v.Problems)))
+	if !v.Control.AsOf.IsZero() {
+		s.send(s.dataAge, v.Now.Sub(v.Control.AsOf).Seconds())
+	}
+	s.send(s.applyAttempts, float64(v.Apply.Attempts))
+	s.send(s.applyFailures, float64(v.Apply.Failures))
+}
+
+// peer tells of a peer's traffic only where there are lanes that count it: elsewhere zero would be untrue.
+func (s scrape) peer(p api.Peer, v api.Status, counted bool) {
+	s.send(s.peerMTU, float64(p.MTU), p.Node)
+	if counted {
+		s.send(s.peerPackets, float64(p.TxPackets), p.Node, "out")
+		s.send(s.peerPackets, float64(p.RxPackets), p.Node, "in")
+		s.send(s.peerBytes, float64(p.TxBytes), p.Node, "out")
+		s.send(s.peerBytes, float64(p.RxBytes), p.Node, "in")
+	}
+	if p.Session == nil {
+		return
+	}
+	s.send(s.peerEstablished, truth(p.Session.Established), p.Node)
+	if !p.Session.Since.IsZero() {
+		s.send(s.peerSessionAge, v.Now.Sub(p.Session.Since).Seconds(), p.Node)
+	}
+	s.send(s.peerHandshakes, float64(p.Session.Handshakes), p.Node)
+	s.send(s.peerAttempts, float64(p.Session.Attempts), p.Node)
+	s.byReason(s.peerRejected, p.Session.Rejected, p.Node)
+	s.send(s.peerCookies, float64(p.Session.CookiesSent), p.Node, "out")
+	s.send(s.peerCookies, float64(p.Session.CookiesReceived), p.Node, "in")
+}
+
+func (s scrape) lane(l api.Lane) {
+	s.send(s.laneTurns, float64(l.Turns), l.Name)
+	s.send(s.laneReceived, float64(l.Received), l.Name)
+	s.send(s.laneCopied, float64(l.Copied), l.Name)
+	s.send(s.laneSent, float64(l.Sent), l.Name)
+	s.send(s.laneWaited, float64(l.Waited)/1e9, l.Name)
+	s.send(s.laneAge, float64(l.Age)/1e9, l.Name)
+	for _, st := range l.Stages {
+		s.send(s.stageCalls, float64(st.Calls), l.Name, st.Name)
+		s.send(s.stagePackets, float64(st.Packets), l.Name, st.Name)
+		s.send(s.stageTimed, float64(st.Timed), l.Name, st.Name)
+		s.send(s.stageSeconds, float64(st.Nanos)/1e9, l.Name, st.Name)
+		s.byReason(s.stageDrops, st.Drops, l.Name, st.Name)
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,119 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/api"
+	"weft/hostnet"
+	"weft/internal/ipnet"
+	"weft/internal/nettest"
+)
+
+// TestEverythingOfPodsIsPutBack: whatever somebody removes or changes of a pod's on the node, its link itself, or inside, is back, and
+// the pod reaches the other one and the outside. How long each took is logged.
+func TestEverythingOfPodsIsPutBack(t *testing.T) {
+	nettest.RequireTool(t, "ping", "nft")
+	for _, style := range []string{Routed, Bridge} {
+		t.Run(style, func(t *testing.T) {
+			r := newRig(t, style)
+			r.m.every = 500 * time.Millisecond
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 2)
+			go func() { done <- r.o.Host.Run(ctx) }()
+			go func() { done <- r.m.Run(ctx) }()
+			t.Cleanup(func() {
+				cancel()
+				if err := errors.Join(<-done, <-done); err != nil {
+					t.Error(err)
+				}
+			})
+			x, y := nettest.New(t), nettest.New(t)
+			a, b := r.attach(request(x, "x")), r.attach(request(y, "y"))
+			link, ip4, ip6 := a.HostInterface, a.IPs[0].Address.Addr().String(), a.IPs[1].Address.Addr().String()
+			for _, c := range []struct {
+				where *nettest.NS
+				cmd   string
+			}{
+				{r.host, "ip route flush proto 87; ip -6 route flush proto 87"},
+				{r.host, "ip link set " + link + " down"},
+				{r.host, "ip link set " + link + " mtu 1300"},
+				{r.host, "ip neigh flush dev " + link + " nud all"},
+				{r.host, "ip addr flush dev " + link},
+				{r.host, "ip link set " + link + " nomaster"},
+				{r.host, "ip link del " + link},
+				{r.host, "nft flush ruleset"},
+				{r.host, "nft flush chain inet weft postrouting"},
+				{r.host, "if ip link show weftbr0; then ip link set weftbr0 down; fi"},
+				{r.host, "if ip link show weftbr0; then ip addr flush dev weftbr0; fi"},
+				{r.host, "if ip link show weftbr0; then ip link del weftbr0; fi"},
+				{x, "ip link set eth0 down"},
+				{x, "ip link set eth0 mtu 1300"},
+				{x, "ip addr flush dev eth0 scope global"},
+				{x, "ip route flush all; ip -6 route del default"},
+				{x, "ip link del eth0"},
+			} {
+				c.where.MustRun(t, "sh", "-c", c.cmd)
+				began := time.Now()
+				q := api.CheckRequest{AttachRequest: request(x, "x"), Expect: a}
+				nettest.Eventually(t, 20*time.Second, func() error {
+					if err := r.m.Check(t.Context(), q); err != nil {
+						return err
+					}
+					out := r.host.MustRun(t, "sh", "-c", "ip -4 addr show; ip -6 addr show; ip neigh show nud permanent; nft list ruleset")
+					for _, what := range r.mustHave(style, link, ip4, ip6) {
+						if !strings.Contains(out, what) {
+							return fmt.Errorf("after %q the node lacks %q", c.cmd, what)
+						}
+					}
+					return nil
+				})
+				t.Logf("%6d ms  %s", time.Since(began).Milliseconds(), c.cmd)
+				for i := range a.IPs {
+					reach(t, x, b.IPs[i].Address.Addr())
+					reach(t, x, outside(b.IPs[i].Address.Addr().Is6()))
+				}
+			}
+		})
+	}
+}
+
+func (r *rig) mustHave(style, link, ip4, ip6 string) []string {
+	list := []string{"masquerade"}
+	if style == Bridge {
+		return append(list, "10.244.1.1/24", "fd00:10:244:1::1/64")
+	}
+	return append(list, "169.254.1.1/32 scope global "+link, "fe80::1/128", ip4+" dev "+link+" lladdr", ip6+" dev "+link+" lladdr")
+}
+
+// TestPlan: what is planned for pods needs no kernel.
+func TestPlan(t *testing.T) {
+	o := Options{Attach: Routed, Masquerade: true}
+	if w := plan(nil, node, o); len(w.Links)+len(w.Tables)+len(w.Passage) != 0 {
+		t.Errorf("without pods %+v", w)
+	}
+	r := &record{Network: "weft", ContainerID: "x", IfName: "eth0", Netns: "/run/netns/x", Inode: 7, MAC: "02:00:00:00:00:09"}
+	for _, p := range prefixes("10.244.1.9/24", "fd00:10:244:1::9/64") {
+		r.Addrs = append(r.Addrs, p.Addr())
+	}
+	name := hostName(r.key())
+	w := plan([]*attachment{newAttachment(r, 1450)}, node, o)
+	if len(w.Links) != 1 || w.Links[0].Name != name || w.Links[0].Veth.Inode != 7 || w.Links[0].MTU != 1450 ||
+		!slices.Equal(w.Addrs, []hostnet.Addr{{Dev: name, Prefix: ipnet.Host(gateway4)}, {Dev: name, Prefix: ipnet.Host(gateway6)}}) ||
+		!slices.Equal(w.Routes, []hostnet.Route{{Dst: ipnet.Host(r.Addrs[0]), Dev: name}, {Dst: ipnet.Host(r.Addrs[1]), Dev: name}}) ||
+		len(w.Neighbors) != 2 || w.Neighbors[0].MAC != [6]byte{2, 0, 0, 0, 0, 9} || len(w.Tables) != 1 || len(w.Tables[0].Chains[0].Rules) != 8 ||
+		!slices.Equal(w.Passage, node.Network) {
+		t.Errorf("%+v", w)
+	}
+	r.Bridged, o.Attach, o.Masquerade = true, Bridge, false
+	w = plan([]*attachment{newAttachment(r, 1450)}, node, o)
+	if len(w.Links) != 2 || w.Links[0].Name != hostnet.Bridge || w.Links[1].Master != hostnet.Bridge || len(w.Routes)+len(w.Neighbors)+len(w.Tables) != 0 ||
+		len(w.Addrs) != 2 || !w.Addrs[0].OnLink {
+		t.Errorf("bridged: %+v", w)
+	}
+}
