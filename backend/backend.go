@@ -3,6 +3,7 @@
 package backend
 
 import (
+	"context"
 	"net/netip"
 	"time"
 
@@ -45,10 +46,23 @@ type Seal struct {
 	RekeyAfter time.Duration // age of keys that are replaced
 }
 
-// Backend is a control.Backend that can say how it does.
+// Backend makes this machine carry packets for a State. All but Apply and Close may be called at any time.
 type Backend interface {
-	control.Backend
+	// Self returns what to announce about this node: MAC, Features.
+	Self() control.Node
+	// Apply makes the machine's state follow s: whole state, never a delta; idempotent; safe after
+	// a crash. On an error as much as possible of s is in force and Apply may be called again.
+	Apply(s control.State) error
+	// Run watches what Apply made until ctx ends, and calls look when Apply should be called again: with nil when what it
+	// was planned from may have changed, or nobody has looked for a second; with an error when what was in force has broken.
+	// look returns soon. Run leaves forwarding state in place.
+	Run(ctx context.Context, look func(broken error)) error
+	// Close stops carrying packets by this process; kernel state that forwards by itself stays.
+	Close() error
+
 	Status() Status
+	// InnerMTU is the largest inner packet, bytes; 0 where there is no path yet.
+	InnerMTU() int
 	// Lanes returns what carries packets in this process; nil where the kernel forwards.
 	Lanes() Lanes
 }

@@ -144,6 +144,13 @@ func (b *Kernel) Close() error { return nil }
 // Lanes returns nil: no packet passes through this process.
 func (b *Kernel) Lanes() Lanes { return nil }
 
+// InnerMTU implements Backend.
+func (b *Kernel) InnerMTU() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.plan.InnerMTU
+}
+
 // Status reports the path and its peers.
 func (b *Kernel) Status() Status {
 	b.mu.Lock()

@@ -1,9 +1,8 @@
-// Package control is the vocabulary of the slow path: who is in the cluster (Node, State), who
-// says so (Source) and who makes this machine act on it (Backend). Sub-packages are the sources.
+// Package control is the vocabulary of the slow path: who is in the cluster (Node, State), who says so (Source), and what becomes of
+// it on this node (InForce). Sub-packages are the sources.
 package control
 
 import (
-	"context"
 	"crypto/sha256"
 	"maps"
 	"net"
@@ -58,39 +57,24 @@ type Problem struct {
 
 // State is the whole cluster as last known. Never edited after publication.
 type State struct {
+	// Revision tells clusters apart: of two States that one Source published, the later has the same Revision where Self and Nodes are
+	// the same, and else a higher one. AsOf and Problems may differ all the same. 0 = never published. See Number.
+	Revision uint64
+
 	Self     Node      // this node as the source granted it: endpoints and prefixes
 	Nodes    []Node    // all other nodes, sorted by name
 	AsOf     time.Time // when the source last confirmed the data
 	Problems []Problem // what was left out, or is stale, and why
 }
 
-// Source says who is in the cluster. Run publishes self where the kind of source has something to
-// publish, calls update with the whole State whenever it changes, and returns when ctx ends (nil)
-// or when it can never work (error). update is called from one goroutine at a time.
-type Source interface {
-	Run(ctx context.Context, self Node, update func(State)) error
-}
-
-// Witness is a Source that tells the cluster that this node forwards.
-type Witness interface {
-	Source
-	// Forwarding says that a State which gives this node a prefix is in force. It may be called again, and at any time.
-	Forwarding()
-}
-
-// Backend makes this machine carry packets for a State.
-type Backend interface {
-	// Self returns what to publish about this node: MAC, Features.
-	Self() Node
-	// Apply makes the machine's state follow s: whole state, never a delta; idempotent; safe after
-	// a crash. On an error as much as possible of s is in force and Apply may be called again.
-	Apply(s State) error
-	// Run watches what Apply made until ctx ends, and calls look when Apply should be called again: with nil when what it
-	// was planned from may have changed, or nobody has looked for a second; with an error when what was in force has broken.
-	// look returns soon. Run leaves forwarding state in place.
-	Run(ctx context.Context, look func(broken error)) error
-	// Close stops carrying packets by this process; kernel state that forwards by itself stays.
-	Close() error
+// Number gives s the Revision that follows on the State published before it; the zero State is none. It is cheap where s has the
+// very list of nodes that last has.
+func (s *State) Number(last *State) {
+	s.Revision = last.Revision
+	listed := len(s.Nodes) == len(last.Nodes) && (len(s.Nodes) == 0 || &s.Nodes[0] == &last.Nodes[0])
+	if last.Revision == 0 || !s.Self.Equal(last.Self) || !listed && !slices.EqualFunc(s.Nodes, last.Nodes, Node.Equal) {
+		s.Revision++
+	}
 }
 
 // HostAddr returns the address of a node's own prefix that the node itself holds, so that its own

@@ -122,6 +122,8 @@ type Host struct {
 	firewallNews atomic.Bool // it heard of a change of nftables by another process
 	doubt        atomic.Bool // it heard of another one that may concern us, or may have missed some
 
+	underlayNews atomic.Uint64 // see UnderlayNews
+
 	whole atomic.Int64 // how long the last look at everything took, ns
 
 	watched atomic.Pointer[map[int]bool] // devices that are not ours and whose changes concern us, by index

@@ -140,11 +140,15 @@ func (h *Host) follow(ctx context.Context, listener *nl.NetlinkSocket, notify fu
 		if listener = h.listenAgain(ctx, &again, err); listener == nil {
 			return
 		}
+		h.underlayNews.Add(1)
 		h.doubt.Store(true)
 		notify()
 		h.listening.Store(true)
 	}
 }
+
+// UnderlayNews counts what was heard, or may have been missed, of devices named in a Want.Watch and of their addresses.
+func (h *Host) UnderlayNews() uint64 { return h.underlayNews.Load() }
 
 // listenAgain opens a new socket after one that broke with err; nil when ctx ended first.
 func (h *Host) listenAgain(ctx context.Context, again *backoff.Backoff, err error) (listener *nl.NetlinkSocket) {
@@ -168,6 +172,7 @@ func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func
 	for {
 		news, from, err := listener.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
+			h.underlayNews.Add(1)
 			h.doubt.Store(true) // the kernel dropped notifications; the socket itself goes on
 			notify()
 			continue
@@ -180,6 +185,7 @@ func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func
 		}
 		for _, m := range news {
 			if h.concerns(m) {
+				h.underlayNews.Add(1)
 				h.doubt.Store(true)
 				notify()
 			} else if h.surprising(m) {

@@ -281,6 +281,13 @@ func hostAddrs(self control.Node) (own []netip.Addr) {
 	return own
 }
 
+// InnerMTU implements backend.Backend.
+func (b *Backend) InnerMTU() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.path.InnerMTU
+}
+
 // Status reports the path, its peers and their traffic.
 func (b *Backend) Status() backend.Status {
 	b.mu.Lock()

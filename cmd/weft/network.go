@@ -152,8 +152,8 @@ func networkStore(file string) (control.NetworkStore, *config.Config, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	store, ok := parts.Source(cfg, zap.NewNop()).(control.NetworkStore)
-	if !ok {
+	store := parts.Source(cfg, zap.NewNop()).Store()
+	if store == nil {
 		return nil, nil, configError{fmt.Errorf("control.kind %s keeps no network: with it the network is network.prefixes in each node's file", cfg.Control.Kind)}
 	}
 	return store, cfg, nil

@@ -9,10 +9,14 @@
 //	start NAME                     commit, and run a source for this node
 //	stop                           end that source; what it left in the cluster stays
 //	start-fails NAME               commit; a source for this node must refuse to run
+//	announce ENDPOINT,…            the running source's node has these endpoints, a key and a feature to tell by now
+//	expect announced               the node itself has that key and that feature in its State
 //	expect self NAME ENDPOINTS PREFIXES, expect node …, expect problem NAME|source, expect problems 0
 //	expect nodes COUNT             so many other nodes; the node lines are then not all of them
 //	only written                   (first) the script is for sources whose cluster is written down by a
 //	                               person, self included, and not for those where nodes register
+//
+// Besides, every State must have a Revision by the contract: the last one's where Self and Nodes are the same, else a higher one.
 //
 // Consecutive expect lines describe one State: all of its nodes, no others. Problems are counted
 // only where a line speaks of them.
@@ -95,6 +99,9 @@ type runner struct {
 	nodes   map[string]control.Node
 	states  chan control.State
 	last    *control.State
+	before  control.State // the last one published by the running source, for its Revision
+	source  control.Source
+	self    control.Node // as it announces itself
 	line    int
 	stop    func() // ends the running source; may be called again
 }
@@ -120,6 +127,10 @@ func (r *runner) run(lines []string) {
 		case f[0] == "start":
 			r.commit()
 			r.start(f[1])
+		case f[0] == "announce":
+			r.self = r.node([]string{r.self.Name, f[1], ""})
+			r.self.PublicKey, r.self.Features, r.self.MAC = announcedKey, []string{announcedFeature}, announcedMAC
+			r.source.Announce(r.self)
 		case f[0] == "start-fails":
 			r.commit()
 			r.startFails(f[1])
@@ -141,11 +152,19 @@ func (r *runner) node(f []string) control.Node {
 	for _, s := range strings.Split(f[1], ",") {
 		n.Endpoints = append(n.Endpoints, netip.MustParseAddr(s))
 	}
-	for _, s := range strings.Split(f[2], ",") {
+	for s := range strings.FieldsFuncSeq(f[2], func(r rune) bool { return r == ',' }) {
 		n.Prefixes = append(n.Prefixes, netip.MustParsePrefix(s))
 	}
 	return n
 }
+
+// What `announce` announces besides endpoints.
+const (
+	announcedKey     = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+	announcedFeature = "rco"
+)
+
+var announcedMAC = control.MAC{2, 0, 0, 0, 0, 0x77}
 
 func (r *runner) commit() {
 	var nodes []control.Node
@@ -181,9 +200,10 @@ func (r *runner) start(name string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	source, states := r.cluster.Source(), r.states
-	self := control.Node{Name: name, Endpoints: r.nodes[name].Endpoints}
+	r.source, r.self, r.before = source, control.Node{Name: name, Endpoints: r.nodes[name].Endpoints}, control.State{}
+	source.Announce(r.self)
 	go func() {
-		done <- source.Run(ctx, self, func(s control.State) { states <- s })
+		done <- source.Run(ctx, func(s control.State) { states <- s })
 	}()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
@@ -208,7 +228,9 @@ func (r *runner) start(name string) {
 func (r *runner) startFails(self string) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
 	defer cancel()
-	err := r.cluster.Source().Run(ctx, control.Node{Name: self}, func(s control.State) {
+	source := r.cluster.Source()
+	source.Announce(control.Node{Name: self})
+	err := source.Run(ctx, func(s control.State) {
 		r.t.Errorf("line %d: published %+v", r.line+1, s)
 	})
 	if err == nil || errors.Is(err, context.DeadlineExceeded) {
@@ -229,6 +251,7 @@ func (r *runner) expect(want [][]string) {
 	for {
 		select {
 		case s := <-r.states:
+			r.numbered(s)
 			r.last = &s
 			if missing = r.differs(s, want); missing == "" {
 				return
@@ -239,6 +262,21 @@ func (r *runner) expect(want [][]string) {
 	}
 }
 
+// numbered holds a State's Revision against the one before it.
+func (r *runner) numbered(s control.State) {
+	r.t.Helper()
+	b := r.before
+	same := b.Self.Equal(s.Self) && slices.EqualFunc(b.Nodes, s.Nodes, control.Node.Equal)
+	switch {
+	case s.Revision == 0:
+		r.t.Errorf("line %d: a State without a Revision: %s", r.line+1, short(&s))
+	case b.Revision == 0:
+	case same != (s.Revision == b.Revision), s.Revision < b.Revision:
+		r.t.Errorf("line %d: Revision %d, after %d; the cluster is the same: %v", r.line+1, s.Revision, b.Revision, same)
+	}
+	r.before = s
+}
+
 func (r *runner) differs(s control.State, want [][]string) string {
 	nodes, count := map[string]bool{}, -1
 	for _, w := range want {
@@ -246,6 +284,10 @@ func (r *runner) differs(s control.State, want [][]string) string {
 		case "self":
 			if got := describe(s.Self); got != strings.Join(w[1:], " ") {
 				return fmt.Sprintf("self is %q, want %q", got, w[1:])
+			}
+		case "announced":
+			if s.Self.PublicKey != announcedKey || s.Self.MAC != announcedMAC || !slices.Equal(s.Self.Features, []string{announcedFeature}) {
+				return fmt.Sprintf("self is %+v, and was announced as %+v", s.Self, r.self)
 			}
 		case "node":
 			nodes[w[1]] = true

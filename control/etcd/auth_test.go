@@ -35,7 +35,9 @@ func TestAuth(t *testing.T) {
 		"no permission":  {"guest", "guest", "grant user \"guest\" read and write below /weft"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := s.of("a", user(t, c.user, c.password)).Run(ctx, node("a", "192.0.2.1"), func(control.State) {})
+			src := s.of("a", user(t, c.user, c.password))
+			src.Announce(node("a", "192.0.2.1"))
+			err := src.Run(ctx, func(control.State) {})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}

@@ -19,7 +19,6 @@ package etcd
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"strings"
 	"time"
@@ -62,6 +61,8 @@ type Source struct {
 	schema schema
 	log    *zap.Logger
 	dial   func(Settings) (client *clientv3.Client, hangUp func(), err error)
+
+	control.Announcement
 }
 
 // New makes a source. Nothing is read or connected before Run, Network or SetNetwork.
@@ -96,13 +97,7 @@ const (
 
 // Run joins the cluster, publishes it, and keeps this node's lease until ctx ends. The lease stays
 // then: a restart finds its prefixes again.
-func (s *Source) Run(ctx context.Context, self control.Node, update func(control.State)) error {
-	if len(self.Endpoints) == 0 {
-		return errors.New("etcd: this node has no address that it could tell the others: set node.interface")
-	}
-	if s.set.Schema == SchemaFlannel {
-		self.Endpoints = control.OfNetwork(self.Endpoints, s.set.Network)
-	}
+func (s *Source) Run(ctx context.Context, update func(control.State)) error {
 	mem, err := remember(s.set.StateDir)
 	if err != nil {
 		return err
@@ -110,9 +105,9 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 	if mem.damaged != "" {
 		s.log.Warn("what this node remembered cannot be read: it is a new owner to the store, and may get another prefix", zap.String("file", mem.damaged))
 	}
-	m := &member{Source: s, self: self, memory: mem, update: update, fresh: true}
-	if _, err := s.schema.values(with(self, s.set.Network), mem.Owner); err != nil {
-		return fmt.Errorf("etcd: %w", err)
+	m := &member{Source: s, memory: mem, update: update, fresh: true}
+	if _, err := m.listen(); err != nil {
+		return err
 	}
 	defer m.hangUp()
 	again := backoff.Backoff{First: pauseFirst, Most: pauseMost}
@@ -137,6 +132,15 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 		}
 	}
 }
+
+// Read implements control.Source: the store tells its members only.
+func (s *Source) Read() (control.State, error) { return control.State{}, control.ErrJoin }
+
+// Hear implements control.Source: that a node has a lease is all that the store knows of it.
+func (s *Source) Hear(control.InForce) {}
+
+// Store implements control.Source.
+func (s *Source) Store() control.NetworkStore { return s }
 
 func with(n control.Node, prefixes []netip.Prefix) control.Node {
 	n.Prefixes = prefixes

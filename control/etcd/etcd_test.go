@@ -131,6 +131,31 @@ func TestNameTaken(t *testing.T) {
 	second.await("joined", both(joined(0), clean))
 }
 
+// What a node announces while it runs the others hear, and it keeps its prefixes; what cannot be announced changes nothing.
+func TestAnnounce(t *testing.T) {
+	t.Parallel()
+	for schema, of := range map[string]func(*etcd.Settings){etcd.SchemaWeft: nil, etcd.SchemaFlannel: flannelSettings} {
+		t.Run(schema, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t)
+			a, b := run(t, s.of("a", of), node("a", "192.0.2.1")), run(t, s.of("b", of), node("b", "192.0.2.2"))
+			a.await("both", joined(1))
+			p := b.await("both", joined(1)).Self.Prefixes
+			b.src.Announce(node("b"))
+			b.src.Announce(node("b", "192.0.2.22"))
+			moved := func(n control.Node) bool {
+				return slices.Equal(n.Endpoints, node("b", "192.0.2.22").Endpoints) && slices.Equal(n.Prefixes, p)
+			}
+			b.await("moved", func(st control.State) bool { return moved(st.Self) && len(st.Nodes) == 1 })
+			a.await("b has moved", func(st control.State) bool { return len(st.Nodes) == 1 && moved(st.Nodes[0]) })
+			b.src.Announce(node("b"))
+			if st := b.await("still there", joined(1)); !moved(st.Self) {
+				t.Errorf("without an address %+v", st.Self)
+			}
+		})
+	}
+}
+
 // Two daemons with one state directory, as a cloned machine has it: the one that came later wins, the
 // other stops and says so, and neither fights.
 func TestClone(t *testing.T) {
@@ -361,7 +386,9 @@ func TestGarbage(t *testing.T) {
 	if !st.Self.Equal(before.Self) || !slices.EqualFunc(st.Nodes, before.Nodes, control.Node.Equal) {
 		t.Errorf("others were harmed: %+v, before %+v", st, before)
 	}
-	err := s.of("z", small).Run(t.Context(), node("z", "192.0.2.26"), func(control.State) {})
+	src := s.of("z", small)
+	src.Announce(node("z", "192.0.2.26"))
+	err := src.Run(t.Context(), func(control.State) {})
 	if err == nil || !strings.Contains(err.Error(), "the cluster's network is") {
 		t.Errorf("a node of another network joined: %v", err)
 	}
@@ -398,7 +425,8 @@ func TestRace(t *testing.T) {
 		leave[name] = end
 		all.Go(func() {
 			var had []netip.Prefix
-			err := src.Run(one, self, func(st control.State) {
+			src.Announce(self)
+			err := src.Run(one, func(st control.State) {
 				mu.Lock()
 				defer mu.Unlock()
 				delete(refused, name)

@@ -150,16 +150,23 @@ func TestFlannelRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.put("/coreos.com/network/config", c.config)
-			err := s.of("a", flannelSettings).Run(t.Context(), node("a", "192.0.2.1"), func(control.State) {})
+			src := s.of("a", flannelSettings)
+			src.Announce(node("a", "192.0.2.1"))
+			err := src.Run(t.Context(), func(control.State) {})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
 	}
-	if err := s.of("a", flannelSettings).Run(t.Context(), node("a", "2001:db8::1"), nil); err == nil || !strings.Contains(err.Error(), "no IPv4 address") {
-		t.Errorf("without IPv4: %v", err)
-	}
-	if err := s.of("a", nil).Run(t.Context(), node("a"), nil); err == nil || !strings.Contains(err.Error(), "set node.interface") {
-		t.Errorf("without an address: %v", err)
+	for _, c := range []struct {
+		set  func(*etcd.Settings)
+		self control.Node
+		want string
+	}{{flannelSettings, node("a", "2001:db8::1"), "no IPv4 address"}, {nil, node("a"), "set node.interface"}} {
+		src := s.of("a", c.set)
+		src.Announce(c.self)
+		if err := src.Run(t.Context(), nil); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("got %v, want %q", err, c.want)
+		}
 	}
 }

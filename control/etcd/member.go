@@ -27,6 +27,8 @@ type member struct {
 	memory *memory
 	update func(control.State)
 
+	announced <-chan struct{} // tells that self may be another by now
+
 	view    *view
 	network control.Network
 	wrong   string // what is wrong with the network's configuration now, "" when it is in force
@@ -79,6 +81,11 @@ func (m *member) session(ctx context.Context) error {
 	if err := m.readNetwork(ctx); err != nil {
 		return err
 	}
+	if other, err := m.listen(); err != nil {
+		m.log.Error("what this node announces is kept as it was", zap.Error(err))
+	} else if other {
+		m.grant.mod = 0 // what is written is not what is to be
+	}
 	if !m.agrees() {
 		if err := m.hold(ctx); err != nil {
 			return err
@@ -87,6 +94,24 @@ func (m *member) session(ctx context.Context) error {
 	m.outage = ""
 	m.publish()
 	return m.follow(ctx)
+}
+
+// listen takes over what this node announces by now. It says whether that is something else than before; after an error it is not.
+func (m *member) listen() (other bool, err error) {
+	self, changed := m.Announced()
+	m.announced = changed
+	if len(self.Endpoints) == 0 {
+		return false, errors.New("etcd: this node has no address that it could tell the others: set node.interface")
+	}
+	if m.set.Schema == SchemaFlannel {
+		self.Endpoints = control.OfNetwork(self.Endpoints, m.set.Network)
+	}
+	if _, err := m.schema.values(with(self, m.set.Network), m.memory.Owner); err != nil {
+		return false, fmt.Errorf("etcd: %w", err)
+	}
+	other = !self.Equal(m.self)
+	m.self = self
+	return other, nil
 }
 
 // hangUp closes the client; the next session makes another.
@@ -277,6 +302,8 @@ func (m *member) follow(ctx context.Context) error {
 		case <-flush:
 			flush, flushed = nil, time.Now()
 			m.publish()
+		case <-m.announced:
+			return errAgain
 		case <-changed:
 			if !asking {
 				ask.Reset(0)

@@ -66,6 +66,7 @@ func (m *member) publish() {
 	}
 	s := m.state()
 	s.AsOf = m.asOf
+	s.Number(&m.last)
 	for _, p := range s.Problems {
 		if !slices.Contains(m.last.Problems, p) {
 			m.log.Warn("the cluster's data has a problem", zap.String("node", p.Node), zap.String("problem", p.Text))
@@ -76,7 +77,7 @@ func (m *member) publish() {
 }
 
 // state makes the State of what is known. Where the nodes are those of the last one it has the same
-// slice of them: nothing to do for those who act on it.
+// slice of them.
 func (m *member) state() control.State {
 	if nodes, ok := m.patched(); ok {
 		clear(m.view.dirty)

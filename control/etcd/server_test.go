@@ -164,6 +164,7 @@ func certificates(t testing.TB, dir, at string) {
 // daemon is one simulated node: a source that runs, and the State it published last.
 type daemon struct {
 	t      testing.TB
+	src    *etcd.Source
 	states chan control.State
 	last   control.State
 	end    func() error // ends Run and returns what it returned
@@ -172,9 +173,10 @@ type daemon struct {
 // run runs a source for a node until the test ends, or until end.
 func run(t testing.TB, src *etcd.Source, self control.Node) *daemon {
 	ctx, cancel := context.WithCancel(context.Background())
-	d := &daemon{t: t, states: make(chan control.State, 4096)}
+	d := &daemon{t: t, src: src, states: make(chan control.State, 4096)}
 	done := make(chan error, 1)
-	go func() { done <- src.Run(ctx, self, func(s control.State) { d.states <- s }) }()
+	src.Announce(self)
+	go func() { done <- src.Run(ctx, func(s control.State) { d.states <- s }) }()
 	var err error
 	ended := false
 	d.end = func() error {

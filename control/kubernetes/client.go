@@ -118,13 +118,17 @@ func (c *client) apply(ctx context.Context, node string, annotations map[string]
 		Param("fieldManager", manager).Param("force", fmt.Sprint(force)).Body(body).Do(ctx).Error()
 }
 
-// setUp sets the one condition of the node that says that its network is there.
-func (c *client) setUp(ctx context.Context, node string) error {
+// setNetwork sets the one condition of the node that says whether its network is there.
+func (c *client) setNetwork(ctx context.Context, node string, is condition) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	now := metav1.Now()
+	status, message := corev1.ConditionFalse, "weft carries this node's traffic"
+	if is == down {
+		status, message = corev1.ConditionTrue, "weft does not carry this node's traffic: `weft status` there says why"
+	}
 	body, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []corev1.NodeCondition{{
-		Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse, Reason: reasonUp, Message: "weft carries this node's traffic",
+		Type: corev1.NodeNetworkUnavailable, Status: status, Reason: string(is), Message: message,
 		LastHeartbeatTime: now, LastTransitionTime: now,
 	}}}})
 	if err != nil {

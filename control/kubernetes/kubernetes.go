@@ -4,7 +4,7 @@
 //
 // All it needs of the server is to get, list and watch nodes, and to patch nodes/status. Annotations
 // are written by server-side apply, so that each of them has an owner and what a daemon no longer says
-// goes away. A node that forwards says so by its condition NetworkUnavailable.
+// goes away. Whether a node forwards it says by its condition NetworkUnavailable.
 //
 // Nodes come by list and watch, as an informer gets them. Losing the server is not losing the cluster:
 // without an answer everything stays in force and only grows old. A node whose object is deleted is no
@@ -13,11 +13,9 @@ package kubernetes
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -45,18 +43,24 @@ type Settings struct {
 	Log     *zap.Logger
 }
 
-// Source is one API server. It implements control.Witness.
+// Source is one API server. It implements control.Source.
 type Source struct {
-	set        Settings
-	schema     schema
-	log        *zap.Logger
-	poke       chan struct{} // holds a token while there is something to publish
-	forwarding atomic.Bool   // this node has a prefix, and carries its traffic
+	set    Settings
+	schema schema
+	log    *zap.Logger
+	poke   chan struct{} // holds a token while there is something to publish
+
+	control.Announcement
+
+	hearing   sync.Mutex
+	carries   bool      // this node has a prefix, and carries its traffic
+	broken    time.Time // since when it does not; zero before it was ever heard of
+	downAfter time.Duration
 }
 
 // New makes a source. Nothing is read or connected before Run.
 func New(s Settings) *Source {
-	src := &Source{set: s, log: s.Log, schema: own{s.VNI}, poke: make(chan struct{}, 1)}
+	src := &Source{set: s, log: s.Log, schema: own{s.VNI}, poke: make(chan struct{}, 1), downAfter: downAfter}
 	if s.Schema == SchemaFlannel {
 		src.schema = flannel{s.VNI}
 	}
@@ -73,6 +77,8 @@ const (
 	refresh = 10 * time.Second
 	// grace is how long a server may refuse a node that starts: its rules may be on their way.
 	grace = 10 * time.Second
+	// downAfter is how long a node does not forward before it says so: a path that is opened anew is no reason to write.
+	downAfter = 10 * time.Second
 )
 
 // relist is between attempts to reach the server, in the client library's own words; halved at random.
@@ -84,21 +90,19 @@ var quiet = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHandl
 
 // Run writes what this node has to say into its Node object, and publishes the cluster until ctx ends. What is written stays
 // then: a restart is no news to the others.
-func (s *Source) Run(ctx context.Context, self control.Node, update func(control.State)) error {
+func (s *Source) Run(ctx context.Context, update func(control.State)) error {
 	quiet()
-	if s.set.Schema == SchemaFlannel {
-		self.Endpoints = control.OfNetwork(self.Endpoints, s.set.Network)
-	}
-	if _, err := s.schema.annotations(self); err != nil && len(self.Endpoints) > 0 {
-		return fmt.Errorf("kubernetes: %w", err)
+	m := &member{Source: s, update: update, say: make(chan pending, 1),
+		records: map[string]*record{}, dirty: map[string]bool{}, told: map[control.Problem]bool{}}
+	if err := m.listen(); err != nil {
+		return err
 	}
 	c, err := dial(s.set)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	m := &member{Source: s, client: c, self: self, update: update, say: make(chan news, 1),
-		records: map[string]*record{}, dirty: map[string]bool{}, told: map[control.Problem]bool{}}
+	m.client, m.name = c, m.self.Name
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -110,13 +114,43 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 	return m.publish(ctx)
 }
 
-// Forwarding has the condition NetworkUnavailable of this node's Node object made False, as often as it is found
-// otherwise.
-func (s *Source) Forwarding() {
-	if s.forwarding.CompareAndSwap(false, true) {
-		s.wake()
+// Hear implements control.Source: the condition NetworkUnavailable of this node's Node object is made to say so, as often as it is
+// found otherwise.
+func (s *Source) Hear(f control.InForce) {
+	s.hearing.Lock()
+	defer s.hearing.Unlock()
+	carries := f.Carries()
+	switch {
+	case carries == s.carries && (carries || !s.broken.IsZero()):
+		return
+	case carries:
+		s.broken = time.Time{}
+	default:
+		s.broken = time.Now()
+		time.AfterFunc(s.downAfter, s.wake)
 	}
+	s.carries = carries
+	s.wake()
 }
+
+// network is what the condition should be; "" where it is to stay as it is.
+func (s *Source) network() condition {
+	s.hearing.Lock()
+	defer s.hearing.Unlock()
+	switch {
+	case s.carries:
+		return up
+	case !s.broken.IsZero() && time.Since(s.broken) >= s.downAfter:
+		return down
+	}
+	return ""
+}
+
+// Read implements control.Source: the server tells who may ask it.
+func (s *Source) Read() (control.State, error) { return control.State{}, control.ErrJoin }
+
+// Store implements control.Source: the network is the controller manager's.
+func (s *Source) Store() control.NetworkStore { return nil }
 
 func (s *Source) wake() {
 	select {

@@ -33,7 +33,8 @@ type daemon struct {
 func run(t testing.TB, s kubernetes.Settings, self control.Node) *daemon {
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &daemon{t: t, source: kubernetes.New(s), states: make(chan control.State, 1000), done: make(chan error, 1), stop: cancel}
-	go func() { d.done <- d.source.Run(ctx, self, func(s control.State) { d.states <- s }) }()
+	d.source.Announce(self)
+	go func() { d.done <- d.source.Run(ctx, func(s control.State) { d.states <- s }) }()
 	t.Cleanup(cancel)
 	return d
 }
@@ -145,6 +146,13 @@ func TestRegistration(t *testing.T) {
 	f.put("a", o)
 	delete(want, "weft.network/endpoints")
 	f.annotations("a", want)
+	// The node itself has something else to tell.
+	self.Endpoints, self.PublicKey, self.Features = node("a", "203.0.113.1").Endpoints, "", nil
+	d.source.Announce(self)
+	delete(want, "weft.network/public-key")
+	delete(want, "weft.network/features")
+	want["weft.network/endpoints"] = "203.0.113.1"
+	f.annotations("a", want)
 }
 
 // unavailable is a Node as a cloud makes it: nothing is scheduled there before its network is up.
@@ -167,9 +175,16 @@ func conditions(n *corev1.Node) string {
 const (
 	conditionsBefore = "map[NetworkUnavailable:True NoRouteCreated Ready:True KubeletReady]"
 	conditionsUp     = "map[NetworkUnavailable:False WeftIsUp Ready:True KubeletReady]"
+	conditionsDown   = "map[NetworkUnavailable:True WeftIsDown Ready:True KubeletReady]"
 )
 
-// A node's condition NetworkUnavailable goes when the node forwards, not before, and stays away.
+// carrying is what the daemon tells of a State in force, with a reason one that is not.
+func carrying(reason string) control.InForce {
+	return control.InForce{State: control.State{Self: node("a", "10.244.1.0/24")}, Reason: reason, InnerMTU: 1450}
+}
+
+// A node's condition NetworkUnavailable goes when the node forwards, not before, stays away, and comes back when the node has not
+// forwarded for a while.
 func TestNetworkUnavailable(t *testing.T) {
 	t.Parallel()
 	f := startFake(t)
@@ -199,13 +214,27 @@ func TestNetworkUnavailable(t *testing.T) {
 	if got := now(); got != conditionsBefore {
 		t.Errorf("before it forwards its conditions are %s", got)
 	}
-	d.source.Forwarding()
+	d.source.Hear(control.InForce{State: d.last})
 	becomes(conditionsUp)
-	d.source.Forwarding()
+	d.source.Hear(control.InForce{State: d.last})
 	// The Node is made anew, or somebody takes the condition for his own.
 	f.put("a", unavailable(node("a", "192.0.2.1", "10.244.1.0/24")))
 	becomes(conditionsUp)
 	f.annotations("a", written)
+	// A path that breaks and is opened anew is no news, one that stays away is.
+	d.source.SetDownAfter(time.Hour)
+	d.source.Hear(carrying("the device is gone"))
+	d.source.Hear(carrying(""))
+	d.source.SetDownAfter(time.Millisecond)
+	f.put("a", unavailable(node("a", "192.0.2.1", "10.244.1.0/24"))) // so that something is written whatever is heard
+	becomes(conditionsUp)
+	d.source.Hear(carrying("the device is gone"))
+	becomes(conditionsDown)
+	f.put("a", unavailable(node("a", "192.0.2.1", "10.244.1.0/24")))
+	becomes(conditionsDown)
+	d.source.Hear(carrying("the device is gone still"))
+	d.source.Hear(carrying(""))
+	becomes(conditionsUp)
 }
 
 func TestOtherNodes(t *testing.T) {

@@ -23,9 +23,9 @@ import (
 type member struct {
 	*Source
 	client *client
-	self   control.Node // as the daemon knows it; without prefixes
+	name   string // of this node, and of its Node object
 	update func(control.State)
-	say    chan news // what is to be written; the newest only
+	say    chan pending // what is to be written; the newest only
 
 	mu       sync.Mutex
 	records  map[string]*record // by name
@@ -37,16 +37,32 @@ type member struct {
 	unsaid   string             // why what this node has to say is not written, "" when it is
 
 	// Of the publishing goroutine alone.
+	self      control.Node    // as the daemon announces it; without prefixes
+	announced <-chan struct{} // tells that it may be another by now
 	last      control.State
 	published bool
 	index     *control.Index           // of last, nil where it is not in order
 	told      map[control.Problem]bool // those of last
 }
 
-// news is what a Node object does not say yet about this node.
-type news struct {
+// pending is what a Node object does not say yet about this node.
+type pending struct {
 	annotations map[string]string // all of this node's; nil = it says them
-	up          bool              // that it forwards
+	network     condition         // "" = it says it
+}
+
+// listen takes over what this node announces by now.
+func (m *member) listen() error {
+	self, announced := m.Announced()
+	m.announced = announced
+	if m.set.Schema == SchemaFlannel {
+		self.Endpoints = control.OfNetwork(self.Endpoints, m.set.Network)
+	}
+	if _, err := m.schema.annotations(self); err != nil && len(self.Endpoints) > 0 {
+		return fmt.Errorf("kubernetes: %w", err)
+	}
+	m.self = self
+	return nil
 }
 
 // heard notes how the server answered.
@@ -158,7 +174,7 @@ func (m *member) Transformer() cache.TransformFunc {
 func (m *member) register(ctx context.Context) {
 	again := backoff.Backoff{First: 200 * time.Millisecond, Most: 30 * time.Second}
 	var last time.Time
-	var want news
+	var want pending
 	for {
 		select {
 		case <-ctx.Done():
@@ -196,32 +212,32 @@ func (m *member) register(ctx context.Context) {
 	}
 }
 
-// tell writes news.
-func (m *member) tell(ctx context.Context, n news) error {
-	if n.annotations != nil {
-		if err := m.apply(ctx, n.annotations); err != nil {
+// tell writes what is pending.
+func (m *member) tell(ctx context.Context, p pending) error {
+	if p.annotations != nil {
+		if err := m.apply(ctx, p.annotations); err != nil {
 			return err
 		}
 	}
-	if !n.up {
+	if p.network == "" {
 		return nil
 	}
-	err := m.client.setUp(ctx, m.self.Name)
+	err := m.client.setNetwork(ctx, m.name, p.network)
 	if err == nil {
-		m.log.Info("the node's network is available: condition written", zap.String("node", m.self.Name), zap.String("reason", reasonUp))
+		m.log.Info("whether the node's network is available: condition written", zap.String("node", m.name), zap.String("reason", string(p.network)))
 	}
 	return err
 }
 
 // apply writes annotations. What somebody else has written becomes ours, and is told.
 func (m *member) apply(ctx context.Context, want map[string]string) error {
-	err := m.client.apply(ctx, m.self.Name, want, false)
+	err := m.client.apply(ctx, m.name, want, false)
 	if apierrors.IsConflict(err) {
 		m.log.Warn("annotations of this node belong to somebody else, and are taken over", zap.Error(err))
-		err = m.client.apply(ctx, m.self.Name, want, true)
+		err = m.client.apply(ctx, m.name, want, true)
 	}
 	if err == nil {
-		m.log.Info("annotations written", zap.String("node", m.self.Name), zap.Int("annotations", len(want)))
+		m.log.Info("annotations written", zap.String("node", m.name), zap.Int("annotations", len(want)))
 	}
 	return err
 }
@@ -235,12 +251,16 @@ func (m *member) publish(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-m.poke:
+		case <-m.announced:
+			if err := m.listen(); err != nil {
+				m.log.Error("what this node announces is kept as it was", zap.Error(err))
+			}
 		case <-tick.C:
 			m.mu.Lock()
 			silent := time.Since(m.asOf) > confirm && m.listed
 			m.mu.Unlock()
 			if silent {
-				m.heard(ctx, m.client.ask(ctx, m.self.Name))
+				m.heard(ctx, m.client.ask(ctx, m.name))
 			}
 		}
 		if err := m.once(); err != nil {
@@ -267,6 +287,7 @@ func (m *member) once() error {
 	s := m.state()
 	s.AsOf = m.asOf
 	m.mu.Unlock()
+	s.Number(&m.last)
 	told := make(map[control.Problem]bool, len(s.Problems))
 	for _, p := range s.Problems {
 		if !m.told[p] {
@@ -280,8 +301,7 @@ func (m *member) once() error {
 }
 
 // state makes the State of what is known, and has the annotations written that go with it. Where the
-// nodes are those of the last State it has the same slice of them: nothing to do for those who act on
-// it. The lock is held.
+// nodes are those of the last State it has the same slice of them. The lock is held.
 func (m *member) state() control.State {
 	problems, self := m.problems(), m.last.Self
 	r := m.records[m.self.Name]
@@ -346,7 +366,10 @@ func (m *member) announce(r *record) control.Node {
 		_, wanted := want[key]
 		same = same && (wanted || !strings.HasPrefix(key, prefixWeft))
 	}
-	fresh := news{up: m.forwarding.Load() && len(n.Prefixes) > 0 && !r.up}
+	fresh := pending{network: m.network()}
+	if fresh.network == r.network {
+		fresh.network = ""
+	}
 	if !same {
 		fresh.annotations = want
 	}
@@ -354,7 +377,7 @@ func (m *member) announce(r *record) control.Node {
 	case <-m.say:
 	default:
 	}
-	if fresh.annotations != nil || fresh.up {
+	if fresh.annotations != nil || fresh.network != "" {
 		m.say <- fresh
 	}
 	return n

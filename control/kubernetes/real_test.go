@@ -219,7 +219,7 @@ users: [{name: x, user: {token: %q}}]}`, s.at, token), 0o600))
 		})
 	}
 	conditionsOfB(conditionsBefore)
-	b.source.Forwarding()
+	b.source.Hear(carrying(""))
 	conditionsOfB(conditionsUp)
 	s.do(http.MethodPatch, nodesPath+"/b/status", "application/strategic-merge-patch+json",
 		[]byte(`{"status":{"conditions":[{"type":"NetworkUnavailable","status":"True","reason":"NoRouteCreated"}]}}`))

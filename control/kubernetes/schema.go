@@ -40,9 +40,14 @@ const (
 	flannelKubeManagedV = "true"
 )
 
-// reasonUp is why a node's condition NetworkUnavailable is False: clouds make nodes with it True, and nothing is
-// scheduled there until whoever is the network says otherwise.
-const reasonUp = "WeftIsUp"
+// condition is the reason of a node's condition NetworkUnavailable where it is this project's: clouds make nodes with the condition
+// True, and nothing is scheduled there until whoever is the network says otherwise.
+type condition string
+
+const (
+	up   condition = "WeftIsUp"   // False: the node forwards
+	down condition = "WeftIsDown" // True
+)
 
 // schema is how nodes are described in annotations.
 type schema interface {
@@ -62,13 +67,13 @@ type record struct {
 	node        control.Node
 	internal    []netip.Addr      // InternalIPs that can be read
 	annotations map[string]string // ours and Flannel's
-	up          bool              // its condition NetworkUnavailable is what a weft node that forwards makes it
+	network     condition         // its condition NetworkUnavailable, where it is one that weft writes
 	waits       string            // why it has no prefix yet, "" when it has
 	wrong       string            // why it is not in the cluster, "" when it is
 }
 
 func (r *record) equal(o *record) bool {
-	return r.node.Equal(o.node) && r.up == o.up && r.waits == o.waits && r.wrong == o.wrong && slices.Equal(r.internal, o.internal) && maps.Equal(r.annotations, o.annotations)
+	return r.node.Equal(o.node) && r.network == o.network && r.waits == o.waits && r.wrong == o.wrong && slices.Equal(r.internal, o.internal) && maps.Equal(r.annotations, o.annotations)
 }
 
 // read is what a Node object says to this schema.
@@ -85,7 +90,10 @@ func read(s schema, n *corev1.Node) *record {
 		}
 	}
 	for _, c := range n.Status.Conditions {
-		r.up = r.up || c.Type == corev1.NodeNetworkUnavailable && c.Status == corev1.ConditionFalse && c.Reason == reasonUp
+		is := condition(c.Reason)
+		if c.Type == corev1.NodeNetworkUnavailable && (is == up && c.Status == corev1.ConditionFalse || is == down && c.Status == corev1.ConditionTrue) {
+			r.network = is
+		}
 	}
 	cidrs := n.Spec.PodCIDRs
 	if len(cidrs) == 0 && n.Spec.PodCIDR != "" {

@@ -50,7 +50,8 @@ clusters: [{name: x, cluster: {server: "https://127.0.0.1:1"}}], contexts: [{nam
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel() // nothing is asked of a server
 			src := kubernetes.New(kubernetes.Settings{Kubeconfig: file, Schema: kubernetes.SchemaWeft, Network: controltest.Network(), VNI: 1, Log: zap.NewNop()})
-			err := src.Run(ctx, node("a", "192.0.2.1"), func(control.State) {})
+			src.Announce(node("a", "192.0.2.1"))
+			err := src.Run(ctx, func(control.State) {})
 			if c.says == "" && err != nil || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), "control.kubernetes.kubeconfig")) {
 				t.Errorf("%v; want %q", err, c.says)
 			}

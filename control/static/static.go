@@ -40,6 +40,8 @@ type Source struct {
 	file    string
 	network []netip.Prefix
 	log     *zap.Logger
+
+	control.Announcement
 }
 
 // New makes a source of the file (absolute path) for an overlay of these prefixes. The file is first
@@ -48,9 +50,10 @@ func New(file string, network []netip.Prefix, log *zap.Logger) *Source {
 	return &Source{file: file, network: network, log: log}
 }
 
-// Run publishes the file's State and publishes again whenever the file changes. Of self it uses the
-// name, and the endpoints where there is no file.
-func (s *Source) Run(ctx context.Context, self control.Node, update func(control.State)) error {
+// Run publishes the file's State and publishes again whenever the file changes. Of what this node announces it uses the
+// name, and the rest where there is no file: a file is a person's word, this node included.
+func (s *Source) Run(ctx context.Context, update func(control.State)) error {
+	self, announced := s.Announced()
 	changes, err := watch(s.file)
 	every := recheck
 	if err != nil {
@@ -71,21 +74,34 @@ func (s *Source) Run(ctx context.Context, self control.Node, update func(control
 		s.log.Warn("no nodes file: this node has no peers and owns the whole network",
 			zap.String("file", s.file), zap.String("node", self.Name), zap.Stringers("prefixes", s.network))
 	}
-	s.publish(state, update)
+	var last control.State
+	publish := func(st control.State) {
+		st.Number(&last)
+		last = st
+		s.publish(st, update)
+	}
+	publish(state)
 
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	last := seen{data: data, good: state}
+	now := seen{data: data, good: state}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-announced:
+			self, _ = s.Announced()
+			if now.data == nil {
+				now.good = s.alone(self)
+				publish(now.state(s.file))
+			}
+			continue
 		case <-changes.changed:
 		case <-ticker.C:
 		}
-		if next, changed := s.reread(last, self); changed {
-			s.publish(next.state(s.file), update)
-			last = next
+		if next, changed := s.reread(now, self); changed {
+			publish(next.state(s.file))
+			now = next
 		}
 	}
 }
@@ -152,8 +168,9 @@ func (s *Source) read() ([]byte, error) {
 	return data, nil
 }
 
-// Read reads the file once: what Run would publish first.
-func (s *Source) Read(self control.Node) (control.State, error) {
+// Read implements control.Source: it reads the file once.
+func (s *Source) Read() (control.State, error) {
+	self, _ := s.Announced() // Run is not under way where this is asked
 	data, err := s.read()
 	if err != nil {
 		return control.State{}, err
@@ -162,11 +179,10 @@ func (s *Source) Read(self control.Node) (control.State, error) {
 }
 
 func (s *Source) state(data []byte, self control.Node) (control.State, error) {
-	now := time.Now()
 	if data == nil {
-		self.Prefixes = s.network
-		return control.State{Self: self, AsOf: now}, nil
+		return s.alone(self), nil
 	}
+	now := time.Now()
 	nodes, problems, err := parse(s.file, data)
 	if err != nil {
 		return control.State{}, err
@@ -184,6 +200,18 @@ func (s *Source) state(data []byte, self control.Node) (control.State, error) {
 	st.AsOf, st.Problems = now, append(problems, st.Problems...)
 	return st, nil
 }
+
+// alone is the State of a node without a file.
+func (s *Source) alone(self control.Node) control.State {
+	self.Prefixes = s.network
+	return control.State{Self: self, AsOf: time.Now()}
+}
+
+// Hear implements control.Source: a file has no place for it.
+func (s *Source) Hear(control.InForce) {}
+
+// Store implements control.Source: the network is each node's own configuration.
+func (s *Source) Store() control.NetworkStore { return nil }
 
 // publish logs what was left out and hands the State on.
 func (s *Source) publish(st control.State, update func(control.State)) {

@@ -107,7 +107,7 @@ func TestRead(t *testing.T) {
   - {name: "", endpoints: [192.0.2.4], prefixes: [10.244.4.0/24]}
   - {name: e, endpoints: [192.0.2.5]}
 `)
-	st, err := s.Read(control.Node{Name: "a"})
+	st, err := read(s)
 	must(t, err)
 	if st.Self.Endpoints[1] != netip.MustParseAddr("2001:db8::1") || len(st.Nodes) != 2 || st.Nodes[0].PublicKey != key || st.Nodes[1].PublicKey != "" {
 		t.Errorf("state %+v", st)
@@ -137,7 +137,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, file := source(t, c.in)
-			_, err := s.Read(control.Node{Name: "a"})
+			_, err := read(s)
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), file) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
@@ -153,15 +153,19 @@ func TestAlone(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	self := control.Node{Name: "a", Endpoints: []netip.Addr{netip.MustParseAddr("192.0.2.9")}}
-	go func() {
-		done <- static.New(file, controltest.Network(), zap.New(core)).Run(ctx, self, func(s control.State) { states <- s })
-	}()
+	src := static.New(file, controltest.Network(), zap.New(core))
+	src.Announce(self)
+	go func() { done <- src.Run(ctx, func(s control.State) { states <- s }) }()
 	st := next(t, states)
 	if len(st.Nodes) != 0 || fmt.Sprint(st.Self.Prefixes) != fmt.Sprint(controltest.Network()) || fmt.Sprint(st.Self.Endpoints) != "[192.0.2.9]" {
 		t.Errorf("alone: %+v", st)
 	}
 	if logs.FilterMessageSnippet("no peers").Len() != 1 {
 		t.Errorf("the log does not say it: %v", logs.All())
+	}
+	src.Announce(control.Node{Name: "a", Endpoints: []netip.Addr{netip.MustParseAddr("192.0.2.10")}})
+	if now := next(t, states); fmt.Sprint(now.Self.Endpoints) != "[192.0.2.10]" || now.Revision != st.Revision+1 {
+		t.Errorf("after another word: %+v", now)
 	}
 	write(t, file, "nodes: [{name: a, endpoints: [192.0.2.1], prefixes: [10.244.1.0/24]}, {name: b, endpoints: [192.0.2.2], prefixes: [10.244.2.0/24]}]")
 	for st = next(t, states); len(st.Nodes) != 1; st = next(t, states) {
@@ -196,7 +200,8 @@ func TestUnchangedIsQuiet(t *testing.T) {
 	const one = "nodes: [{name: a, endpoints: [192.0.2.1], prefixes: [10.244.1.0/24]}]"
 	s, file := source(t, one)
 	states := make(chan control.State, 16)
-	go s.Run(t.Context(), control.Node{Name: "a"}, func(s control.State) { states <- s })
+	s.Announce(control.Node{Name: "a"})
+	go s.Run(t.Context(), func(s control.State) { states <- s })
 	next(t, states)
 	write(t, file, one)
 	write(t, file+".swp", "x")
@@ -218,7 +223,7 @@ func FuzzRead(f *testing.F) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		st, err := static.New(file, controltest.Network(), zap.NewNop()).Read(control.Node{Name: "a"})
+		st, err := read(static.New(file, controltest.Network(), zap.NewNop()))
 		var mistakes strict.Errors
 		switch {
 		case err == nil && (st.Self.Name != "a" || len(st.Self.Endpoints) == 0 || len(st.Self.Prefixes) == 0):
@@ -227,4 +232,10 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("%q: an error without a mistake", text)
 		}
 	})
+}
+
+// read is Read for node a.
+func read(s *static.Source) (control.State, error) {
+	s.Announce(control.Node{Name: "a"})
+	return s.Read()
 }

@@ -36,14 +36,12 @@ func (a *attempts) fail(met, left uint64, tell func(pause time.Duration)) {
 	a.since, a.due, a.met, a.left = time.Time{}, time.After(pause), met, left
 }
 
-// succeed takes note of a success, and says whether it is the first after a failure.
-func (a *attempts) succeed() bool {
+// succeed takes note of a success.
+func (a *attempts) succeed() {
 	a.due = nil
-	if !a.since.IsZero() {
-		return false
+	if a.since.IsZero() {
+		a.since = time.Now()
 	}
-	a.since = time.Now()
-	return true
 }
 
 // lookAt is told by the backend that Apply should be called again, and if so what has broken.
@@ -59,14 +57,13 @@ func (d *Daemon) lookAt(broken error) {
 	}
 }
 
-// applyAll puts the newest State in force and keeps it so until ctx ends. A source that wants to know is told. All
-// attempts on the path are made here.
-func (d *Daemon) applyAll(ctx context.Context, parts Parts, source control.Source) {
+// applyAll puts the newest State in force and keeps it so until ctx ends. All attempts on the path are made here, and whoever wants
+// to know is told of each.
+func (d *Daemon) applyAll(ctx context.Context, parts Parts) {
 	a := attempts{again: backoff.Backoff{First: retryFirst, Most: retryMost}}
 	var last control.Node
-	told := false
 	for {
-		fresh, reloading := true, false
+		fresh := true
 		select {
 		case <-ctx.Done():
 			return
@@ -79,10 +76,9 @@ func (d *Daemon) applyAll(ctx context.Context, parts Parts, source control.Sourc
 				continue
 			}
 			a.again.Reset()
-			if reloading = told; reloading {
-				d.told(d.manager.Reloading())
-			}
+			d.service.reloads()
 		case <-d.looks:
+			d.announceAgain()
 			if !d.worthwhile(&a) {
 				continue
 			}
@@ -99,27 +95,10 @@ func (d *Daemon) applyAll(ctx context.Context, parts Parts, source control.Sourc
 		}
 		if err != nil {
 			a.fail(met, d.around(), d.failed(err))
-		}
-		if reloading {
-			d.told(d.manager.Ready(d.summary()))
-		}
-		if err != nil {
 			continue
 		}
-		fresh = a.succeed() || fresh
-		if file := d.cfg.Control.SubnetEnv; file != "" {
-			if err := writeSubnetEnv(file, subnetEnv(d.cfg.Network.Prefixes, self, d.backend.Status().InnerMTU)); err != nil {
-				d.log.Error("the hand-over to Flannel's CNI plugin is not written", zap.Error(err))
-			}
-		}
-		if w, ok := source.(control.Witness); ok && fresh && len(self.Prefixes) > 0 {
-			w.Forwarding()
-		}
-		if !told {
-			d.tell()
-			d.told(d.manager.Ready(d.summary()))
-			told = true
-		}
+		a.succeed()
+		d.say("")
 	}
 }
 
@@ -151,9 +130,10 @@ func (d *Daemon) worthwhile(a *attempts) bool {
 // and no look at what is in force.
 func (d *Daemon) applyOnce(counted bool) (self control.Node, err error) {
 	d.mu.Lock()
-	state := *d.state
+	state := d.state
+	d.tried = state
 	d.mu.Unlock()
-	err = d.backend.Apply(state)
+	err = d.backend.Apply(*state)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if counted || err != nil {
@@ -165,7 +145,17 @@ func (d *Daemon) applyOnce(counted bool) (self control.Node, err error) {
 	return state.Self, err
 }
 
-// failed is what records and logs why the newest State is not in force, and when it is tried again.
+// say tells whoever wants to know what has become of the State that Apply saw last.
+func (d *Daemon) say(reason string) {
+	d.mu.Lock()
+	f := control.InForce{State: *d.tried, Reason: reason, InnerMTU: d.backend.InnerMTU()}
+	d.mu.Unlock()
+	for _, hear := range d.hearing {
+		hear(f)
+	}
+}
+
+// failed is what records, logs and tells why the newest State is not in force, and when it is tried again.
 func (d *Daemon) failed(err error) func(pause time.Duration) {
 	return func(pause time.Duration) {
 		d.mu.Lock()
@@ -173,11 +163,16 @@ func (d *Daemon) failed(err error) func(pause time.Duration) {
 		d.apply.Error, d.apply.Retry = err.Error(), time.Now().Add(pause)
 		d.mu.Unlock()
 		d.log.Error("the cluster's state is not in force, trying again", zap.Error(err), zap.Duration("in", pause))
+		d.say(err.Error())
 	}
 }
 
 // tell logs the effective facts, once.
-func (d *Daemon) tell() {
+func (d *Daemon) tell(f control.InForce) {
+	if f.Reason != "" || d.carried {
+		return
+	}
+	d.carried = true
 	s := d.status()
 	d.log.Info("carrying traffic",
 		zap.String("version", s.Version), zap.String("node", s.Node), zap.String("mode", s.Mode),

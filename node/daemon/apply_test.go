@@ -47,6 +47,7 @@ func (b *troubled) surroundings() uint64 {
 	}
 	return b.around
 }
+func (b *troubled) InnerMTU() int          { return 1450 }
 func (b *troubled) Lanes() backend.Lanes   { return nil }
 func (b *troubled) Status() backend.Status { return backend.Status{} }
 func (b *troubled) Close() error           { return nil }
@@ -98,13 +99,13 @@ func troubledDaemon(t *testing.T, test func(*Daemon, *troubled, chan<- os.Signal
 		parts := Parts{Reload: reload, Reread: func() (*config.Config, error) { return cfg, nil }}
 		ctx, cancel := context.WithCancel(t.Context())
 		var group sync.WaitGroup
-		group.Go(func() { d.applyAll(ctx, parts, nil) })
+		group.Go(func() { d.applyAll(ctx, parts) })
 		group.Go(func() { b.Run(ctx, d.lookAt) })
 		time.Sleep(time.Second)
 		if n := len(b.attempts(time.Time{})); n != 0 {
 			t.Errorf("%d attempts without a State", n)
 		}
-		d.update(control.State{Self: control.Node{Name: "a"}})
+		d.update(control.State{Revision: 1, Self: control.Node{Name: "a"}})
 		test(d, b, reload, logs)
 		cancel()
 		group.Wait()
@@ -169,11 +170,11 @@ func TestChangeCutsPauseShort(t *testing.T) {
 		if in := attempts("surroundings", 1, func() { b.change(func() { b.around++ }) }); in > 2*retryFirst {
 			t.Errorf("after a change of surroundings the next pause is %v", in)
 		}
-		peers := control.State{Self: control.Node{Name: "a"}, Nodes: []control.Node{{Name: "b"}}}
+		peers := control.State{Revision: 2, Self: control.Node{Name: "a"}, Nodes: []control.Node{{Name: "b"}}}
 		if in := attempts("peers", 1, func() { d.update(peers) }); in < retryMost*3/4 {
 			t.Errorf("after a change of the peers alone the next pause is %v", in)
 		}
-		self := control.State{Self: control.Node{Name: "a", PublicKey: "another"}}
+		self := control.State{Revision: 3, Self: control.Node{Name: "a", PublicKey: "another"}}
 		if in := attempts("this node", 1, func() { d.update(self) }); in > 2*retryFirst {
 			t.Errorf("after a change of this node the next pause is %v", in)
 		}

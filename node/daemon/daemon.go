@@ -48,13 +48,19 @@ type Daemon struct {
 	version string
 	log     *zap.Logger
 	backend backend.Backend
+	source  control.Source
 	host    *hostnet.Host
 	started time.Time
-	manager systemd.Manager
 	shown   []config.Shown // the configuration at the start
 	wake    chan struct{}  // holds a token while there is a State that Apply has not seen
 	looks   chan struct{}  // holds a token while the backend asks for another Apply
 	around  func() uint64  // a digest of what Apply depends on and does not make itself
+	service service
+	hearing []func(control.InForce) // whoever wants to know what becomes of the States, in this order
+
+	announced control.Node // the last that the source was told; of the goroutine of applyAll
+	heard     uint64       // Host.UnderlayNews when that was made
+	carried   bool         // a State has been in force
 
 	losses lossWatch
 
@@ -63,6 +69,7 @@ type Daemon struct {
 
 	mu     sync.Mutex
 	state  *control.State // the newest; nil before the first
+	tried  *control.State // that Apply saw last
 	apply  api.Apply
 	broken error // what the backend said has broken, since applyAll last asked
 }
@@ -110,10 +117,15 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode.Name, err)
 	}
 	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, started: time.Now(),
-		manager: manager, shown: cfg.Show(), wake: make(chan struct{}, 1), looks: make(chan struct{}, 1),
+		shown: cfg.Show(), wake: make(chan struct{}, 1), looks: make(chan struct{}, 1),
 		around: func() uint64 { return host.Surroundings(backend.Owner) }}
 
-	me := self(cfg, b, host, log)
+	d.service = service{manager: manager, log: log, summary: d.summary}
+	d.source = parts.Source(cfg, log)
+	d.hearing = []func(control.InForce){d.tell, d.service.hear, d.handOver, d.source.Hear}
+	if err := d.announce(); err != nil {
+		log.Warn("no address of this node that others could reach", zap.Error(err))
+	}
 
 	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, Node: d.forPods, Host: host, Log: log})
 	if err != nil {
@@ -134,9 +146,8 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	}
 	group.Go(func() error { return host.Run(ctx) })
 	group.Go(func() error { return b.Run(ctx, d.lookAt) })
-	source := parts.Source(cfg, log)
-	group.Go(func() error { return d.follow(ctx, source, me) })
-	group.Go(func() error { d.applyAll(ctx, parts, source); return nil })
+	group.Go(func() error { return d.follow(ctx) })
+	group.Go(func() error { d.applyAll(ctx, parts); return nil })
 	group.Go(func() error { d.report(ctx); return nil })
 	err = errors.Join(group.Wait(), b.Close())
 	if err == nil {
@@ -165,8 +176,8 @@ func settings(cfg *config.Config, log *zap.Logger) backend.Settings {
 }
 
 // follow runs the source. One that refuses before its first State was told something wrong.
-func (d *Daemon) follow(ctx context.Context, s control.Source, self control.Node) error {
-	err := s.Run(ctx, self, d.update)
+func (d *Daemon) follow(ctx context.Context) error {
+	err := d.source.Run(ctx, d.update)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
@@ -180,26 +191,41 @@ func (d *Daemon) follow(ctx context.Context, s control.Source, self control.Node
 	return nil
 }
 
-// self is what this node knows about itself before any source has spoken.
-func self(cfg *config.Config, b control.Backend, host *hostnet.Host, log *zap.Logger) control.Node {
-	var n control.Node
-	if b != nil {
-		n = b.Self()
-	}
-	n.Name = cfg.Node.Name
-	endpoints, err := host.Endpoints(cfg.Node.Interface)
-	if err != nil {
-		log.Warn("no address of this node that others could reach", zap.Error(err))
-	}
-	n.Endpoints = endpoints
-	return n
+// self is what this node knows about itself. The error says why it has no endpoints.
+func self(cfg *config.Config, host *hostnet.Host, of control.Node) (control.Node, error) {
+	of.Name = cfg.Node.Name
+	var err error
+	of.Endpoints, err = host.Endpoints(cfg.Node.Interface)
+	return of, err
 }
 
-// update takes a State from the source. One that differs in its date and its problems only is nothing
-// for the backend to do.
+// announce tells the source what this node is by now, where that is something else than before.
+func (d *Daemon) announce() error {
+	d.heard = d.host.UnderlayNews()
+	now, err := self(d.cfg, d.host, d.backend.Self())
+	first := d.announced.Name == ""
+	if err != nil && !first || now.Equal(d.announced) {
+		return err // for the time being; what was said stays
+	}
+	if !first {
+		d.log.Info("this node has something else to tell the others", zap.Stringers("endpoints", now.Endpoints))
+	}
+	d.announced = now
+	d.source.Announce(now)
+	return err
+}
+
+// announceAgain is announce, once something has happened to the underlay's devices.
+func (d *Daemon) announceAgain() {
+	if d.host != nil && d.host.UnderlayNews() != d.heard {
+		_ = d.announce() // a device without an address is the backend's to tell of
+	}
+}
+
+// update takes a State from the source. One of the same Revision is nothing for the backend to do.
 func (d *Daemon) update(s control.State) {
 	d.mu.Lock()
-	same := d.state != nil && sameCluster(d.state, &s)
+	same := d.state != nil && d.state.Revision == s.Revision
 	d.state = &s
 	d.mu.Unlock()
 	if same {
@@ -211,12 +237,6 @@ func (d *Daemon) update(s control.State) {
 	}
 }
 
-// sameCluster says that both have the same nodes. It takes no look at each of thousands: States are
-// never edited, so the same list is the same cluster.
-func sameCluster(a, b *control.State) bool {
-	return a.Self.Equal(b.Self) && len(a.Nodes) == len(b.Nodes) && (len(a.Nodes) == 0 || &a.Nodes[0] == &b.Nodes[0])
-}
-
 // Check reads all that a daemon would read and reports every mistake, without touching the machine.
 func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 	h, err := hostnet.New(nil)
@@ -224,7 +244,7 @@ func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 		return err
 	}
 	defer h.Close()
-	state, err := read(cfg, parts, h, log)
+	state, _, err := read(cfg, parts, h, log)
 	if err != nil || state == nil {
 		return err
 	}
@@ -253,33 +273,30 @@ func nodesFile(cfg *config.Config) error {
 	return nil
 }
 
-// reader is a source whose data can be had without joining the cluster.
-type reader interface {
-	Read(self control.Node) (control.State, error)
-}
-
-// read returns the cluster as its source tells it, nil where that takes joining it.
-func read(cfg *config.Config, parts Parts, h *hostnet.Host, log *zap.Logger) (*control.State, error) {
+// read returns the cluster as its source tells it, nil where that takes joining it, and this node as it would announce itself.
+func read(cfg *config.Config, parts Parts, h *hostnet.Host, log *zap.Logger) (*control.State, control.Node, error) {
 	if err := nodesFile(cfg); err != nil {
-		return nil, err
+		return nil, control.Node{}, err
 	}
-	r, ok := parts.Source(cfg, log).(reader)
-	if !ok {
-		return nil, nil
+	me, _ := self(cfg, h, control.Node{}) // who reads looks at endpoints himself
+	source := parts.Source(cfg, log)
+	source.Announce(me)
+	state, err := source.Read()
+	switch {
+	case errors.Is(err, control.ErrJoin):
+		return nil, me, nil
+	case err != nil:
+		return nil, me, fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
-	state, err := r.Read(self(cfg, nil, h, zap.NewNop()))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrConfiguration, err)
-	}
-	return &state, nil
+	return &state, me, nil
 }
 
 // Cluster returns what is known of this node and the others without joining them: all where a file says it, else what this node
 // would tell the source about itself.
 func Cluster(cfg *config.Config, parts Parts, h *hostnet.Host) (me control.Node, nodes []control.Node, err error) {
-	state, err := read(cfg, parts, h, zap.NewNop())
+	state, me, err := read(cfg, parts, h, zap.NewNop())
 	if err != nil || state == nil {
-		return self(cfg, nil, h, zap.NewNop()), nil, err
+		return me, nil, err
 	}
 	return state.Self, state.Nodes, nil
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +24,7 @@ import (
 	"weft/catalog/mode"
 	"weft/control"
 	"weft/dataplane"
+	"weft/hostnet"
 	"weft/internal/config"
 	"weft/internal/nettest"
 	"weft/node/daemon"
@@ -37,6 +37,8 @@ type carrier struct {
 	fail    int // so many more times
 	applied []control.State
 	dead    chan error // what Run returns early with
+	broken  chan error // what it says has broken
+	host    chan *hostnet.Host
 	closed  bool
 }
 
@@ -51,12 +53,22 @@ func (c *carrier) Apply(s control.State) error {
 	c.applied = append(c.applied, s)
 	return nil
 }
-func (c *carrier) Run(ctx context.Context, _ func(error)) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-c.dead:
-		return err
+func (c *carrier) Run(ctx context.Context, look func(error)) error {
+	var changed <-chan struct{}
+	if c.host != nil {
+		changed = (<-c.host).Changed(backend.Owner)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-c.broken:
+			look(err)
+		case <-changed:
+			look(nil)
+		case err := <-c.dead:
+			return err
+		}
 	}
 }
 func (c *carrier) Close() error { c.mu.Lock(); defer c.mu.Unlock(); c.closed = true; return nil }
@@ -66,6 +78,7 @@ func (c *carrier) Status() backend.Status {
 	return backend.Status{Ready: len(c.applied) > 0, Reason: "no state", InnerMTU: 1450, UnderlayMTU: 1500,
 		Hops: []backend.Hop{{Node: "b", Endpoint: netip.MustParseAddrPort("192.0.2.2:4789"), MTU: 1450, TxPackets: 5}}}
 }
+func (c *carrier) InnerMTU() int                     { return 1450 }
 func (c *carrier) Lanes() backend.Lanes              { return c }
 func (c *carrier) Observe(dataplane.Observer) func() { return func() {} }
 func (c *carrier) Tunnel() backend.Tunnel            { return backend.Tunnel{} }
@@ -79,17 +92,38 @@ func (c *carrier) LaneStats() []dataplane.LaneStats {
 		Stages: []dataplane.StageStats{{Name: "route", Packets: 9, Drops: drops}}}}
 }
 
-// teller is a source that publishes what the test says, and counts how often it is told that the node forwards.
+// teller is a source that publishes what the test says, and keeps what it hears.
 type teller struct {
-	states     chan control.State
-	forwarding atomic.Int32
+	control.Announcement
+	states chan control.State
+	last   control.State
+
+	mu    sync.Mutex
+	heard []control.InForce
 }
 
-func (s *teller) Forwarding() { s.forwarding.Add(1) }
+func (s *teller) Hear(f control.InForce) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard = append(s.heard, f)
+}
+func (s *teller) Read() (control.State, error) { return control.State{}, control.ErrJoin }
+func (s *teller) Store() control.NetworkStore  { return nil }
+
+// said is what the source heard last, and how often.
+func (s *teller) said() (f control.InForce, times int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if times = len(s.heard); times > 0 {
+		f = s.heard[times-1]
+	}
+	return f, times
+}
 
 var errNotInCluster = errors.New("this node is not in the cluster")
 
-func (s *teller) Run(ctx context.Context, self control.Node, update func(control.State)) error {
+func (s *teller) Run(ctx context.Context, update func(control.State)) error {
+	self, _ := s.Announced()
 	for {
 		select {
 		case <-ctx.Done():
@@ -99,6 +133,8 @@ func (s *teller) Run(ctx context.Context, self control.Node, update func(control
 				return errNotInCluster
 			}
 			st.Self.Name = self.Name
+			st.Number(&s.last)
+			s.last = st
 			update(st)
 		}
 	}
@@ -120,7 +156,7 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	dir := t.TempDir()
-	r := &rig{t: t, ns: nettest.New(t), b: &carrier{dead: make(chan error, 1)}, source: &teller{states: make(chan control.State, 8)}, socket: filepath.Join(dir, "sock")}
+	r := &rig{t: t, ns: nettest.New(t), b: &carrier{dead: make(chan error, 1), broken: make(chan error, 1)}, source: &teller{states: make(chan control.State, 8)}, socket: filepath.Join(dir, "sock")}
 	core, logs := observer.New(zap.InfoLevel)
 	r.log, r.logs = zap.New(core), logs
 	text := fmt.Sprintf("node: {name: a}\nnetwork: 10.244.0.0/16\napi: {socket: %s}\nstate_dir: %s/state", r.socket, dir)
@@ -239,14 +275,32 @@ func TestFailedApplyIsTriedAgain(t *testing.T) {
 	}
 }
 
-// A source is told that the node forwards when a State with a prefix is in force, and not before.
-func TestSourceIsTold(t *testing.T) {
+// TestInForceIsTold: whoever wants to know hears that a State is in force, that the newest is not, and that the path has broken; Flannel's
+// hand-over is there just as long.
+func TestInForceIsTold(t *testing.T) {
 	r := newRig(t)
+	r.cfg.Control.SubnetEnv = filepath.Join(t.TempDir(), "subnet.env")
 	r.run()
+	hears := func(what string, is func(control.InForce) bool, file bool) {
+		t.Helper()
+		nettest.Eventually(t, 20*time.Second, func() error {
+			if f, n := r.source.said(); n == 0 || !is(f) {
+				return fmt.Errorf("%s: heard %+v after %d", what, f, n)
+			}
+			if _, err := os.Stat(r.cfg.Control.SubnetEnv); (err == nil) != file {
+				return fmt.Errorf("%s: the hand-over: %v", what, err)
+			}
+			return nil
+		})
+	}
+	r.until("up", func(s api.Status) bool { return true })
+	if f, n := r.source.said(); n != 0 {
+		t.Errorf("before the first State %+v", f)
+	}
 	none := state("b")
 	none.Self.Prefixes = nil
 	r.source.states <- none
-	r.until("in force", func(s api.Status) bool { return !s.Apply.Applied.IsZero() })
+	hears("no prefix", func(f control.InForce) bool { return f.Reason == "" && !f.Carries() }, false)
 	failing := func(times int) {
 		r.b.mu.Lock()
 		defer r.b.mu.Unlock()
@@ -254,22 +308,51 @@ func TestSourceIsTold(t *testing.T) {
 	}
 	failing(1 << 30)
 	r.source.states <- state("b")
-	r.until("refused", func(s api.Status) bool { return s.Apply.Failures > 0 })
-	if n := r.source.forwarding.Load(); n != 0 {
-		t.Errorf("told %d times before", n)
-	}
+	refused := func(f control.InForce) bool { return f.Reason == "the kernel is in a bad mood" && !f.Carries() }
+	hears("refused", refused, false)
 	failing(0)
-	nettest.Eventually(t, 20*time.Second, func() error {
-		if r.source.forwarding.Load() == 0 {
-			return errors.New("not told")
-		}
-		return nil
-	})
-	r.b.mu.Lock()
-	defer r.b.mu.Unlock()
-	if n := len(r.b.applied); n != 2 || len(r.b.applied[1].Self.Prefixes) != 1 {
-		t.Errorf("applied %+v", r.b.applied)
+	carried := func(f control.InForce) bool {
+		return f.Carries() && len(f.State.Nodes) == 1 && f.InnerMTU == 1450
 	}
+	hears("in force", carried, true)
+	failing(1 << 30)
+	r.source.states <- state("b", "c")
+	hears("no longer", refused, false)
+	failing(0)
+	hears("again", func(f control.InForce) bool { return f.Carries() && len(f.State.Nodes) == 2 }, true)
+	failing(1 << 30)
+	r.b.broken <- errors.New("a lane died")
+	hears("broken", func(f control.InForce) bool { return f.Reason != "" }, false)
+	failing(0)
+	hears("mended", func(f control.InForce) bool { return f.Carries() }, true)
+}
+
+// TestAnnouncesAnew: what others reach this node by may change while it runs.
+func TestAnnouncesAnew(t *testing.T) {
+	r := newRig(t)
+	r.ns.MustRun(t, "sh", "-ec", "ip link add eth0 type veth peer name eth1; ip link set eth0 up; ip link set eth1 up; ip addr add 192.0.2.1/24 dev eth0")
+	r.cfg.Node.Interface = "eth0"
+	r.b.host = make(chan *hostnet.Host, 1)
+	r.parts.Backend = func(s backend.Settings) (backend.Backend, error) {
+		r.b.host <- s.Host
+		return r.b, s.Host.Apply(backend.Owner, hostnet.Want{Watch: []string{"eth0"}})
+	}
+	r.run()
+	says := func(want string) {
+		t.Helper()
+		nettest.Eventually(t, 20*time.Second, func() error {
+			if self, _ := r.source.Announced(); self.Name != "a" || self.MAC != control.VTEPMAC("a") || fmt.Sprint(self.Endpoints) != want {
+				return fmt.Errorf("announced is %+v, want %s", self, want)
+			}
+			return nil
+		})
+	}
+	says("[192.0.2.1]")
+	r.ns.MustRun(t, "ip", "addr", "add", "192.0.2.7/24", "dev", "eth0")
+	says("[192.0.2.1 192.0.2.7]")
+	r.ns.MustRun(t, "ip", "addr", "del", "192.0.2.1/24", "dev", "eth0") // a secondary address goes with it
+	r.ns.MustRun(t, "ip", "addr", "add", "192.0.2.9/24", "dev", "eth0")
+	says("[192.0.2.9]")
 }
 
 // Between slow Applies only the newest State matters.

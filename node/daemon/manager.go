@@ -7,39 +7,72 @@ import (
 
 	"go.uber.org/zap"
 
+	"weft/control"
 	"weft/internal/config"
+	"weft/node/systemd"
 )
 
 // statusEvery is how often the service manager hears how the daemon is, where it has no wish of its own.
 const statusEvery = 10 * time.Second
 
+// service tells the service manager what becomes of the States. It belongs to the goroutine of applyAll.
+type service struct {
+	manager   systemd.Manager
+	log       *zap.Logger
+	summary   func() string
+	ready     bool // it was told that the service has started
+	reloading bool // and that it reloads, which has an end
+	reason    string
+}
+
+// reloads says that the service begins to reload.
+func (s *service) reloads() {
+	if s.ready {
+		s.reloading = true
+		s.told(s.manager.Reloading())
+	}
+}
+
+// hear says that the service has started with the first State in force, that a reload is over, and whatever else is new.
+func (s *service) hear(f control.InForce) {
+	other := f.Reason != s.reason
+	s.reason = f.Reason
+	switch {
+	case s.reloading, !s.ready && f.Reason == "":
+		s.ready, s.reloading = true, false
+		s.told(s.manager.Ready(s.summary()))
+	case other && s.manager.Asked():
+		s.told(s.manager.Status(s.summary()))
+	}
+}
+
+// told logs what could not be told.
+func (s *service) told(err error) {
+	if err != nil {
+		s.log.Warn("the service manager does not hear", zap.Error(err))
+	}
+}
+
 // report tells the service manager how the daemon is until ctx ends, and then that it ends. A daemon
 // that hangs cannot say how it is, and so the watchdog bites.
 func (d *Daemon) report(ctx context.Context) {
-	if !d.manager.Asked() {
+	if !d.service.manager.Asked() {
 		return
 	}
 	every := statusEvery
-	if w := d.manager.Watchdog(); w > 0 {
+	if w := d.service.manager.Watchdog(); w > 0 {
 		every = min(every, w/2)
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		d.told(d.manager.Alive(d.summary()))
+		d.service.told(d.service.manager.Alive(d.summary()))
 		select {
 		case <-ctx.Done():
-			d.told(d.manager.Stopping())
+			d.service.told(d.service.manager.Stopping())
 			return
 		case <-tick.C:
 		}
-	}
-}
-
-// told logs what could not be told.
-func (d *Daemon) told(err error) {
-	if err != nil {
-		d.log.Warn("the service manager does not hear", zap.Error(err))
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"go.uber.org/zap"
+
 	"weft/control"
 	"weft/internal/wholefile"
 )
@@ -40,6 +42,21 @@ func subnetEnv(network []netip.Prefix, self control.Node, mtu int) []byte {
 	}
 	fmt.Fprintf(&b, "FLANNEL_MTU=%d\nFLANNEL_IPMASQ=false\n", mtu)
 	return b.Bytes()
+}
+
+// handOver keeps control.subnet_env, which Flannel's CNI plugin reads: there while traffic is carried, and else not.
+func (d *Daemon) handOver(f control.InForce) {
+	file := d.cfg.Control.SubnetEnv
+	if file == "" {
+		return
+	}
+	var text []byte
+	if f.Carries() {
+		text = subnetEnv(d.cfg.Network.Prefixes, f.State.Self, f.InnerMTU)
+	}
+	if err := writeSubnetEnv(file, text); err != nil {
+		d.log.Error("the hand-over to Flannel's CNI plugin is not written", zap.Error(err))
+	}
 }
 
 // writeSubnetEnv keeps the file up to date, whole or not at all. Where there is nothing to hand over

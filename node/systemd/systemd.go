@@ -40,6 +40,9 @@ func (m Manager) Ready(status string) error {
 	return m.tell(daemon.SdNotifyReady, "STATUS="+line(status))
 }
 
+// Status says how the service is.
+func (m Manager) Status(status string) error { return m.tell("STATUS=" + line(status)) }
+
 // Reloading says that the service reloads; Ready has to follow.
 func (m Manager) Reloading() error {
 	var now unix.Timespec

@@ -1,0 +1,10 @@
+package kubernetes
+
+import "time"
+
+// SetDownAfter changes how long a node does not forward before it says so.
+func (s *Source) SetDownAfter(d time.Duration) {
+	s.hearing.Lock()
+	defer s.hearing.Unlock()
+	s.downAfter = d
+}
