@@ -79,7 +79,7 @@ func addrFrom(k netlink.Addr, dev string) Addr {
 }
 
 // localTimeout bounds the wait for an IPv6 address to begin to work.
-const localTimeout = 2 * time.Second
+const localTimeout = 10 * time.Second
 
 func (p *pass) awaitLocal(addrs iter.Seq[Addr]) { p.fail(awaitLocal(p.h.rt, addrs)) }
 

@@ -119,6 +119,7 @@ type Host struct {
 
 	listening    atomic.Bool // Run hears of every change
 	inside       atomic.Bool // it heard that something happened to the other end of a pod's link
+	around       atomic.Bool // it heard of a route or rule of somebody else's, which may lead to the peers
 	firewallNews atomic.Bool // it heard of a change of nftables by another process
 	doubt        atomic.Bool // it heard of another one that may concern us, or may have missed some
 

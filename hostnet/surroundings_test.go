@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"weft/internal/nettest"
 )
@@ -75,4 +78,54 @@ func TestSurroundingsTellOfTheRest(t *testing.T) {
 		return nil
 	})
 	b.apply(more)
+}
+
+// TestOthersRoutesAreNews: routes and rules of somebody else may lead to the peers, so the owners hear of them; the node's own
+// addresses and what we make ourselves do not count.
+func TestOthersRoutesAreNews(t *testing.T) {
+	b := newBench(t)
+	b.apply(sample())
+	listener, err := b.host.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	buf := make([]byte, 1<<16)
+	for _, c := range []struct {
+		cmd  string
+		news bool
+	}{
+		{"ip route add 10.9.0.0/16 via 192.0.2.2", true},
+		{"ip route replace 10.9.0.0/16 via 192.0.2.3 mtu 1400", true},
+		{"ip route del 10.9.0.0/16", true},
+		{"ip -6 route add 2001:db8:9::/48 dev eth0", true},
+		{"ip -6 route del 2001:db8:9::/48 dev eth0", true},
+		{"ip route add unreachable 10.9.0.0/16", true},
+		{"ip route add 10.8.0.0/16 dev eth0 table 100", true},
+		{"ip rule add to 10.8.0.0/16 lookup 100", true},
+		{"ip rule del to 10.8.0.0/16", true},
+		{"ip route add local 10.7.0.1 dev lo", false},
+		{"ip route add 10.245.9.0/24 dev eth0 proto 87", false}, // a stray of ours: that is for a look
+		{"ip neigh add 192.0.2.77 lladdr 02:00:00:00:00:77 dev eth0", false},
+	} {
+		b.host.around.Store(false)
+		args := strings.Fields(c.cmd)
+		b.ns.MustRun(t, args[0], args[1:]...)
+		for {
+			n, _, err := unix.Recvfrom(listener.GetFd(), buf, unix.MSG_DONTWAIT)
+			if err != nil {
+				break // all is read: the kernel had told before the command ended
+			}
+			news, err := syscall.ParseNetlinkMessage(buf[:n])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range news {
+				b.host.surprising(m)
+			}
+		}
+		if got := b.host.around.Load(); got != c.news {
+			t.Errorf("%q: news %v, want %v", c.cmd, got, c.news)
+		}
+	}
 }

@@ -57,7 +57,11 @@ func (h *Host) surprisingRule(m syscall.NetlinkMessage, there bool) bool {
 		h.doubt.Store(true)
 		return true
 	}
-	return mine && judge(h, h.prev.rules, r, there)
+	if !mine {
+		h.around.Store(true)
+		return true
+	}
+	return judge(h, h.prev.rules, r, there)
 }
 
 // linkKey is a link among suspects.
@@ -118,9 +122,14 @@ func (h *Host) surprisingAddr(m syscall.NetlinkMessage, there bool) bool {
 }
 
 func (h *Host) surprisingRoute(m syscall.NetlinkMessage, there bool) bool {
+	msg := nl.DeserializeRtMsg(m.Data)
+	foreign := msg.Protocol != Protocol && leads(msg)
+	if foreign {
+		h.around.Store(true)
+	}
 	// A replaced route is told by its successor alone, whose protocol may be anybody's.
-	if nl.DeserializeRtMsg(m.Data).Protocol != Protocol && m.Header.Flags&unix.NLM_F_REPLACE == 0 {
-		return false
+	if msg.Protocol != Protocol && m.Header.Flags&unix.NLM_F_REPLACE == 0 {
+		return foreign
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -137,7 +146,16 @@ func (h *Host) surprisingRoute(m syscall.NetlinkMessage, there bool) bool {
 		r = hopRoute(k, hop)
 	}
 	r.odd = r.odd || k.Protocol != Protocol
-	return judge(h, h.prev.routes, r, there)
+	return judge(h, h.prev.routes, r, there) || foreign
+}
+
+// leads says whether a route may lead packets to another machine, or refuse them: not to the node's own addresses or to groups.
+func leads(msg *nl.RtMsg) bool {
+	switch msg.Type {
+	case unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_ANYCAST, unix.RTN_MULTICAST:
+		return false
+	}
+	return msg.Flags&unix.RTM_F_CLONED == 0
 }
 
 func (h *Host) surprisingNeighbor(m syscall.NetlinkMessage, there bool) bool {

@@ -34,8 +34,8 @@ const (
 
 // Run keeps what the owners want in force until ctx ends: whatever anybody else removes or changes is put back, soon after netlink
 // tells of it, and at the latest after a second (more where a look at everything takes longer than 10 ms). It tells the owners
-// (Changed) when it has looked, and when a device named in a Want.Watch has changed: then their plans may be others. Run fails when
-// the kernel's notifications cannot be had at all.
+// (Changed) when it has looked, when a device named in a Want.Watch has changed, and when somebody else's routes or rules have, at most
+// every second: then their plans may be others. Run fails when the kernel's notifications cannot be had at all.
 func (h *Host) Run(ctx context.Context) error {
 	news := make(chan struct{}, 1)
 	notify := func() {
@@ -71,6 +71,7 @@ func (h *Host) Run(ctx context.Context) error {
 	timer := time.NewTimer(belt)
 	defer timer.Stop()
 	whole := time.Now().Add(belt) // when everything is looked at again without news
+	var around time.Time          // when the owners were last told of what others did
 	for {
 		select {
 		case <-ctx.Done():
@@ -79,6 +80,10 @@ func (h *Host) Run(ctx context.Context) error {
 			if time.Now().Before(whole) { // nftables tells by one number whether to look
 				h.firewallNews.Store(true)
 				h.repair()
+				if h.around.Swap(false) {
+					around = time.Now()
+					h.tell()
+				}
 				timer.Reset(belt)
 				continue
 			}
@@ -95,7 +100,11 @@ func (h *Host) Run(ctx context.Context) error {
 			doubtful := h.doubtful() || h.firewallNews.Load()
 			h.mu.Unlock()
 			if !doubtful {
-				if h.inside.Swap(false) {
+				told := h.inside.Swap(false)
+				if time.Since(around) >= belt && h.around.Swap(false) { // else when the timer ends
+					told, around = true, time.Now()
+				}
+				if told {
 					h.tell()
 				}
 				continue // otherwise the burst was our own, or undid itself

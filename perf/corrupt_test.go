@@ -25,7 +25,9 @@ up)
 	done
 	nft add table inet damage
 	nft add chain inet damage through '{ type filter hook forward priority 0; }'
-	nft add rule inet damage through tcp sport != 8479 tcp dport != 8479 meta length '> 500' numgen inc mod 50 == 49 @th,480,8 set 0x55
+	nft add rule inet damage through tcp sport 8479 accept # not "sport != 8479 dport != 8479": nft 1.0.6 makes one comparison of both of it
+	nft add rule inet damage through tcp dport 8479 accept
+	nft add rule inet damage through meta l4proto tcp meta length '> 500' numgen inc mod 50 == 49 @th,480,8 set 0x55
 	nft add rule inet damage through udp sport != 8479 meta length '> 500' numgen inc mod 50 == 49 @th,480,8 set 0x55
 	;;
 addresses)

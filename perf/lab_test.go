@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -57,9 +58,29 @@ func withBinary(run func() int) int {
 type lab struct {
 	*exec.Cmd
 	t        *testing.T
-	out, err bytes.Buffer
+	out, err text
 	done     chan struct{}
 }
+
+// text is what a process has printed, to be read while it runs.
+type text struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (w *text) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.buf.Write(p)
+}
+
+func (w *text) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.buf.String()
+}
+
+func (w *text) Bytes() []byte { return []byte(w.String()) }
 
 func start(t *testing.T, args ...string) *lab {
 	t.Helper()
@@ -94,12 +115,17 @@ func (l *lab) begin() {
 	})
 }
 
-// end waits for the lab's end and returns its exit code.
+// end waits for the lab's end and returns its exit code. How long a whole run takes is the machine's affair: what the test binary has
+// left bounds it.
 func (l *lab) end() int {
 	l.t.Helper()
+	var most <-chan time.Time // never, without a deadline
+	if deadline, ok := l.t.Deadline(); ok {
+		most = time.After(time.Until(deadline) - 10*time.Second)
+	}
 	select {
 	case <-l.done:
-	case <-time.After(patience):
+	case <-most:
 		l.t.Fatalf("the lab does not end:\n%s", l.err.Bytes())
 	}
 	return l.ProcessState.ExitCode()
