@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/api"
+	"weft/control/kubernetes"
 	"weft/internal/config"
 	"weft/internal/wholefile"
 )
@@ -75,7 +76,11 @@ func newCNIInstallCommand() *cobra.Command {
 		Long: `Copy weft-cni into the runtimes' directory of plugins, by rename, so that it may be in use; then,
 once the daemon can attach pods, write ` + conflistName + ` with the plugins of --chain behind it. Runtimes take a
 node for ready for pods as soon as that file is there. It offers CNI 1.1.0 where all plugins of the chain know
-it, else 1.0.0. It is harmless to repeat.`,
+it, else 1.0.0. It is harmless to repeat.
+
+In a cluster's pods it runs with --plugins-only before the daemon does, which then writes that file itself
+(weft daemon --cni-conf-dir). --reference brings plugins of --chain along: they are copied where the directory
+lacks them, or has some that do not know CNI 1.1.0.`,
 		Example: "  weft cni install --wait 5m\n  weft cni install --bin-dir /usr/lib/cni --chain portmap",
 		Args:    cobra.NoArgs,
 	}
@@ -83,6 +88,9 @@ it, else 1.0.0. It is harmless to repeat.`,
 	plugin := c.Flags().String("plugin", "", `the weft-cni to copy ("" = beside this command)`)
 	chain := c.Flags().StringSlice("chain", []string{"portmap", "bandwidth"}, `plugins to run after it ("" = none): portmap, bandwidth`)
 	wait := c.Flags().Duration("wait", 0, "how long to wait for the daemon to be ready for pods")
+	reference := c.Flags().String("reference", "", `directory of plugins of --chain to copy where they are missing or too old ("" = none)`)
+	only := c.Flags().Bool("plugins-only", false, "copy plugins, and write no configuration")
+	kubelet := c.Flags().String("kubelet-conf", "", "kubelet's kubeconfig, from which to write down where the API server is, for a daemon before kube-proxy; may be absent")
 	socket, form := socketFlag(c), formatFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if _, err := conflist(*socket, *chain, nil); err != nil {
@@ -90,6 +98,18 @@ it, else 1.0.0. It is harmless to repeat.`,
 		}
 		versions := []string{"1.0.0", "1.1.0"}
 		var r cniReport
+		if *reference != "" {
+			for _, p := range *chain {
+				if err := r.bring(c.Context(), filepath.Join(*reference, p), filepath.Join(*bin, p)); err != nil {
+					return err
+				}
+			}
+		}
+		if *kubelet != "" {
+			if err := r.writeDirect(*kubelet, kubernetes.DirectFile); err != nil {
+				return err
+			}
+		}
 		for _, p := range *chain {
 			if _, err := os.Stat(filepath.Join(*bin, p)); err != nil {
 				return fmt.Errorf("plugin %s of --chain: %w: install the reference plugins (Debian: containernetworking-plugins, in /usr/lib/cni), or leave it out of --chain", p, err)
@@ -120,6 +140,9 @@ it, else 1.0.0. It is harmless to repeat.`,
 		}
 		if err := r.write(filepath.Join(*bin, pluginName), data, 0o755); err != nil {
 			return err
+		}
+		if *only {
+			return r.print(c, *form)
 		}
 		if err := waitForPods(c.Context(), *socket, *wait); err != nil {
 			return errors.Join(r.print(c, *form), err)
@@ -229,6 +252,32 @@ func waitForPods(ctx context.Context, socket string, patience time.Duration) err
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// bring copies a plugin where there is none, or one that does not know CNI 1.1.0: without that no runtime calls GC and
+// STATUS of the chain. One that does is somebody's choice, and stays.
+func (r *cniReport) bring(ctx context.Context, from, to string) error {
+	if known, err := pluginVersions(ctx, to); err == nil && slices.Contains(known, "1.1.0") {
+		return nil
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return fmt.Errorf("plugin of --reference: %w", err)
+	}
+	return r.write(to, data, 0o755)
+}
+
+// writeDirect writes down where the API server is that a kubeconfig names. Without the kubeconfig it is not known.
+func (r *cniReport) writeDirect(kubeconfig, file string) error {
+	server, err := kubernetes.ServerOf(kubeconfig)
+	if errors.Is(err, fs.ErrNotExist) {
+		r.Notes = append(r.Notes, kubeconfig+" is not there: the API server is reached through its Service, or by control.kubernetes.server")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.write(file, []byte(server+"\n"), 0o644)
 }
 
 // write puts a file in place by rename, where it is not there as it should be.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +18,7 @@ import (
 
 	"weft/backend"
 	"weft/catalog"
+	"weft/control/kubernetes"
 	"weft/internal/config"
 	"weft/node/daemon"
 )
@@ -37,9 +39,23 @@ does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' 
 	file := configFlag(c)
 	slow := c.Flags().String("fault", "", "to try a measurement: STAGE:TIME, a stage that takes longer for each packet, vxlan:100ns say")
 	check := c.Flags().Bool("check", false, "only read the configuration and the nodes, report every mistake, and exit")
+	var pod podFlags
+	pod.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		crashBySignal()
-		cfg, parts, err := load(*file)
+		log := newLog(c.ErrOrStderr())
+		defer func() { _ = log.Sync() }() // standard error cannot be synced everywhere
+		if !*check {
+			if err := pod.prepare(); err != nil {
+				return err
+			}
+		}
+		inForce := digest(*file) // before it is read: a change of later is one
+		find := func() (*config.Config, daemon.Parts, error) { return loadPatiently(c.Context(), *file, log) }
+		if *check {
+			find = func() (*config.Config, daemon.Parts, error) { return load(*file) }
+		}
+		cfg, parts, err := find()
 		if err != nil {
 			return err
 		}
@@ -64,9 +80,7 @@ does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' 
 			parts.Reload = reload
 		}
 		parts.Reread = func() (*config.Config, error) { fresh, _, err := load(*file); return fresh, err }
-		log := newLog(c.ErrOrStderr())
-		defer func() { _ = log.Sync() }() // standard error cannot be synced everywhere
-		return daemon.Run(c.Context(), cfg, parts, log)
+		return pod.run(c.Context(), *file, inForce, cfg, parts, log)
 	}
 	return c
 }
@@ -97,6 +111,12 @@ func load(file string) (*config.Config, daemon.Parts, error) {
 	}
 	if err := cfg.Detect(config.Host{Name: os.Hostname, NodeName: os.Getenv("NODE_NAME"), CPUs: runtime.NumCPU()}); err != nil {
 		return nil, daemon.Parts{}, configError{err}
+	}
+	if err := findNetwork(cfg); err != nil {
+		if errors.Is(err, kubernetes.ErrNoNetwork) {
+			err = configError{err}
+		}
+		return nil, daemon.Parts{}, err
 	}
 	mode, ok := catalog.ModeByName(cfg.Mode.Name)
 	source, ok2 := catalog.SourceByKind(cfg.Control.Kind)

@@ -30,6 +30,9 @@ func (b build) String() string {
 	return s
 }
 
+// What scripts/image and scripts/release say of a build, whose own records would differ from tree to tree; "" otherwise.
+var release, revision string
+
 // version reads what the Go linker recorded.
 func version() build {
 	b := build{Version: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
@@ -47,6 +50,9 @@ func version() build {
 		case "vcs.modified":
 			b.Modified = s.Value == "true"
 		}
+	}
+	if release != "" {
+		b.Version, b.Commit, b.Modified = release, revision, false
 	}
 	return b
 }

@@ -62,7 +62,13 @@ func dial(s Settings) (*client, error) {
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	// Nodes are large, and come less so and cheaper to read than as JSON.
 	config.AcceptContentTypes, config.ContentType = "application/vnd.kubernetes.protobuf,application/json", "application/json"
-	config.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 10 * time.Second}).DialContext
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAlive: 10 * time.Second}
+	config.Dial = dialer.DialContext
+	if s.Kubeconfig == "" {
+		config.Dial = dialEither(dialer, func() string { return direct(s.Server, DirectFile) })
+	} else if s.Server != "" {
+		config.Dial = dialEither(dialer, func() string { return s.Server })
+	}
 	config.UserAgent, config.WarningHandler = manager, rest.NoWarnings{}
 	config.QPS = -1 // the requests are few, and paced where they are made
 	h, err := rest.HTTPClientFor(config)

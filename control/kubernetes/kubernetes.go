@@ -36,6 +36,7 @@ const (
 // Settings are what a source is made from.
 type Settings struct {
 	Kubeconfig string // file; "" = the service account of the pod that this runs in
+	Server     string // HOST:PORT of the API server besides; "" = what DirectFile says, in a pod
 	Schema     string // of Schema…
 
 	Network []netip.Prefix // the cluster's podCIDRs lie in it

@@ -8,7 +8,7 @@ import (
 // floors are the house from the roof to the ground; rooms of one floor are in one line. What is nearer to a name counts:
 // internal/config reads the list of modes, so it stands above it. The two vocabularies are below everything.
 var floors = [][]string{
-	{"cmd"},
+	{"cmd", "deploy"},
 	{"catalog", "perf", "cnibin"},
 	{"node"},
 	{"insight"},

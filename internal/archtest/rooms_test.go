@@ -67,12 +67,13 @@ var (
 		"catalog/mode": {code: []string{"control", "packet"}},
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
-		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
-			"api", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet",
+		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
+			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "node/metrics", "insight/trace"}},
 
 		// the CNI plugin is a process of its own: it asks the daemon
-		"cnibin": {code: []string{"internal/ipnet", "api", "github.com/containernetworking/cni/pkg/..."}},
+		"deploy/image": {},
+		"cnibin":       {code: []string{"internal/ipnet", "api", "github.com/containernetworking/cni/pkg/..."}},
 
 		// the lab runs contenders as processes: it sees no part
 		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
@@ -114,7 +115,7 @@ var (
 		"internal/netlab":        {code: []string{"internal/ipnet", nl, netns, unix}},
 		"internal/nettest":       {[]string{"internal/ipnet", "internal/kernel", "internal/netlab", nl, unix}, []string{netns}},
 		"internal/sock":          {code: []string{unix, "golang.org/x/net/bpf"}},
-		"internal/secretfile":    {},
+		"internal/secretfile":    {code: []string{unix}},
 		"internal/steer":         {code: []string{"internal/sock", "packet", "golang.org/x/net/bpf"}},
 		"internal/txloss":        {code: []string{nl, unix}},
 		"internal/wait":          {code: []string{unix}, tests: []string{"packet/packettest"}},

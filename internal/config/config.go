@@ -95,6 +95,7 @@ type Etcd struct {
 // Kubernetes is the control plane that is a Kubernetes API server.
 type Kubernetes struct {
 	Kubeconfig string // "" = the pod's service account
+	Server     string // HOST:PORT of the API server; "" = where the service account or the kubeconfig says, and what the kubelet says
 	Schema     string // weft or flannel
 }
 

@@ -87,7 +87,7 @@ encryption:
 control:
   static: {file: /n}
   etcd: {endpoints: ["https://[2001:db8::9]:2379", "https://etcd.example:1"], prefix: /x, schema: flannel, lease: 90s, ca_file: /ca, cert_file: /c, key_file: /kk, username: u, password_file: /pw}
-  kubernetes: {kubeconfig: /kc, schema: flannel}
+  kubernetes: {kubeconfig: /kc, server: "192.0.2.9:6443", schema: flannel}
   subnet_env: /run/flannel/subnet.env
 cni:      {attach: bridge, masquerade: false}
 api:      {socket: /s, metrics: ""}
@@ -106,7 +106,7 @@ state_dir: /d
 		"encryption.psk_file /p", "encryption.permit_plaintext_from [old.example b]", "encryption.rekey_after 30s", "control.kind static", "control.static.file /n",
 		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",
 		"control.etcd.lease 1m30s", "control.etcd.ca_file /ca", "control.etcd.cert_file /c", "control.etcd.key_file /kk", "control.etcd.username u",
-		"control.etcd.password_file /pw", "control.kubernetes.kubeconfig /kc", "control.kubernetes.schema flannel", "control.subnet_env /run/flannel/subnet.env",
+		"control.etcd.password_file /pw", "control.kubernetes.kubeconfig /kc", "control.kubernetes.server 192.0.2.9:6443", "control.kubernetes.schema flannel", "control.subnet_env /run/flannel/subnet.env",
 		"cni.attach bridge", "cni.masquerade false", "api.socket /s", "api.metrics ", "state_dir /d",
 	}
 	for i, s := range c.Show() {
@@ -262,6 +262,7 @@ func TestMistakes(t *testing.T) {
 		"schema":           {net + "control: {etcd: {schema: flanel}}", full, []string{`weft.yaml:2: control.etcd.schema: "flanel" is unknown: did you mean flannel?`}},
 		"kubernetes mode":  {net + "mode: udp\ncontrol: {kind: kubernetes, kubernetes: {schema: flannel}}", full, []string{"weft.yaml:3: control.kubernetes.schema: Flannel's nodes speak VXLAN here, mode udp does not"}},
 		"kubeconfig":       {net + "control: {kubernetes: {kubeconfig: here, node_name: x}}", full, []string{"weft.yaml:2: control.kubernetes.node_name: unknown key", `weft.yaml:2: control.kubernetes.kubeconfig: "here" is not an absolute path`}},
+		"api server":       {net + "control: {kubernetes: {server: \"https://a:1\"}}", full, []string{`weft.yaml:2: control.kubernetes.server: "https://a:1" is not host:port`}},
 		"flannel mode":     {net + "mode: udp\ncontrol: {kind: etcd, etcd: {schema: flannel}}", full, []string{"weft.yaml:3: control.etcd.schema: Flannel's nodes speak VXLAN here, mode udp does not"}},
 		"flannel v6":       {"network: \"fd00::/48\"\ncontrol: {kind: etcd, etcd: {schema: flannel}}", full, []string{"weft.yaml:2: control.etcd.schema: Flannel's networks have one IPv4 prefix"}},
 		"relative path":    {net + "control: {static: {file: nodes.yaml}}", slim, []string{`weft.yaml:2: control.static.file: "nodes.yaml" is not an absolute path`}},

@@ -194,6 +194,7 @@ func (r reader) check(doc *strict.Document) {
 		return
 	}
 	switch prefixes := r.values["network.prefixes"]; {
+	case !prefixes.Present() && c.Control.Kind == kindKubernetes: // the cluster is asked
 	case !prefixes.Present() && doc.Err() == nil:
 		doc.Fail("network.prefixes is missing: write `network: 10.244.0.0/16`, the prefix of the overlay")
 	case len(c.Network.Prefixes) == 0 && doc.Err() == nil:

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"weft/control"
@@ -87,6 +88,12 @@ func (c *Config) DetectedUnderlay(device string, mtu int, why string) {
 		c.Node.MTU = mtu
 		c.Detected("node.mtu", "MTU of "+device)
 	}
+}
+
+// DetectedNetwork records which prefixes the cluster has, where the file leaves that to it.
+func (c *Config) DetectedNetwork(prefixes []netip.Prefix, why string) {
+	c.Network.Prefixes = prefixes
+	c.Detected("network.prefixes", why)
 }
 
 // Detected records that the machine, not the file, gave a key its value.

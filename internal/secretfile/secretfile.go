@@ -8,13 +8,15 @@ import (
 	"io/fs"
 	"os"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // ErrExposed says that others than root and this process's user could have read a secret, or chosen it.
 var ErrExposed = errors.New("it is no secret")
 
 // Read returns what a file holds, most bytes at most. It refuses one that is anybody else's than root's or this process's user's, and
-// one that others may read or write; the error says how to mend that. The file may be reached through symbolic links: it is the
+// one that others may read or write; the error says how to mend that. A Secret that Kubernetes has mounted may be readable. The file may be reached through symbolic links: it is the
 // opened one that is looked at.
 func Read(file string, most int) ([]byte, error) {
 	f, err := os.Open(file)
@@ -26,10 +28,29 @@ func Read(file string, most int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := check(file, info, 0o077); err != nil {
+	if err := check(file, info, forbidden(f)); err != nil {
 		return nil, err
 	}
 	return read(f, file, most)
+}
+
+// forbidden are the bits that the mode of a secret may not have.
+func forbidden(f *os.File) fs.FileMode {
+	if secretVolume(f) {
+		return 0o033
+	}
+	return 0o077
+}
+
+// secretVolume says whether an open file is of a Secret that Kubernetes has put into this pod: memory that nobody can write to
+// from here. Its files may be read by all of the pod (mode 0644 unless told otherwise), which is this program, and the folder
+// that the node has them in is the kubelet's alone.
+func secretVolume(f *os.File) bool {
+	if os.Getenv("KUBERNETES_SERVICE_HOST") == "" {
+		return false
+	}
+	var on unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &on) == nil && on.Type == unix.TMPFS_MAGIC && on.Flags&unix.ST_RDONLY != 0
 }
 
 // ReadUnlessSecret is Read for a file that may do without secrets in it: one that others may read is refused only if hasSecret says
@@ -49,7 +70,7 @@ func ReadUnlessSecret(file string, most int, hasSecret func([]byte) bool) ([]byt
 	}
 	data, err := read(f, file, most)
 	if err == nil && hasSecret(data) {
-		err = check(file, info, 0o077)
+		err = check(file, info, forbidden(f))
 	}
 	if err != nil {
 		return nil, err

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"weft/internal/nettest"
 	"weft/internal/secretfile"
 )
@@ -75,4 +77,47 @@ func TestReadBounds(t *testing.T) {
 	if data, err := secretfile.Read(file, 11); err != nil || len(data) != 11 {
 		t.Errorf("a file of just the length: %d bytes, %v", len(data), err)
 	}
+}
+
+// In a pod a Secret is a read-only tmpfs, whose files have mode 0644 unless told otherwise; what is no such file stays refused.
+func TestSecretVolume(t *testing.T) {
+	nettest.RequireRoot(t)
+	dir := t.TempDir()
+	if err := unix.Mount("secret", dir, "tmpfs", unix.MS_NOSUID, "mode=0755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	// As the kubelet lays it out.
+	file := filepath.Join(dir, "password")
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "..1"), 0o755), os.WriteFile(filepath.Join(dir, "..1", "password"), []byte("x\n"), 0o644),
+		os.Symlink("..1", filepath.Join(dir, "..data")), os.Symlink("..data/password", file)); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(when string) {
+		t.Helper()
+		if _, err := secretfile.Read(file, 100); !errors.Is(err, secretfile.ErrExposed) {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+	refused("a tmpfs to be written to")
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID, ""); err != nil {
+		t.Fatal(err)
+	}
+	for what, read := range map[string]func() ([]byte, error){
+		"Read": func() ([]byte, error) { return secretfile.Read(file, 100) },
+		"ReadUnlessSecret": func() ([]byte, error) {
+			return secretfile.ReadUnlessSecret(file, 100, func([]byte) bool { return true })
+		},
+	} {
+		if data, err := read(); err != nil || string(data) != "x\n" {
+			t.Errorf("%s of a Secret: %q, %v", what, data, err)
+		}
+	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	refused("outside of a pod")
 }
