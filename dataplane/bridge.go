@@ -9,7 +9,7 @@ import (
 )
 
 // everyone is the hop of a frame that all peers must get. A lane that has LaneConfig.Flood makes the copies.
-var everyone = packet.Hop{Peer: packet.Self - 1} // immutable
+var everyone = packet.Hop{Peer: packet.Peer{ID: packet.Self - 1}} // immutable
 
 // Bridge is the stage that finds a frame's peer by destination MAC, in place of Route where the inside port has Ethernet
 // frames. It learns from frames in behind which peer a station is; a group address, broadcast and a station not heard of
@@ -43,6 +43,7 @@ func (*Bridge) Overhead() packet.Overhead { return packet.Overhead{} }
 // Out sets Hop (everyone, to flood) and Flow, or drops: too-short, reserved-mac, too-big.
 func (s *Bridge) Out(b *packet.Batch) {
 	t, now := s.table.Load(), now()
+	var least *packet.Hop // looked for once a batch, and only where a frame is for everyone
 	live := b.Packets()
 	for i := range live {
 		p := &live[i]
@@ -60,16 +61,22 @@ func (s *Bridge) Out(b *packet.Batch) {
 			s.fdb.forget(src)
 		}
 		p.Hop = &everyone
-		least := t.least // what is for everyone must fit everyone
 		if !isGroup(dst) {
 			if peer, known := s.fdb.lookup(dst, now); known {
 				if h := t.hop(peer); h != nil {
-					p.Hop, least = h, h
+					p.Hop = h
 				}
 			}
 		}
-		if least != nil && len(frame.Payload()) > least.MTU {
-			p.Hop, p.Drop = least, packet.TooBig // the hop says which MTU to answer with
+		narrow := p.Hop
+		if narrow == &everyone { // what is for everyone must fit everyone
+			if least == nil {
+				least = t.least()
+			}
+			narrow = least
+		}
+		if narrow != nil && len(frame.Payload()) > narrow.Path.MTU() {
+			p.Hop, p.Drop = narrow, packet.TooBig // the hop says which MTU to answer with
 			continue
 		}
 		p.Flow = packet.FlowHash(frame.Payload())
@@ -94,12 +101,12 @@ func (s *Bridge) In(b *packet.Batch) {
 				continue
 			}
 		}
-		if p.RCO && !p.Hop.RCO {
+		if p.RCO && !p.Hop.Peer.RCO {
 			p.Drop = packet.BadHeader // never announced by this peer: not its to use
 			continue
 		}
-		if p.Drop = t.judge(frame, p.Hop.Peer); p.Drop == packet.Alive {
-			s.fdb.learn(frame.Src(), p.Hop.Peer, now)
+		if p.Drop = t.judge(frame, p.Hop.Peer.ID); p.Drop == packet.Alive {
+			s.fdb.learn(frame.Src(), p.Hop.Peer.ID, now)
 		}
 	}
 }
@@ -110,7 +117,7 @@ func (t *Table) judge(frame packet.EthernetView, peer uint32) packet.Drop {
 	switch owner := t.stations[src]; {
 	case isGroup(src) || src == [6]byte{}:
 		return packet.BadHeader // IEEE 802.3 §3.2.3: a source is one station
-	case src == t.mac, owner != nil && owner.Peer != peer:
+	case src == t.mac, owner != nil && owner.Peer.ID != peer:
 		return packet.WrongSource
 	case isReserved(frame.Dst()):
 		return packet.ReservedMAC
@@ -198,7 +205,7 @@ func (t *Table) judgeARP(b []byte, peer uint32) packet.Drop {
 // owns says whether an inner address belongs to a peer, or with packet.Self to us.
 func (t *Table) owns(peer uint32, a netip.Addr) bool {
 	h, ok := t.prefixes.Lookup(a)
-	return ok && h.Peer == peer
+	return ok && h.Peer.ID == peer
 }
 
 // isGroup says whether a MAC names many stations: multicast and broadcast.

@@ -56,6 +56,9 @@ func playBridge(t *packettest.Tape) error {
 		case 4, 5, 6, 7:
 			err = m.receive()
 		case 8:
+			if h := m.peers[uint32(t.N(5))]; h != nil { // what is published learns it as well
+				h.Path.SetMTU(packettest.Pick(t, 1450, 1450, 1400))
+			}
 			peers, from, last := m.peers, m.from, m.last
 			if next := m.table(); t.Chance(3) { // somebody thinks better of it: what is published was not touched
 				m.peers, m.from, m.last = peers, from, last
@@ -92,10 +95,10 @@ func (m *bridgeModel) table() *Table {
 		for id := range uint32(100) {
 			if h := m.peers[id]; h != nil && (int(id) >= n || t.Chance(3)) {
 				table.Remove(netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", id+2)))
-				table.RemovePeer(h.Addr.Addr())
+				table.RemovePeer(h.Path.Dst.Addr())
 				table.RemoveStation(h)
 				delete(m.peers, id)
-				delete(m.from, h.Addr.Addr())
+				delete(m.from, h.Path.Dst.Addr())
 			}
 		}
 	}
@@ -104,11 +107,11 @@ func (m *bridgeModel) table() *Table {
 			continue
 		}
 		h := node(id)
-		h.MTU = packettest.Pick(t, 1450, 1450, 1400)
-		h.VNI = modelVNI
-		m.peers[h.Peer], m.from[h.Addr.Addr()] = h, h.Peer
-		table.Insert(netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", h.Peer+2)), h)
-		table.InsertPeer(h.Addr.Addr(), h)
+		h.Path.SetMTU(packettest.Pick(t, 1450, 1450, 1400))
+		h.Peer.VNI = modelVNI
+		m.peers[h.Peer.ID], m.from[h.Path.Dst.Addr()] = h, h.Peer.ID
+		table.Insert(netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", h.Peer.ID+2)), h)
+		table.InsertPeer(h.Path.Dst.Addr(), h)
 		table.InsertStation(h)
 	}
 	m.last = table
@@ -143,7 +146,7 @@ func (m *bridgeModel) send() error {
 	var plans []plan
 	var least *packet.Hop
 	for _, h := range m.peers {
-		if least == nil || h.MTU < least.MTU {
+		if least == nil || h.Path.MTU() < least.Path.MTU() {
 			least = h
 		}
 	}
@@ -186,7 +189,7 @@ func (m *bridgeModel) send() error {
 		if peer, known := m.stations[dst]; known && dst[0]&1 == 0 && m.peers[peer] != nil {
 			p.to, mtu = m.peers[peer], m.peers[peer]
 		}
-		if mtu != nil && len(p.frame)-packet.EthernetHeader > mtu.MTU {
+		if mtu != nil && len(p.frame)-packet.EthernetHeader > mtu.Path.MTU() {
 			p.drop = packet.TooBig
 			continue
 		}
@@ -208,7 +211,7 @@ func (m *bridgeModel) send() error {
 		switch {
 		case p.drop != packet.Alive:
 		case p.to != nil:
-			want[p.to.Addr] = append(want[p.to.Addr], sentFrame{wire, false})
+			want[p.to.Path.Dst] = append(want[p.to.Path.Dst], sentFrame{wire, false})
 		case len(m.flooding) == 0:
 			p.drop = packet.NoRoute
 		case made > 0 && made+len(m.flooding)-1 > 64*packet.BatchSize:
@@ -216,7 +219,7 @@ func (m *bridgeModel) send() error {
 		default:
 			made += len(m.flooding) - 1
 			for _, h := range m.flooding {
-				want[h.Addr] = append(want[h.Addr], sentFrame{wire, true})
+				want[h.Path.Dst] = append(want[h.Path.Dst], sentFrame{wire, true})
 			}
 		}
 		if p.drop != packet.Alive {
@@ -268,13 +271,13 @@ func (m *bridgeModel) receive() error {
 	var want [][]byte
 	for range 1 + t.N(40) {
 		id := uint32(t.N(5))
-		from := node(int(id)).Addr
+		from := node(int(id)).Path.Dst
 		src, dst := stationMAC(t), packettest.Pick(t, broadcast, own, stationMAC(t))
 		switch t.N(12) {
 		case 0:
 			src = own // ours
 		case 1:
-			src = node(t.N(5)).MAC // a node's own
+			src = node(t.N(5)).Peer.MAC // a node's own
 		case 2:
 			src[0] |= 1
 		case 3:
@@ -298,7 +301,7 @@ func (m *bridgeModel) receive() error {
 		h := m.peers[id]
 		owner := func() *packet.Hop {
 			for _, o := range m.peers {
-				if o.MAC == src {
+				if o.Peer.MAC == src {
 					return o
 				}
 			}

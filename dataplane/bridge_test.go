@@ -21,8 +21,7 @@ var (
 
 // node is peer n (from 0) of the tests: 192.0.2.(n+2), 10.244.(n+2).0/24, fd00:10:244:(n+2)::/64.
 func node(n int) *packet.Hop {
-	return &packet.Hop{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 2)}), 4789), Peer: uint32(n), VNI: 1,
-		MAC: [6]byte{0x02, 2, 2, 2, 2, byte(n + 2)}, MTU: 1450}
+	return &packet.Hop{Peer: packet.Peer{ID: uint32(n), VNI: 1, MAC: [6]byte{0x02, 2, 2, 2, 2, byte(n + 2)}}, Path: packet.NewPath(netip.Addr{}, netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 2)}), 4789), 1450)}
 }
 
 func bridgeTo(peers ...*packet.Hop) *Bridge {
@@ -31,9 +30,9 @@ func bridgeTo(peers ...*packet.Hop) *Bridge {
 	t.InsertSelf(netip.MustParsePrefix("10.244.1.0/24"))
 	t.InsertSelf(netip.MustParsePrefix("fd00:10:244:1::/64"))
 	for _, h := range peers {
-		t.Insert(netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", h.Peer+2)), h)
-		t.Insert(netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%x::/64", h.Peer+2)), h)
-		t.InsertPeer(h.Addr.Addr(), h)
+		t.Insert(netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", h.Peer.ID+2)), h)
+		t.Insert(netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%x::/64", h.Peer.ID+2)), h)
+		t.InsertPeer(h.Path.Dst.Addr(), h)
 		t.InsertStation(h)
 	}
 	s := NewBridge()
@@ -79,7 +78,7 @@ func present(b *packet.Batch, from netip.Addr, frames ...[]byte) {
 func (s *Bridge) heard(t *testing.T, from *packet.Hop, frame []byte) packet.Drop {
 	t.Helper()
 	b := packet.NewBatch(1, 2000)
-	present(b, from.Addr.Addr(), frame)
+	present(b, from.Path.Dst.Addr(), frame)
 	s.In(b)
 	return b.Packets()[0].Drop
 }
@@ -93,45 +92,45 @@ func TestBridgeIn(t *testing.T) {
 		frame []byte
 		want  packet.Drop
 	}{
-		"IPv4":                             {eth(own, b.MAC, 0x0800, good4), packet.Alive},
-		"IPv6":                             {eth(own, b.MAC, 0x86dd, ip6("fd00:10:244:2::5", ours6, 60)), packet.Alive},
+		"IPv4":                             {eth(own, b.Peer.MAC, 0x0800, good4), packet.Alive},
+		"IPv6":                             {eth(own, b.Peer.MAC, 0x86dd, ip6("fd00:10:244:2::5", ours6, 60)), packet.Alive},
 		"from a station behind the peer":   {eth(own, stray, 0x0800, good4), packet.Alive},
-		"to a station that is not ours":    {eth(stray, b.MAC, 0x0800, good4), packet.Alive},
-		"another protocol":                 {eth(own, b.MAC, experimental, []byte{1, 2, 3}), packet.Alive},
-		"IPv4 of another peer":             {eth(own, b.MAC, 0x0800, ip4("10.244.3.5", ours4, 60)), packet.WrongSource},
-		"IPv4 of ourselves":                {eth(own, b.MAC, 0x0800, ip4("10.244.1.6", ours4, 60)), packet.WrongSource},
-		"IPv4 of nobody":                   {eth(own, b.MAC, 0x0800, ip4("203.0.113.1", ours4, 60)), packet.WrongSource},
-		"IPv4 through us to elsewhere":     {eth(own, b.MAC, 0x0800, ip4("10.244.2.5", "203.0.113.1", 60)), packet.NotOurs},
-		"IPv4 through us to another peer":  {eth(own, b.MAC, 0x0800, ip4("10.244.2.5", "10.244.3.5", 60)), packet.NotOurs},
-		"IPv4 multicast":                   {eth([6]byte{1, 0, 0x5e, 0, 0, 1}, b.MAC, 0x0800, ip4("10.244.2.5", "224.0.0.1", 60)), packet.Alive},
-		"IPv4 broadcast":                   {eth(broadcast, b.MAC, 0x0800, ip4("10.244.2.5", "255.255.255.255", 60)), packet.Alive},
-		"IPv6 of another peer":             {eth(own, b.MAC, 0x86dd, ip6("fd00:10:244:3::5", ours6, 60)), packet.WrongSource},
-		"IPv6 through us to elsewhere":     {eth(own, b.MAC, 0x86dd, ip6("fd00:10:244:2::5", "2001:db8::1", 60)), packet.NotOurs},
-		"IPv6 link-local solicitation":     {eth([6]byte{0x33, 0x33, 0xff, 0, 0, 1}, b.MAC, 0x86dd, ip6("fe80::2", "ff02::1:ff00:1", 64)), packet.Alive},
-		"IPv6 unspecified":                 {eth([6]byte{0x33, 0x33, 0, 0, 0, 0x16}, b.MAC, 0x86dd, ip6("::", "ff02::16", 64)), packet.Alive},
-		"IPv6 link-local through us":       {eth(own, b.MAC, 0x86dd, ip6("fe80::2", "2001:db8::1", 60)), packet.NotOurs},
-		"advertises its own":               {eth(own, b.MAC, 0x86dd, advertisement("fe80::2", "fe80::1", "fd00:10:244:2::1")), packet.Alive},
-		"advertises a link-local address":  {eth(own, b.MAC, 0x86dd, advertisement("fe80::2", "fe80::1", "fe80::2")), packet.Alive},
-		"advertises another peer's":        {eth(own, b.MAC, 0x86dd, advertisement("fe80::2", "fe80::1", "fd00:10:244:3::1")), packet.WrongSource},
-		"advertises another's as its own":  {eth(own, b.MAC, 0x86dd, advertisement("fd00:10:244:2::1", "fe80::1", "fd00:10:244:3::1")), packet.WrongSource},
-		"ARP":                              {eth(broadcast, b.MAC, 0x0806, arp("10.244.2.1", "10.244.1.1")), packet.Alive},
-		"ARP probe":                        {eth(broadcast, b.MAC, 0x0806, arp("0.0.0.0", "10.244.2.1")), packet.Alive},
-		"ARP for another peer":             {eth(broadcast, b.MAC, 0x0806, arp("10.244.3.1", "10.244.1.1")), packet.WrongSource},
-		"half an ARP packet":               {eth(broadcast, b.MAC, 0x0806, arp("10.244.2.1", "10.244.1.1")[:27]), packet.TooShort},
-		"ARP of another hardware":          {eth(broadcast, b.MAC, 0x0806, make([]byte, 28)), packet.BadHeader},
-		"VLAN 0 hides nothing":             {eth(own, b.MAC, 0x8100, append(tagged(0, 8, 0), ip4("10.244.3.5", ours4, 60)...)), packet.WrongSource},
-		"two tags hide nothing":            {eth(own, b.MAC, 0x88a8, append(tagged(7, 0x81, 0, 0, 9, 8, 0), ip4("10.244.3.5", ours4, 60)...)), packet.WrongSource},
-		"VLAN with its own":                {eth(own, b.MAC, 0x8100, append(tagged(5, 8, 0), good4...)), packet.Alive},
-		"half a tag":                       {eth(own, b.MAC, 0x8100, []byte{0, 1, 8}), packet.TooShort},
+		"to a station that is not ours":    {eth(stray, b.Peer.MAC, 0x0800, good4), packet.Alive},
+		"another protocol":                 {eth(own, b.Peer.MAC, experimental, []byte{1, 2, 3}), packet.Alive},
+		"IPv4 of another peer":             {eth(own, b.Peer.MAC, 0x0800, ip4("10.244.3.5", ours4, 60)), packet.WrongSource},
+		"IPv4 of ourselves":                {eth(own, b.Peer.MAC, 0x0800, ip4("10.244.1.6", ours4, 60)), packet.WrongSource},
+		"IPv4 of nobody":                   {eth(own, b.Peer.MAC, 0x0800, ip4("203.0.113.1", ours4, 60)), packet.WrongSource},
+		"IPv4 through us to elsewhere":     {eth(own, b.Peer.MAC, 0x0800, ip4("10.244.2.5", "203.0.113.1", 60)), packet.NotOurs},
+		"IPv4 through us to another peer":  {eth(own, b.Peer.MAC, 0x0800, ip4("10.244.2.5", "10.244.3.5", 60)), packet.NotOurs},
+		"IPv4 multicast":                   {eth([6]byte{1, 0, 0x5e, 0, 0, 1}, b.Peer.MAC, 0x0800, ip4("10.244.2.5", "224.0.0.1", 60)), packet.Alive},
+		"IPv4 broadcast":                   {eth(broadcast, b.Peer.MAC, 0x0800, ip4("10.244.2.5", "255.255.255.255", 60)), packet.Alive},
+		"IPv6 of another peer":             {eth(own, b.Peer.MAC, 0x86dd, ip6("fd00:10:244:3::5", ours6, 60)), packet.WrongSource},
+		"IPv6 through us to elsewhere":     {eth(own, b.Peer.MAC, 0x86dd, ip6("fd00:10:244:2::5", "2001:db8::1", 60)), packet.NotOurs},
+		"IPv6 link-local solicitation":     {eth([6]byte{0x33, 0x33, 0xff, 0, 0, 1}, b.Peer.MAC, 0x86dd, ip6("fe80::2", "ff02::1:ff00:1", 64)), packet.Alive},
+		"IPv6 unspecified":                 {eth([6]byte{0x33, 0x33, 0, 0, 0, 0x16}, b.Peer.MAC, 0x86dd, ip6("::", "ff02::16", 64)), packet.Alive},
+		"IPv6 link-local through us":       {eth(own, b.Peer.MAC, 0x86dd, ip6("fe80::2", "2001:db8::1", 60)), packet.NotOurs},
+		"advertises its own":               {eth(own, b.Peer.MAC, 0x86dd, advertisement("fe80::2", "fe80::1", "fd00:10:244:2::1")), packet.Alive},
+		"advertises a link-local address":  {eth(own, b.Peer.MAC, 0x86dd, advertisement("fe80::2", "fe80::1", "fe80::2")), packet.Alive},
+		"advertises another peer's":        {eth(own, b.Peer.MAC, 0x86dd, advertisement("fe80::2", "fe80::1", "fd00:10:244:3::1")), packet.WrongSource},
+		"advertises another's as its own":  {eth(own, b.Peer.MAC, 0x86dd, advertisement("fd00:10:244:2::1", "fe80::1", "fd00:10:244:3::1")), packet.WrongSource},
+		"ARP":                              {eth(broadcast, b.Peer.MAC, 0x0806, arp("10.244.2.1", "10.244.1.1")), packet.Alive},
+		"ARP probe":                        {eth(broadcast, b.Peer.MAC, 0x0806, arp("0.0.0.0", "10.244.2.1")), packet.Alive},
+		"ARP for another peer":             {eth(broadcast, b.Peer.MAC, 0x0806, arp("10.244.3.1", "10.244.1.1")), packet.WrongSource},
+		"half an ARP packet":               {eth(broadcast, b.Peer.MAC, 0x0806, arp("10.244.2.1", "10.244.1.1")[:27]), packet.TooShort},
+		"ARP of another hardware":          {eth(broadcast, b.Peer.MAC, 0x0806, make([]byte, 28)), packet.BadHeader},
+		"VLAN 0 hides nothing":             {eth(own, b.Peer.MAC, 0x8100, append(tagged(0, 8, 0), ip4("10.244.3.5", ours4, 60)...)), packet.WrongSource},
+		"two tags hide nothing":            {eth(own, b.Peer.MAC, 0x88a8, append(tagged(7, 0x81, 0, 0, 9, 8, 0), ip4("10.244.3.5", ours4, 60)...)), packet.WrongSource},
+		"VLAN with its own":                {eth(own, b.Peer.MAC, 0x8100, append(tagged(5, 8, 0), good4...)), packet.Alive},
+		"half a tag":                       {eth(own, b.Peer.MAC, 0x8100, []byte{0, 1, 8}), packet.TooShort},
 		"our own MAC as source":            {eth(broadcast, own, experimental, nil), packet.WrongSource},
-		"another node's MAC as source":     {eth(own, c.MAC, experimental, nil), packet.WrongSource},
+		"another node's MAC as source":     {eth(own, c.Peer.MAC, experimental, nil), packet.WrongSource},
 		"a group as source":                {eth(own, [6]byte{3}, experimental, nil), packet.BadHeader},
 		"no source":                        {eth(own, [6]byte{}, experimental, nil), packet.BadHeader},
-		"spanning tree":                    {eth([6]byte{1, 0x80, 0xc2, 0, 0, 0}, b.MAC, 0x0026, make([]byte, 38)), packet.ReservedMAC},
-		"LLDP":                             {eth([6]byte{1, 0x80, 0xc2, 0, 0, 0x0e}, b.MAC, 0x88cc, make([]byte, 38)), packet.ReservedMAC},
-		"a group beside the reserved ones": {eth([6]byte{1, 0x80, 0xc2, 0, 0, 0x10}, b.MAC, experimental, nil), packet.Alive},
+		"spanning tree":                    {eth([6]byte{1, 0x80, 0xc2, 0, 0, 0}, b.Peer.MAC, 0x0026, make([]byte, 38)), packet.ReservedMAC},
+		"LLDP":                             {eth([6]byte{1, 0x80, 0xc2, 0, 0, 0x0e}, b.Peer.MAC, 0x88cc, make([]byte, 38)), packet.ReservedMAC},
+		"a group beside the reserved ones": {eth([6]byte{1, 0x80, 0xc2, 0, 0, 0x10}, b.Peer.MAC, experimental, nil), packet.Alive},
 		"half an Ethernet header":          {make([]byte, 13), packet.TooShort},
-		"an IPv4 header cut off":           {eth(own, b.MAC, 0x0800, good4[:12]), packet.TooShort},
+		"an IPv4 header cut off":           {eth(own, b.Peer.MAC, 0x0800, good4[:12]), packet.TooShort},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := bridgeTo(b, c)
@@ -143,13 +142,13 @@ func TestBridgeIn(t *testing.T) {
 			}
 			// Only what passed teaches.
 			peer, known := s.fdb.lookup([6]byte(tc.frame[6:12]), now())
-			if known != (tc.want == packet.Alive) || known && peer != b.Peer {
+			if known != (tc.want == packet.Alive) || known && peer != b.Peer.ID {
 				t.Errorf("the source is known: %v, behind peer %d", known, peer)
 			}
 		})
 	}
 	s := bridgeTo(b)
-	stranger := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.99:1")}
+	stranger := &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.99:1"), 0)}
 	if got := s.heard(t, stranger, eth(own, stray, 0x0800, good4)); got != packet.UnknownPeer {
 		t.Errorf("from a stranger: %v", got)
 	}
@@ -170,7 +169,7 @@ func (r *rig) Recv(b *packet.Batch) error { return r.from.Recv(b) }
 
 func (r *rig) Send(b *packet.Batch) error {
 	for i := range b.Packets() {
-		r.hops = append(r.hops, b.Packets()[i].Hop.Peer)
+		r.hops = append(r.hops, b.Packets()[i].Hop.Peer.ID)
 	}
 	return r.to.Send(b)
 }
@@ -219,8 +218,8 @@ func TestStationsAreLearnt(t *testing.T) {
 			t.Fatal(d)
 		}
 		before := r.adds(t).Copied
-		if got := r.carry(t, to, to); !slices.Equal(got, []uint32{at.Peer, at.Peer}) {
-			t.Errorf("a station behind %d: went to %v", at.Peer, got)
+		if got := r.carry(t, to, to); !slices.Equal(got, []uint32{at.Peer.ID, at.Peer.ID}) {
+			t.Errorf("a station behind %d: went to %v", at.Peer.ID, got)
 		}
 		if s := r.adds(t); s.Copied != before {
 			t.Errorf("%d copies for a known station", s.Copied-before)
@@ -301,8 +300,7 @@ func TestFloodWithoutPeers(t *testing.T) {
 func TestFloodIsBounded(t *testing.T) {
 	peers := make([]*packet.Hop, 200)
 	for i := range peers {
-		peers[i] = &packet.Hop{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 1), Peer: uint32(i), MTU: 1450,
-			MAC: [6]byte{2, 3, 4, 5, 6, byte(i)}}
+		peers[i] = &packet.Hop{Peer: packet.Peer{ID: uint32(i), MAC: [6]byte{2, 3, 4, 5, 6, byte(i)}}, Path: packet.NewPath(netip.Addr{}, netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 1), 1450)}
 	}
 	table := NewTable()
 	table.SetStation(own)
@@ -324,8 +322,8 @@ func TestFloodIsBounded(t *testing.T) {
 		count[peer]++
 	}
 	for _, h := range peers {
-		if want := packet.BatchSize - int(d[packet.FloodLimit]); count[h.Peer] != want {
-			t.Fatalf("peer %d got %d of %d frames", h.Peer, count[h.Peer], want)
+		if want := packet.BatchSize - int(d[packet.FloodLimit]); count[h.Peer.ID] != want {
+			t.Fatalf("peer %d got %d of %d frames", h.Peer.ID, count[h.Peer.ID], want)
 		}
 	}
 }
@@ -347,20 +345,20 @@ func TestFloodWhenThePortDies(t *testing.T) {
 
 func TestBridgeAllocatesNothing(t *testing.T) {
 	s := bridgeTo(node(0), node(1), node(2))
-	b := packet.NewBatch(4, 2000)
+	b, from := packet.NewBatch(4, 2000), node(0).Path.Dst.Addr()
 	in := [][]byte{
-		eth(own, node(0).MAC, 0x0800, ip4("10.244.2.5", "10.244.1.5", 60)),
+		eth(own, node(0).Peer.MAC, 0x0800, ip4("10.244.2.5", "10.244.1.5", 60)),
 		eth(broadcast, stray, 0x0806, arp("10.244.2.1", "10.244.1.1")),
 		eth(own, stray, 0x86dd, advertisement("fe80::2", "fe80::1", "fd00:10:244:2::1")),
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		present(b, node(0).Addr.Addr(), in...)
+		present(b, from, in...)
 		s.In(b)
 	}); n != 0 {
 		t.Errorf("In: %v allocations", n)
 	}
 	q := &loop{frames: [][]byte{
-		eth(node(0).MAC, own, 0x0800, ip4("10.244.1.5", "10.244.2.5", 60)),
+		eth(node(0).Peer.MAC, own, 0x0800, ip4("10.244.1.5", "10.244.2.5", 60)),
 		eth(broadcast, own, 0x0806, arp("10.244.1.1", "10.244.2.1")),
 	}}
 	l := NewLane(LaneConfig{Direction: Out, From: q, To: q, Room: 2000, Link: packet.EthernetHeader, Stages: []packet.Stage{s}, Flood: s.Peers})
@@ -473,10 +471,10 @@ func TestFDBIsSafe(t *testing.T) {
 func FuzzBridgeIn(f *testing.F) {
 	b := node(0)
 	for _, seed := range [][]byte{
-		nil, make([]byte, 14), eth(own, b.MAC, 0x0800, ip4("10.244.2.5", "10.244.1.5", 60)),
-		eth(own, b.MAC, 0x86dd, advertisement("fe80::2", "fe80::1", "fd00:10:244:2::1")),
+		nil, make([]byte, 14), eth(own, b.Peer.MAC, 0x0800, ip4("10.244.2.5", "10.244.1.5", 60)),
+		eth(own, b.Peer.MAC, 0x86dd, advertisement("fe80::2", "fe80::1", "fd00:10:244:2::1")),
 		eth(broadcast, stray, 0x0806, arp("10.244.2.1", "10.244.1.1")),
-		eth(own, b.MAC, 0x88a8, append([]byte{0, 1, 0x81, 0, 0, 9, 8, 0}, ip4("10.244.2.5", "10.244.1.5", 60)...)),
+		eth(own, b.Peer.MAC, 0x88a8, append([]byte{0, 1, 0x81, 0, 0, 9, 8, 0}, ip4("10.244.2.5", "10.244.1.5", 60)...)),
 	} {
 		f.Add(seed)
 	}
@@ -485,7 +483,7 @@ func FuzzBridgeIn(f *testing.F) {
 		if len(data) > 65535 {
 			return
 		}
-		present(batch, b.Addr.Addr(), data)
+		present(batch, b.Path.Dst.Addr(), data)
 		s.In(batch)
 		p := &batch.Packets()[0]
 		if !bytes.Equal(p.Bytes(), data) {
@@ -499,7 +497,7 @@ func FuzzBridgeIn(f *testing.F) {
 			return
 		}
 		src, _ := packet.SrcAddr(frame.Payload())
-		if h, ok := s.table.Load().Lookup(src); (!ok || h.Peer != b.Peer) && !src.IsLinkLocalUnicast() && !(src.Is6() && src.IsUnspecified()) {
+		if h, ok := s.table.Load().Lookup(src); (!ok || h.Peer.ID != b.Peer.ID) && !src.IsLinkLocalUnicast() && !(src.Is6() && src.IsUnspecified()) {
 			t.Errorf("a packet of %v came in from the peer with 10.244.2.0/24", src)
 		}
 	})

@@ -76,7 +76,7 @@ func TestCorruptedSlot(t *testing.T) {
 	ones6, twos6 := netip.MustParsePrefix("fd00:0:0:1::/64"), netip.MustParsePrefix("fd00:0:0:2::/64")
 	mac := [6]byte{2, 0, 0, 0, 0, 2}
 	tableOf := func(rco bool, id uint32, at netip.AddrPort, own, own6, others, others6 netip.Prefix) *Route {
-		h := &packet.Hop{Addr: at, Peer: id, VNI: vni, MTU: 1418, MAC: mac, RCO: rco}
+		h := &packet.Hop{Peer: packet.Peer{ID: id, VNI: vni, MAC: mac, RCO: rco}, Path: packet.NewPath(netip.Addr{}, at, 1418)}
 		tb := NewTable()
 		tb.InsertSelf(own)
 		tb.InsertSelf(own6)

@@ -52,8 +52,8 @@ type LaneConfig struct {
 	Flood func() []*packet.Hop
 
 	// TooBig, if set, is given each packet that died as packet.TooBig, as a window that starts
-	// with the inner IP header, while it is still valid. It must not block and not keep the slice.
-	TooBig func(ip []byte, mtu int)
+	// with the inner IP header, while it is still valid, and the path it is too big for. It must not block and not keep the slice.
+	TooBig func(ip []byte, path *packet.Path)
 }
 
 // Lane is one goroutine's work: one queue to receive from, one to send to, one direction, run to
@@ -70,7 +70,7 @@ type Lane struct {
 
 	mu    sync.Mutex // held from Recv's return to Send's return: what Stats sees always adds up
 	stats LaneStats
-	peers []PeerStats   // by Hop.Peer
+	peers []PeerStats   // by Hop.Peer.ID
 	since time.Duration // when the last turn ended: from then on the lane is in Recv
 	began time.Time
 
@@ -222,7 +222,7 @@ func (l *Lane) account(b *packet.Batch, i, n int) {
 	}
 	for k := b.Len(); k < n; k++ { // Compact moved the dead behind the living
 		p := &b.Slots()[k]
-		if p.Drop == packet.TooBig && p.Hop != nil {
+		if p.Drop == packet.TooBig && p.Hop != nil && p.Hop.Path != nil {
 			l.reject(p, i)
 		}
 	}
@@ -241,7 +241,7 @@ func (l *Lane) reject(p *packet.Packet, i int) {
 		}
 	}
 	if b := p.Bytes(); len(b) > l.cfg.Link {
-		l.cfg.TooBig(b[l.cfg.Link:], p.Hop.MTU)
+		l.cfg.TooBig(b[l.cfg.Link:], p.Hop.Path)
 	}
 }
 
@@ -267,9 +267,9 @@ func (l *Lane) countPeers(b *packet.Batch) {
 		if p.Hop == nil {
 			continue
 		}
-		id := int(p.Hop.Peer)
+		id := int(p.Hop.Peer.ID)
 		if id >= len(l.peers) {
-			if p.Hop.Peer == packet.Self {
+			if p.Hop.Peer.ID == packet.Self {
 				continue
 			}
 			l.peers = append(l.peers, make([]PeerStats, id+64-len(l.peers))...)

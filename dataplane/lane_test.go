@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"weft/packet"
@@ -71,7 +72,7 @@ func ip6(src, dst string, n int) []byte {
 }
 
 func twoNodes() (*Route, *packet.Hop) {
-	peer := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.2:4789"), Peer: 1, VNI: 1, MTU: 1450}
+	peer := &packet.Hop{Peer: packet.Peer{ID: 1, VNI: 1}, Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.2:4789"), 1450)}
 	t := NewTable()
 	t.InsertSelf(netip.MustParsePrefix("10.244.1.0/24"))
 	t.InsertSelf(netip.MustParsePrefix("fd00:10:244:1::/64"))
@@ -81,6 +82,25 @@ func twoNodes() (*Route, *packet.Hop) {
 	r := NewRoute()
 	r.Publish(t)
 	return r, peer
+}
+
+// TestLearntMTU: a path that turns out to carry less, or more again, does so from the next turn on, without another table.
+func TestLearntMTU(t *testing.T) {
+	r, peer := twoNodes()
+	from := &feed{}
+	var told []int
+	l := NewLane(LaneConfig{Direction: Out, From: from, To: &feed{}, Room: 2000, Stages: []packet.Stage{r},
+		TooBig: func(ip []byte, path *packet.Path) { told = append(told, len(ip), path.MTU()) }})
+	for _, c := range []struct{ mtu, size, too int }{{1450, 1450, 0}, {1300, 1301, 1}, {1300, 1300, 0}, {1450, 1450, 0}, {1450, 1451, 1}} {
+		peer.Path.SetMTU(c.mtu)
+		from.batches, told = append(from.batches, [][]byte{ip4("10.244.1.5", "10.244.2.5", c.size)}), nil
+		if err := l.Turn(); err != nil {
+			t.Fatal(err)
+		}
+		if want := []int{c.size, c.mtu}[:2*c.too]; !slices.Equal(told, want) {
+			t.Errorf("%d bytes on a path of %d: told %v, want %v", c.size, c.mtu, told, want)
+		}
+	}
 }
 
 func TestLaneConserves(t *testing.T) {
@@ -100,7 +120,7 @@ func TestLaneConserves(t *testing.T) {
 	l := NewLane(LaneConfig{
 		Name: "out/0", Direction: Out, From: from, To: to, FromName: "a", ToName: "b", Room: 2000,
 		Stages: []packet.Stage{r},
-		TooBig: func(ip []byte, mtu int) { rejected = append(rejected, len(ip), mtu) },
+		TooBig: func(ip []byte, path *packet.Path) { rejected = append(rejected, len(ip), path.MTU()) },
 	})
 	for {
 		if err := l.Turn(); err != nil {
@@ -198,7 +218,7 @@ func TestLaneOrder(t *testing.T) {
 	// The far node owns what is remote here.
 	far := NewTable()
 	far.InsertSelf(netip.MustParsePrefix("10.244.2.0/24"))
-	a := &packet.Hop{Peer: 7}
+	a := &packet.Hop{Peer: packet.Peer{ID: 7}}
 	far.Insert(netip.MustParsePrefix("10.244.1.0/24"), a)
 	far.InsertPeer(outer.Addr(), a)
 	fr := NewRoute()

@@ -70,7 +70,7 @@ func keyed(t testing.TB, cipher sealed.Cipher, lanes int, now func() time.Time) 
 	for i := range m {
 		far := uint32(2 - i)
 		err := m[i].Update(sealed.Identity{Private: private[i]}, []sealed.Peer{{ID: far, Name: "far", Public: public[1-i],
-			Hop: &packet.Hop{Addr: links[1-i].at, Peer: far, MTU: 1418}}})
+			Hop: &packet.Hop{Peer: packet.Peer{ID: far}, Path: packet.NewPath(netip.Addr{}, links[1-i].at, 1418)}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +108,7 @@ func (*small) Send(b *packet.Batch) error {
 // pod sent it.
 func TestRejectSeesPlaintext(t *testing.T) {
 	const vni = 7
-	hop := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.2:8473"), Peer: 2, VNI: vni, MTU: 1418, MAC: [6]byte{2, 0, 0, 0, 0, 2}}
+	hop := &packet.Hop{Peer: packet.Peer{ID: 2, VNI: vni, MAC: [6]byte{2, 0, 0, 0, 0, 2}}, Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.2:8473"), 1418)}
 	table := NewTable()
 	table.Insert(netip.MustParsePrefix("10.244.2.0/24"), hop)
 	table.Insert(netip.MustParsePrefix("fd00:10:244:2::/64"), hop)
@@ -136,11 +136,11 @@ func TestRejectSeesPlaintext(t *testing.T) {
 		link   int
 		stages []packet.Stage
 	}{
-		"vxlan":  {0, []packet.Stage{route, vxlan.New(vxlan.Config{VNI: vni, MAC: hop.MAC})}},
-		"rco":    {0, []packet.Stage{route, vxlan.New(vxlan.Config{VNI: vni, MAC: hop.MAC, RCO: true})}},
+		"vxlan":  {0, []packet.Stage{route, vxlan.New(vxlan.Config{VNI: vni, MAC: hop.Peer.MAC})}},
+		"rco":    {0, []packet.Stage{route, vxlan.New(vxlan.Config{VNI: vni, MAC: hop.Peer.MAC, RCO: true})}},
 		"ipudp":  {0, []packet.Stage{route, ipudp.New(1500)}},
 		"frames": {packet.EthernetHeader, []packet.Stage{bridge, vxlan.New(vxlan.Config{VNI: vni, Inner: packet.Ethernet})}},
-		"slow":   {0, []packet.Stage{route, Slow(vxlan.New(vxlan.Config{VNI: vni, MAC: hop.MAC}), 1)}},
+		"slow":   {0, []packet.Stage{route, Slow(vxlan.New(vxlan.Config{VNI: vni, MAC: hop.Peer.MAC}), 1)}},
 	} {
 		seals := map[string]packet.Stage{"bare": nil, "slow": Slow(seal["aes-256-gcm"], 1)}
 		for how, s := range seal {
@@ -160,7 +160,7 @@ func TestRejectSeesPlaintext(t *testing.T) {
 							ip := packettest.UDP(netip.MustParseAddrPort(ends[0]), netip.MustParseAddrPort(ends[1]), n, byte(i))
 							inner = append(inner, ip)
 							if chain.link > 0 {
-								ip = packettest.Ethernet(hop.MAC, [6]byte{2, 0, 0, 0, 0, 9}, ip)
+								ip = packettest.Ethernet(hop.Peer.MAC, [6]byte{2, 0, 0, 0, 0, 9}, ip)
 							}
 							batch = append(batch, ip)
 						}
@@ -173,10 +173,10 @@ func TestRejectSeesPlaintext(t *testing.T) {
 					}
 					var got [][]byte
 					cfg := LaneConfig{Direction: Out, From: &feed{batches: [][][]byte{batch}}, To: to, Room: 2000, Stages: all, Link: chain.link,
-						TooBig: func(ip []byte, mtu int) {
+						TooBig: func(ip []byte, path *packet.Path) {
 							got = append(got, bytes.Clone(ip))
-							if mtu != hop.MTU {
-								t.Errorf("mtu %d, want the hop's %d", mtu, hop.MTU)
+							if path.MTU() != hop.Path.MTU() {
+								t.Errorf("mtu %d, want the hop's %d", path.MTU(), hop.Path.MTU())
 							}
 						}}
 					if chain.link > 0 {

@@ -23,7 +23,6 @@ type Table struct {
 	stations map[[6]byte]*packet.Hop // the other nodes' own stations
 	hops     []*packet.Hop           // by peer number; nil where there is none
 	flood    []*packet.Hop           // each peer once
-	least    *packet.Hop             // of them the one with the smallest MTU
 }
 
 // NewTable makes an empty table: everything is dropped as no-route or unknown-peer.
@@ -42,19 +41,17 @@ func (t *Table) InsertPeer(a netip.Addr, h *packet.Hop) { t.peers[a.Unmap()] = h
 
 // InsertStation makes a peer known to a Bridge: its own MAC, and where floods go. Once for each peer.
 func (t *Table) InsertStation(h *packet.Hop) {
-	if n := int(h.Peer) + 1; n > len(t.hops) {
+	if n := int(h.Peer.ID) + 1; n > len(t.hops) {
 		t.hops = append(t.hops, make([]*packet.Hop, n-len(t.hops))...)
 	}
-	t.hops[h.Peer], t.stations[h.MAC] = h, h
-	if t.flood = append(t.flood, h); t.least == nil || h.MTU < t.least.MTU {
-		t.least = h
-	}
+	t.hops[h.Peer.ID], t.stations[h.Peer.MAC] = h, h
+	t.flood = append(t.flood, h)
 }
 
 // Clone returns a table of the same content that may be edited and published in t's place.
 func (t *Table) Clone() *Table {
 	c := &Table{peers: maps.Clone(t.peers), size: t.size, mac: t.mac, stations: maps.Clone(t.stations),
-		hops: slices.Clone(t.hops), flood: slices.Clone(t.flood), least: t.least}
+		hops: slices.Clone(t.hops), flood: slices.Clone(t.flood)}
 	c.prefixes.Union(&t.prefixes)
 	return c
 }
@@ -70,17 +67,20 @@ func (t *Table) RemovePeer(a netip.Addr) { delete(t.peers, a.Unmap()) }
 
 // RemoveStation takes out what InsertStation put in. No other peer may have the MAC.
 func (t *Table) RemoveStation(h *packet.Hop) {
-	delete(t.stations, h.MAC)
-	t.hops[h.Peer] = nil
+	delete(t.stations, h.Peer.MAC)
+	t.hops[h.Peer.ID] = nil
 	t.flood = slices.DeleteFunc(t.flood, func(o *packet.Hop) bool { return o == h })
-	if t.least == h {
-		t.least = nil
-		for _, o := range t.flood {
-			if t.least == nil || o.MTU < t.least.MTU {
-				t.least = o
-			}
+}
+
+// least is the peer behind the narrowest path now; nil where there is none.
+func (t *Table) least() (least *packet.Hop) {
+	mtu := 0
+	for _, h := range t.flood {
+		if m := h.Path.MTU(); least == nil || m < mtu {
+			least, mtu = h, m
 		}
 	}
+	return least
 }
 
 // Unambiguous says that no two peers have one MAC.
@@ -100,7 +100,7 @@ func (t *Table) hop(peer uint32) *packet.Hop {
 // InsertSelf says that this node owns an inner prefix.
 func (t *Table) InsertSelf(p netip.Prefix) { t.Insert(p, &self) }
 
-var self = packet.Hop{Peer: packet.Self} // immutable: the hop of our own prefixes
+var self = packet.Hop{Peer: packet.Peer{ID: packet.Self}} // immutable: the hop of our own prefixes
 
 // Lookup returns the hop of the longest prefix that holds a.
 func (t *Table) Lookup(a netip.Addr) (*packet.Hop, bool) { return t.prefixes.Lookup(a) }
@@ -134,6 +134,7 @@ func (r *Route) Out(b *packet.Batch) {
 	t := r.table.Load() // once per batch: a swap never splits one
 	var last netip.Addr
 	var hop *packet.Hop
+	var mtu int
 	pkts := b.Packets()
 	for i := range pkts {
 		p := &pkts[i]
@@ -145,14 +146,14 @@ func (r *Route) Out(b *packet.Batch) {
 		}
 		if dst != last || hop == nil { // packets come in runs of one flow
 			h, ok := t.prefixes.Lookup(dst)
-			if !ok || h.Peer == packet.Self {
+			if !ok || h.Peer.ID == packet.Self {
 				p.Drop, hop = packet.NoRoute, nil
 				continue
 			}
-			last, hop = dst, h
+			last, hop, mtu = dst, h, h.Path.MTU()
 		}
 		p.Hop = hop
-		if len(ip) > hop.MTU {
+		if len(ip) > mtu {
 			p.Drop = packet.TooBig
 			continue
 		}
@@ -186,7 +187,7 @@ func (r *Route) In(b *packet.Batch) {
 				continue
 			}
 		}
-		if p.RCO && !p.Hop.RCO {
+		if p.RCO && !p.Hop.Peer.RCO {
 			p.Drop = packet.BadHeader // never announced by this peer: not its to use
 			continue
 		}
@@ -194,11 +195,11 @@ func (r *Route) In(b *packet.Batch) {
 			continue
 		}
 		// Compare peers, not pointers: the table may have been swapped since the seal was opened.
-		if h, ok := t.prefixes.Lookup(src); !ok || h.Peer != p.Hop.Peer {
+		if h, ok := t.prefixes.Lookup(src); !ok || h.Peer.ID != p.Hop.Peer.ID {
 			p.Drop = packet.WrongSource
 			continue
 		}
-		if h, ok := t.prefixes.Lookup(dst); !ok || h.Peer != packet.Self {
+		if h, ok := t.prefixes.Lookup(dst); !ok || h.Peer.ID != packet.Self {
 			p.Drop = packet.NotOurs
 			continue
 		}

@@ -83,7 +83,7 @@ func (q *script) Send(b *packet.Batch) error {
 			s.data = packettest.Whole(p)
 		}
 		if p.Hop != nil {
-			s.to = p.Hop.Addr
+			s.to = p.Hop.Path.Dst
 		}
 		q.sent = append(q.sent, s)
 		copy(p.Tail()[:cap(p.Tail())], "the port is done with it")
@@ -123,8 +123,8 @@ func playRoutes(t *packettest.Tape) error {
 		n.list = slowTable{map[netip.Prefix]int{}, map[int]*packet.Hop{}, map[netip.Addr]int{}}
 		stage := vxlan.New(vxlan.Config{VNI: modelVNI, MAC: vtep(id), RCO: n.rco})
 		n.out = NewLane(LaneConfig{Direction: Out, From: n.inside, To: n.inside, Room: 2000, Stages: []packet.Stage{n.route, stage},
-			TooBig: func(ip []byte, mtu int) {
-				n.tooBig = append(n.tooBig, tunnelled{data: bytes.Clone(ip), to: netip.AddrPortFrom(netip.Addr{}, uint16(mtu))})
+			TooBig: func(ip []byte, path *packet.Path) {
+				n.tooBig = append(n.tooBig, tunnelled{data: bytes.Clone(ip), to: netip.AddrPortFrom(netip.Addr{}, uint16(path.MTU()))})
 			}})
 		n.in = NewLane(LaneConfig{Direction: In, From: n.under, To: n.under, Room: 2100, Stages: []packet.Stage{n.route, stage}})
 		for dir := range 2 {
@@ -174,12 +174,14 @@ func (m *routeModel) change(n *routeNode, anew bool) {
 		if id == n.id || o == nil || t.Chance(12) { // a peer is gone
 			continue
 		}
-		if h := old.hops[id]; h != nil && h.Addr == o.at && h.RCO == o.rco && !t.Chance(4) {
-			list.hops[id] = h
+		if h := old.hops[id]; h != nil && h.Path.Dst == o.at && h.Peer.RCO == o.rco && !t.Chance(4) {
+			if list.hops[id] = h; t.Chance(4) { // what is published learns it as well
+				h.Path.SetMTU(packettest.Pick(t, 1400, 1450, 600))
+			}
 		} else {
-			list.hops[id] = &packet.Hop{Addr: o.at, Peer: uint32(id), VNI: modelVNI, MAC: vtep(id), MTU: packettest.Pick(t, 1400, 1450, 600), RCO: o.rco}
+			list.hops[id] = &packet.Hop{Peer: packet.Peer{ID: uint32(id), VNI: modelVNI, MAC: vtep(id), RCO: o.rco}, Path: packet.NewPath(netip.Addr{}, o.at, packettest.Pick(t, 1400, 1450, 600))}
 		}
-		list.from[list.hops[id].Addr.Addr()] = id
+		list.from[list.hops[id].Path.Dst.Addr()] = id
 		if a := outerAddr(id, t.N(3)).Addr(); t.Chance(3) { // a second address
 			list.from[a] = id
 		}
@@ -339,8 +341,8 @@ func (m *routeModel) out(n *routeNode, g given) (w tunnelled, drop packet.Drop) 
 		return w, packet.NoRoute
 	}
 	hop := n.list.hops[owner]
-	if len(ip) > hop.MTU {
-		if w.data, w.to = ip, netip.AddrPortFrom(netip.Addr{}, uint16(hop.MTU)); g.state == packet.ChecksumPartial {
+	if len(ip) > hop.Path.MTU() {
+		if w.data, w.to = ip, netip.AddrPortFrom(netip.Addr{}, uint16(hop.Path.MTU())); g.state == packet.ChecksumPartial {
 			packettest.Unfinish(ip)
 		}
 		return w, packet.TooBig
@@ -348,7 +350,7 @@ func (m *routeModel) out(n *routeNode, g given) (w tunnelled, drop packet.Drop) 
 	header := uint64(0x08)<<56 | modelVNI<<8
 	if g.state == packet.ChecksumPartial {
 		start, offset := packettest.Unfinish(ip)
-		if n.rco && hop.RCO { // the peer finishes it
+		if n.rco && hop.Peer.RCO { // the peer finishes it
 			header |= 0x00200000<<32 | uint64(packet.EthernetHeader+start)/2
 			if offset == 6 {
 				header |= 0x80
@@ -357,10 +359,10 @@ func (m *routeModel) out(n *routeNode, g given) (w tunnelled, drop packet.Drop) 
 			packet.FinishChecksum(ip, start, offset)
 		}
 	}
-	w.from, w.to = n.at, hop.Addr
+	w.from, w.to = n.at, hop.Path.Dst
 	w.data = binary.BigEndian.AppendUint64(nil, header)
 	w.data = append(w.data, packettest.Ethernet(vtep(owner), vtep(n.id), ip)...)
-	n.peers[Out][hop.Peer] = n.peers[Out][hop.Peer].plus(len(ip))
+	n.peers[Out][hop.Peer.ID] = n.peers[Out][hop.Peer.ID].plus(len(ip))
 	return w, packet.Alive
 }
 
@@ -479,7 +481,7 @@ func (m *routeModel) judge(n *routeNode, d *tunnelled) (ip []byte, drop packet.D
 	if !ok {
 		return nil, packet.UnknownPeer
 	}
-	if rco && !n.list.hops[peer].RCO {
+	if rco && !n.list.hops[peer].Peer.RCO {
 		return nil, packet.BadHeader
 	}
 	src, dst := ends(ip)

@@ -24,8 +24,8 @@ func load(b *packet.Batch, data []byte, from string, hop *packet.Hop) *packet.Pa
 }
 
 func TestRouteInChecksSourceAndDestination(t *testing.T) {
-	owner := &packet.Hop{Peer: 1}
-	other := &packet.Hop{Peer: 2}
+	owner := &packet.Hop{Peer: packet.Peer{ID: 1}}
+	other := &packet.Hop{Peer: packet.Peer{ID: 2}}
 	tab := NewTable()
 	tab.InsertSelf(netip.MustParsePrefix("10.1.0.0/24"))
 	tab.InsertSelf(netip.MustParsePrefix("fd00:1::/64"))
@@ -81,7 +81,7 @@ func TestRouteInChecksSourceAndDestination(t *testing.T) {
 func TestRouteInRun(t *testing.T) {
 	r, _ := twoNodes()
 	tab := r.Table()
-	other := &packet.Hop{Peer: 2}
+	other := &packet.Hop{Peer: packet.Peer{ID: 2}}
 	tab.InsertPeer(netip.MustParseAddr("192.0.2.3"), other)
 	data := ip4("10.244.2.5", "10.244.1.5", 64)
 	b := packet.NewBatch(8, 2000)
@@ -129,7 +129,7 @@ func TestLookupAgainstSlowList(t *testing.T) {
 			continue
 		}
 		seen[p] = true
-		h := &packet.Hop{Peer: uint32(len(list))}
+		h := &packet.Hop{Peer: packet.Peer{ID: uint32(len(list))}}
 		list = append(list, route{p, h})
 		tab.Insert(p, h)
 	}
@@ -152,7 +152,7 @@ func TestLookupAgainstSlowList(t *testing.T) {
 func bigTable(n int) *Table {
 	t := NewTable()
 	for i := range n {
-		t.Insert(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), &packet.Hop{Peer: uint32(i), MTU: 1450})
+		t.Insert(netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), &packet.Hop{Peer: packet.Peer{ID: uint32(i)}, Path: packet.NewPath(netip.Addr{}, netip.AddrPort{}, 1450)})
 	}
 	return t
 }
@@ -193,11 +193,14 @@ func BenchmarkLookup10k(b *testing.B) {
 
 // TestTableWithoutAPeer: a clone that a peer is taken out of is what was built without it, and the first table stays as it was.
 func TestTableWithoutAPeer(t *testing.T) {
-	hops := []*packet.Hop{{Peer: 0, MAC: [6]byte{2, 1}, MTU: 1400}, {Peer: 1, MAC: [6]byte{2, 2}, MTU: 1300}, {Peer: 2, MAC: [6]byte{2, 3}, MTU: 1450}}
-	prefix := func(h *packet.Hop) netip.Prefix {
-		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(h.Peer), 0}), 24)
+	hops := []*packet.Hop{}
+	for i, mtu := range []int{1400, 1300, 1450} {
+		hops = append(hops, &packet.Hop{Peer: packet.Peer{ID: uint32(i), MAC: [6]byte{2, byte(i + 1)}}, Path: packet.NewPath(netip.Addr{}, netip.AddrPort{}, mtu)})
 	}
-	outer := func(h *packet.Hop) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(h.Peer)}) }
+	prefix := func(h *packet.Hop) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(h.Peer.ID), 0}), 24)
+	}
+	outer := func(h *packet.Hop) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(h.Peer.ID)}) }
 	build := func(list ...*packet.Hop) *Table {
 		tab := NewTable()
 		for _, h := range list {
@@ -210,14 +213,14 @@ func TestTableWithoutAPeer(t *testing.T) {
 	same := func(what string, got, want *Table) {
 		t.Helper()
 		if got.Len() != want.Len() || !reflect.DeepEqual(got.peers, want.peers) || !reflect.DeepEqual(got.stations, want.stations) ||
-			!reflect.DeepEqual(got.flood, want.flood) || got.least != want.least {
+			!reflect.DeepEqual(got.flood, want.flood) || got.least() != want.least() {
 			t.Errorf("%s: %+v, want %+v", what, got, want)
 		}
 		for _, h := range hops {
 			a, _ := got.Lookup(prefix(h).Addr())
 			b, _ := want.Lookup(prefix(h).Addr())
-			if a != b || got.hop(h.Peer) != want.hop(h.Peer) {
-				t.Errorf("%s: peer %d is %v %v, want %v %v", what, h.Peer, a, got.hop(h.Peer), b, want.hop(h.Peer))
+			if a != b || got.hop(h.Peer.ID) != want.hop(h.Peer.ID) {
+				t.Errorf("%s: peer %d is %v %v, want %v %v", what, h.Peer.ID, a, got.hop(h.Peer.ID), b, want.hop(h.Peer.ID))
 			}
 		}
 	}
@@ -232,7 +235,7 @@ func TestTableWithoutAPeer(t *testing.T) {
 	}
 	if twin := *hops[0]; !whole.Unambiguous() {
 		t.Error("three MACs of three peers are ambiguous")
-	} else if twin.Peer = 3; build(hops[0], &twin).Unambiguous() {
+	} else if twin.Peer.ID = 3; build(hops[0], &twin).Unambiguous() {
 		t.Error("one MAC of two peers is not")
 	}
 }

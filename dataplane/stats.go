@@ -72,7 +72,7 @@ func (l *Lane) Stats() LaneStats {
 	return s
 }
 
-// Peers returns the traffic by Hop.Peer; peers beyond its end have had none.
+// Peers returns the traffic by Hop.Peer.ID; peers beyond its end have had none.
 func (l *Lane) Peers() []PeerStats {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -24,20 +24,6 @@ const (
 	Tailroom = 16
 )
 
-// Hop is where a packet goes next, or which peer it came from. Immutable once published; many
-// packets point at one Hop.
-type Hop struct {
-	Addr netip.AddrPort // the peer's tunnel endpoint, outer destination
-	Peer uint32         // dense number of the peer, stable while the node lives; stages index by it
-	VNI  uint32         // 24 bits
-	MAC  [6]byte        // the peer's VTEP MAC: inner destination MAC on L3 ports
-	MTU  int            // the largest inner IP packet towards this peer, bytes
-	RCO  bool           // the peer announced remote checksum offload: sums may be left to it
-}
-
-// Self is the Peer number of this node: the route table holds our own prefixes under it.
-const Self = ^uint32(0)
-
 // Packet is a window onto a buffer, plus what ports and stages learnt about it.
 //
 //	mem  |<-- headroom -->|<-------- Bytes() -------->|<-- spare -->|

@@ -25,7 +25,7 @@ func BenchmarkExchange(b *testing.B) {
 			defer p.Close()
 			q := p.Queues()[0]
 			out, in := packet.NewBatch(run, 1500), packet.NewBatch(packet.BatchSize, 1500)
-			hop := &packet.Hop{Addr: netip.AddrPortFrom(loopback4, testPort)} // itself
+			hop := hopTo(netip.AddrPortFrom(loopback4, testPort)) // itself
 			for i := range run {
 				put(out, i, pattern(i, size), hop, 0)
 			}

@@ -129,7 +129,7 @@ func TestSendJoinsRuns(t *testing.T) {
 			if got := p.(packet.Features).Features()["udp-gso"]; got != "on" {
 				t.Fatalf("udp-gso: %s", got)
 			}
-			hop, other := &packet.Hop{Addr: far.addr}, &packet.Hop{Addr: far.addr}
+			hop, other := hopTo(far.addr), hopTo(far.addr)
 			b := packet.NewBatch(packet.BatchSize, 4000)
 			sizes, hops := []int{}, []*packet.Hop{}
 			add := func(n, size int, h *packet.Hop) {
@@ -197,7 +197,7 @@ func TestRefusalToJoinDegradesOnce(t *testing.T) {
 	if err := unix.SetsockoptInt(s.fds[0][0], unix.SOL_SOCKET, unix.SO_NO_CHECK, 1); err != nil {
 		t.Fatal(err)
 	}
-	b, hop := packet.NewBatch(20, 1500), &packet.Hop{Addr: far.addr}
+	b, hop := packet.NewBatch(20, 1500), hopTo(far.addr)
 	for range 2 {
 		for i := range 20 {
 			put(b, i, pattern(i, 1000-i/10), hop, 0) // two runs
@@ -228,7 +228,7 @@ func TestOversizeRunIsTooBigPacketByPacket(t *testing.T) {
 	ns.MustRun(t, "ip", "link", "set", "lo", "mtu", "1500")
 	far := newRawPeer(t, ns, loopback4)
 	p := open(t, ns, offloadConfig(loopback4), 1)
-	b, hop := packet.NewBatch(8, 2000), &packet.Hop{Addr: far.addr}
+	b, hop := packet.NewBatch(8, 2000), hopTo(far.addr)
 	for i, size := range []int{1473, 1473, 1473, 800, 700, 700, 700, 700} {
 		put(b, i, pattern(i, size), hop, 0)
 	}

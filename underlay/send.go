@@ -112,10 +112,7 @@ func (s *sender) some(packets []packet.Packet) error {
 
 // pick chooses the socket of a packet: by its hop's family, then by its flow.
 func (s *sender) pick(p *packet.Packet) (via uint8, ok bool) {
-	if p.Hop == nil {
-		return 0, false
-	}
-	addr := p.Hop.Addr.Addr()
+	addr := p.Hop.Dst().Addr()
 	if !addr.IsValid() {
 		return 0, false
 	}
@@ -170,7 +167,7 @@ func (s *sender) address(i int, packets []packet.Packet, hop **packet.Hop) {
 	m.SetIovlen(int(r.count))
 	if h := packets[s.order[r.first]].Hop; h != *hop || i == 0 {
 		*hop = h
-		m.Name, m.Namelen = (*byte)(unsafe.Pointer(&s.names[i])), setName(&s.names[i], h.Addr)
+		m.Name, m.Namelen = (*byte)(unsafe.Pointer(&s.names[i])), setName(&s.names[i], h.Path.Dst)
 	} else { // neighbours mostly go to one peer
 		m.Name, m.Namelen = s.msgs[i-1].Name, s.msgs[i-1].Namelen
 	}

@@ -133,10 +133,10 @@ func (m *sendModel) setMTU(large bool) error {
 // hops are some peers, several with one address, and some that cannot be reached.
 func (m *sendModel) hops() (hops []*packet.Hop) {
 	for range 1 + m.tape.N(4) {
-		hops = append(hops, &packet.Hop{Addr: packettest.Pick(m.tape, m.far[0].addr, m.far[1].addr, m.far[2].addr, m.far[3].addr)})
+		hops = append(hops, hopTo(packettest.Pick(m.tape, m.far[0].addr, m.far[1].addr, m.far[2].addr, m.far[3].addr)))
 	}
 	if m.tape.Chance(3) {
-		hops = append(hops, &packet.Hop{Addr: packettest.Pick(m.tape, nowhere[:]...)})
+		hops = append(hops, hopTo(packettest.Pick(m.tape, nowhere[:]...)))
 	}
 	if m.tape.Chance(5) {
 		hops = append(hops, packettest.Pick(m.tape, nil, &packet.Hop{}))
@@ -181,7 +181,7 @@ func (m *sendModel) send(hops []*packet.Hop) error {
 			return fmt.Errorf("packet %d of %d, %d bytes to %+v: %v, want %v", i, n, p.Len(), p.Hop, p.Drop, want)
 		}
 		if p.Drop == packet.Alive {
-			m.due.Sent(key(p.Hop.Addr, ports[i]), append([]byte(nil), p.Bytes()...))
+			m.due.Sent(key(p.Hop.Path.Dst, ports[i]), append([]byte(nil), p.Bytes()...))
 		}
 	}
 	if s := m.queue().send; m.cfg.Offload && !s.gso && !m.deaf {
@@ -198,18 +198,18 @@ func (m *sendModel) verdict(p *packet.Packet) packet.Drop {
 	if p.Drop == packet.NoRoute {
 		return packet.NoRoute // it was dead before
 	}
-	if p.Hop == nil || !p.Hop.Addr.IsValid() || p.Hop.Addr.Addr().Is6() && len(m.cfg.Local) == 1 {
+	if !p.Hop.Dst().IsValid() || p.Hop.Path.Dst.Addr().Is6() && len(m.cfg.Local) == 1 {
 		return packet.NoEndpoint
 	}
 	headers, mtu := packet.IPv4Header+packet.UDPHeader, smallMTU
-	if p.Hop.Addr.Addr().Is6() {
+	if p.Hop.Path.Dst.Addr().Is6() {
 		headers = packet.IPv6Header + packet.UDPHeader
 	}
 	if m.large {
 		mtu = largeMTU
 	}
 	for i, to := range nowhere {
-		if p.Hop.Addr == to && (i < 4 || p.Len()+headers <= mtu) {
+		if p.Hop.Path.Dst == to && (i < 4 || p.Len()+headers <= mtu) {
 			return packet.Refused
 		}
 	}
@@ -287,7 +287,7 @@ func playFullSocket(t *packettest.Tape) error {
 	s.gso = true
 	s.add(fds[0], 1, false)
 	b, buf := packet.NewBatch(packet.BatchSize, 20000), make([]byte, 1<<16)
-	hops := []*packet.Hop{{Addr: nowhere[0]}, {Addr: nowhere[0]}, {Addr: nowhere[2]}}
+	hops := []*packet.Hop{hopTo(nowhere[0]), hopTo(nowhere[0]), hopTo(nowhere[2])}
 	var due []byte // what was sent, end to end: messages keep their order, and a run's packets theirs
 	drain := func(most int) error {
 		for range most {

@@ -2,6 +2,7 @@ package underlay
 
 import (
 	"errors"
+	"net/netip"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -121,7 +122,7 @@ func TestAShortEndIsNoRefusalToJoin(t *testing.T) {
 	}{{17000, 100, true}, {1000, 100, false}} {
 		s := newSender(Config{Batch: true})
 		s.gso = true
-		b, hop := packet.NewBatch(3, 20000), &packet.Hop{}
+		b, hop := packet.NewBatch(3, 20000), hopTo(netip.AddrPort{})
 		for i, n := range []int{c.size, c.size, c.last} {
 			put(b, i, make([]byte, n), hop, 0)
 			s.via[i] = 0

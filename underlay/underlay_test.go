@@ -95,6 +95,11 @@ func write(t *testing.T, c *net.UDPConn, to netip.AddrPort, data []byte) {
 	}
 }
 
+// hopTo is a hop to an endpoint.
+func hopTo(dst netip.AddrPort) *packet.Hop {
+	return &packet.Hop{Path: packet.NewPath(netip.Addr{}, dst, 0)}
+}
+
 // put makes packet i of b, on its way to hop.
 func put(b *packet.Batch, i int, data []byte, hop *packet.Hop, flow uint32) {
 	p := &b.Slots()[i]
@@ -137,7 +142,7 @@ func TestPortConformance(t *testing.T) {
 					to := netip.AddrPortFrom(local, testPort)
 					buf := make([]byte, 1<<16)
 					return p, packettest.Far{
-						Hop: &packet.Hop{Addr: addrOf(far)}, From: local, MTU: 1450,
+						Hop: hopTo(addrOf(far)), From: local, MTU: 1450,
 						Write: func(data []byte) error {
 							_, err := far.WriteToUDPAddrPort(data, to)
 							return err
@@ -200,7 +205,7 @@ func TestRefusedMessagesDoNotStopTheBatch(t *testing.T) {
 	ns.MustRun(t, "ip", "link", "set", "lo", "mtu", "1500")
 	p := open(t, ns, Config{Local: []netip.Addr{loopback4}, Port: testPort, Batch: true}, 1)
 	far := peer(t, ns, loopback4)
-	good := &packet.Hop{Addr: addrOf(far)}
+	good := hopTo(addrOf(far))
 	for _, c := range []struct {
 		hop  *packet.Hop
 		size int
@@ -208,9 +213,9 @@ func TestRefusedMessagesDoNotStopTheBatch(t *testing.T) {
 	}{
 		{good, 1473, packet.TooBig}, // 1500 - 20 - 8 = 1472
 		{good, 1472, packet.Alive},
-		{&packet.Hop{Addr: netip.MustParseAddrPort("198.51.100.1:4789")}, 100, packet.Refused}, // no route
-		{&packet.Hop{Addr: netip.MustParseAddrPort("255.255.255.255:4789")}, 100, packet.Refused},
-		{&packet.Hop{Addr: netip.MustParseAddrPort("[2001:db8::1]:4789")}, 100, packet.NoEndpoint},
+		{hopTo(netip.MustParseAddrPort("198.51.100.1:4789")), 100, packet.Refused}, // no route
+		{hopTo(netip.MustParseAddrPort("255.255.255.255:4789")), 100, packet.Refused},
+		{hopTo(netip.MustParseAddrPort("[2001:db8::1]:4789")), 100, packet.NoEndpoint},
 		{&packet.Hop{}, 100, packet.NoEndpoint},
 		{nil, 100, packet.NoEndpoint},
 	} {
@@ -240,7 +245,7 @@ func TestAPeerThatIsGoneDisturbsNobody(t *testing.T) {
 	ns := nettest.New(t)
 	p := open(t, ns, Config{Local: []netip.Addr{loopback4}, Port: testPort, Batch: true}, 1)
 	alive, gone := peer(t, ns, loopback4), peer(t, ns, loopback4)
-	goneHop, aliveHop := &packet.Hop{Addr: addrOf(gone)}, &packet.Hop{Addr: addrOf(alive)}
+	goneHop, aliveHop := hopTo(addrOf(gone)), hopTo(addrOf(alive))
 	gone.Close() // from here on the kernel answers with ICMP port unreachable
 	q, b := p.Queues()[0], packet.NewBatch(20, 100)
 	for range 5 {
@@ -268,7 +273,7 @@ func TestSourcePorts(t *testing.T) {
 	const sockets, flows, rounds = 8, 64, 4
 	p := open(t, ns, Config{Local: []netip.Addr{loopback4}, Port: testPort, Batch: true, SendSockets: sockets, Offload: true}, 1)
 	far := peer(t, ns, loopback4)
-	hop := &packet.Hop{Addr: addrOf(far)}
+	hop := hopTo(addrOf(far))
 	b := packet.NewBatch(packet.BatchSize, 100)
 	ports := map[uint16]bool{}
 	portOf := map[byte]uint16{}
@@ -309,9 +314,9 @@ func TestBothFamiliesInOneBatch(t *testing.T) {
 	q, b := p.Queues()[0], packet.NewBatch(packet.BatchSize, 100)
 	far := map[netip.Addr]*net.UDPConn{loopback4: peer(t, ns, loopback4), loopback6: peer(t, ns, loopback6)}
 	hops := []*packet.Hop{
-		{Addr: addrOf(far[loopback4])},
-		{Addr: addrOf(far[loopback6])},
-		{Addr: netip.AddrPortFrom(netip.AddrFrom16(loopback4.As16()), addrOf(far[loopback4]).Port())}, // ::ffff:127.0.0.1
+		hopTo(addrOf(far[loopback4])),
+		hopTo(addrOf(far[loopback6])),
+		hopTo(netip.AddrPortFrom(netip.AddrFrom16(loopback4.As16()), addrOf(far[loopback4]).Port())), // ::ffff:127.0.0.1
 	}
 	for i := range 30 {
 		put(b, i, []byte{byte(i)}, hops[i%3], 1)
@@ -320,7 +325,7 @@ func TestBothFamiliesInOneBatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 30 {
-		if got, _ := read(t, far[hops[i%3].Addr.Addr().Unmap()]); got[0] != byte(i) {
+		if got, _ := read(t, far[hops[i%3].Path.Dst.Addr().Unmap()]); got[0] != byte(i) {
 			t.Fatalf("got packet %d, want %d", got[0], i)
 		}
 	}

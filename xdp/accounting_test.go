@@ -198,7 +198,7 @@ func TestAccounting(t *testing.T) {
 		})
 	}
 	feed(func() error { return host.write(inner) })
-	feed(func() error { _, err := far.WriteToUDPAddrPort(inner, hopTo(addrsA[0]).Addr); return err })
+	feed(func() error { _, err := far.WriteToUDPAddrPort(inner, hopTo(addrsA[0]).Path.Dst); return err })
 	batches := make([]*packet.Batch, 2)
 	lanes.Go(func() {
 		batches[0] = lane(0, inside.Queues()[0], outside.Queues()[0], own(inside.rings)[0], own(outside.rings)[0])

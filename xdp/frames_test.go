@@ -83,7 +83,7 @@ func TestAnyMemory(t *testing.T) {
 				}
 
 				inner = packettest.UDP(podB6, podA6, 1000, 2)
-				if _, err := far.WriteToUDPAddrPort(inner, hopTo(addrsA[0]).Addr); err != nil {
+				if _, err := far.WriteToUDPAddrPort(inner, hopTo(addrsA[0]).Path.Dst); err != nil {
 					t.Fatal(err)
 				}
 				back := batch(out.Queues()[0], in.Queues()[0])
@@ -282,7 +282,7 @@ func TestQueues(t *testing.T) {
 	var got [2]int
 	for port := uint16(30000); got[0] == 0 || got[1] == 0; port++ {
 		far := datagrams(t, u.b, addrsB[0], port)
-		if _, err := far.WriteToUDPAddrPort([]byte("flow"), hopTo(addrsA[0]).Addr); err != nil {
+		if _, err := far.WriteToUDPAddrPort([]byte("flow"), hopTo(addrsA[0]).Path.Dst); err != nil {
 			t.Fatal(err)
 		}
 		far.Close()

@@ -50,7 +50,7 @@ func child() error {
 		}
 		packets := b.Packets()
 		for i := range packets {
-			packets[i].Hop = &packet.Hop{Addr: packets[i].From}
+			packets[i].Hop = &packet.Hop{Path: packet.NewPath(netip.Addr{}, packets[i].From, 0)}
 		}
 		if err := q.Send(b); err != nil {
 			return err
@@ -96,7 +96,7 @@ func TestKilledUnderLoad(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				_, _ = far.WriteToUDPAddrPort([]byte("load"), hopTo(addrsA[0]).Addr)
+				_, _ = far.WriteToUDPAddrPort([]byte("load"), hopTo(addrsA[0]).Path.Dst)
 			}
 		}
 	}()
@@ -320,7 +320,7 @@ func TestGenericFallback(t *testing.T) {
 		t.Errorf("xdp-native: %q", f)
 	}
 	far := datagrams(t, u.b, addrsB[0], testPort)
-	if _, err := far.WriteToUDPAddrPort([]byte("generic"), hopTo(addrsA[0]).Addr); err != nil {
+	if _, err := far.WriteToUDPAddrPort([]byte("generic"), hopTo(addrsA[0]).Path.Dst); err != nil {
 		t.Fatal(err)
 	}
 	b := packettest.NewBatch(out.Queues()[0], 1, 0)
@@ -393,7 +393,7 @@ func TestLinkFlap(t *testing.T) {
 	mac := macOf(t, u.b, "eth0")
 	u.a.MustRun(t, "ip", "neigh", "replace", addrsB[0].String(), "lladdr", net.HardwareAddr(mac[:]).String(), "dev", "eth0", "nud", "permanent")
 	u.b.MustRun(t, "ip", "link", "set", "eth0", "down")
-	until(t, "the way over a link without carrier", func() bool { return macIn(out.resolver.destination(hop.Addr)) != [6]byte{} })
+	until(t, "the way over a link without carrier", func() bool { return macIn(out.resolver.destination(hop.Path.Dst)) != [6]byte{} })
 	if n := send(); n != 16 {
 		t.Errorf("%d of 16 refused while the far end is down", n)
 	}

@@ -180,7 +180,7 @@ type outsideQueue struct {
 	listen   bool // this queue's Recv also receives from the kernel's path
 
 	turns uint32         // of Recv
-	peers []*destination // by Hop.Peer, of Send
+	peers []*destination // by Hop.Peer.ID, of Send
 }
 
 // Recv strips the outer Ethernet, IP and UDP headers and says who sent the packet.
@@ -275,7 +275,7 @@ func (q *outsideQueue) Send(b *packet.Batch) error {
 		if p.Drop != packet.Alive {
 			continue
 		}
-		if p.Hop == nil || !p.Hop.Addr.IsValid() {
+		if !p.Hop.Dst().IsValid() {
 			p.Drop = packet.NoEndpoint
 			continue
 		}
@@ -305,7 +305,7 @@ func (q *outsideQueue) Send(b *packet.Batch) error {
 
 // Outer implements packet.Outward.
 func (q *outsideQueue) Outer(p *packet.Packet) packet.OuterHeader {
-	if p.Hop == nil || !p.Hop.Addr.IsValid() || q.send.Enter() != nil {
+	if !p.Hop.Dst().IsValid() || q.send.Enter() != nil {
 		return packet.OuterHeader{}
 	}
 	defer q.send.Leave()
@@ -317,13 +317,13 @@ func (q *outsideQueue) Outer(p *packet.Packet) packet.OuterHeader {
 
 // to finds the destination of a hop: by the peer's number, unless its address has changed.
 func (q *outsideQueue) to(hop *packet.Hop) *destination {
-	if id := int(hop.Peer); id < len(q.peers) {
-		if d := q.peers[id]; d != nil && d.addr == hop.Addr {
+	if id := int(hop.Peer.ID); id < len(q.peers) {
+		if d := q.peers[id]; d != nil && d.addr == hop.Path.Dst {
 			return d
 		}
 	}
-	d := q.resolver.destination(hop.Addr)
-	if id := int(hop.Peer); id < 1<<20 {
+	d := q.resolver.destination(hop.Path.Dst)
+	if id := int(hop.Peer.ID); id < 1<<20 {
 		if id >= len(q.peers) {
 			q.peers = append(q.peers, make([]*destination, id+64-len(q.peers))...)
 		}

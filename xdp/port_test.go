@@ -36,7 +36,7 @@ func TestOutsideConforms(t *testing.T) {
 					return port, packettest.Far{
 						MTU: 1500 - 48, Hop: hopTo(addrsB[i]), From: addrsB[i],
 						Write: func(p []byte) error {
-							_, err := far.WriteToUDPAddrPort(p, hopTo(addrsA[i]).Addr)
+							_, err := far.WriteToUDPAddrPort(p, hopTo(addrsA[i]).Path.Dst)
 							return err
 						},
 						Read: func() ([]byte, error) {

@@ -144,7 +144,7 @@ func TestLeftToTheKernel(t *testing.T) {
 		if err != nil || serr != nil {
 			t.Fatal(err, serr)
 		}
-		if _, err := far.WriteToUDPAddrPort(data, hopTo(addrsA[i]).Addr); err != nil {
+		if _, err := far.WriteToUDPAddrPort(data, hopTo(addrsA[i]).Path.Dst); err != nil {
 			t.Fatal(err)
 		}
 		receive("fragments", data, addrsB[i])
@@ -164,7 +164,7 @@ func TestLeftToTheKernel(t *testing.T) {
 		if err != nil || serr != nil {
 			t.Fatal(err, serr)
 		}
-		if _, err := far.WriteToUDPAddrPort([]byte("options"), hopTo(addrsA[i]).Addr); err != nil {
+		if _, err := far.WriteToUDPAddrPort([]byte("options"), hopTo(addrsA[i]).Path.Dst); err != nil {
 			t.Fatal(err)
 		}
 		receive("options", []byte("options"), addrsB[i])
@@ -200,7 +200,7 @@ func TestVerifyUDP(t *testing.T) {
 		{"padding", 0, func([]byte, int) {}, packet.Alive},
 	} {
 		data := []byte("payload of a datagram")
-		tmpl := newTemplate([6]byte{2}, mac, addrsB[test.i], hopTo(addrsA[test.i]).Addr, 1500)
+		tmpl := newTemplate([6]byte{2}, mac, addrsB[test.i], hopTo(addrsA[test.i]).Path.Dst, 1500)
 		frame := make([]byte, tmpl.length+len(data))
 		copy(frame[tmpl.length:], data)
 		tmpl.write(frame, 99)

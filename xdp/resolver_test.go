@@ -62,7 +62,7 @@ func TestNeighbourChangeFollowed(t *testing.T) {
 		far := datagrams(t, u.b, addr, testPort)
 		hop := hopTo(addr)
 		resolve(t, out, hop)
-		d := out.resolver.destination(hop.Addr)
+		d := out.resolver.destination(hop.Path.Dst)
 		family := []string{"-4", "-6"}[i]
 
 		// A MAC that nobody has: packets go there, and nowhere else.
@@ -120,15 +120,15 @@ func TestRouteChangeFollowed(t *testing.T) {
 		hop := hopTo(netip.MustParseAddr(at))
 		for k, r := range routers {
 			u.a.MustRun(t, "ip", family, "route", "replace", at, "via", r)
-			d := out.resolver.destination(hop.Addr)
+			d := out.resolver.destination(hop.Path.Dst)
 			until(t, "router "+r, func() bool { return macIn(d) == [6]byte{2, 0, 0, 0, 0, byte(0x51 + k)} })
 		}
-		d := out.resolver.destination(hop.Addr)
+		d := out.resolver.destination(hop.Path.Dst)
 
 		// Behind another device: the kernel carries it there.
 		u.a.MustRun(t, "ip", family, "route", "replace", at, "via", elsewhere, "dev", "eth1")
 		until(t, "the kernel's path", func() bool { c := d.course.Load(); return c.kernel && !c.pending })
-		far := datagrams(t, other, hop.Addr.Addr(), testPort)
+		far := datagrams(t, other, hop.Path.Dst.Addr(), testPort)
 		loadBatch(b, 1, []byte("by the kernel"), hop)
 		if err := q.Send(b); err != nil || b.Packets()[0].Drop != packet.Alive {
 			t.Fatalf("%v, dropped as %v", err, b.Packets()[0].Drop)
@@ -191,7 +191,7 @@ func TestUnresolvedIsCounted(t *testing.T) {
 			t.Fatal(err)
 		}
 		far := datagrams(t, u.b, addr, testPort)
-		d := out.resolver.destination(hop.Addr)
+		d := out.resolver.destination(hop.Path.Dst)
 		until(t, "the neighbour to be found", func() bool { send(); return macIn(d) != [6]byte{} })
 		if send() != packet.Alive {
 			t.Error("a packet to a neighbour that answered was dropped")
@@ -245,7 +245,7 @@ func TestTick(t *testing.T) {
 	out := openIn(t, u.a, OpenOutside, testConfig())
 	hop := hopTo(addrsB[0])
 	resolve(t, out, hop)
-	d := out.resolver.destination(hop.Addr)
+	d := out.resolver.destination(hop.Path.Dst)
 	r := out.resolver
 	r.close() // so that this goroutine may take its place
 	out.resolver = nil

@@ -185,7 +185,7 @@ func (m *ringModel) move() {
 		m.hops = nil
 		for id := range uint32(1 + t.N(3)) {
 			at := netip.AddrPortFrom(packettest.Pick(t, addrsB...), uint16(4000+t.N(3)))
-			m.hops = append(m.hops, &packet.Hop{Addr: at, Peer: id})
+			m.hops = append(m.hops, &packet.Hop{Peer: packet.Peer{ID: id}, Path: packet.NewPath(netip.Addr{}, at, 0)})
 		}
 	}
 	for _, h := range m.hops {
@@ -197,10 +197,10 @@ func (m *ringModel) move() {
 			d.course.Store(&course{kernel: true})
 		default:
 			source := addrsA[0]
-			if h.Addr.Addr().Is6() {
+			if h.Path.Dst.Addr().Is6() {
 				source = addrsA[1]
 			}
-			d.course.Store(&course{template: newTemplate(ourMAC, [6]byte{2, 1, byte(t.N(256))}, source, h.Addr, packettest.Pick(t, 1500, 1300))})
+			d.course.Store(&course{template: newTemplate(ourMAC, [6]byte{2, 1, byte(t.N(256))}, source, h.Path.Dst, packettest.Pick(t, 1500, 1300))})
 		}
 	}
 }
@@ -431,22 +431,22 @@ func (m *ringModel) verdicts(b *packet.Batch, to *ringSide, outward bool) (want 
 }
 
 func (m *ringModel) out(p *packet.Packet, put func(*packet.Packet, []byte) packet.Drop) packet.Drop {
-	d := m.outside.resolver.known[p.Hop.Addr]
+	d := m.outside.resolver.known[p.Hop.Path.Dst]
 	c := d.course.Load()
 	switch {
 	case c.template == nil && c.kernel:
 		return packet.NoEndpoint // there is no socket here
 	case c.template == nil:
 		return packet.Unresolved
-	case p.Len()+packettest.IPHeader(p.Hop.Addr.Addr())+packet.UDPHeader > c.template.mtu:
+	case p.Len()+packettest.IPHeader(p.Hop.Path.Dst.Addr())+packet.UDPHeader > c.template.mtu:
 		return packet.TooBig
 	}
 	source := addrsA[0]
-	if p.Hop.Addr.Addr().Is6() {
+	if p.Hop.Path.Dst.Addr().Is6() {
 		source = addrsA[1]
 	}
 	h := m.outside.Outer(p)
-	frame := outerFrame(0, ourMAC, netip.AddrPortFrom(source, h.Port), p.Hop.Addr, 0, p.Bytes())
+	frame := outerFrame(0, ourMAC, netip.AddrPortFrom(source, h.Port), p.Hop.Path.Dst, 0, p.Bytes())
 	copy(frame, c.template.header[:6]) // the neighbour's MAC
 	return put(p, frame)
 }

@@ -197,13 +197,15 @@ func loadBatch(b *packet.Batch, n int, data []byte, hop *packet.Hop) {
 	b.SetLen(n)
 }
 
-func hopTo(a netip.Addr) *packet.Hop { return &packet.Hop{Addr: netip.AddrPortFrom(a, testPort)} }
+func hopTo(a netip.Addr) *packet.Hop {
+	return &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.AddrPortFrom(a, testPort), 0)}
+}
 
 // resolve waits until the way to a hop is known, so that no packet takes the kernel's path.
 func resolve(t testing.TB, o *Outside, hop *packet.Hop) {
 	t.Helper()
-	d := o.resolver.destination(hop.Addr)
-	until(t, "the way to "+hop.Addr.String(), func() bool { c := d.course.Load(); return c != nil && c.template != nil })
+	d := o.resolver.destination(hop.Path.Dst)
+	until(t, "the way to "+hop.Path.Dst.String(), func() bool { c := d.course.Load(); return c != nil && c.template != nil })
 }
 
 // openBoth opens both ports in a's namespace.

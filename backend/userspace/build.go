@@ -30,6 +30,9 @@ const patchMost = 64
 // build makes the route table, the report of it and the list of peers. Where only some nodes are others than before, so is the work.
 func (b *Backend) build(s *control.State, path Path, under *egress.Underlay) built {
 	last := &b.built
+	if last.table != nil && last.path.equal(path) && last.ways != under.Revision {
+		last.follow(under)
+	}
 	now := built{self: s.Self, nodes: s.Nodes, path: path, ways: under.Revision}
 	first, old, fresh := changed(last.nodes, s.Nodes)
 	if last.table != nil && last.path.equal(path) && last.ways == now.ways && last.self.Equal(s.Self) && last.table.Unambiguous() && len(old)+len(fresh) <= patchMost {
@@ -58,6 +61,24 @@ func (b *Backend) build(s *control.State, path Path, under *egress.Underlay) bui
 	}
 	now.hops, now.peers = b.insert(now.table, s.Self, s.Nodes, path, under)
 	return now
+}
+
+// follow brings what is built in line with the paths as they are now: the published hops learn their MTU, and no table is made. A path
+// that begins at another address of ours is another path: then ways stays what it was, and all is built anew.
+func (l *built) follow(under *egress.Underlay) {
+	hops := slices.Clone(l.hops)
+	for i := range hops {
+		h := &hops[i]
+		way, _ := under.To(h.Endpoint.Addr())
+		if way.Source != h.Source {
+			return
+		}
+		h.Device, h.Router, h.MTU = way.Device, way.Via, l.path.towards(h.Endpoint.Addr(), under)
+	}
+	for i := range hops {
+		l.peers[i].Hop.Path.SetMTU(hops[i].MTU)
+	}
+	l.hops, l.ways = hops, under.Revision
 }
 
 // changed compares two lists of nodes, sorted by name: it returns the part of each outside of which they are the same, and the
@@ -98,8 +119,11 @@ func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.
 			id = uint32(len(b.ids)) // never reused: counters and sessions go by it
 			b.ids[n.Name] = id
 		}
-		h := &packet.Hop{Addr: netip.AddrPortFrom(at, path.Port), Peer: id, VNI: path.VNI, MAC: n.VTEP(), MTU: path.towards(at, under),
-			RCO: rco && slices.Contains(n.Features, control.FeatureRCO)}
+		way, _ := under.To(at)
+		h := &packet.Hop{
+			Peer: packet.Peer{ID: id, VNI: path.VNI, MAC: n.VTEP(), RCO: rco && slices.Contains(n.Features, control.FeatureRCO)},
+			Path: packet.NewPath(way.Source, netip.AddrPortFrom(at, path.Port), path.towards(at, under)),
+		}
 		t.InsertStation(h)
 		for _, p := range n.Prefixes {
 			t.Insert(p, h)
@@ -111,8 +135,8 @@ func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.
 				t.InsertPeer(a, h)
 			}
 		}
-		way, _ := under.To(at)
-		hops = append(hops, backend.Hop{Node: n.Name, Endpoint: h.Addr, Source: way.Source, Device: way.Device, Router: way.Via, Prefixes: n.Prefixes, VNI: h.VNI, MTU: h.MTU, MAC: n.VTEP().String()})
+		hops = append(hops, backend.Hop{Node: n.Name, Endpoint: h.Path.Dst, Source: way.Source, Device: way.Device, Router: way.Via,
+			Prefixes: n.Prefixes, VNI: path.VNI, MTU: h.Path.MTU(), MAC: n.VTEP().String()})
 	}
 	return hops, peers
 }

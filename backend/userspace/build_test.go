@@ -81,3 +81,47 @@ func TestBuildFromTheLast(t *testing.T) {
 		}
 	}
 }
+
+// TestBuildFollowsAPath: a peer's MTU that becomes another reaches the hop that lanes see already; no table is made for it. Another
+// address of ours towards the peer is another path.
+func TestBuildFollowsAPath(t *testing.T) {
+	self := control.Node{Name: "self", Endpoints: []netip.Addr{netip.MustParseAddr("192.0.2.250"), netip.MustParseAddr("192.0.2.251")},
+		Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.250.0/24")}}
+	s := &control.State{Self: self, Nodes: some(rand.New(rand.NewPCG(5, 6)))}
+	path := Path{Port: 4789, VNI: 1, UnderlayMTU: 1500, InnerMTU: 1450, MAC: control.VTEPMAC("self")}
+	b := &Backend{ids: map[string]uint32{}}
+	paths := func(source string, mtu int) map[netip.Addr]egress.Path {
+		all := map[netip.Addr]egress.Path{}
+		for _, n := range s.Nodes {
+			all[n.Endpoints[0]] = egress.Path{Source: netip.MustParseAddr(source), Device: "eth0", MTU: mtu}
+		}
+		return all
+	}
+	revision := uint64(0)
+	build := func(source string, mtu int) (was, is built) {
+		was = b.built
+		revision++
+		under := &egress.Underlay{Local: self.Endpoints, Device: "eth0", MTU: 1500, Revision: revision, Paths: paths(source, mtu)}
+		b.built = b.build(s, path, under)
+		for i, h := range b.built.hops {
+			if p := b.built.peers[i].Hop.Path; h.MTU != mtu-50 || p.MTU() != mtu-50 || h.Source.String() != source || p.Src != h.Source || p.Dst != h.Endpoint {
+				t.Fatalf("MTU %d from %s: %+v, and in the table %+v of %d bytes", mtu, source, h, p, p.MTU())
+			}
+		}
+		return was, b.built
+	}
+	build("192.0.2.250", 1500)
+	told := b.built.hops[0]
+	if was, is := build("192.0.2.250", 1400); was.table != is.table || was.peers[0].Hop != is.peers[0].Hop {
+		t.Error("a table was made for another MTU")
+	}
+	if told.MTU != 1450 {
+		t.Errorf("what Status gave away changed to %d", told.MTU)
+	}
+	if was, is := build("192.0.2.250", 1500); was.table != is.table {
+		t.Error("a table was made for the old MTU")
+	}
+	if was, is := build("192.0.2.251", 1500); was.table == is.table {
+		t.Error("the source is another, and the hops are the old ones")
+	}
+}

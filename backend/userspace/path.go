@@ -84,7 +84,7 @@ type engine struct {
 
 // start opens the ports and starts one lane per queue and direction. The first lane that stops for
 // another reason than stop is reported to failed.
-func start(kind Kind, path Path, route forwarder, seal Sealer, fault *backend.Fault, tooBig func([]byte, int), failed chan<- failure) (*engine, error) {
+func start(kind Kind, path Path, route forwarder, seal Sealer, fault *backend.Fault, tooBig func([]byte, *packet.Path), failed chan<- failure) (*engine, error) {
 	inside, outside, err := kind.Open(path)
 	if err != nil {
 		return nil, err

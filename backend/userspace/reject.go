@@ -26,7 +26,7 @@ const (
 type oversize struct {
 	data [rejectQuote]byte
 	n    int
-	mtu  int
+	path *packet.Path
 }
 
 // rejecter answers packets that are too large for the tunnel with ICMP, off the lanes: a lane
@@ -64,10 +64,10 @@ func newRejecter() (*rejecter, error) {
 
 // Offer leaves a copy of a packet to be answered. It never blocks: what does not fit is counted
 // as suppressed, as ICMP errors may be (RFC 1812 §4.3.2.8).
-func (r *rejecter) Offer(ip []byte, mtu int) {
+func (r *rejecter) Offer(ip []byte, path *packet.Path) {
 	select {
 	case o := <-r.free:
-		o.n, o.mtu = copy(o.data[:], ip), mtu
+		o.n, o.path = copy(o.data[:], ip), path
 		r.full <- o // has room for all there are
 	default:
 		r.Suppressed.Add(1)
@@ -115,7 +115,7 @@ func (r *rejecter) answer(o *oversize) bool {
 		if src.Is4() != want4 {
 			continue
 		}
-		reply, ok := packet.TooBigReply(o.data[:o.n], src, o.mtu)
+		reply, ok := packet.TooBigReply(o.data[:o.n], src, o.path.MTU()) // the path's as it is known now
 		if !ok {
 			return false
 		}

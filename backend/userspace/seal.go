@@ -21,7 +21,7 @@ type Sealer interface {
 	Serve(conns []packet.Conn) (wait func())
 	// Update says who this node and its peers are. An error means that nothing is carried.
 	Update(self control.Node, peers []SealedPeer) error
-	// Sessions reports by Hop.Peer, Strangers what could not be assigned to any: rejections by reason, and cookies sent.
+	// Sessions reports by Hop.Peer.ID, Strangers what could not be assigned to any: rejections by reason, and cookies sent.
 	Sessions() map[uint32]backend.Session
 	Strangers() (rejected map[string]uint64, cookies uint64)
 }
@@ -37,7 +37,7 @@ func sealedPeer(n *control.Node, hop *packet.Hop, set backend.Settings, path Pat
 	p := SealedPeer{Node: *n, Hop: hop}
 	if path.Sealed && slices.Contains(set.Seal.PermitPlain, n.Name) {
 		plain := *hop
-		plain.Addr = netip.AddrPortFrom(hop.Addr.Addr(), path.PlainPort)
+		plain.Path = hop.Path.To(netip.AddrPortFrom(hop.Path.Dst.Addr(), path.PlainPort))
 		p.Plain = &plain
 	}
 	return p

@@ -379,7 +379,7 @@ func (b *Backend) Decide(d dataplane.Direction, ip []byte, peer string, from net
 		return p.Hop, p.Drop, true
 	}
 	if p.From = from; sealed && known {
-		p.Hop = &packet.Hop{Peer: id} // as the seal would prove
+		p.Hop = &packet.Hop{Peer: packet.Peer{ID: id}} // as the seal would prove
 	}
 	b.route.In(batch)
 	return p.Hop, p.Drop, true

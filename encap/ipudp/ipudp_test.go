@@ -20,7 +20,7 @@ import (
 
 const mtu = 1472
 
-var hop = &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.2:8285"), MTU: mtu}
+var hop = &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.2:8285"), mtu)}
 
 func newStage() packet.Stage { return ipudp.New(mtu) }
 

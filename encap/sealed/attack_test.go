@@ -154,7 +154,7 @@ func TestSplices(t *testing.T) {
 	stolen := bytes.Clone(forC)
 	copy(stolen[4:8], toB[4:8])
 	refused(t, b, c.addr, stolen, "c's packet under a's index", packet.AuthFailed)
-	if _, hop, drop := b.open(c.addr, toB); drop != packet.Alive || hop.Peer != a.peer().ID {
+	if _, hop, drop := b.open(c.addr, toB); drop != packet.Alive || hop.Peer.ID != a.peer().ID {
 		t.Errorf("a's packet by way of c's address is a's: %v %v", hop, drop)
 	}
 }
@@ -451,8 +451,8 @@ func TestPlaintext(t *testing.T) {
 	c := w.add("c", AES256GCM, 1) // never started: it does not seal
 	p := c.peer()
 	plain := *p.Hop
-	plain.Addr = netip.AddrPortFrom(plain.Addr.Addr(), 4789)
-	p.Plain, p.PlainFrom = &plain, []netip.Addr{plain.Addr.Addr()}
+	plain.Path = plain.Path.To(netip.AddrPortFrom(plain.Path.Dst.Addr(), 4789))
+	p.Plain, p.PlainFrom = &plain, []netip.Addr{plain.Path.Dst.Addr()}
 	if err := b.Update(Identity{Private: b.private}, []Peer{a.peer(), p}); err != nil {
 		t.Fatal(err)
 	}
@@ -498,7 +498,7 @@ func TestUnknownPeers(t *testing.T) {
 		p := &b.Slots()[i]
 		p.Resize(copy(p.Reset(), inner(1)))
 		if i == 1 {
-			p.Hop = &packet.Hop{Peer: 4_000_000_000}
+			p.Hop = &packet.Hop{Peer: packet.Peer{ID: 4_000_000_000}}
 		}
 	}
 	b.SetLen(2)

@@ -10,7 +10,7 @@ import (
 // BenchmarkPacket is what a packet of the largest inner MTU costs: sealed, or opened.
 func BenchmarkPacket(b *testing.B) {
 	for _, c := range ciphersUnderTest() {
-		hop := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.2:8473"), MTU: 1418}
+		hop := &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.2:8473"), 1418)}
 		const inner = 1440
 		s := mirror(b, c, hop)
 		batch := packet.NewBatch(64, 2048)
@@ -18,7 +18,7 @@ func BenchmarkPacket(b *testing.B) {
 			for i := range batch.Slots() {
 				p := &batch.Slots()[i]
 				p.Resize(copy(p.Reset(), data))
-				p.Hop, p.From = hop, hop.Addr
+				p.Hop, p.From = hop, hop.Path.Dst
 			}
 			batch.SetLen(64)
 		}

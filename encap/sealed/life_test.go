@@ -306,7 +306,7 @@ func TestCounterLimit(t *testing.T) {
 // second came from.
 func TestOvertakenPacketDoesNotMoveItsSender(t *testing.T) {
 	_, a, b := two(t, AES256GCM, 1)
-	target := func() netip.Addr { return a.peers[b.peer().ID].face.hop.Load().Addr.Addr() }
+	target := func() netip.Addr { return a.peers[b.peer().ID].face.hop.Load().Path.Dst.Addr() }
 	away := netip.MustParseAddrPort("198.51.100.7:8473")
 	first, _ := b.seal(a, 0, inner(1))
 	second, _ := b.seal(a, 0, inner(2))
@@ -329,7 +329,7 @@ func TestOvertakenPacketDoesNotMoveItsSender(t *testing.T) {
 // port; and returns when it does, or when the configuration changes.
 func TestRoaming(t *testing.T) {
 	_, a, b := two(t, AES256GCM, 1)
-	target := func() netip.AddrPort { return a.peers[b.peer().ID].face.hop.Load().Addr }
+	target := func() netip.AddrPort { return a.peers[b.peer().ID].face.hop.Load().Path.Dst }
 	away := netip.MustParseAddrPort("198.51.100.7:55555")
 	forged, _ := b.seal(a, 0, inner(1))
 	forged[20] ^= 1
@@ -358,11 +358,11 @@ func TestRoaming(t *testing.T) {
 		t.Errorf("back home, traffic goes to %v", target())
 	}
 	moved := b.peer()
-	moved.Hop = &packet.Hop{Addr: netip.MustParseAddrPort("[2001:db8::2]:8473"), Peer: moved.ID}
+	moved.Hop = &packet.Hop{Peer: packet.Peer{ID: moved.ID}, Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("[2001:db8::2]:8473"), 0)}
 	if err := a.Update(Identity{Private: a.private}, []Peer{moved}); err != nil {
 		t.Fatal(err)
 	}
-	if target() != moved.Hop.Addr {
+	if target() != moved.Hop.Path.Dst {
 		t.Errorf("after a change of the configuration traffic goes to %v", target())
 	}
 	if s := a.Status()[moved.ID]; !s.Established {
@@ -464,7 +464,7 @@ func TestLanesBesideTheManager(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		hop := &packet.Hop{Addr: addr[1-i]}
+		hop := &packet.Hop{Path: packet.NewPath(netip.Addr{}, addr[1-i], 0)}
 		if err := m.Update(Identity{Private: secret(string(rune('a' + i)))}, []Peer{{Public: public, Hop: hop}}); err != nil {
 			t.Fatal(err)
 		}
@@ -495,7 +495,7 @@ func TestLanesBesideTheManager(t *testing.T) {
 			lanes.Go(func() {
 				out, in := managers[i].Stage(lane), managers[1-i].Stage(lane)
 				ob, ib := packet.NewBatch(16, 256), packet.NewBatch(16, 256)
-				hop := &packet.Hop{Addr: addr[1-i]}
+				hop := &packet.Hop{Path: packet.NewPath(netip.Addr{}, addr[1-i], 0)}
 				for {
 					select {
 					case <-stop:
@@ -592,7 +592,7 @@ func TestServe(t *testing.T) {
 			}
 			managers[i], waits[i] = m, m.Serve([]packet.Conn{conns[i]})
 			public, _ := PublicKey(secret(string(rune('a' + 1 - i))))
-			if err := m.Update(Identity{Private: secret(string(rune('a' + i)))}, []Peer{{Public: public, Hop: &packet.Hop{Addr: addr[1-i]}}}); err != nil {
+			if err := m.Update(Identity{Private: secret(string(rune('a' + i)))}, []Peer{{Public: public, Hop: &packet.Hop{Path: packet.NewPath(netip.Addr{}, addr[1-i], 0)}}}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -75,7 +75,7 @@ type Identity struct {
 
 // Peer is another node that traffic goes to and comes from sealed.
 type Peer struct {
-	ID     uint32 // Hop.Peer
+	ID     uint32 // Hop.Peer.ID
 	Name   string
 	Public [32]byte    // X25519; zero = unknown: nothing is carried
 	Hop    *packet.Hop // where sealed packets go until the peer turns out to be elsewhere
@@ -241,14 +241,14 @@ func (m *Manager) Update(id Identity, peers []Peer) error {
 			m.peers[p.ID] = old
 		}
 		old.Peer = p
-		if home := p.Hop.Addr.Addr(); old.home != home || old.face.hop.Load() == nil {
+		if home := p.Hop.Path.Dst.Addr(); old.home != home || old.face.hop.Load() == nil {
 			old.home = home
 			old.face.hop.Store(p.Hop)
 		} else {
-			old.moveTo(old.face.hop.Load().Addr.Addr()) // what else changed in the hop holds
+			old.moveTo(old.face.hop.Load().Path.Dst.Addr()) // what else changed in the hop holds
 		}
 		old.face.plain.Store(p.Plain)
-		m.byAddr[p.Hop.Addr.Addr().Unmap()] = old
+		m.byAddr[p.Hop.Path.Dst.Addr().Unmap()] = old
 	}
 	for id, p := range m.peers {
 		if !keep[id] {
@@ -283,7 +283,7 @@ func (m *Manager) claimKeys() {
 // moveTo points sealed traffic at another address of the peer; the port stays.
 func (p *member) moveTo(a netip.Addr) {
 	hop := *p.Hop
-	hop.Addr = netip.AddrPortFrom(a, hop.Addr.Port())
+	hop.Path = p.Hop.Path.To(netip.AddrPortFrom(a, p.Hop.Path.Dst.Port()))
 	p.face.hop.Store(&hop)
 }
 
@@ -451,7 +451,7 @@ func (m *Manager) settle(p *member, now time.Time) {
 		if s == nil {
 			continue
 		}
-		if a := s.moved.take(); a.IsValid() && a != p.face.hop.Load().Addr.Addr() {
+		if a := s.moved.take(); a.IsValid() && a != p.face.hop.Load().Path.Dst.Addr() {
 			m.cfg.Log.Info("peer moved", zap.String("peer", p.Name), zap.Stringer("to", a))
 			p.moveTo(a)
 		}
@@ -524,9 +524,9 @@ func (m *Manager) start(p *member, now time.Time) {
 	m.pending[index] = p
 	// Where the peer is not heard of, it may have come home.
 	if p.tries > 2 && p.tries%2 == 0 {
-		m.write(msg, p.Hop.Addr)
+		m.write(msg, p.Hop.Path.Dst)
 	} else {
-		m.write(msg, p.face.hop.Load().Addr)
+		m.write(msg, p.face.hop.Load().Path.Dst)
 	}
 }
 
@@ -537,5 +537,5 @@ func (m *Manager) confirm(s *session, flags uint8) {
 	var nonce [12]byte
 	putNonce(&nonce, controlLane, s.counter)
 	s.counter++
-	m.write(s.seal.Seal(msg, nonce[:], nil, msg), s.face.hop.Load().Addr)
+	m.write(s.seal.Seal(msg, nonce[:], nil, msg), s.face.hop.Load().Path.Dst)
 }

@@ -155,8 +155,8 @@ func (m *sealModel) meet(n, odd *node) {
 				continue
 			}
 			plain := *p.Hop
-			plain.Addr = netip.AddrPortFrom(plain.Addr.Addr(), 4789)
-			p.Plain, p.PlainFrom = &plain, []netip.Addr{plain.Addr.Addr()}
+			plain.Path = plain.Path.To(netip.AddrPortFrom(plain.Path.Dst.Addr(), 4789))
+			p.Plain, p.PlainFrom = &plain, []netip.Addr{plain.Path.Dst.Addr()}
 		}
 		peers = append(peers, p)
 	}
@@ -212,10 +212,10 @@ func (m *sealModel) send(n *node) error {
 	lane, count := t.N(len(n.stages)), packettest.Pick(t, 1, 2, 1+t.N(packet.BatchSize))
 	var hops []*packet.Hop
 	for id := range m.w.nodes { // its own number too, which leads nowhere
-		hops = append(hops, &packet.Hop{Peer: uint32(id)}, &packet.Hop{Peer: uint32(id)})
+		hops = append(hops, &packet.Hop{Peer: packet.Peer{ID: uint32(id)}}, &packet.Hop{Peer: packet.Peer{ID: uint32(id)}})
 	}
 	if t.Chance(6) {
-		hops = append(hops, nil, &packet.Hop{Peer: 4_000_000_000}, &packet.Hop{Peer: 5})
+		hops = append(hops, nil, &packet.Hop{Peer: packet.Peer{ID: 4_000_000_000}}, &packet.Hop{Peer: packet.Peer{ID: 5}})
 	}
 	plain := make([][]byte, count)
 	for i := 0; i < count; {
@@ -257,7 +257,7 @@ func (m *sealModel) send(n *node) error {
 func (m *sealModel) sealed(n *node, lane int, p *packet.Packet, hop *packet.Hop, plain []byte) error {
 	var peer *member
 	if hop != nil {
-		peer = n.peers[hop.Peer]
+		peer = n.peers[hop.Peer.ID]
 	}
 	switch {
 	case peer == nil || peer.cur == nil && peer.Plain == nil:
@@ -269,7 +269,7 @@ func (m *sealModel) sealed(n *node, lane int, p *packet.Packet, hop *packet.Hop,
 		if p.Drop != packet.Alive || p.Hop != peer.Plain || !bytes.Equal(p.Bytes(), plain) {
 			return fmt.Errorf("in clear: %v, hop %+v", p.Drop, p.Hop)
 		}
-		m.air = append(m.air, flying{from: n.addr, to: p.Hop.Addr, by: n, data: bytes.Clone(plain), plain: plain})
+		m.air = append(m.air, flying{from: n.addr, to: p.Hop.Path.Dst, by: n, data: bytes.Clone(plain), plain: plain})
 		return nil
 	}
 	key := txLane{peer.cur, lane}
@@ -294,16 +294,16 @@ func (m *sealModel) sealed(n *node, lane int, p *packet.Packet, hop *packet.Hop,
 	} else {
 		m.nonces[nonce] = true
 	}
-	if p.Hop == hop || p.Hop.Peer != hop.Peer || len(data) != len(plain)+HeaderLen+TagLen {
+	if p.Hop == hop || p.Hop.Peer.ID != hop.Peer.ID || len(data) != len(plain)+HeaderLen+TagLen {
 		return fmt.Errorf("hop %+v, %d bytes of %d", p.Hop, len(data), len(plain))
 	}
 	var to *node
 	for id, o := range m.w.nodes {
-		if uint32(id) == hop.Peer {
+		if uint32(id) == hop.Peer.ID {
 			to = o
 		}
 	}
-	m.air = append(m.air, flying{from: n.addr, to: p.Hop.Addr, by: n, peer: to, data: bytes.Clone(data), plain: plain})
+	m.air = append(m.air, flying{from: n.addr, to: p.Hop.Path.Dst, by: n, peer: to, data: bytes.Clone(data), plain: plain})
 	if m.tape.Chance(16) { // somebody has to answer it, and wants to see what it was
 		if !n.stages[lane].(packet.Opaque).Undo(p) {
 			return fmt.Errorf("not undone")
@@ -409,7 +409,7 @@ func (m *sealModel) opened(n *node, p *packet.Packet, f flying) error {
 		return nil
 	}
 	id := s.owner.ID
-	if p.Hop == nil || p.Hop.Peer != id || m.w.nodes[id] != f.by || f.peer != n || !bytes.Equal(plain, f.plain) {
+	if p.Hop == nil || p.Hop.Peer.ID != id || m.w.nodes[id] != f.by || f.peer != n || !bytes.Equal(plain, f.plain) {
 		return fmt.Errorf("said to be from %+v, sealed by %s for %s", p.Hop, f.by.name, f.peer.name)
 	}
 	if m.arrived[string(plain)] {

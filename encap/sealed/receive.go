@@ -167,7 +167,7 @@ func (m *Manager) onResponse(msg []byte, from netip.AddrPort, now time.Time) {
 		return
 	}
 	s.started = true
-	if a := from.Addr(); a != p.face.hop.Load().Addr.Addr() {
+	if a := from.Addr(); a != p.face.hop.Load().Path.Dst.Addr() {
 		p.moveTo(a)
 	}
 	m.retire(p, p.next, now)

@@ -117,17 +117,17 @@ func (r *receiving) accept(counter uint64) bool {
 // table is what lanes look peers and sessions up in. Faces are immutable once published; slots are
 // set and cleared one by one.
 type table struct {
-	faces []*face                   // by Hop.Peer
+	faces []*face                   // by Hop.Peer.ID
 	slots []atomic.Pointer[session] // by index modulo their number
 	plain map[netip.Addr]struct{}   // outer addresses that may send plaintext
 }
 
 // face returns the face of the peer that a hop leads to, nil if there is none.
 func (t *table) face(hop *packet.Hop) *face {
-	if hop == nil || t == nil || int64(hop.Peer) >= int64(len(t.faces)) {
+	if hop == nil || t == nil || int64(hop.Peer.ID) >= int64(len(t.faces)) {
 		return nil
 	}
-	return t.faces[hop.Peer]
+	return t.faces[hop.Peer.ID]
 }
 
 // slotBits of an index are the slot's number; the rest is random.

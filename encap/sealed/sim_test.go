@@ -89,7 +89,7 @@ func (n *node) peer() Peer {
 			id = uint32(i)
 		}
 	}
-	return Peer{ID: id, Name: n.name, Public: n.public, Hop: &packet.Hop{Addr: n.addr, Peer: id, MTU: 1418}}
+	return Peer{ID: id, Name: n.name, Public: n.public, Hop: &packet.Hop{Peer: packet.Peer{ID: id}, Path: packet.NewPath(netip.Addr{}, n.addr, 1418)}}
 }
 
 // meet tells a node about all others.
@@ -215,7 +215,7 @@ func (w *world) talk(from, to *node, lane int) {
 		w.t.Fatalf("%s → %s: dropped going out: %v", from.name, to.name, drop)
 	}
 	got, hop, drop := to.open(from.addr, sealed)
-	if drop != packet.Alive || !bytes.Equal(got, data) || hop == nil || hop.Peer != from.peer().ID {
+	if drop != packet.Alive || !bytes.Equal(got, data) || hop == nil || hop.Peer.ID != from.peer().ID {
 		w.t.Fatalf("%s → %s: drop %v, hop %+v, %d bytes of %d", from.name, to.name, drop, hop, len(got), len(data))
 	}
 }
@@ -245,7 +245,7 @@ func TestTwoNodes(t *testing.T) {
 func TestConformance(t *testing.T) {
 	for _, c := range ciphersUnderTest() {
 		t.Run(c.String(), func(t *testing.T) {
-			hop := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.2:8473"), MTU: 1418}
+			hop := &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.2:8473"), 1418)}
 			packettest.Stage(t, func() packet.Stage { return mirror(t, c, hop) }, hop, packet.IP)
 		})
 	}

@@ -33,7 +33,7 @@ func (m *Manager) Status() map[uint32]Status {
 	now := m.cfg.Now()
 	all := make(map[uint32]Status, len(m.peers))
 	for id, p := range m.peers {
-		s := Status{Handshakes: p.handshakes, Attempts: p.tries, Endpoint: p.face.hop.Load().Addr,
+		s := Status{Handshakes: p.handshakes, Attempts: p.tries, Endpoint: p.face.hop.Load().Path.Dst,
 			Plain: p.Plain != nil && p.cur == nil, Rejected: map[string]uint64{}, CookiesSent: p.cookiesSent, CookiesReceived: p.cookiesReceived}
 		if c := p.cur; c != nil {
 			s.Established, s.Epoch, s.TxCipher, s.RxCipher = true, c.epoch, c.txCipher, c.rxCipher
@@ -83,7 +83,7 @@ func (p *member) why(now time.Time) string {
 		return "it offers a cipher this version does not know: use one version of weft on all nodes"
 	case p.tries > 2:
 		return fmt.Sprintf("%d handshakes without an answer: it is down, UDP to %v is blocked, or it has another public key for us or another password",
-			p.tries, p.face.hop.Load().Addr)
+			p.tries, p.face.hop.Load().Path.Dst)
 	}
 	return "a handshake is under way"
 }

@@ -22,7 +22,7 @@ var configs = map[string]struct {
 func sequenceOf(name string) packettest.Play {
 	c := configs[name]
 	hop := *loop
-	hop.RCO = c.rco
+	hop.Peer.RCO = c.rco
 	return packettest.StageSequence(func() packet.Stage { return vxlan.New(c.config) }, &hop, c.config.Inner)
 }
 

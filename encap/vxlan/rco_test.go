@@ -25,7 +25,7 @@ func unfinished(t *testing.T) []byte {
 
 func rcoPair() (packet.Stage, *packet.Hop) {
 	mac := [6]byte{2, 0, 0, 0, 0, 1}
-	return New(Config{VNI: 5, MAC: mac, Inner: packet.IP, MTU: 1450, RCO: true}), &packet.Hop{VNI: 5, MAC: mac, RCO: true}
+	return New(Config{VNI: 5, MAC: mac, Inner: packet.IP, MTU: 1450, RCO: true}), &packet.Hop{Peer: packet.Peer{VNI: 5, MAC: mac, RCO: true}}
 }
 
 func TestRCOLeavesTheSumToThePeer(t *testing.T) {
@@ -60,7 +60,7 @@ func TestRCOLeavesTheSumToThePeer(t *testing.T) {
 func TestRCOOnlyToPeersThatAnnouncedIt(t *testing.T) {
 	s, hop := rcoPair()
 	plain := *hop
-	plain.RCO = false
+	plain.Peer.RCO = false
 	b := packet.NewBatch(1, 2000)
 	p := &b.Slots()[0]
 	p.Resize(copy(p.Reset(), unfinished(t)))

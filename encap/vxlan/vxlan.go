@@ -78,7 +78,7 @@ func (s *packets) Out(b *packet.Batch) {
 			continue
 		}
 		var rco uint64
-		if s.cfg.RCO && p.Hop.RCO {
+		if s.cfg.RCO && p.Hop.Peer.RCO {
 			rco = rcoBits(p)
 		}
 		if rco == 0 {
@@ -87,8 +87,8 @@ func (s *packets) Out(b *packet.Batch) {
 			}
 		}
 		h := p.Prepend(packet.VXLANHeader + packet.EthernetHeader)
-		putHeader(h, p.Hop.VNI, rco)
-		packet.PutEthernet(h[packet.VXLANHeader:], p.Hop.MAC, s.cfg.MAC, etherType)
+		putHeader(h, p.Hop.Peer.VNI, rco)
+		packet.PutEthernet(h[packet.VXLANHeader:], p.Hop.Peer.MAC, s.cfg.MAC, etherType)
 	}
 }
 
@@ -149,7 +149,7 @@ func (*frames) Out(b *packet.Batch) {
 		if p.Drop != packet.Alive {
 			continue
 		}
-		putHeader(p.Prepend(packet.VXLANHeader), p.Hop.VNI, 0)
+		putHeader(p.Prepend(packet.VXLANHeader), p.Hop.Peer.VNI, 0)
 	}
 }
 

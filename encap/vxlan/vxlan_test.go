@@ -20,9 +20,9 @@ const vni = 0xabcdef
 var (
 	ownMAC  = [6]byte{0x02, 0x11, 0x22, 0x33, 0x44, 0x55}
 	peerMAC = [6]byte{0x02, 0x66, 0x77, 0x88, 0x99, 0xaa}
-	peer    = &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.2:4789"), VNI: vni, MAC: peerMAC, MTU: 1450}
+	peer    = &packet.Hop{Peer: packet.Peer{VNI: vni, MAC: peerMAC}, Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.2:4789"), 1450)}
 	// loop is a hop whose MAC is our own: what Out makes for it, In accepts.
-	loop = &packet.Hop{Addr: peer.Addr, VNI: vni, MAC: ownMAC, MTU: 1450}
+	loop = &packet.Hop{Peer: packet.Peer{VNI: vni, MAC: ownMAC}, Path: packet.NewPath(netip.Addr{}, peer.Path.Dst, 1450)}
 )
 
 func ipStage() packet.Stage {

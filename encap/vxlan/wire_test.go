@@ -80,7 +80,7 @@ func TestWireDocument(t *testing.T) {
 				t.Errorf("vector %x is not what the text says", vector)
 			}
 			a := vxlan.New(vxlan.Config{VNI: header.VNI, MAC: vtepMAC("a")})
-			if p := one(inner, &packet.Hop{VNI: header.VNI, MAC: vtepMAC("b")}, a.Out); !bytes.Equal(p.Bytes(), vector) {
+			if p := one(inner, &packet.Hop{Peer: packet.Peer{VNI: header.VNI, MAC: vtepMAC("b")}}, a.Out); !bytes.Equal(p.Bytes(), vector) {
 				t.Errorf("Out makes %x\nvector   %x", p.Bytes(), vector)
 			}
 			b := vxlan.New(vxlan.Config{VNI: header.VNI, MAC: vtepMAC("b")})

@@ -254,8 +254,8 @@ func (c *Capture) addresses(p *packet.Packet, d dataplane.Direction, port uint16
 		}
 		return netip.AddrPortFrom(from, p.From.Port()), netip.AddrPortFrom(local(e, from.Is6()), port)
 	}
-	if p.Hop != nil && p.Hop.Addr.IsValid() {
-		dst = netip.AddrPortFrom(p.Hop.Addr.Addr().Unmap(), p.Hop.Addr.Port())
+	if to := p.Hop.Dst(); to.IsValid() {
+		dst = netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
 	}
 	return netip.AddrPortFrom(local(e, dst.Addr().Is6()), port), dst
 }

@@ -75,7 +75,7 @@ func (f *feed) Send(b *packet.Batch) error {
 func route(at netip.AddrPort) *dataplane.Route {
 	t := dataplane.NewTable()
 	t.InsertSelf(netip.MustParsePrefix("10.244.1.0/24"))
-	h := &packet.Hop{Addr: at, Peer: 1, VNI: 7, MAC: peerMAC, MTU: 1400}
+	h := &packet.Hop{Peer: packet.Peer{ID: 1, VNI: 7, MAC: peerMAC}, Path: packet.NewPath(netip.Addr{}, at, 1400)}
 	t.Insert(netip.MustParsePrefix("10.244.2.0/24"), h)
 	t.InsertPeer(at.Addr(), h)
 	r := dataplane.NewRoute()
@@ -231,7 +231,7 @@ func outsideFrame(t *testing.T, frames []frame) []byte {
 func laneIn(t *testing.T) *dataplane.Lane {
 	t.Helper()
 	wrap := func(ip []byte, vni uint32) []byte {
-		h := &packet.Hop{Addr: peer4, VNI: vni, MAC: ownMAC, MTU: 1400}
+		h := &packet.Hop{Peer: packet.Peer{VNI: vni, MAC: ownMAC}, Path: packet.NewPath(netip.Addr{}, peer4, 1400)}
 		b := packet.NewBatch(1, 2000)
 		p := &b.Slots()[0]
 		p.Resize(copy(p.Reset(), ip))

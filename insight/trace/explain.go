@@ -352,18 +352,18 @@ func (e *explanation) lane(hop *backend.Hop, mac [6]byte) *backend.Hop {
 		remedy := map[packet.Drop]string{packet.NoRoute: "see `weft routes`", packet.TooBig: "send smaller packets"}[died]
 		mtu := ""
 		if h != nil {
-			mtu = fmt.Sprintf(": %d bytes towards %v, whose MTU is %d", e.q.Size, h.Addr, h.MTU)
+			mtu = fmt.Sprintf(": %d bytes towards %v, whose MTU is %d", e.q.Size, h.Path.Dst, h.Path.MTU())
 		}
 		e.add("lane out: route", drop, asked, remedy, "%s%s", died, mtu)
 		return nil
 	default:
-		i := slices.IndexFunc(e.Status.Hops, func(b backend.Hop) bool { return b.Endpoint == h.Addr })
+		i := slices.IndexFunc(e.Status.Hops, func(b backend.Hop) bool { return b.Endpoint == h.Path.Dst })
 		if i < 0 {
-			e.add("lane out: route", note, asked, "", "goes to %v, which is no peer any more: the table has just changed", h.Addr)
+			e.add("lane out: route", note, asked, "", "goes to %v, which is no peer any more: the table has just changed", h.Path.Dst)
 			return nil
 		}
 		hop = &e.Status.Hops[i]
-		e.add("lane out: route", pass, asked, "", "peer %s at %v, VNI %d, MTU %d", hop.Node, h.Addr, h.VNI, h.MTU)
+		e.add("lane out: route", pass, asked, "", "peer %s at %v, VNI %d, MTU %d", hop.Node, h.Path.Dst, h.Peer.VNI, h.Path.MTU())
 	}
 	for _, s := range steps {
 		switch {

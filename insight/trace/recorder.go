@@ -23,7 +23,7 @@ type Walk struct {
 	Direction dataplane.Direction
 	Key       Key
 	From      netip.AddrPort // in: the outer source
-	Hop       packet.Hop     // the peer it goes to or comes from, as far as one was found: else Peer is Self and Addr invalid
+	Hop       packet.Hop     // the peer it goes to or comes from, as far as one was found: else Peer.ID is Self and Path nil
 	Copy      bool           // made by the lane to flood a frame
 	Steps     [maxSteps]Step
 	N         int // of Steps
@@ -117,7 +117,7 @@ func (t *track) begin(p *dataplane.Point, n int) {
 		t.at[i], t.known[i] = uint8(i), false
 		w := &t.walks[i]
 		w.Time, w.Lane, w.Direction, w.Key, w.From, w.Copy = now, p.Lane, p.Direction, Key{}, netip.AddrPort{}, p.Copies
-		w.Hop, w.N, w.Drop = packet.Hop{Peer: packet.Self}, 0, packet.Alive
+		w.Hop, w.N, w.Drop = packet.Hop{Peer: packet.Peer{ID: packet.Self}}, 0, packet.Alive
 	}
 	t.n = n
 }
@@ -129,7 +129,7 @@ func (r *Recorder) step(l *lane, t *track, at uint8, p *dataplane.Point, pkt *pa
 	}
 	w := &t.walks[at]
 	dead, last := pkt.Drop != packet.Alive, p.Step == p.Steps-1
-	if w.From = pkt.From; pkt.Hop != nil && pkt.Hop.Addr.IsValid() {
+	if w.From = pkt.From; pkt.Hop.Dst().IsValid() {
 		w.Hop = *pkt.Hop
 	}
 	if w.N < maxSteps {

@@ -93,11 +93,11 @@ func (wrap) In(b *packet.Batch) {
 }
 
 func route() *dataplane.Route {
-	peer := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.9:4789"), Peer: 3, VNI: 7, MTU: 1450}
+	peer := &packet.Hop{Peer: packet.Peer{ID: 3, VNI: 7}, Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.9:4789"), 1450)}
 	t := dataplane.NewTable()
 	t.InsertSelf(netip.MustParsePrefix("10.244.1.0/24"))
 	t.Insert(netip.MustParsePrefix("10.244.2.0/24"), peer)
-	t.InsertPeer(peer.Addr.Addr(), peer)
+	t.InsertPeer(peer.Path.Dst.Addr(), peer)
 	r := dataplane.NewRoute()
 	r.Publish(t)
 	return r
@@ -147,7 +147,7 @@ func TestRecorderOut(t *testing.T) {
 	got := map[string]int{}
 	for _, w := range r.Take(nil) {
 		got[w.Key.Dst.String()+" "+w.path()]++
-		if w.Key.SPort == 3 && (w.Key.Src != netip.MustParseAddr("10.244.1.6") || w.Hop.Peer != 3 || w.Hop.VNI != 7 || w.Steps[2].Length != 104) {
+		if w.Key.SPort == 3 && (w.Key.Src != netip.MustParseAddr("10.244.1.6") || w.Hop.Peer.ID != 3 || w.Hop.Peer.VNI != 7 || w.Steps[2].Length != 104) {
 			t.Errorf("the late one: %+v", w)
 		}
 	}

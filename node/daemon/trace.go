@@ -66,7 +66,10 @@ func (d *Daemon) Trace(ctx context.Context, text string, started func(), emit fu
 func (d *Daemon) traced(w *trace.Walk, names map[netip.Addr]string, lost uint64) api.Traced {
 	t := api.Traced{Time: w.Time, Node: d.cfg.Node.Name, Lane: w.Lane, Direction: w.Direction.String(), Copy: w.Copy, Lost: lost,
 		Src: w.Key.Src, Dst: w.Key.Dst, EtherType: w.Key.EtherType, Protocol: w.Key.Protocol, SPort: w.Key.SPort, DPort: w.Key.DPort, Length: w.Key.Length,
-		From: w.From, Endpoint: w.Hop.Addr, VNI: w.Hop.VNI, MTU: w.Hop.MTU, Peer: names[w.Hop.Addr.Addr()]}
+		From: w.From, VNI: w.Hop.Peer.VNI}
+	if path := w.Hop.Path; path != nil {
+		t.Endpoint, t.MTU, t.Peer = path.Dst, path.MTU(), names[path.Dst.Addr()]
+	}
 	for _, s := range w.Steps[:w.N] {
 		t.Steps = append(t.Steps, api.TracedStep{Name: s.Name, Length: s.Length})
 	}

@@ -69,7 +69,7 @@ type wire struct {
 	filled sync.Cond
 	slots  [][]byte         // memory of the datagrams
 	lens   []int            // their lengths; larger than the memory = truncated
-	from   []netip.AddrPort // where they came from: the sender's Hop.Addr
+	from   []netip.AddrPort // where they came from: the sender's Hop.Path.Dst
 	head   int              // the oldest
 	n      int
 	closed bool
@@ -95,10 +95,7 @@ func (w *wire) send(p *packet.Packet) {
 	i := (w.head + w.n) % pipeDepth
 	copy(w.slots[i], p.Bytes())
 	w.lens[i] = p.Len()
-	w.from[i] = netip.AddrPort{}
-	if p.Hop != nil {
-		w.from[i] = p.Hop.Addr
-	}
+	w.from[i] = p.Hop.Dst()
 	w.n++
 	w.filled.Signal()
 }

@@ -42,7 +42,7 @@ func (shim) In(b *packet.Batch) {
 }
 
 func TestStageSuite(t *testing.T) {
-	hop := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.1:4789"), MTU: 1400}
+	hop := &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.1:4789"), 1400)}
 	for _, layer := range []packet.Layer{packet.IP, packet.Ethernet} {
 		Stage(t, func() packet.Stage { return shim{} }, hop, layer)
 		Checksums(t, func() packet.Stage { return shim{} }, hop, layer)
@@ -76,9 +76,9 @@ func TestPipe(t *testing.T) {
 			t.Cleanup(func() { far.Close() })
 			q := far.Queues()[0]
 			out, in := packet.NewBatch(1, mtu+1000), packet.NewBatch(1, mtu+1000)
-			hop := &packet.Hop{Addr: netip.MustParseAddrPort("192.0.2.2:4789")}
+			hop := &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.MustParseAddrPort("192.0.2.2:4789"), 0)}
 			return near, Far{
-				Hop: hop, From: hop.Addr.Addr(), MTU: mtu,
+				Hop: hop, From: hop.Path.Dst.Addr(), MTU: mtu,
 				Write: func(p []byte) error {
 					out.Slots()[0].Resize(copy(out.Slots()[0].Reset(), p))
 					out.Slots()[0].Hop = hop

@@ -16,7 +16,7 @@ const stageRoom = 2048
 // Stage is the suite for every stage. newStage returns a stage whose In accepts what its Out made
 // for hop (its own MAC is hop's, for VXLAN); layer is what inner packets start with.
 //
-// Between Out and In the bytes cross a wire: In sees fresh packets with From = hop.Addr and without
+// Between Out and In the bytes cross a wire: In sees fresh packets with From = hop.Path.Dst and without
 // a Hop or a checksum state.
 func Stage(t *testing.T, newStage func() packet.Stage, hop *packet.Hop, layer packet.Layer) {
 	inner := stagePackets(hop, layer)
@@ -63,7 +63,7 @@ func Stage(t *testing.T, newStage func() packet.Stage, hop *packet.Hop, layer pa
 		for _, w := range onWire(newStage(), inner, hop) {
 			for n := range len(w) + 1 {
 				load(in, [][]byte{w[:n]}, nil)
-				in.Packets()[0].From = hop.Addr
+				in.Packets()[0].From = hop.Path.Dst
 				s.In(in)
 				if p := &in.Packets()[0]; n < s.Overhead().Total() && p.Drop == packet.Alive {
 					t.Errorf("In accepted %d bytes, less than its overhead of %d", n, s.Overhead().Total())
@@ -97,7 +97,7 @@ func Stage(t *testing.T, newStage func() packet.Stage, hop *packet.Hop, layer pa
 				}
 			}
 			load(in, [][]byte{w}, nil)
-			in.Packets()[0].From = hop.Addr
+			in.Packets()[0].From = hop.Path.Dst
 			s.In(in)
 			if p := &in.Packets()[0]; p.Drop == packet.Alive && p.Len() > len(w) {
 				t.Fatalf("In made %d bytes of %x", p.Len(), w)
@@ -173,8 +173,8 @@ func Checksums(t *testing.T, newStage func() packet.Stage, hop *packet.Hop, laye
 // stagePackets returns inner packets of both families and several sizes, the largest hop's MTU.
 func stagePackets(hop *packet.Hop, layer packet.Layer) [][]byte {
 	largest := 1400
-	if hop.MTU > 0 {
-		largest = hop.MTU
+	if hop.Path.MTU() > 0 {
+		largest = hop.Path.MTU()
 	}
 	var all [][]byte
 	for _, flow := range [][2]netip.AddrPort{
@@ -185,7 +185,7 @@ func stagePackets(hop *packet.Hop, layer packet.Layer) [][]byte {
 		for seed, payload := range []int{0, 1, 64, 1001, largest - headers} {
 			p := UDP(flow[0], flow[1], payload, byte(seed))
 			if layer == packet.Ethernet {
-				p = Ethernet(hop.MAC, [6]byte{2, 0, 0, 0, 0, 1}, p)
+				p = Ethernet(hop.Peer.MAC, [6]byte{2, 0, 0, 0, 0, 1}, p)
 			}
 			all = append(all, p)
 		}
@@ -225,7 +225,7 @@ func cross(in, out *packet.Batch, hop *packet.Hop) {
 	for i := range out.Packets() {
 		p := &in.Slots()[i]
 		p.Resize(copy(p.Reset(), out.Packets()[i].Bytes()))
-		p.From = hop.Addr
+		p.From = hop.Path.Dst
 	}
 	in.SetLen(out.Len())
 }

@@ -21,7 +21,7 @@ func StageSequence(newStage func() packet.Stage, hop *packet.Hop, layer packet.L
 			count := Pick(t, 1, 2, 1+t.N(packet.BatchSize), packet.BatchSize)
 			var due []stageDue
 			for len(due) < count {
-				f, size := Pick(t, flows...), Pick(t, 0, 1, 100, max(0, hop.MTU-f0(flows)), t.N(hop.MTU-100))
+				f, size := Pick(t, flows...), Pick(t, 0, 1, 100, max(0, hop.Path.MTU()-f0(flows)), t.N(hop.Path.MTU()-100))
 				for range min(t.Run(), count-len(due)) {
 					p := &out.Slots()[len(due)]
 					d := stageDue{sound: true}
@@ -34,7 +34,7 @@ func StageSequence(newStage func() packet.Stage, hop *packet.Hop, layer packet.L
 					}
 					Load(p, d.whole, state)
 					if layer == packet.Ethernet {
-						copy(p.Prepend(front), Ethernet(hop.MAC, [6]byte{2, 0, 0, 0, 0, 1}, d.whole)[:front])
+						copy(p.Prepend(front), Ethernet(hop.Peer.MAC, [6]byte{2, 0, 0, 0, 0, 1}, d.whole)[:front])
 						d.whole = append(bytes.Clone(p.Bytes()[:front]), d.whole...)
 					}
 					p.Hop, p.Flow = Pick(t, hop, &again), uint32(t.N(9))
@@ -58,7 +58,7 @@ func StageSequence(newStage func() packet.Stage, hop *packet.Hop, layer packet.L
 				if p.Drop != packet.Alive || p.Len() != len(d.whole)+o.Total() {
 					return fmt.Errorf("out: packet %d of %d, %d bytes of %d: %v", i, count, p.Len(), len(d.whole), p.Drop)
 				}
-				if hop.RCO {
+				if hop.Peer.RCO {
 					continue
 				}
 				if err := Same(p.Bytes()[o.Front:p.Len()-o.Tail], d.whole); err != nil { // nobody behind the wire has to finish anything
@@ -124,14 +124,14 @@ func stageCross(t *Tape, s packet.Stage, out, in *packet.Batch, hop *packet.Hop,
 		k := len(come)
 		q := &in.Slots()[k]
 		q.Resize(copy(q.Reset(), data))
-		q.From = hop.Addr
+		q.From = hop.Path.Dst
 		come = append(come, d)
 		if k > 0 && t.Chance(10) { // neighbours change places
 			other := &in.Slots()[k-1]
 			before := bytes.Clone(other.Bytes())
 			other.Resize(copy(other.Reset(), data))
 			q.Resize(copy(q.Reset(), before))
-			other.From, q.From = hop.Addr, hop.Addr
+			other.From, q.From = hop.Path.Dst, hop.Path.Dst
 			come[k], come[k-1] = come[k-1], come[k]
 		}
 	}

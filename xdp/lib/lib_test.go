@@ -67,7 +67,7 @@ func TestOutsideConforms(t *testing.T) {
 			t.Fatal(err)
 		}
 		far := socket(t, b, there)
-		hop := &packet.Hop{Addr: netip.AddrPortFrom(there, port)}
+		hop := &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.AddrPortFrom(there, port), 0)}
 		warm(t, out, far, hop)
 		return out, packettest.Far{
 			MTU: 1450, Hop: hop, From: there,
@@ -116,7 +116,7 @@ func warm(t *testing.T, out *xdp.Outside, far *net.UDPConn, hop *packet.Hop) {
 func TestPairCarries(t *testing.T) {
 	a, b := underlay(t)
 	far := socket(t, b, there)
-	hop := &packet.Hop{Addr: netip.AddrPortFrom(there, port)}
+	hop := &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.AddrPortFrom(there, port), 0)}
 	for round := range 3 {
 		var in *xdp.Inside
 		var out *xdp.Outside
@@ -164,7 +164,7 @@ func TestFrames(t *testing.T) {
 	}
 	defer out.Close()
 	far := socket(t, b, there)
-	hop := &packet.Hop{Addr: netip.AddrPortFrom(there, port)}
+	hop := &packet.Hop{Path: packet.NewPath(netip.Addr{}, netip.AddrPortFrom(there, port), 0)}
 	warm(t, out, far, hop)
 	q := out.Queues()[0]
 	batch := packettest.NewBatch(q, 64, innerMTU)
