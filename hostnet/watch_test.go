@@ -14,7 +14,7 @@ import (
 )
 
 // waitLong ends a wait for something that takes a fraction of it, however busy the machine.
-const waitLong = 20 * time.Second
+const waitLong = nettest.Patience
 
 // guarded applies w and runs the Host until the test ends. It returns the owner's channel.
 func (b *bench) guarded(w Want) (changed <-chan struct{}) {

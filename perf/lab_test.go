@@ -25,7 +25,7 @@ import (
 )
 
 // patience bounds waits for a condition; it measures nothing.
-const patience = 60 * time.Second
+const patience = nettest.Patience
 
 // weft is the binary under test: the lab runs itself as daemons and generators.
 var weft string

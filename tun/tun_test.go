@@ -24,7 +24,7 @@ import (
 )
 
 // patience bounds a wait for something that must happen; it measures nothing.
-const patience = 20 * time.Second
+const patience = nettest.Patience
 
 const testMTU = 1450
 

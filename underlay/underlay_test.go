@@ -23,7 +23,7 @@ import (
 )
 
 // patience bounds a wait for something that must happen; it measures nothing.
-const patience = 20 * time.Second
+const patience = nettest.Patience
 
 const testPort = 4789
 

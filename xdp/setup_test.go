@@ -19,7 +19,7 @@ import (
 const (
 	testPort = 4789
 	testMTU  = 1450
-	patience = 30 * time.Second // only a broken port gets there
+	patience = nettest.Patience // only a broken port gets there
 )
 
 var (

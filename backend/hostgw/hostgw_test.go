@@ -16,7 +16,7 @@ import (
 	"weft/internal/nettest"
 )
 
-const patience = 20 * time.Second
+const patience = nettest.Patience
 
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()

@@ -26,7 +26,7 @@ import (
 )
 
 // waitLong ends a wait for something that takes a fraction of it, however busy the machine.
-const waitLong = 20 * time.Second
+const waitLong = nettest.Patience
 
 // opened is a backend and its Host.
 type opened struct {

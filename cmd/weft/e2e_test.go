@@ -22,7 +22,7 @@ import (
 )
 
 // patience bounds every wait for a condition.
-const patience = 20 * time.Second
+const patience = nettest.Patience
 
 // binary is this command, built once, when a test first asks for it.
 var binary = sync.OnceValues(func() (string, error) {

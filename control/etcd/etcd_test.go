@@ -186,7 +186,7 @@ func TestLoss(t *testing.T) {
 	key := fmt.Sprintf("/weft/prefixes/%v-%d", p[0].Addr(), p[0].Bits())
 
 	s.delete(key)
-	nettest.Eventually(t, 20*time.Second, func() error {
+	nettest.Eventually(t, nettest.Patience, func() error {
 		if s.keys(key)[key] == "" {
 			return fmt.Errorf("%s is not back", key)
 		}
@@ -221,7 +221,7 @@ func TestLeaseEnds(t *testing.T) {
 	must(t, err)
 	_, err = s.client.Revoke(t.Context(), clientv3.LeaseID(resp.Kvs[0].Lease))
 	must(t, err)
-	nettest.Eventually(t, 20*time.Second, func() error {
+	nettest.Eventually(t, nettest.Patience, func() error {
 		if s.keys("/weft/nodes/")["/weft/nodes/a"] == "" {
 			return fmt.Errorf("a is not back")
 		}
@@ -250,7 +250,7 @@ func TestLeaseEnds(t *testing.T) {
 	}
 	must(t, a.end())
 	// Once its daemon is gone, so are its keys.
-	nettest.Eventually(t, 30*time.Second, func() error {
+	nettest.Eventually(t, nettest.Patience, func() error {
 		if keys := s.keys("/weft/nodes/"); len(keys) > 0 {
 			return fmt.Errorf("still %v", keys)
 		}

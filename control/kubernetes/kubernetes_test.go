@@ -18,7 +18,7 @@ import (
 	"weft/internal/nettest"
 )
 
-const patience = 30 * time.Second
+const patience = nettest.Patience
 
 // daemon is a running source.
 type daemon struct {

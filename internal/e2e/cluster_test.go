@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds every wait for a condition; it is no measure of how fast weft is.
-const patience = 20 * time.Second
+const patience = nettest.Patience
 
 // weft is the binary under test, built once by TestMain.
 var weft string

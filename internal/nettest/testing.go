@@ -94,6 +94,9 @@ func (ns *NS) MustStart(t testing.TB, name string, args ...string) *Process {
 	return p
 }
 
+// Patience bounds waits for what is expected to happen, and only for that: it measures nothing, and no machine is too slow for it.
+const Patience = time.Minute
+
 // Eventually waits until cond returns nil, and ends the test with cond's last error after the deadline. For what
 // the kernel or another goroutine does in its own time.
 func Eventually(t testing.TB, deadline time.Duration, cond func() error) {

@@ -95,7 +95,7 @@ func listen(at netip.AddrPort, i int) (*sock.Socket, error) {
 func receiver(t *testing.T, lanes []*sock.Socket, aside *sock.Conn) (got int) {
 	t.Helper()
 	buf := make([]byte, 64)
-	nettest.Eventually(t, 30*time.Second, func() error {
+	nettest.Eventually(t, nettest.Patience, func() error {
 		for i, s := range lanes {
 			if _, _, err := unix.Recvfrom(s.FD(), buf, unix.MSG_DONTWAIT); err == nil {
 				got = i

@@ -8,13 +8,12 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"weft/internal/nettest"
 )
 
 // waitLong ends a wait for something that takes a fraction of it, however busy the machine.
-const waitLong = 30 * time.Second
+const waitLong = nettest.Patience
 
 // sender is a namespace that a Watch counts in, with a socket towards a neighbour.
 type sender struct {

@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"weft/internal/nettest"
 )
 
 // patience bounds a wait for something that must happen; it measures nothing.
-const patience = 20 * time.Second
+const patience = nettest.Patience
 
 func pair(t *testing.T) (near, far int) {
 	t.Helper()

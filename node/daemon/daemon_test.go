@@ -283,7 +283,7 @@ func TestInForceIsTold(t *testing.T) {
 	r.run()
 	hears := func(what string, is func(control.InForce) bool, file bool) {
 		t.Helper()
-		nettest.Eventually(t, 20*time.Second, func() error {
+		nettest.Eventually(t, nettest.Patience, func() error {
 			if f, n := r.source.said(); n == 0 || !is(f) {
 				return fmt.Errorf("%s: heard %+v after %d", what, f, n)
 			}
@@ -340,7 +340,7 @@ func TestAnnouncesAnew(t *testing.T) {
 	r.run()
 	says := func(want string) {
 		t.Helper()
-		nettest.Eventually(t, 20*time.Second, func() error {
+		nettest.Eventually(t, nettest.Patience, func() error {
 			if self, _ := r.source.Announced(); self.Name != "a" || self.MAC != control.VTEPMAC("a") || fmt.Sprint(self.Endpoints) != want {
 				return fmt.Errorf("announced is %+v, want %s", self, want)
 			}

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap/zaptest"
@@ -91,7 +90,7 @@ func (r *rig) attach(q api.AttachRequest) api.AttachResult {
 // reach asks the kernel's ping for one answer.
 func reach(t *testing.T, from *nettest.NS, to netip.Addr) {
 	t.Helper()
-	nettest.Eventually(t, 10*time.Second, func() error {
+	nettest.Eventually(t, nettest.Patience, func() error {
 		_, err := from.Run("ping", "-n", "-c1", "-W1", to.String())
 		return err
 	})
@@ -322,7 +321,7 @@ func TestNamespaceGone(t *testing.T) {
 	if err := pod.Close(); err != nil {
 		t.Fatal(err)
 	}
-	nettest.Eventually(t, 20*time.Second, func() error { // the kernel takes the link down in its own time
+	nettest.Eventually(t, nettest.Patience, func() error { // the kernel takes the link down in its own time
 		if err := r.m.sweep(); err != nil {
 			return err
 		}

@@ -61,7 +61,7 @@ func TestEverythingOfPodsIsPutBack(t *testing.T) {
 				c.where.MustRun(t, "sh", "-c", c.cmd)
 				began := time.Now()
 				q := api.CheckRequest{AttachRequest: request(x, "x"), Expect: a}
-				nettest.Eventually(t, 20*time.Second, func() error {
+				nettest.Eventually(t, nettest.Patience, func() error {
 					if err := r.m.Check(t.Context(), q); err != nil {
 						return err
 					}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -18,7 +17,7 @@ import (
 )
 
 // patience bounds how long a contender may take to carry packets; it measures nothing.
-const patience = 30 * time.Second
+const patience = nettest.Patience
 
 func bed(t *testing.T, label string, mtu int) *testbed.Bed {
 	t.Helper()

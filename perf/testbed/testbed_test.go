@@ -23,7 +23,7 @@ import (
 
 // patience bounds waits for a condition; brief is long enough for a packet that may arrive, to arrive.
 const (
-	patience = 20 * time.Second
+	patience = nettest.Patience
 	brief    = 300 * time.Millisecond
 )
 

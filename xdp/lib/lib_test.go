@@ -21,7 +21,7 @@ import (
 const (
 	port     = 4789
 	innerMTU = 1450
-	patience = 30 * time.Second
+	patience = nettest.Patience
 )
 
 var (
