@@ -12,8 +12,10 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"weft/perf"
 	"weft/perf/contender"
+	"weft/perf/result"
+	perfrun "weft/perf/run"
+	"weft/perf/site/netns"
 	"weft/perf/testbed"
 )
 
@@ -40,7 +42,7 @@ type labFlags struct {
 	json, out         string
 	format            *format
 	made              []string // folders for results that were not there
-	plan              perf.Plan
+	plan              netns.Plan
 }
 
 func newLabRunCommand() *cobra.Command { return newLabRunCommandFor(new(labFlags)) }
@@ -108,12 +110,12 @@ func (f *labFlags) runOne(cmd *cobra.Command) error {
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	show := newProgress(cmd.ErrOrStderr())
-	result, err := perf.Run(ctx, &f.plan, show.event)
+	result, err := netns.Run(ctx, &f.plan, show.event)
 	show.end()
 	if err != nil {
 		f.unmake()
 	}
-	var wrong *perf.UsageError
+	var wrong *perfrun.UsageError
 	var unsupported *contender.UnsupportedError
 	switch {
 	case ctx.Err() != nil:
@@ -133,7 +135,7 @@ func (f *labFlags) runOne(cmd *cobra.Command) error {
 }
 
 // outcome says what of a result that was written is not as asked for.
-func outcome(result *perf.Result) error {
+func outcome(result *result.Result) error {
 	if err := result.Verified().Err(); err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}

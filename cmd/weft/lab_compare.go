@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/perf"
 	"weft/perf/compare"
+	"weft/perf/result"
 )
 
 // newLabCompareCommand is `weft lab compare`: what changed between two results.
@@ -63,15 +63,15 @@ whose settings differ are not compared. A difference is no failure unless --fail
 
 // compareFiles compares two results, both of which must have the control if it is meant.
 func compareFiles(fileA, fileB string, o compare.Options, meant bool) (*compare.Comparison, error) {
-	a, err := perf.Read(fileA)
+	a, err := result.Read(fileA)
 	if err != nil {
 		return nil, usageError{err}
 	}
-	b, err := perf.Read(fileB)
+	b, err := result.Read(fileB)
 	if err != nil {
 		return nil, usageError{err}
 	}
-	for file, r := range map[string]*perf.Result{fileA: a, fileB: b} {
+	for file, r := range map[string]*result.Result{fileA: a, fileB: b} {
 		if has := contenders(r); meant && o.Control != "" && !slices.Contains(has, o.Control) {
 			return nil, usageError{fmt.Errorf("--control %s: %s has no such contender, it has %s: name one of both results, or none", o.Control, file, strings.Join(has, ", "))}
 		}
@@ -89,7 +89,7 @@ func compareFiles(fileA, fileB string, o compare.Options, meant bool) (*compare.
 }
 
 // contenders are those that a result has rows of.
-func contenders(r *perf.Result) (names []string) {
+func contenders(r *result.Result) (names []string) {
 	for _, row := range r.Results {
 		if !slices.Contains(names, row.Contender) {
 			names = append(names, row.Contender)

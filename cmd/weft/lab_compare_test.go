@@ -10,15 +10,15 @@ import (
 	"strings"
 	"testing"
 
-	"weft/perf"
 	"weft/perf/compare"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 // writeResult writes a result with one row for `weft lab compare`.
 func writeResult(t *testing.T, layout string, samples ...float64) string {
 	t.Helper()
-	r := perf.Result{Schema: perf.Schema, Settings: perf.Settings{Layout: layout}, Results: []perf.Row{
+	r := result.Result{Schema: result.Schema, Settings: result.Settings{Layout: layout}, Results: []result.Row{
 		{Contender: "tun", Test: "tcp-stream", Metric: "throughput", Unit: "bit/s", Samples: samples},
 	}}
 	data, err := json.Marshal(r)
@@ -35,11 +35,11 @@ func writeResult(t *testing.T, layout string, samples ...float64) string {
 // writeCorrupt writes a result again, with wrong bytes in it.
 func writeCorrupt(t *testing.T, path string) string {
 	t.Helper()
-	r, err := perf.Read(path)
+	r, err := result.Read(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Integrity = []perf.Integrity{{Contender: "tun", Test: "tcp-stream", Integrity: probe.Integrity{Verified: 1000, Corrupt: 911}}}
+	r.Integrity = []result.Integrity{{Contender: "tun", Test: "tcp-stream", Integrity: probe.Integrity{Verified: 1000, Corrupt: 911}}}
 	corrupt := filepath.Join(t.TempDir(), "corrupt.json")
 	if err := writeFile(corrupt, func(w io.Writer) error { return writeJSON(w, r) }); err != nil {
 		t.Fatal(err)

@@ -7,8 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/perf"
 	"weft/perf/model"
+	"weft/perf/result"
 )
 
 // newLabPredictCommand is `weft lab predict`: what a mix of packet sizes would cost.
@@ -33,7 +33,7 @@ packets: [{size: 64, weight: 7}, {size: 1400, weight: 1}]`,
 		if !(*rate >= 0 && *rate <= 1e12) {
 			return usageError{fmt.Errorf("rate %v: give packets per second, 0 to 1e12", *rate)}
 		}
-		r, err := perf.Read(args[0])
+		r, err := result.Read(args[0])
 		if err != nil {
 			return usageError{err}
 		}

@@ -8,16 +8,16 @@ import (
 	"strings"
 	"testing"
 
-	"weft/perf"
 	"weft/perf/model"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 func TestLabPredict(t *testing.T) {
-	r := perf.Result{Schema: perf.Schema}
+	r := result.Result{Schema: result.Schema}
 	for _, size := range []float64{64, 512, 1024, 1360} {
-		r.Results = append(r.Results, perf.Row{Contender: "tun", Test: "udp-rate", Params: probe.Params{"size": size, "family": 4}, Metric: "rate",
-			Samples: []float64{1e9 / (5000 + 2*size)}, InnerMTU: 1450, CPU: perf.CPU{NanosecondsPerPacket: 10000}})
+		r.Results = append(r.Results, result.Row{Contender: "tun", Test: "udp-rate", Params: probe.Params{"size": size, "family": 4}, Metric: "rate",
+			Samples: []float64{1e9 / (5000 + 2*size)}, InnerMTU: 1450, CPU: result.CPU{NanosecondsPerPacket: 10000}})
 	}
 	data, err := json.Marshal(r)
 	if err != nil {

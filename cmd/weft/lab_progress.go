@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/term"
 
-	"weft/perf"
+	perfrun "weft/perf/run"
 )
 
 // progress shows a run on a terminal as one line that is written over, and nothing elsewhere.
@@ -23,7 +23,7 @@ func newProgress(w io.Writer) *progress {
 	return &progress{w: w, on: ok && term.IsTerminal(int(f.Fd()))}
 }
 
-func (p *progress) event(e perf.Event) {
+func (p *progress) event(e perfrun.Event) {
 	if !p.on {
 		return
 	}

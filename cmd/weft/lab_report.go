@@ -7,8 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"weft/perf"
 	"weft/perf/report"
+	"weft/perf/result"
 )
 
 // newLabReportCommand is `weft lab report`. Its -o names a file, as everybody expects of it; json is that word.
@@ -24,7 +24,7 @@ behind it. The page needs no network and no script. 'weft lab run' writes one be
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "report.html", "the page, or json: print the result as this version reads it; - = print the page")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		r, err := perf.Read(args[0])
+		r, err := result.Read(args[0])
 		if err != nil {
 			return usageError{err}
 		}

@@ -14,9 +14,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/catalog/mode"
-	"weft/perf"
 	"weft/perf/contender"
 	"weft/perf/probe"
+	"weft/perf/result"
+	perfrun "weft/perf/run"
 )
 
 // TestEveryModeIsAContender: the lab can measure all that the daemon can do.
@@ -75,7 +76,7 @@ func TestWriteResult(t *testing.T) {
 	cmd.SetErr(&notes)
 	f.format = formatFlag(&cobra.Command{})
 	f.json, f.out = filepath.Join(dir, "r.json"), dir
-	r := &perf.Result{Schema: perf.Schema, Failed: []perf.Failure{{Contender: "tun", Reason: "it fell over"}}}
+	r := &result.Result{Schema: result.Schema, Failed: []result.Failure{{Contender: "tun", Reason: "it fell over"}}}
 	if err := f.write(cmd, r); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +120,7 @@ func TestWriteResult(t *testing.T) {
 	if err != nil || len(kept) != 1 {
 		t.Fatalf("kept %q, %v", kept, err)
 	}
-	if again, err := perf.Read(kept[0]); err != nil || len(again.Failed) != 0 {
+	if again, err := result.Read(kept[0]); err != nil || len(again.Failed) != 0 {
 		t.Errorf("kept %+v, %v", again, err)
 	}
 }
@@ -173,13 +174,13 @@ func TestTargets(t *testing.T) {
 func TestProgressInAPipe(t *testing.T) {
 	var b bytes.Buffer
 	p := newProgress(&b)
-	p.event(perf.Event{Text: "x", Done: 1, Total: 2})
+	p.event(perfrun.Event{Text: "x", Done: 1, Total: 2})
 	p.end()
 	if b.Len() > 0 {
 		t.Errorf("wrote %q", b.String())
 	}
 	p.on = true
-	p.event(perf.Event{Text: "warm-up", Done: 1, Total: 2})
+	p.event(perfrun.Event{Text: "warm-up", Done: 1, Total: 2})
 	p.end()
 	if s := b.String(); !slices.Equal(strings.Split(s, "\r\x1b[K"), []string{"", "[1/2] warm-up, about 0s left", ""}) {
 		t.Errorf("on a terminal wrote %q", s)
@@ -199,7 +200,7 @@ func TestLabReport(t *testing.T) {
 		err := cmd.Execute()
 		return out.String(), err
 	}
-	const example = "../../perf/testdata/result.json"
+	const example = "../../perf/result/testdata/result.json"
 	if out, err := report(example, "-o", page); err != nil || !strings.Contains(out, page) {
 		t.Fatalf("%q, %v", out, err)
 	}
@@ -210,7 +211,7 @@ func TestLabReport(t *testing.T) {
 	if out, err := report(example, "-o", "-"); err != nil || out != string(written) || !strings.Contains(out, "<svg") {
 		t.Errorf("printed %d bytes and wrote %d: %v", len(out), len(written), err)
 	}
-	if out, err := report(example, "-o", "json"); err != nil || !strings.Contains(out, `"weft.lab/2"`) {
+	if out, err := report(example, "-o", "json"); err != nil || !strings.Contains(out, `"weft.lab/3"`) {
 		t.Errorf("as JSON %q, %v", out, err)
 	}
 	for name, text := range map[string]string{"no.json": "{", "old.json": `{"schema": "weft.lab/0"}`} {
@@ -250,20 +251,20 @@ func TestReproduce(t *testing.T) {
 
 // TestOutcome: what a run exits with once its result is written.
 func TestOutcome(t *testing.T) {
-	searched := func(samples ...float64) *perf.Result {
-		median, silent := perf.Median(samples), &perf.Result{}
-		silent.Results = []perf.Row{{Contender: "tun", Test: "udp-rate", Params: probe.Params{"size": 64}, Metric: "rate", Samples: samples, Median: perf.Figure(median)}}
+	searched := func(samples ...float64) *result.Result {
+		median, silent := result.Median(samples), &result.Result{}
+		silent.Results = []result.Row{{Contender: "tun", Test: "udp-rate", Params: probe.Params{"size": 64}, Metric: "rate", Samples: samples, Median: result.Figure(median)}}
 		return silent
 	}
 	for _, c := range []struct {
-		result *perf.Result
+		result *result.Result
 		code   int
 		says   string
 	}{
 		{searched(1, math.NaN()), exitDone, ""},
 		{searched(math.NaN(), math.NaN()), exitFailed, "no sample of tun in udp-rate:size=64 has an answer"},
-		{&perf.Result{Failed: []perf.Failure{{Contender: "tun"}}}, exitFailed, "1 failed"},
-		{&perf.Result{Unsupported: []perf.Unsupported{{Contender: "tun"}}}, exitUnsupported, "not every contender"},
+		{&result.Result{Failed: []result.Failure{{Contender: "tun"}}}, exitFailed, "1 failed"},
+		{&result.Result{Unsupported: []result.Unsupported{{Contender: "tun"}}}, exitUnsupported, "not every contender"},
 	} {
 		err := outcome(c.result)
 		if exitCode(err, false) != c.code || err != nil && !strings.Contains(err.Error(), c.says) {

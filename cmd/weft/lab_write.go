@@ -15,12 +15,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/internal/wholefile"
-	"weft/perf"
 	"weft/perf/report"
+	"weft/perf/result"
 )
 
 // write puts the result where it was asked for: into files first, since nobody may be there to read standard output any more.
-func (f *labFlags) write(cmd *cobra.Command, r *perf.Result) error {
+func (f *labFlags) write(cmd *cobra.Command, r *result.Result) error {
 	err := f.writeFiles(r)
 	print := report.Table
 	if *f.format == asJSON {
@@ -35,9 +35,9 @@ func (f *labFlags) write(cmd *cobra.Command, r *perf.Result) error {
 	return nil
 }
 
-func asResult(w io.Writer, r *perf.Result) error { return writeJSON(w, r) }
+func asResult(w io.Writer, r *result.Result) error { return writeJSON(w, r) }
 
-func (f *labFlags) writeFiles(r *perf.Result) error {
+func (f *labFlags) writeFiles(r *result.Result) error {
 	var set wholefile.Set
 	for _, t := range f.targets() {
 		set.Add(t.path, 0o644, func(w io.Writer) error { return t.write(w, r) })
@@ -57,7 +57,7 @@ const (
 // target is a file that a result goes to, in one of its forms.
 type target struct {
 	flag, path string
-	write      func(io.Writer, *perf.Result) error
+	write      func(io.Writer, *result.Result) error
 }
 
 // targets lists the files that were asked for.
@@ -137,7 +137,7 @@ func checkTarget(path, name string) error {
 }
 
 // rescue keeps a result that could not be written where it should go, so that the measuring was not for nothing.
-func rescue(r *perf.Result, why error) error {
+func rescue(r *result.Result, why error) error {
 	file, err := os.CreateTemp("", "weft-lab-*.json")
 	if err != nil {
 		return errors.Join(why, err)

@@ -67,7 +67,7 @@ var (
 		"catalog/mode": {code: []string{"control", "packet"}},
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
-		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/scenario", "perf/testbed",
+		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/run", "perf/scenario", "perf/site", "perf/site/netns", "perf/testbed",
 			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "node/metrics", "insight/trace"}},
 
@@ -76,15 +76,21 @@ var (
 		"cnibin":       {code: []string{"internal/ipnet", "api", "github.com/containernetworking/cni/pkg/..."}},
 
 		// the lab runs contenders as processes: it sees no part
-		"perf":                       {code: []string{"perf/contender", "perf/probe", "perf/testbed", unix}},
-		"perf/compare":               {code: []string{"perf", "perf/probe", "golang.org/x/perf/benchmath", "github.com/aclements/go-moremath/stats"}},
-		"perf/contender":             {code: []string{"internal/ipnet", "catalog/mode", "internal/kernel", "perf/testbed", "api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
+		"perf/run":                   {code: []string{"perf/machine", "perf/probe", "perf/result", "perf/site"}},
+		"perf/site":                  {code: []string{"perf/machine", "perf/probe", "perf/result"}},
+		"perf/site/netns":            {code: []string{"perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site", "perf/testbed", unix}},
+		"perf/machine":               {code: []string{"perf/result", unix}},
+		"perf/contender":             {code: []string{"internal/ipnet", "catalog/mode", "internal/kernel", "perf/site", "perf/testbed", "api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
 		"perf/contender/wireguardgo": {code: []string{"golang.zx2c4.com/wireguard/..."}}, // the library is nowhere else
 		"perf/probe":                 {code: []string{unix}},
-		"perf/report":                {code: []string{"perf", "perf/contender", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
-		"perf/model":                 {code: []string{"perf", "perf/probe", "internal/config/strict", "gonum.org/v1/gonum/stat/..."}},
 		"perf/scenario":              {code: []string{"perf/contender", "perf/probe", "perf/testbed", "internal/config/strict"}},
-		"perf/testbed":               {code: []string{"internal/ipnet", "internal/netlab", nl, unix}},
+		"perf/testbed":               {code: []string{"internal/ipnet", "internal/netlab", "perf/machine", "perf/site", nl, unix}},
+
+		// what shows and compares results: TestResultsStandAlone says what may not be below them
+		"perf/result":  {code: []string{"perf/probe"}},
+		"perf/compare": {code: []string{"perf/result", "perf/probe", "golang.org/x/perf/benchmath", "github.com/aclements/go-moremath/stats"}},
+		"perf/report":  {code: []string{"perf/result", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
+		"perf/model":   {code: []string{"perf/result", "perf/probe", "internal/config/strict", "gonum.org/v1/gonum/stat/..."}},
 
 		// what one node does, and what other processes may ask of it
 		"api": {code: []string{"backend/status"}},
@@ -188,6 +194,27 @@ func TestPermits(t *testing.T) {
 	} {
 		if got := permits(list, name); got != want {
 			t.Errorf("permits(%q) = %v, want %v", name, got, want)
+		}
+	}
+}
+
+// TestResultsStandAlone: what shows, compares and explains results needs neither the kernel's interfaces nor a cluster's.
+func TestResultsStandAlone(t *testing.T) {
+	for _, room := range []string{"perf/result", "perf/report", "perf/compare", "perf/model"} {
+		out, err := exec.Command("go", "list", "-deps", module+"/"+room).Output()
+		if err != nil {
+			t.Fatalf("go list: %v", err)
+		}
+		below := strings.Fields(string(out))
+		if len(below) < 10 {
+			t.Fatalf("only %d packages are below %s", len(below), room)
+		}
+		for _, p := range below {
+			for _, heavy := range []string{"netlink", "netns", "ebpf", "k8s.io", "nftables", "etcd"} {
+				if strings.Contains(p, heavy) {
+					t.Errorf("%s is below %s", p, room)
+				}
+			}
 		}
 	}
 }

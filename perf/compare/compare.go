@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/perf/benchmath"
 
-	"weft/perf"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 // Alpha is how probable a difference by chance may be in one row: of a hundred rows of the same scenario run twice, one is
@@ -48,6 +48,7 @@ type Comparison struct {
 // Corruption is where a contender delivered other bytes than were sent. Its figures are not compared.
 type Corruption struct {
 	Contender string          `json:"contender"`
+	Path      string          `json:"path,omitempty"`
 	Test      string          `json:"test"`
 	Params    probe.Params    `json:"params"`
 	A         probe.Integrity `json:"a"`
@@ -56,7 +57,7 @@ type Corruption struct {
 
 // Name is what is corrupt as a person names it.
 func (c Corruption) Name() string {
-	return c.Contender + " " + probe.Selection{Test: c.Test, Params: c.Params}.String()
+	return result.On(c.Contender, c.Path) + " " + probe.Selection{Test: c.Test, Params: c.Params}.String()
 }
 
 // Run is one of the two results.
@@ -92,6 +93,7 @@ const (
 // Row compares one figure.
 type Row struct {
 	Contender string       `json:"contender"`
+	Path      string       `json:"path,omitempty"` // from which host to which
 	Test      string       `json:"test"`
 	Params    probe.Params `json:"params"`
 	Metric    string       `json:"metric"`
@@ -108,14 +110,14 @@ type Row struct {
 
 // Side is a figure in one of the runs.
 type Side struct {
-	Median     perf.Figure `json:"median"`
-	N          int         `json:"n"`                    // samples with an answer, which are those compared
-	Unanswered int         `json:"unanswered,omitempty"` // samples without
+	Median     result.Figure `json:"median"`
+	N          int           `json:"n"`                    // samples with an answer, which are those compared
+	Unanswered int           `json:"unanswered,omitempty"` // samples without
 }
 
-func side(samples perf.Samples) Side {
+func side(samples result.Samples) Side {
 	answered := samples.Answered()
-	return Side{perf.Figure(perf.Median(answered)), len(answered), samples.Unanswered()}
+	return Side{result.Figure(result.Median(answered)), len(answered), samples.Unanswered()}
 }
 
 // Count is how many rows have a verdict.
@@ -137,10 +139,10 @@ func (c *Comparison) Unanswered() (a, b int) {
 }
 
 // Name is the row as a person names it.
-func (r Row) Name() string { return key(r.Contender, r.Test, r.Params, r.Metric) }
+func (r Row) Name() string { return key(r.Contender, r.Path, r.Test, r.Params, r.Metric) }
 
-func key(contender, test string, params probe.Params, metric string) string {
-	return contender + " " + probe.Selection{Test: test, Params: params}.String() + " " + metric
+func key(contender, path, test string, params probe.Params, metric string) string {
+	return result.On(contender, path) + " " + probe.Selection{Test: test, Params: params}.String() + " " + metric
 }
 
 // IncomparableError is two results whose rows answer different questions.
@@ -155,7 +157,7 @@ func (e *IncomparableError) Error() string {
 }
 
 // Results compares b with a, which came before. The error is an *IncomparableError, or says what is wrong with a result.
-func Results(a, b *perf.Result, o Options) (*Comparison, error) {
+func Results(a, b *result.Result, o Options) (*Comparison, error) {
 	if o.Alpha == 0 {
 		o.Alpha = Alpha
 	}
@@ -163,7 +165,7 @@ func Results(a, b *perf.Result, o Options) (*Comparison, error) {
 		return nil, &IncomparableError{different}
 	}
 	c := &Comparison{
-		A: Run{Weft: a.Host.Weft}, B: Run{Weft: b.Host.Weft}, Alpha: o.Alpha, Fingerprint: fingerprint(a, b),
+		A: Run{Weft: of(a, weft)}, B: Run{Weft: of(b, weft)}, Alpha: o.Alpha, Fingerprint: fingerprint(a, b),
 		Method: "Mann-Whitney U", Rows: []Row{}, OnlyA: []string{}, OnlyB: []string{}, Corrupt: corruptions(a, b),
 	}
 	in, err := index(a)
@@ -184,7 +186,7 @@ func Results(a, b *perf.Result, o Options) (*Comparison, error) {
 		}
 		r := row(before, after)
 		r.judge(o.Alpha, before.Samples, after.Samples)
-		if control := key(o.Control, after.Test, after.Params, after.Metric); o.Control != "" && control != name {
+		if control := key(o.Control, after.Path, after.Test, after.Params, after.Metric); o.Control != "" && control != name {
 			controlled = r.judgeRelative(o.Alpha, before.Samples, in[control].Samples, after.Samples, next[control].Samples) || controlled
 		}
 		if slices.ContainsFunc(c.Corrupt, r.of) {
@@ -206,14 +208,14 @@ func Results(a, b *perf.Result, o Options) (*Comparison, error) {
 }
 
 // corruptions pairs what is corrupt in one of the results with what the other says of the same.
-func corruptions(a, b *perf.Result) []Corruption {
+func corruptions(a, b *result.Result) []Corruption {
 	list := []Corruption{}
-	for k, result := range []*perf.Result{a, b} {
-		for _, i := range result.Integrity {
-			at := slices.IndexFunc(list, func(c Corruption) bool { return c.same(i.Contender, i.Test, i.Params) })
+	for k, r := range []*result.Result{a, b} {
+		for _, i := range r.Integrity {
+			at := slices.IndexFunc(list, func(c Corruption) bool { return c.same(i.Contender, i.Path, i.Test, i.Params) })
 			if at < 0 {
 				at = len(list)
-				list = append(list, Corruption{Contender: i.Contender, Test: i.Test, Params: i.Params})
+				list = append(list, Corruption{Contender: i.Contender, Path: i.Path, Test: i.Test, Params: i.Params})
 			}
 			if k == 0 {
 				list[at].A = i.Integrity
@@ -225,18 +227,18 @@ func corruptions(a, b *perf.Result) []Corruption {
 	return slices.DeleteFunc(list, func(c Corruption) bool { return c.A.Corrupt+c.B.Corrupt == 0 })
 }
 
-func (c Corruption) same(contender, test string, params probe.Params) bool {
-	return c.Contender == contender && c.Test == test && maps.Equal(c.Params, params)
+func (c Corruption) same(contender, path, test string, params probe.Params) bool {
+	return c.Contender == contender && c.Path == path && c.Test == test && maps.Equal(c.Params, params)
 }
 
 // of says whether the row is of what is corrupt.
-func (r Row) of(c Corruption) bool { return c.same(r.Contender, r.Test, r.Params) }
+func (r Row) of(c Corruption) bool { return c.same(r.Contender, r.Path, r.Test, r.Params) }
 
-func rowKey(r perf.Row) string { return key(r.Contender, r.Test, r.Params, r.Metric) }
+func rowKey(r result.Row) string { return key(r.Contender, r.Path, r.Test, r.Params, r.Metric) }
 
 // index finds rows by name.
-func index(r *perf.Result) (map[string]perf.Row, error) {
-	rows := map[string]perf.Row{}
+func index(r *result.Result) (map[string]result.Row, error) {
+	rows := map[string]result.Row{}
 	for _, row := range r.Results {
 		name := rowKey(row)
 		if _, twice := rows[name]; twice {
@@ -251,30 +253,58 @@ func index(r *perf.Result) (map[string]perf.Row, error) {
 }
 
 // settings lists what makes rows answer different questions.
-func settings(a, b *perf.Result) []Difference {
+func settings(a, b *result.Result) []Difference {
 	var d differences
 	d.add("layout", a.Settings.Layout, b.Settings.Layout)
 	d.add("duration_s", a.Settings.Duration, b.Settings.Duration)
 	d.add("mtu", a.Settings.MTU, b.Settings.MTU)
 	d.add("nodes", a.Settings.Nodes, b.Settings.Nodes)
 	d.add("queues", a.Settings.Queues, b.Settings.Queues)
-	d.add("tcp_congestion", a.Host.TCPCongestion, b.Host.TCPCongestion)
+	d.add("load", cmp.Or(a.Settings.Load, "unbounded"), cmp.Or(b.Settings.Load, "unbounded"))
+	d.add("tcp_congestion", of(a, congestion), of(b, congestion))
 	return d
 }
 
 // fingerprint lists what else may be why rows differ.
-func fingerprint(a, b *perf.Result) []Difference {
+func fingerprint(a, b *result.Result) []Difference {
 	d := differences{}
-	d.add("kernel", a.Host.Kernel, b.Host.Kernel)
-	d.add("cpu", a.Host.CPU, b.Host.CPU)
-	d.add("cores", a.Host.Cores, b.Host.Cores)
-	d.add("mitigations", a.Host.Mitigations, b.Host.Mitigations)
-	d.add("go", a.Host.Go, b.Host.Go)
-	d.add("weft", a.Host.Weft, b.Host.Weft)
+	for _, p := range []struct {
+		name string
+		of   func(result.Host) string
+	}{
+		{"kernel", func(h result.Host) string { return h.Kernel }},
+		{"cpu", func(h result.Host) string { return h.CPU }},
+		{"cores", func(h result.Host) string { return fmt.Sprint(h.Cores) }},
+		{"mitigations", func(h result.Host) string { return h.Mitigations }},
+		{"go", func(h result.Host) string { return h.Go }},
+		{"weft", weft},
+	} {
+		d.add(p.name, of(a, p.of), of(b, p.of))
+	}
 	d.add("repeat", a.Settings.Repeat, b.Settings.Repeat)
 	d.add("warmup", a.Settings.Warmup, b.Settings.Warmup)
 	d.add("fault", cmp.Or(a.Settings.Fault, "none"), cmp.Or(b.Settings.Fault, "none"))
 	return d
+}
+
+func weft(h result.Host) string       { return h.Weft }
+func congestion(h result.Host) string { return h.TCPCongestion }
+
+// of is a property of a result's hosts: one where all have the same, else each with its host.
+func of(r *result.Result, property func(result.Host) string) string {
+	var all []string
+	same := true
+	for _, h := range r.Hosts {
+		same = same && property(h) == property(r.Hosts[0])
+		all = append(all, h.Name+" "+property(h))
+	}
+	switch {
+	case len(all) == 0:
+		return ""
+	case same:
+		return property(r.Hosts[0])
+	}
+	return strings.Join(all, ", ")
 }
 
 type differences []Difference
@@ -285,9 +315,9 @@ func (d *differences) add(name string, a, b any) {
 	}
 }
 
-func row(before, after perf.Row) Row {
+func row(before, after result.Row) Row {
 	r := Row{
-		Contender: after.Contender, Test: after.Test, Params: maps.Clone(after.Params), Metric: after.Metric, Unit: after.Unit,
+		Contender: after.Contender, Path: after.Path, Test: after.Test, Params: maps.Clone(after.Params), Metric: after.Metric, Unit: after.Unit,
 		A: side(before.Samples), B: side(after.Samples),
 	}
 	if r.answered() && r.A.Median != 0 {
@@ -304,7 +334,7 @@ func row(before, after perf.Row) Row {
 func (r *Row) answered() bool { return r.A.N > 0 && r.B.N > 0 }
 
 // judge sets the verdict by the row's own samples.
-func (r *Row) judge(alpha float64, a, b perf.Samples) {
+func (r *Row) judge(alpha float64, a, b result.Samples) {
 	a, b = a.Answered(), b.Answered()
 	r.P = mannWhitney(a, b)
 	switch {
@@ -320,7 +350,7 @@ func (r *Row) judge(alpha float64, a, b perf.Samples) {
 }
 
 // judgeRelative takes a difference back that the control has, too. It reports whether there is a control to ask.
-func (r *Row) judgeRelative(alpha float64, a, controlA, b, controlB perf.Samples) bool {
+func (r *Row) judgeRelative(alpha float64, a, controlA, b, controlB result.Samples) bool {
 	relA, okA := relative(a, controlA)
 	relB, okB := relative(b, controlB)
 	if !okA || !okB || !r.answered() {
@@ -328,7 +358,7 @@ func (r *Row) judgeRelative(alpha float64, a, controlA, b, controlB perf.Samples
 	}
 	p := mannWhitney(relA, relB)
 	r.PControl = &p
-	up, relUp := r.B.Median > r.A.Median, perf.Median(relB) > perf.Median(relA)
+	up, relUp := r.B.Median > r.A.Median, result.Median(relB) > result.Median(relA)
 	if leastP(len(relA), len(relB)) > alpha { // too few rounds in which both have an answer
 		r.Verdict = TooFew
 	}
@@ -339,11 +369,11 @@ func (r *Row) judgeRelative(alpha float64, a, controlA, b, controlB perf.Samples
 }
 
 // relative divides samples by the control's of the same rounds, where both have an answer; false where that is not possible.
-func relative(samples, control perf.Samples) ([]float64, bool) {
+func relative(samples, control result.Samples) ([]float64, bool) {
 	if len(samples) != len(control) || slices.ContainsFunc(control, func(v float64) bool { return v <= 0 }) {
 		return nil, false
 	}
-	ratios := make(perf.Samples, len(samples))
+	ratios := make(result.Samples, len(samples))
 	for i := range samples {
 		ratios[i] = samples[i] / control[i]
 	}

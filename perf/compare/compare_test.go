@@ -11,31 +11,31 @@ import (
 	"strings"
 	"testing"
 
-	"weft/perf"
 	"weft/perf/compare"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
-func result(rows ...perf.Row) *perf.Result {
-	return &perf.Result{
-		Schema: perf.Schema, Results: rows,
-		Host:     perf.Host{Kernel: "6.18", CPU: "x", Cores: 2, Go: "go1.26", Weft: "v1", TCPCongestion: "cubic"},
-		Settings: perf.Settings{Duration: 1, Repeat: 5, MTU: 1500, Nodes: 2, Layout: "split"},
+func resultOf(rows ...result.Row) *result.Result {
+	return &result.Result{
+		Schema: result.Schema, Results: rows,
+		Hosts:    []result.Host{{Kernel: "6.18", CPU: "x", Cores: 2, Go: "go1.26", Weft: "v1", TCPCongestion: "cubic"}},
+		Settings: result.Settings{Duration: 1, Repeat: 5, MTU: 1500, Nodes: 2, Layout: "split"},
 	}
 }
 
-func stream(contender string, samples ...float64) perf.Row {
-	return perf.Row{Contender: contender, Test: "tcp-stream", Params: probe.Params{"flows": 1, "family": 4}, Metric: "throughput", Unit: "bit/s", Samples: samples}
+func stream(contender string, samples ...float64) result.Row {
+	return result.Row{Contender: contender, Test: "tcp-stream", Params: probe.Params{"flows": 1, "family": 4}, Metric: "throughput", Unit: "bit/s", Samples: samples}
 }
 
-func ping(contender string, samples ...float64) perf.Row {
-	return perf.Row{Contender: contender, Test: "tcp-rr", Params: probe.Params{"size": 64}, Metric: "p50", Unit: "us", Samples: samples}
+func ping(contender string, samples ...float64) result.Row {
+	return result.Row{Contender: contender, Test: "tcp-rr", Params: probe.Params{"size": 64}, Metric: "p50", Unit: "us", Samples: samples}
 }
 
 func TestVerdicts(t *testing.T) {
 	flat, up, down := []float64{100, 101, 102, 103, 104}, []float64{110, 111, 112, 113, 114}, []float64{90, 91, 92, 93, 94}
 	for name, c := range map[string]struct {
-		a, b    perf.Row
+		a, b    result.Row
 		want    compare.Verdict
 		p       float64
 		control string
@@ -50,7 +50,7 @@ func TestVerdicts(t *testing.T) {
 		"no control": {ping("tun", flat...), ping("tun", up...), compare.Worse, 2.0 / 252, "bare"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := compare.Results(result(c.a), result(c.b), compare.Options{Control: c.control})
+			got, err := compare.Results(resultOf(c.a), resultOf(c.b), compare.Options{Control: c.control})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -68,8 +68,8 @@ func TestVerdicts(t *testing.T) {
 // TestControl: what the whole machine gives is no merit of a contender, nor does a control that moved invent one.
 func TestControl(t *testing.T) {
 	flat, more := []float64{100, 101, 102, 103, 104}, []float64{120, 121.5, 122, 123.5, 125}
-	a := result(stream("bare", flat...), stream("tun", flat...), stream("vxlan", flat...), stream("xdp", flat...))
-	b := result(stream("bare", more...), stream("tun", more...), stream("vxlan", flat...), stream("xdp", 150, 151, 152, 153, 154))
+	a := resultOf(stream("bare", flat...), stream("tun", flat...), stream("vxlan", flat...), stream("xdp", flat...))
+	b := resultOf(stream("bare", more...), stream("tun", more...), stream("vxlan", flat...), stream("xdp", 150, 151, 152, 153, 154))
 	got, err := compare.Results(a, b, compare.Options{Control: "bare"})
 	if err != nil {
 		t.Fatal(err)
@@ -88,12 +88,12 @@ func TestControl(t *testing.T) {
 // TestUnanswered: samples without an answer are left out and counted; a figure that one result does not have is neither better nor worse.
 func TestUnanswered(t *testing.T) {
 	none := math.NaN()
-	rate := func(contender string, samples ...float64) perf.Row {
-		return perf.Row{Contender: contender, Test: "udp-rate", Metric: "rate", Unit: "packet/s", Samples: samples}
+	rate := func(contender string, samples ...float64) result.Row {
+		return result.Row{Contender: contender, Test: "udp-rate", Metric: "rate", Unit: "packet/s", Samples: samples}
 	}
-	a := result(rate("bare", 200, 201, 202, 203, 204, 205), rate("tun", 100, none, 102, 103, 104, 105), rate("xdp", 100, 101, 102, 103, 104, 105), rate("udp", 1, 2, 3, 4, none, none),
+	a := resultOf(rate("bare", 200, 201, 202, 203, 204, 205), rate("tun", 100, none, 102, 103, 104, 105), rate("xdp", 100, 101, 102, 103, 104, 105), rate("udp", 1, 2, 3, 4, none, none),
 		rate("tap", none, none, none, none, none, none))
-	b := result(rate("bare", 200, 201, 202, 203, 204, 205), rate("tun", 110, 111, 112, none, 114, 115), rate("xdp", none, none, none, none, none, none), rate("udp", 11, 12, 13, 14, 15, 16),
+	b := resultOf(rate("bare", 200, 201, 202, 203, 204, 205), rate("tun", 110, 111, 112, none, 114, 115), rate("xdp", none, none, none, none, none, none), rate("udp", 11, 12, 13, 14, 15, 16),
 		rate("tap", 1, 2, 3, 4, 5, 6))
 	got, err := compare.Results(a, b, compare.Options{Control: "bare"})
 	if err != nil {
@@ -122,13 +122,13 @@ func TestUnanswered(t *testing.T) {
 }
 
 func TestIncomparable(t *testing.T) {
-	a := result(stream("tun", 1, 2))
-	for name, change := range map[string]func(*perf.Result){
-		"layout": func(r *perf.Result) { r.Settings.Layout = "free" }, "mtu": func(r *perf.Result) { r.Settings.MTU = 9000 },
-		"nodes": func(r *perf.Result) { r.Settings.Nodes = 3 }, "queues": func(r *perf.Result) { r.Settings.Queues = 2 },
-		"duration_s": func(r *perf.Result) { r.Settings.Duration = 3 }, "tcp_congestion": func(r *perf.Result) { r.Host.TCPCongestion = "bbr" },
+	a := resultOf(stream("tun", 1, 2))
+	for name, change := range map[string]func(*result.Result){
+		"layout": func(r *result.Result) { r.Settings.Layout = "free" }, "mtu": func(r *result.Result) { r.Settings.MTU = 9000 },
+		"nodes": func(r *result.Result) { r.Settings.Nodes = 3 }, "queues": func(r *result.Result) { r.Settings.Queues = 2 },
+		"duration_s": func(r *result.Result) { r.Settings.Duration = 3 }, "tcp_congestion": func(r *result.Result) { r.Hosts[0].TCPCongestion = "bbr" },
 	} {
-		b := result(stream("tun", 1, 2))
+		b := resultOf(stream("tun", 1, 2))
 		change(b)
 		_, err := compare.Results(a, b, compare.Options{})
 		var incomparable *compare.IncomparableError
@@ -136,8 +136,8 @@ func TestIncomparable(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	b := result(stream("tun", 1, 2), stream("new", 1))
-	b.Host.Kernel, b.Host.Weft = "6.19", "v2"
+	b := resultOf(stream("tun", 1, 2), stream("new", 1))
+	b.Hosts[0].Kernel, b.Hosts[0].Weft = "6.19", "v2"
 	c, err := compare.Results(a, b, compare.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func TestIncomparable(t *testing.T) {
 	if fmt.Sprint(c.Fingerprint) != "[{kernel 6.18 6.19} {weft v1 v2}]" || len(c.OnlyB) != 1 || len(c.OnlyA) != 0 {
 		t.Errorf("differs in %v, only in b %v, only in a %v", c.Fingerprint, c.OnlyB, c.OnlyA)
 	}
-	for _, bad := range []*perf.Result{result(stream("tun")), result(stream("tun", 1), stream("tun", 2))} {
+	for _, bad := range []*result.Result{resultOf(stream("tun")), resultOf(stream("tun", 1), stream("tun", 2))} {
 		if _, err := compare.Results(a, bad, compare.Options{}); err == nil {
 			t.Errorf("compared %v", bad.Results)
 		}
@@ -156,9 +156,9 @@ func TestIncomparable(t *testing.T) {
 // weather that all contenders share, and every run a level.
 type machine struct{ *rand.Rand }
 
-func (m machine) run(level float64, rounds int, effect map[string]float64) *perf.Result {
-	var rows []perf.Row
-	for _, kind := range []func(string, ...float64) perf.Row{stream, ping} {
+func (m machine) run(level float64, rounds int, effect map[string]float64) *result.Result {
+	var rows []result.Row
+	for _, kind := range []func(string, ...float64) result.Row{stream, ping} {
 		weather := make([]float64, rounds)
 		for i := range weather {
 			weather[i] = level * math.Exp(0.1*m.NormFloat64())
@@ -178,7 +178,7 @@ func (m machine) run(level float64, rounds int, effect map[string]float64) *perf
 			rows = append(rows, kind(c, samples...))
 		}
 	}
-	return result(rows...)
+	return resultOf(rows...)
 }
 
 // TestSameTwice: the same scenario run twice says "no difference" in at least 95 % of its rows, also where the machine's level has
@@ -251,13 +251,13 @@ func TestFinds(t *testing.T) {
 // Figures of what delivers wrong bytes are not compared, and nobody else's suffer.
 func TestCorruptIsNotCompared(t *testing.T) {
 	flat, up := []float64{100, 101, 102, 103, 104}, []float64{110, 111, 112, 113, 114}
-	a, b := result(stream("tun", flat...), stream("xdp", flat...)), result(stream("tun", up...), stream("xdp", up...))
-	account := func(contender string, corrupt uint64) perf.Integrity {
-		return perf.Integrity{Contender: contender, Test: "tcp-stream", Params: probe.Params{"flows": 1, "family": 4},
+	a, b := resultOf(stream("tun", flat...), stream("xdp", flat...)), resultOf(stream("tun", up...), stream("xdp", up...))
+	account := func(contender string, corrupt uint64) result.Integrity {
+		return result.Integrity{Contender: contender, Test: "tcp-stream", Params: probe.Params{"flows": 1, "family": 4},
 			Integrity: probe.Integrity{Verified: 1e6, Corrupt: corrupt}, OK: corrupt == 0}
 	}
-	a.Integrity = []perf.Integrity{account("tun", 0), account("xdp", 0)}
-	b.Integrity = []perf.Integrity{account("tun", 911), account("xdp", 0)}
+	a.Integrity = []result.Integrity{account("tun", 0), account("xdp", 0)}
+	b.Integrity = []result.Integrity{account("tun", 911), account("xdp", 0)}
 	for _, swapped := range []bool{false, true} {
 		if swapped {
 			a, b = b, a

@@ -6,7 +6,7 @@ import (
 
 	"github.com/aclements/go-moremath/stats"
 
-	"weft/perf"
+	"weft/perf/result"
 )
 
 // ratioInterval is the 95 % interval of B/A that belongs to the Mann-Whitney test (Hodges and Lehmann; Conover, Practical
@@ -41,7 +41,7 @@ func shiftInterval(a, b []float64) (middle, low, high float64) {
 	}
 	slices.Sort(shifts)
 	c := critical(len(a), len(b))
-	return perf.Median(shifts), shifts[c-1], shifts[len(shifts)-c]
+	return result.Median(shifts), shifts[c-1], shifts[len(shifts)-c]
 }
 
 // critical is the largest c with P(U < c) ≤ 2.5 %, at least 1.

@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"slices"
 
-	"weft/perf"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 // The verdicts on a stage that only one of the results has.
@@ -20,6 +20,7 @@ const (
 // itself, and relative to what a packet (or a gigabyte) of the control cost the machine in the same round.
 type Stage struct {
 	Contender string       `json:"contender"`
+	Path      string       `json:"path,omitempty"`
 	Test      string       `json:"test"`
 	Params    probe.Params `json:"params"`
 	Node      string       `json:"node"`
@@ -47,15 +48,15 @@ type StageSum struct {
 
 // Name is the stage as a person names it.
 func (s Stage) Name() string {
-	return stageKey(s.Contender, s.Test, s.Params, s.Node, s.Lane, s.Stage)
+	return stageKey(s.Contender, s.Path, s.Test, s.Params, s.Node, s.Lane, s.Stage)
 }
 
-func stageKey(contender, test string, params probe.Params, node, lane, stage string) string {
-	return key(contender, test, params, fmt.Sprintf("node %s lane %s %s", node, lane, stage))
+func stageKey(contender, path, test string, params probe.Params, node, lane, stage string) string {
+	return key(contender, path, test, params, fmt.Sprintf("node %s lane %s %s", node, lane, stage))
 }
 
 // stages compares the ledgers. A stage that only one result has counts where the other knows its lane.
-func stages(a, b *perf.Result, o Options) []Stage {
+func stages(a, b *result.Result, o Options) []Stage {
 	before, lanesA := ledger(a)
 	after, lanesB := ledger(b)
 	list := []Stage{}
@@ -79,10 +80,10 @@ func stages(a, b *perf.Result, o Options) []Stage {
 // entry is a stage with its samples, one for each round that timed it.
 type entry struct {
 	Stage
-	samples perf.Samples
+	samples result.Samples
 }
 
-func (e entry) lane() string { return key(e.Contender, e.Test, e.Params, e.Node+" "+e.Lane) }
+func (e entry) lane() string { return key(e.Contender, e.Path, e.Test, e.Params, e.Node+" "+e.Lane) }
 func (e entry) side() Side   { return side(e.samples) }
 
 func (e entry) only(a, b Side, v Verdict) Stage {
@@ -92,14 +93,14 @@ func (e entry) only(a, b Side, v Verdict) Stage {
 }
 
 // ledger lists the stages that were timed, and the lanes they are of.
-func ledger(r *perf.Result) (list []entry, lanes map[string]bool) {
+func ledger(r *result.Result) (list []entry, lanes map[string]bool) {
 	lanes = map[string]bool{}
 	for _, d := range r.Details {
 		for _, s := range d.Stages {
 			if len(s.Samples) == 0 {
 				continue
 			}
-			e := entry{Stage{Contender: d.Contender, Test: d.Test, Params: d.Params, Node: s.Node, Lane: s.Lane, Stage: s.Stage}, s.Samples}
+			e := entry{Stage{Contender: d.Contender, Path: d.Path, Test: d.Test, Params: d.Params, Node: s.Node, Lane: s.Lane, Stage: s.Stage}, s.Samples}
 			list = append(list, e)
 			lanes[e.lane()] = true
 		}
@@ -117,9 +118,9 @@ func find(list []entry, name string) (entry, bool) {
 }
 
 // costs is what the control cost the machine in the stage's test, by round; nil where it was not there.
-func costs(r *perf.Result, control string, s Stage) perf.Samples {
-	i := slices.IndexFunc(r.Results, func(row perf.Row) bool {
-		return row.Contender == control && key("", row.Test, row.Params, "") == key("", s.Test, s.Params, "")
+func costs(r *result.Result, control string, s Stage) result.Samples {
+	i := slices.IndexFunc(r.Results, func(row result.Row) bool {
+		return row.Contender == control && key("", row.Path, row.Test, row.Params, "") == key("", s.Path, s.Test, s.Params, "")
 	})
 	if i < 0 {
 		return nil
@@ -127,7 +128,7 @@ func costs(r *perf.Result, control string, s Stage) perf.Samples {
 	return r.Results[i].CPU.CostSamples
 }
 
-func judgeStage(a, b entry, alpha float64, controlA, controlB perf.Samples) Stage {
+func judgeStage(a, b entry, alpha float64, controlA, controlB result.Samples) Stage {
 	r := Row{Unit: "ns", A: a.side(), B: b.side()}
 	r.judge(alpha, a.samples, b.samples)
 	switch {
@@ -170,7 +171,7 @@ func sum(all []Stage) []StageSum {
 	}
 	for i := range sums {
 		if len(shifts[i]) > 0 {
-			sums[i].Shift = perf.Median(shifts[i])
+			sums[i].Shift = result.Median(shifts[i])
 		}
 	}
 	slices.SortStableFunc(sums, func(a, b StageSum) int { return b.Longer + b.Shorter - a.Longer - a.Shorter })

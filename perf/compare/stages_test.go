@@ -4,28 +4,28 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"weft/perf"
 	"weft/perf/compare"
+	"weft/perf/result"
 )
 
 // ledger is the times of a lane's stages in ten rounds, with noise.
-func ledger(r *rand.Rand, stages ...perf.Stage) *perf.Result {
+func ledger(r *rand.Rand, stages ...result.Stage) *result.Result {
 	for i := range stages {
 		stages[i].Node, stages[i].Lane = "a", "out/0"
 		for range 10 {
 			stages[i].Samples = append(stages[i].Samples, stages[i].NanosecondsPerPacket*(1+0.05*r.NormFloat64()))
 		}
 	}
-	res := result()
-	res.Details = []perf.Detail{{Contender: "tun", Test: "udp-rate", Stages: stages}}
+	res := resultOf()
+	res.Details = []result.Detail{{Contender: "tun", Test: "udp-rate", Stages: stages}}
 	return res
 }
 
 // TestStages: a stage that takes 100 ns more is named, and so is one that was not there before; the others are not.
 func TestStages(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 6))
-	stage := func(name string, nanos float64) perf.Stage {
-		return perf.Stage{Stage: name, NanosecondsPerPacket: nanos}
+	stage := func(name string, nanos float64) result.Stage {
+		return result.Stage{Stage: name, NanosecondsPerPacket: nanos}
 	}
 	a := ledger(r, stage("receive", 900), stage("route", 60), stage("vxlan", 40), stage("old", 10))
 	b := ledger(r, stage("receive", 900), stage("route", 160), stage("vxlan", 40), stage("fault", 100))
@@ -50,7 +50,7 @@ func TestStages(t *testing.T) {
 			t.Errorf("route: shift %v, %v to %v", *s.Shift, *s.Low, *s.High)
 		}
 	}
-	if c, err = compare.Results(result(), b, compare.Options{}); err != nil || len(c.Stages) != 0 {
+	if c, err = compare.Results(resultOf(), b, compare.Options{}); err != nil || len(c.Stages) != 0 {
 		t.Errorf("against a result without a ledger: %+v, %v", c.Stages, err)
 	}
 }
@@ -58,16 +58,16 @@ func TestStages(t *testing.T) {
 // TestStagesOfASlowMachine: what the control has, too, is the machine's; a stage that nothing passed in some rounds tells nothing.
 func TestStagesOfASlowMachine(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 8))
-	run := func(pace, vxlan float64) *perf.Result {
-		res := ledger(r, perf.Stage{Stage: "route", NanosecondsPerPacket: 60 * pace}, perf.Stage{Stage: "vxlan", NanosecondsPerPacket: vxlan * pace})
-		idle := perf.Stage{Node: "b", Lane: "in/0", Stage: "route", Samples: res.Details[0].Stages[0].Samples[:9]}
+	run := func(pace, vxlan float64) *result.Result {
+		res := ledger(r, result.Stage{Stage: "route", NanosecondsPerPacket: 60 * pace}, result.Stage{Stage: "vxlan", NanosecondsPerPacket: vxlan * pace})
+		idle := result.Stage{Node: "b", Lane: "in/0", Stage: "route", Samples: res.Details[0].Stages[0].Samples[:9]}
 		res.Details[0].Stages = append(res.Details[0].Stages, idle)
-		bare := perf.Row{Contender: "bare", Test: "udp-rate", Metric: "rate", Unit: "packet/s"}
+		bare := result.Row{Contender: "bare", Test: "udp-rate", Metric: "rate", Unit: "packet/s"}
 		for range 10 {
 			bare.Samples = append(bare.Samples, 1)
 			bare.CPU.CostSamples = append(bare.CPU.CostSamples, 3000*pace*(1+0.05*r.NormFloat64()))
 		}
-		res.Results = []perf.Row{bare}
+		res.Results = []result.Row{bare}
 		return res
 	}
 	for _, c := range []struct {

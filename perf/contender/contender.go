@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"weft/catalog/mode"
+	"weft/perf/site"
 	"weft/perf/testbed"
 )
 
@@ -51,36 +52,20 @@ type Downer interface {
 	Down() error
 }
 
-// Drops are packets that the kernel dropped, and says so to a contender's sockets only.
-type Drops struct {
-	Kernel map[string]uint64 // by name
-	// AtVeth of the packets in Kernel and in the lanes' drops have died at a veth, which counts them too.
-	AtVeth uint64
-}
-
-// Lane is one lane's packets: Received = Sent + Σ Drops. Copies that a lane made to flood count as received.
-type Lane struct {
-	Node, Name     string
-	Received, Sent uint64
-	Drops          map[string]uint64 // by reason
-	Stages         []Stage           // in the order of a packet's way
-}
-
-// Stage is one step of a lane. Nanos is the time its Timed packets took, waiting excluded.
-type Stage struct {
-	Name                  string
-	Packets, Timed, Nanos uint64
-}
+// What contenders count is in the words of sites.
+type (
+	Lane  = site.Lane
+	Stage = site.Stage
+	Drops = site.Drops
+)
 
 // UnsupportedError is a contender this machine, or this build of weft, cannot run.
-type UnsupportedError struct{ Reason string }
-
-func (e *UnsupportedError) Error() string { return "not supported here: " + e.Reason }
+type UnsupportedError = site.UnsupportedError
 
 // Fits says why the contender cannot run over an underlay of an MTU, which is known before it is tried.
 func (c Contender) Fits(mtu int) error {
 	if c.MaxMTU > 0 && mtu > c.MaxMTU {
-		return &UnsupportedError{fmt.Sprintf("an underlay MTU of %d: the frames of AF_XDP sockets carry at most %d here: give --mtu %d or less", mtu, c.MaxMTU, c.MaxMTU)}
+		return &UnsupportedError{Reason: fmt.Sprintf("an underlay MTU of %d: the frames of AF_XDP sockets carry at most %d here: give --mtu %d or less", mtu, c.MaxMTU, c.MaxMTU)}
 	}
 	return nil
 }

@@ -196,7 +196,7 @@ func (d *daemons) Lanes(ctx context.Context) ([]Lane, error) {
 		for _, l := range lanes {
 			lane := Lane{Node: n.Name, Name: l.Name, Received: l.Received + l.Copied, Sent: l.Sent, Drops: map[string]uint64{}}
 			for _, stage := range l.Stages {
-				lane.Stages = append(lane.Stages, Stage{stage.Name, stage.Packets, stage.Timed, stage.Nanos})
+				lane.Stages = append(lane.Stages, Stage{Name: stage.Name, Packets: stage.Packets, Timed: stage.Timed, Nanos: stage.Nanos})
 				for reason, count := range stage.Drops {
 					lane.Drops[reason] += count
 				}

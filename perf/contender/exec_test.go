@@ -51,7 +51,7 @@ func up(t *testing.T, b *testbed.Bed, name string) (Overlay, error) {
 		t.Fatal(err)
 	}
 	if err := c[0].Needs(); err != nil {
-		return nil, &UnsupportedError{err.Error()}
+		return nil, &UnsupportedError{Reason: err.Error()}
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

@@ -5,8 +5,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"weft/perf"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 // TestRuns holds the chain against packets drawn at random.
@@ -43,12 +43,12 @@ func TestRuns(t *testing.T) {
 // TestBreaks: what two sizes in turn take beyond the line is charged to runs, and a mix is predicted with it, and held against its own row.
 func TestBreaks(t *testing.T) {
 	const fixed, perByte, run = 5000, 2, 3000
-	row := func(nanos float64, params probe.Params) perf.Row {
+	row := func(nanos float64, params probe.Params) result.Row {
 		params["family"] = 4
-		return perf.Row{Contender: "tun-gso", Test: sweep, Params: params, Metric: "rate", Unit: "packet/s", Samples: []float64{1e9 / nanos}, InnerMTU: 1450,
-			CPU: perf.CPU{NanosecondsPerPacket: 2 * nanos, CostSamples: []float64{2 * nanos}}}
+		return result.Row{Contender: "tun-gso", Test: sweep, Params: params, Metric: "rate", Unit: "packet/s", Samples: []float64{1e9 / nanos}, InnerMTU: 1450,
+			CPU: result.CPU{NanosecondsPerPacket: 2 * nanos, CostSamples: []float64{2 * nanos}}}
 	}
-	res := &perf.Result{Schema: perf.Schema}
+	res := &result.Result{Schema: result.Schema}
 	for _, size := range []float64{64, 256, 512, 1360} {
 		res.Results = append(res.Results, row(fixed+perByte*size, probe.Params{"size": size}))
 	}

@@ -12,8 +12,8 @@ import (
 	"gonum.org/v1/gonum/stat"
 	"gonum.org/v1/gonum/stat/distuv"
 
-	"weft/perf"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 // Fewest is the smallest number of packet sizes that a model is fitted to: two parameters, and something to judge them by.
@@ -88,11 +88,11 @@ func kind(p probe.Params) string {
 
 // Fit makes a model for every contender that has an answer at enough sizes; leftOut says who has not for having none. The error says that there is
 // no model.
-func Fit(r *perf.Result) (models []Model, leftOut []string, err error) {
+func Fit(r *result.Result) (models []Model, leftOut []string, err error) {
 	type group struct {
 		Model
 		time, cpu []point
-		pairs     []perf.Row
+		pairs     []result.Row
 	}
 	var groups []*group
 	for _, row := range r.Results {
@@ -101,16 +101,16 @@ func Fit(r *perf.Result) (models []Model, leftOut []string, err error) {
 			continue
 		}
 		family := int(row.Params["family"])
-		i := slices.IndexFunc(groups, func(g *group) bool { return g.Contender == row.Contender && g.Family == family })
+		i := slices.IndexFunc(groups, func(g *group) bool { return g.Contender == result.On(row.Contender, row.Path) && g.Family == family })
 		if i < 0 {
 			i = len(groups)
-			groups = append(groups, &group{Model: Model{Contender: row.Contender, Family: family, InnerMTU: row.InnerMTU, measured: map[int]point{}}})
+			groups = append(groups, &group{Model: Model{Contender: result.On(row.Contender, row.Path), Family: family, InnerMTU: row.InnerMTU, measured: map[int]point{}}})
 		}
 		groups[i].Unanswered += row.Samples.Unanswered()
-		if !(perf.Median(row.Samples) > 0) { // no sample has an answer
+		if !(result.Median(row.Samples) > 0) { // no sample has an answer
 			continue
 		}
-		size, nanos := row.Params["size"], 1e9/perf.Median(row.Samples)
+		size, nanos := row.Params["size"], 1e9/result.Median(row.Samples)
 		switch k {
 		case "pair":
 			groups[i].pairs = append(groups[i].pairs, row)
@@ -151,16 +151,16 @@ func Fit(r *perf.Result) (models []Model, leftOut []string, err error) {
 
 // breaks estimates what the end of a run costs: what two sizes in turn took more than the line says of their mean, for each run of theirs. The
 // interval is the line's and the samples', whichever is wider.
-func (m *Model) breaks(pairs []perf.Row) {
+func (m *Model) breaks(pairs []result.Row) {
 	var run, cpu []Estimate
 	for _, row := range pairs {
 		pair := Mix{{int(row.Params["size"]), 1}, {int(row.Params["second"]), 1}}
 		const runs = .5 // a packet: two in turn are one run, the longer first
 		size := pair.mean(m.InnerMTU)
-		low, high := perf.Interval(row.Samples)
-		run = append(run, beyond(m.Time.At(size), 1e9/perf.Median(row.Samples), 1e9/max(high, 1), 1e9/max(low, 1), runs))
+		low, high := result.Interval(row.Samples)
+		run = append(run, beyond(m.Time.At(size), 1e9/result.Median(row.Samples), 1e9/max(high, 1), 1e9/max(low, 1), runs))
 		if m.CPU != nil && row.CPU.NanosecondsPerPacket > 0 {
-			low, high := perf.Interval(row.CPU.CostSamples)
+			low, high := result.Interval(row.CPU.CostSamples)
 			cpu = append(cpu, beyond(m.CPU.At(size), row.CPU.NanosecondsPerPacket, low, high, runs))
 		}
 	}

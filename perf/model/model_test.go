@@ -8,19 +8,19 @@ import (
 	"testing"
 
 	"weft/internal/config/strict"
-	"weft/perf"
 	"weft/perf/model"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 // sweep is a result with packets that cost fixed ns and perByte ns a byte, with relative noise.
-func sweep(r *rand.Rand, fixed, perByte, noise float64, sizes ...float64) *perf.Result {
-	res := &perf.Result{Schema: perf.Schema}
+func sweep(r *rand.Rand, fixed, perByte, noise float64, sizes ...float64) *result.Result {
+	res := &result.Result{Schema: result.Schema}
 	for _, size := range sizes {
 		nanos := (fixed + perByte*size) * (1 + noise*r.NormFloat64())
-		res.Results = append(res.Results, perf.Row{
+		res.Results = append(res.Results, result.Row{
 			Contender: "tun", Test: "udp-rate", Params: probe.Params{"size": size, "family": 4}, Metric: "rate", Unit: "packet/s",
-			Samples: []float64{1e9 / nanos}, InnerMTU: 1450, CPU: perf.CPU{NanosecondsPerPacket: 2 * nanos},
+			Samples: []float64{1e9 / nanos}, InnerMTU: 1450, CPU: result.CPU{NanosecondsPerPacket: 2 * nanos},
 		})
 	}
 	return res

@@ -62,6 +62,8 @@ type Result struct {
 	Trials    []Trial    `json:"trials,omitempty"` // of a search, in order
 	Shapes    []Shape    `json:"shapes,omitempty"` // of mixed, a family and kind of traffic each
 	Notes     []string   `json:"notes,omitempty"`  // what a reader should know about the figures
+
+	kinds []MetricKind // of the test's figures
 }
 
 // Metric is one figure.
@@ -96,8 +98,7 @@ func (r *Result) Metric(name string) (float64, bool) {
 
 // report adds the test's figures in the order of Tests.
 func (r *Result) report(values map[string]float64) {
-	t, _ := Lookup(r.Test)
-	for _, kind := range t.Metrics {
+	for _, kind := range r.kinds {
 		if v, ok := values[kind.Name]; ok {
 			r.Metrics = append(r.Metrics, Metric{kind.Name, kind.Unit, v})
 		}
@@ -110,34 +111,18 @@ func Run(ctx context.Context, spec Spec) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	r := Result{Test: spec.Test, Params: spec.Params, Target: spec.Target.String(), Metrics: []Metric{}}
-	if err := spec.run(ctx, &r); err != nil {
+	test, err := Lookup(spec.Test)
+	if err != nil {
+		return Result{}, err
+	}
+	r := Result{Test: spec.Test, Params: spec.Params, Target: spec.Target.String(), Metrics: []Metric{}, kinds: test.Metrics}
+	if err := test.run(ctx, spec, &r); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
 		return Result{}, fmt.Errorf("%s to %s: %w", spec.Test, spec.Target, err)
 	}
 	return r, nil
-}
-
-func (s Spec) run(ctx context.Context, r *Result) error {
-	switch s.Test {
-	case "tcp-stream", "cpu-fixed":
-		return runTCPStream(ctx, s, r)
-	case "tcp-rr":
-		return runTCPRoundTrips(ctx, s, r)
-	case "tcp-crr":
-		return runTCPConnects(ctx, s, r)
-	case "udp-rr":
-		return runUDPRoundTrips(ctx, s, r)
-	case "udp-open-rr":
-		return runUDPOpenRoundTrips(ctx, s, r)
-	case "udp-rate", "udp-overload", "udp-stream":
-		return runUDP(ctx, s, r)
-	case "mixed":
-		return runMixed(ctx, s, r)
-	}
-	return errors.New("the list of tests has one that nothing runs")
 }
 
 // Validate says what is wrong with a spec without touching the network.

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,12 +9,14 @@ import (
 	"strings"
 )
 
-// Test is one entry of the list of tests: what it is called, what may be set, what it measures.
+// Test is one entry of the list of tests: what it is called, what may be set, what it measures, and how.
 type Test struct {
 	Name    string       `json:"name"`
 	About   string       `json:"about"` // one line for people
 	Params  []Param      `json:"params"`
 	Metrics []MetricKind `json:"metrics"` // the first is the one a table shows
+
+	run func(context.Context, Spec, *Result) error // the generator; it reports values by the names of Metrics
 }
 
 // Param is one key of a test, as in `udp-rate:size=1024`.
@@ -66,16 +69,19 @@ var Tests = []Test{
 		"tcp-stream", "bulk TCP, payload bits as the receiver counts them",
 		[]Param{{"flows", "parallel connections", 1, 1, maxFlows, true}, family, verify},
 		[]MetricKind{{Name: "throughput", Unit: "bit/s"}},
+		runTCPStream,
 	},
 	{
 		"udp-rate", "the highest rate with loss of at most 0.1 %",
 		[]Param{size, second, imix, gso, gro, family, verify},
 		[]MetricKind{{Name: "rate", Unit: "packet/s"}, {Name: "loss", Unit: "ratio"}},
+		runTrials(measureRate),
 	},
 	{
 		"udp-overload", "what is delivered when more than the loss-free rate is offered",
 		[]Param{size, {"factor", "offered rate as a multiple of the loss-free rate", 2, 1, 100, false}, gso, gro, family, verify},
 		[]MetricKind{{Name: "rate", Unit: "packet/s"}},
+		runTrials(measureOverload),
 	},
 	{
 		"udp-stream", "a paced stream of datagrams, payload bits as the receiver counts them",
@@ -85,28 +91,33 @@ var Tests = []Test{
 			gso, gro, family, verify,
 		},
 		[]MetricKind{{Name: "throughput", Unit: "bit/s"}, {Name: "loss", Unit: "ratio"}},
+		runTrials(measureStream),
 	},
-	{"tcp-rr", "round trips on one TCP connection, one at a time", []Param{size, family, verify}, latency},
-	{"udp-rr", "round trips of UDP datagrams, one at a time", []Param{size, family, verify}, latency},
+	{"tcp-rr", "round trips on one TCP connection, one at a time", []Param{size, family, verify}, latency, runTCPRoundTrips},
+	{"udp-rr", "round trips of UDP datagrams, one at a time", []Param{size, family, verify}, latency, runUDPRoundTrips},
 	{
 		"udp-open-rr", "round trips of UDP datagrams on a schedule, replies or not, each timed from when it was due",
 		[]Param{size, {"rate", "requests a second", 10000, 1, 1e6, false}, family, verify},
 		append(slices.Clone(latency), MetricKind{Name: "loss", Unit: "ratio"}),
+		runUDPOpenRoundTrips,
 	},
 	{
 		"tcp-crr", "connect, one-byte request, one-byte response, close; one at a time",
 		[]Param{family},
 		[]MetricKind{{Name: "rate", Unit: "1/s"}},
+		runTCPConnects,
 	},
 	{
 		"cpu-fixed", "processor time at a fixed TCP rate",
 		[]Param{{"rate", "payload bit/s to offer", 1e9, 1e3, 1e12, false}, family, verify},
 		[]MetricKind{{Name: "cpu", Unit: "core", ByLab: true}, {Name: "throughput", Unit: "bit/s"}},
+		runTCPStream,
 	},
 	{
 		"mixed", "super-packets, small packets, fragments, round trips and bulk TCP of several segment sizes at once, both ways, in random spells; payload bits verified",
 		[]Param{mixedRate, both},
 		[]MetricKind{{Name: "throughput", Unit: "bit/s"}, {Name: "loss", Unit: "ratio"}},
+		runMixed,
 	},
 }
 

@@ -2,7 +2,6 @@ package probe
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -78,8 +77,12 @@ func unreachable(s Spec, tx *sender, strangers uint64) error {
 		s.param("size"), pathPatience)
 }
 
-// runUDP runs the tests that send trials to a sink.
-func runUDP(ctx context.Context, s Spec, r *Result) error {
+// runTrials is the generator of a test that sends trials to a sink; measure decides which.
+func runTrials(measure func(*trials, Spec, *Result) (map[string]float64, error)) func(context.Context, Spec, *Result) error {
+	return func(ctx context.Context, s Spec, r *Result) error { return runUDP(ctx, s, r, measure) }
+}
+
+func runUDP(ctx context.Context, s Spec, r *Result, measure func(*trials, Spec, *Result) (map[string]float64, error)) error {
 	c, tx, payload, err := openUDP(ctx, s, roleUDPSink)
 	if err != nil {
 		return err
@@ -92,7 +95,7 @@ func runUDP(ctx context.Context, s Spec, r *Result) error {
 		return err
 	}
 	begin := time.Now()
-	values, err := lab.measure(s, r)
+	values, err := measure(lab, s, r)
 	if err = c.blame(err); err != nil {
 		return err
 	}
@@ -112,39 +115,37 @@ func runUDP(ctx context.Context, s Spec, r *Result) error {
 // socketOverflow names the drops of a receiving socket whose buffer was full.
 const socketOverflow = "socket-overflow"
 
-func (l *trials) measure(s Spec, r *Result) (map[string]float64, error) {
-	switch s.Test {
-	case "udp-stream":
-		t, err := l.run(s.Params["rate"]/8/float64(r.Payload), s.Duration)
-		if err != nil {
-			return nil, err
-		}
-		r.Trials = []Trial{t}
-		return map[string]float64{"throughput": t.Rate * float64(r.Payload) * 8, "loss": t.Loss}, nil
-
-	case "udp-rate":
-		found, err := search(l.run, sinceNow(), s.Duration)
-		r.Trials, r.Unanswered = found.trials, found.lacking()
-		if r.Unanswered != "" {
-			return nil, err
-		}
-		return map[string]float64{"rate": found.best.Rate, "loss": found.best.Loss}, err
-
-	case "udp-overload":
-		// The search has two thirds of the time, the overload the last.
-		found, err := search(l.run, sinceNow(), s.Duration*2/3)
-		r.Trials, r.Unanswered = found.trials, found.lacking()
-		if err != nil || r.Unanswered != "" {
-			return nil, err
-		}
-		t, err := l.run(found.best.Rate*s.Params["factor"], s.Duration/3)
-		r.Trials = append(r.Trials, t)
-		if asked := found.best.Rate * s.Params["factor"]; t.Offered < keptUp*asked {
-			r.Notes = append(r.Notes, fmt.Sprintf("the sender reached %.0f of the %.0f packet/s to offer", t.Offered, asked))
-		}
-		return map[string]float64{"rate": t.Rate}, err
+func measureStream(l *trials, s Spec, r *Result) (map[string]float64, error) {
+	t, err := l.run(s.Params["rate"]/8/float64(r.Payload), s.Duration)
+	if err != nil {
+		return nil, err
 	}
-	return nil, errors.New("not a test of UDP trials")
+	r.Trials = []Trial{t}
+	return map[string]float64{"throughput": t.Rate * float64(r.Payload) * 8, "loss": t.Loss}, nil
+}
+
+func measureRate(l *trials, s Spec, r *Result) (map[string]float64, error) {
+	found, err := search(l.run, sinceNow(), s.Duration)
+	r.Trials, r.Unanswered = found.trials, found.lacking()
+	if r.Unanswered != "" {
+		return nil, err
+	}
+	return map[string]float64{"rate": found.best.Rate, "loss": found.best.Loss}, err
+}
+
+// measureOverload gives the search two thirds of the time, and the overload the last.
+func measureOverload(l *trials, s Spec, r *Result) (map[string]float64, error) {
+	found, err := search(l.run, sinceNow(), s.Duration*2/3)
+	r.Trials, r.Unanswered = found.trials, found.lacking()
+	if err != nil || r.Unanswered != "" {
+		return nil, err
+	}
+	t, err := l.run(found.best.Rate*s.Params["factor"], s.Duration/3)
+	r.Trials = append(r.Trials, t)
+	if asked := found.best.Rate * s.Params["factor"]; t.Offered < keptUp*asked {
+		r.Notes = append(r.Notes, fmt.Sprintf("the sender reached %.0f of the %.0f packet/s to offer", t.Offered, asked))
+	}
+	return map[string]float64{"rate": t.Rate}, err
 }
 
 func sinceNow() func() time.Duration {

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"weft/perf"
+	"weft/perf/result"
 )
 
 // bars draws one bar a contender for a group's main figure: the median, its interval, and every sample as a dot.
@@ -198,7 +198,7 @@ func labels(ticks []float64, unit string) map[float64]string {
 func nines(q float64) float64 { return -math.Log10(max(1-q, 1e-6)) }
 
 // latency draws the distribution as a CDF and as quantiles of the tail.
-func latency(id, title string, order []string, details []perf.Detail) (cdf, tail template.HTML) {
+func latency(id, title string, order []string, details []result.Detail) (cdf, tail template.HTML) {
 	low, top := math.Inf(1), 0.0
 	least := 1.0
 	for _, d := range details {
@@ -255,7 +255,7 @@ const (
 )
 
 // loss draws every trial of the searches: what was offered and what was lost.
-func loss(id, title string, order []string, details []perf.Detail) template.HTML {
+func loss(id, title string, order []string, details []result.Detail) template.HTML {
 	top := 0.0
 	for _, d := range details {
 		for _, t := range d.Trials {

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"weft/perf"
+	"weft/perf/result"
 )
 
 //go:embed page.html
@@ -19,7 +19,7 @@ var page = template.Must(template.New("page").Funcs(template.FuncMap{"mark": fun
 
 // view is what the page shows.
 type view struct {
-	*perf.Result
+	*result.Result
 	Legend    []string // contenders in their order, which is that of colours and marks
 	Verdict   *verdict
 	Tests     []section
@@ -58,7 +58,7 @@ type picture struct {
 
 // HTML writes one page that needs nothing but itself: no network, no script. Everything that comes from the result is
 // escaped.
-func HTML(w io.Writer, r *perf.Result) error {
+func HTML(w io.Writer, r *result.Result) error {
 	groups := groups(r.Results)
 	v := &view{Result: r, Verdict: judge(groups), Notes: notes(r), Baseline: baseline, Command: shell(r.Command), Between: "95 % rank interval of the median"}
 	v.Integrity, v.Corrupt = integrity(r)
@@ -66,7 +66,7 @@ func HTML(w io.Writer, r *perf.Result) error {
 		if !slices.Contains(v.Legend, row.Contender) {
 			v.Legend = append(v.Legend, row.Contender)
 		}
-		if len(row.Samples) < perf.Fewest {
+		if len(row.Samples) < result.Fewest {
 			v.Between, v.Few = "smallest to largest sample", true
 		}
 	}
@@ -80,7 +80,7 @@ func HTML(w io.Writer, r *perf.Result) error {
 		v.Tests = append(v.Tests, testSection(i, g, v.Legend))
 		v.Costs = append(v.Costs, costSection(i, g))
 	}
-	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Latency) > 0 && d.Test != openLoop }) {
+	for i, d := range gather(r.Details, func(d result.Detail) bool { return len(d.Latency) > 0 && d.Test != openLoop }) {
 		v.Latencies = append(v.Latencies, latencySection(i, d, groups, v.Legend))
 	}
 	for i, l := range loads(groups) {
@@ -89,13 +89,13 @@ func HTML(w io.Writer, r *perf.Result) error {
 	if len(r.Generator) > 0 {
 		v.Generator = generatorSection(r.Generator, groups)
 	}
-	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Trials) > 0 }) {
+	for i, d := range gather(r.Details, func(d result.Detail) bool { return len(d.Trials) > 0 }) {
 		v.Losses = append(v.Losses, lossSection(i, d, v.Legend))
 	}
-	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Shapes) > 0 }) {
+	for i, d := range gather(r.Details, func(d result.Detail) bool { return len(d.Shapes) > 0 }) {
 		v.Mixes = append(v.Mixes, mixSection(i, d))
 	}
-	for i, d := range gather(r.Details, func(d perf.Detail) bool { return len(d.Stages) > 0 }) {
+	for i, d := range gather(r.Details, func(d result.Detail) bool { return len(d.Stages) > 0 }) {
 		if s := stageSection(i, d); len(s.Pictures) > 0 {
 			v.Stages = append(v.Stages, s)
 		}
@@ -107,13 +107,15 @@ func HTML(w io.Writer, r *perf.Result) error {
 }
 
 // gather puts the details of one test together.
-func gather(details []perf.Detail, has func(perf.Detail) bool) [][]perf.Detail {
-	var list [][]perf.Detail
+func gather(details []result.Detail, has func(result.Detail) bool) [][]result.Detail {
+	var list [][]result.Detail
 	for _, d := range details {
 		if !has(d) {
 			continue
 		}
-		i := slices.IndexFunc(list, func(l []perf.Detail) bool { return title(l[0].Test, l[0].Params) == title(d.Test, d.Params) })
+		i := slices.IndexFunc(list, func(l []result.Detail) bool {
+			return title(l[0].Path, l[0].Test, l[0].Params) == title(d.Path, d.Test, d.Params)
+		})
 		if i < 0 {
 			i, list = len(list), append(list, nil)
 		}
@@ -222,8 +224,8 @@ func costSection(i int, g *group) section {
 	return s
 }
 
-func latencySection(i int, details []perf.Detail, groups []*group, order []string) section {
-	s := section{ID: fmt.Sprintf("latency-%d", i), Title: title(details[0].Test, details[0].Params)}
+func latencySection(i int, details []result.Detail, groups []*group, order []string) section {
+	s := section{ID: fmt.Sprintf("latency-%d", i), Title: title(details[0].Path, details[0].Test, details[0].Params)}
 	cdf, tail := latency(s.ID, s.Title, order, details)
 	s.Pictures = []picture{
 		{"How many round trips took at most so long: further left is faster", cdf},
@@ -250,8 +252,8 @@ func latencySection(i int, details []perf.Detail, groups []*group, order []strin
 	return s
 }
 
-func lossSection(i int, details []perf.Detail, order []string) section {
-	s := section{ID: fmt.Sprintf("loss-%d", i), Title: title(details[0].Test, details[0].Params)}
+func lossSection(i int, details []result.Detail, order []string) section {
+	s := section{ID: fmt.Sprintf("loss-%d", i), Title: title(details[0].Path, details[0].Test, details[0].Params)}
 	s.Pictures = []picture{{"Every trial of every search; filled: long trials, which decide; dashed: the 0.1 % that still counts as none",
 		loss(s.ID, s.Title, order, details)}}
 	s.Heads = []string{"contender", "trials", "least loss", "most loss", "most offered, packet/s", "delivered then, packet/s"}
@@ -273,8 +275,8 @@ func lossSection(i int, details []perf.Detail, order []string) section {
 }
 
 // mixSection is what each shape of traffic came to.
-func mixSection(i int, details []perf.Detail) section {
-	s := section{ID: fmt.Sprintf("mixed-%d", i), Title: title(details[0].Test, details[0].Params)}
+func mixSection(i int, details []result.Detail) section {
+	s := section{ID: fmt.Sprintf("mixed-%d", i), Title: title(details[0].Path, details[0].Test, details[0].Params)}
 	s.Heads = []string{"contender", "traffic", "IP", "bytes verified", "sent", "lost", "unit", "bytes corrupt"}
 	for _, d := range details {
 		for _, f := range d.Shapes {
@@ -287,8 +289,8 @@ func mixSection(i int, details []perf.Detail) section {
 // carries is the share of the busiest lane's packets below which a lane had nothing of the test.
 const carries = .01
 
-func stageSection(i int, details []perf.Detail) section {
-	s := section{ID: fmt.Sprintf("stages-%d", i), Title: title(details[0].Test, details[0].Params)}
+func stageSection(i int, details []result.Detail) section {
+	s := section{ID: fmt.Sprintf("stages-%d", i), Title: title(details[0].Path, details[0].Test, details[0].Params)}
 	s.Heads = []string{"contender", "node", "lane", "stage", "packets", "ns a packet", "interval"}
 	var list []stack
 	for _, d := range details {
@@ -313,7 +315,7 @@ func stageSection(i int, details []perf.Detail) section {
 			list[at].parts = append(list[at].parts, part{g.Stage, g.NanosecondsPerPacket})
 			spread := "–"
 			if len(g.Samples) > 0 {
-				spread = between(perf.Interval(g.Samples))
+				spread = between(result.Interval(g.Samples))
 			}
 			s.Rows = append(s.Rows, []string{d.Contender, g.Node, g.Lane, g.Stage, fmt.Sprint(g.Packets), digits(g.NanosecondsPerPacket), spread})
 		}

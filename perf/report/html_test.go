@@ -10,21 +10,21 @@ import (
 
 	"golang.org/x/net/html"
 
-	"weft/perf"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 // hostile is a name that closes everything it could be inside of.
 const hostile = `x"></title></desc></text></svg></td><script>alert(1)</script><img src=http://192.0.2.1/>'--><!--`
 
-func rich() *perf.Result {
+func rich() *result.Result {
 	r := example()
-	r.Schema = perf.Schema
+	r.Schema = result.Schema
 	r.Command = []string{"weft", "lab", "run", "--contenders", "bare,tun", "--tests", "it's"}
-	r.Details = []perf.Detail{
+	r.Details = []result.Detail{
 		{Contender: "bare", Test: "tcp-rr", Params: probe.Params{"family": 4, "size": 64}, Latency: curveOf(40)},
 		{Contender: "tun", Test: "tcp-rr", Params: probe.Params{"family": 4, "size": 64}, Latency: curveOf(60),
-			Stages: []perf.Stage{
+			Stages: []result.Stage{
 				{Node: "a", Lane: "out/0", Stage: "route", Packets: 1000, NanosecondsPerPacket: 21, Samples: []float64{20, 21, 22}},
 				{Node: "a", Lane: "out/0", Stage: "send udp", Packets: 1000, NanosecondsPerPacket: 900, Samples: []float64{900}},
 				{Node: "b", Lane: "out/0", Stage: "route", Packets: 1, NanosecondsPerPacket: 77777},
@@ -35,13 +35,13 @@ func rich() *perf.Result {
 	return r
 }
 
-func curveOf(middle float64) []perf.Quantile {
-	return []perf.Quantile{{Quantile: 0, Us: middle - 9, Low: middle - 9, High: middle - 9}, {Quantile: .5, Us: middle, Low: middle - 1, High: middle + 1},
+func curveOf(middle float64) []result.Quantile {
+	return []result.Quantile{{Quantile: 0, Us: middle - 9, Low: middle - 9, High: middle - 9}, {Quantile: .5, Us: middle, Low: middle - 1, High: middle + 1},
 		{Quantile: .99, Us: 2 * middle, Low: middle, High: 3 * middle}, {Quantile: 1, Us: 1e5, Low: 1e5, High: 1e5}}
 }
 
 // render makes the page and parses it, strictly: every tag that was opened was closed by its own name.
-func render(t *testing.T, r *perf.Result) (string, *html.Node) {
+func render(t *testing.T, r *result.Result) (string, *html.Node) {
 	t.Helper()
 	var b bytes.Buffer
 	if err := HTML(&b, r); err != nil {
@@ -242,8 +242,8 @@ func TestVerdict(t *testing.T) {
 
 // TestPageOfLittle: results of before there were details, of nothing, and of zeros, make pages too.
 func TestPageOfLittle(t *testing.T) {
-	var published perf.Result
-	data, err := os.ReadFile("../testdata/result.json")
+	var published result.Result
+	data, err := os.ReadFile("../result/testdata/result.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,9 +253,9 @@ func TestPageOfLittle(t *testing.T) {
 	zero := rich()
 	for i := range zero.Results {
 		zero.Results[i] = row(zero.Results[i].Contender, zero.Results[i].Metric, zero.Results[i].Unit, 0, 0, 0)
-		zero.Results[i].CPU = perf.CPU{}
+		zero.Results[i].CPU = result.CPU{}
 	}
-	for name, r := range map[string]*perf.Result{"published": &published, "empty": {}, "example": example(), "zero": zero} {
+	for name, r := range map[string]*result.Result{"published": &published, "empty": {}, "example": example(), "zero": zero} {
 		if text, _ := render(t, r); strings.Contains(text, "NaN") || strings.Contains(text, "Inf") {
 			t.Errorf("%s: the page has figures that are none", name)
 		}
@@ -266,7 +266,8 @@ func TestPageOfLittle(t *testing.T) {
 func TestHostileNames(t *testing.T) {
 	_, plain := render(t, rich())
 	evil := rich()
-	evil.Schema, evil.Host, evil.Settings.Layout = hostile, perf.Host{Kernel: hostile, CPU: hostile, Mitigations: hostile, Go: hostile, Weft: hostile, TCPCongestion: hostile}, hostile
+	evil.Schema, evil.Settings.Layout, evil.Settings.Load = hostile, hostile, hostile
+	evil.Hosts = []result.Host{{Name: hostile, Kernel: hostile, CPU: hostile, Mitigations: hostile, Go: hostile, Weft: hostile, TCPCongestion: hostile}}
 	evil.Command = []string{hostile}
 	for i := range evil.Results {
 		r := &evil.Results[i]
@@ -283,7 +284,7 @@ func TestHostileNames(t *testing.T) {
 			d.Stages[k].Node, d.Stages[k].Lane, d.Stages[k].Stage = hostile, hostile, hostile+d.Stages[k].Stage
 		}
 	}
-	evil.Failed = []perf.Failure{{Contender: hostile, Test: hostile, Reason: hostile}}
+	evil.Failed = []result.Failure{{Contender: hostile, Test: hostile, Reason: hostile}}
 	text, doc := render(t, evil)
 	if len(all(doc, "script"))+len(all(doc, "img")) > 0 || strings.Contains(text, "<script") {
 		t.Error("a name became markup")
@@ -314,17 +315,13 @@ func TestBimodal(t *testing.T) {
 }
 
 // exampleResult is a real run, the one whose page is in the documentation.
-func exampleResult(t *testing.T) *perf.Result {
+func exampleResult(t *testing.T) *result.Result {
 	t.Helper()
-	data, err := os.ReadFile("../../docs/example-report/result.json")
+	r, err := result.Read("../../docs/example-report/result.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var r perf.Result
-	if err := json.Unmarshal(data, &r); err != nil {
-		t.Fatal(err)
-	}
-	return &r
+	return r
 }
 
 // TestExampleReport: the page in the documentation is what this version makes of its result.

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"weft/perf"
+	"weft/perf/result"
 )
 
 // openLoop is the test of round trips at an offered load.
@@ -32,7 +32,7 @@ func loads(all []*group) [][]load {
 		params := maps.Clone(g.main(g.contenders[0]).Params)
 		l := load{params["rate"], g}
 		delete(params, "rate")
-		key := title(openLoop, params)
+		key := title(g.main(g.contenders[0]).Path, openLoop, params)
 		if !slices.Contains(keys, key) {
 			keys = append(keys, key)
 		}
@@ -50,7 +50,7 @@ func loads(all []*group) [][]load {
 func loadSection(i int, list []load, order []string) section {
 	params := maps.Clone(list[0].main(list[0].contenders[0]).Params)
 	delete(params, "rate")
-	s := section{ID: fmt.Sprintf("load-%d", i), Title: title(openLoop, params)}
+	s := section{ID: fmt.Sprintf("load-%d", i), Title: title(list[0].main(list[0].contenders[0]).Path, openLoop, params)}
 	for _, q := range []struct{ metric, name string }{{"p50", "median"}, {"p99", "99th percentile"}} {
 		s.Pictures = append(s.Pictures, picture{q.name + " against what was offered; the band is the interval over the rounds: lower is faster",
 			loadCurves(s.ID+"-"+q.metric, s.Title+": "+q.name, q.metric, list, order)})
@@ -118,10 +118,10 @@ func loadCurves(id, title, metric string, list []load, order []string) template.
 const near = .9
 
 // generatorSection says what the generators do without pods and without overlay, beside what the best contender reached.
-func generatorSection(all []perf.Ceiling, groups []*group) *section {
+func generatorSection(all []result.Ceiling, groups []*group) *section {
 	s := &section{ID: "ceiling", Title: "The generators by themselves", Heads: []string{"test", "figure", "by themselves", "interval", "best contender", "of it"}}
 	for _, c := range all {
-		name := title(c.Test, c.Params)
+		name := title("", c.Test, c.Params)
 		i := slices.IndexFunc(groups, func(g *group) bool { return g.title == name })
 		sc := scaleOf(c.Unit, c.Median.In(1))
 		row := []string{name, c.Metric + ", " + sc.name, digits(c.Median.In(sc.by)), between(c.Low.In(sc.by), c.High.In(sc.by)), "–", "–"}

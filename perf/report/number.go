@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"math"
 
-	"weft/perf"
+	"weft/perf/result"
 )
 
 // scale is how a unit is shown: figures divided by by, under the name.
@@ -62,7 +62,7 @@ func between(low, high float64) string {
 const unanswered = "unanswered"
 
 // median writes a row's median in a multiple of its unit.
-func median(r perf.Row, by float64) string {
+func median(r result.Row, by float64) string {
 	if r.Samples.Unanswered() > 0 && !r.Median.Known() {
 		return unanswered
 	}
@@ -70,14 +70,14 @@ func median(r perf.Row, by float64) string {
 }
 
 // lacking says how many of a row's samples have no answer; "" = all have.
-func lacking(r perf.Row) string {
+func lacking(r result.Row) string {
 	n, all := r.Samples.Unanswered(), len(r.Samples)
 	switch {
 	case n == 0:
 		return ""
 	case n == all:
 		return fmt.Sprintf("none of %d samples has an answer: there is no median", all)
-	case all >= perf.Fewest && all-n < perf.Fewest:
+	case all >= result.Fewest && all-n < result.Fewest:
 		return fmt.Sprintf("%d of %d samples have no answer and are in no figure; of the others there is no 95 %% interval, it is the smallest to the largest", n, all)
 	}
 	return fmt.Sprintf("%d of %d samples have no answer and are in no figure", n, all)

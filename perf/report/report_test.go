@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"weft/perf"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 func TestDigits(t *testing.T) {
@@ -40,36 +40,36 @@ func TestScale(t *testing.T) {
 	}
 }
 
-func row(contender, metric, unit string, samples ...float64) perf.Row {
-	r := perf.Row{
+func row(contender, metric, unit string, samples ...float64) result.Row {
+	r := result.Row{
 		Contender: contender, Test: "tcp-rr", Params: probe.Params{"family": 4, "size": 64}, Metric: metric, Unit: unit,
-		Samples: samples, Median: perf.Figure(perf.Median(samples)), InnerMTU: 1450,
-		CPU: perf.CPU{User: 0.1, System: 1.25, SoftIRQ: 0.4, NanosecondsPerPacket: 6100},
+		Samples: samples, Median: result.Figure(result.Median(samples)), InnerMTU: 1450,
+		CPU: result.CPU{User: 0.1, System: 1.25, SoftIRQ: 0.4, NanosecondsPerPacket: 6100},
 	}
-	low, high := perf.Interval(samples)
-	r.Low, r.High = perf.Figure(low), perf.Figure(high)
+	low, high := result.Interval(samples)
+	r.Low, r.High = result.Figure(low), result.Figure(high)
 	return r
 }
 
-func example() *perf.Result {
-	return &perf.Result{
-		Host:     perf.Host{Kernel: "6.18.44", CPU: "Some CPU", Cores: 2, Mitigations: "none needed", Go: "go1.26", Weft: "v1 (abc)", TCPCongestion: "cubic"},
-		Settings: perf.Settings{Duration: 3, Repeat: 3, Warmup: 1, MTU: 1500, Nodes: 2, Layout: "split"},
-		Results: []perf.Row{
+func example() *result.Result {
+	return &result.Result{
+		Hosts:    []result.Host{{Kernel: "6.18.44", CPU: "Some CPU", Cores: 2, Mitigations: "none needed", Go: "go1.26", Weft: "v1 (abc)", TCPCongestion: "cubic"}},
+		Settings: result.Settings{Duration: 3, Repeat: 3, Warmup: 1, MTU: 1500, Nodes: 2, Layout: "split"},
+		Results: []result.Row{
 			row("bare", "rate", "1/s", 20e3, 10e3, 30e3), row("bare", "p50", "us", 40, 41, 42),
 			row("tun", "rate", "1/s", 10e3, 6e3, 12e3), row("tun", "p50", "us", 57, 60, 62),
 		},
-		Conservation: []perf.Balance{
-			{Contender: "tun", Test: "udp-rr", LaneBalance: &perf.LaneBalance{Node: "a", Lane: "out/0", Received: 5, Sent: 4}},
-			{Contender: "bare", Test: "udp-rr", PathBalance: &perf.PathBalance{Generated: 10, Delivered: 7, Unaccounted: 3}},
-			{Contender: "vxlan", Test: "udp-rr", PathBalance: &perf.PathBalance{Generated: 10, Delivered: 10}, OK: true},
+		Conservation: []result.Balance{
+			{Contender: "tun", Test: "udp-rr", LaneBalance: &result.LaneBalance{Node: "a", Lane: "out/0", Received: 5, Sent: 4}},
+			{Contender: "bare", Test: "udp-rr", PathBalance: &result.PathBalance{Generated: 10, Delivered: 7, Unaccounted: 3}},
+			{Contender: "vxlan", Test: "udp-rr", PathBalance: &result.PathBalance{Generated: 10, Delivered: 10}, OK: true},
 		},
-		Integrity: []perf.Integrity{
+		Integrity: []result.Integrity{
 			{Contender: "bare", Test: "tcp-rr", Params: probe.Params{"family": 4, "size": 64}, Integrity: probe.Integrity{Verified: 1e6}, OK: true},
 			{Contender: "tun", Test: "tcp-rr", Params: probe.Params{"family": 4, "size": 64}, Integrity: probe.Integrity{Verified: 5e5}, OK: true},
 		},
-		Unsupported: []perf.Unsupported{{Contender: "wireguard", Reason: "this kernel has no wireguard module"}},
-		Failed:      []perf.Failure{{Contender: "xdp", Test: "tcp-stream", Reason: "weft-a ended with code 1"}},
+		Unsupported: []result.Unsupported{{Contender: "wireguard", Reason: "this kernel has no wireguard module"}},
+		Failed:      []result.Failure{{Contender: "xdp", Test: "tcp-stream", Reason: "weft-a ended with code 1"}},
 	}
 }
 
@@ -103,7 +103,7 @@ func TestRatioWithoutBaseline(t *testing.T) {
 
 // TestCorrupt: wrong bytes are a finding of their own in table, page and CSV; that there are none is said, too, and not of results that cannot know.
 func TestCorrupt(t *testing.T) {
-	shown := func(r *perf.Result) (table, page, values string) {
+	shown := func(r *result.Result) (table, page, values string) {
 		var a, b, c bytes.Buffer
 		if err := errors.Join(Table(&a, r), HTML(&b, r), CSV(&c, r)); err != nil {
 			t.Fatal(err)
@@ -152,11 +152,11 @@ func TestBusyMachine(t *testing.T) {
 
 // TestExample shows the published example.
 func TestExample(t *testing.T) {
-	data, err := os.ReadFile("../testdata/result.json")
+	data, err := os.ReadFile("../result/testdata/result.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var r perf.Result
+	var r result.Result
 	if err := json.Unmarshal(data, &r); err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +184,7 @@ func TestExample(t *testing.T) {
 // TestMixed: each shape of each contender has a line in the table and a row on the page.
 func TestMixed(t *testing.T) {
 	r := example()
-	r.Details = []perf.Detail{{Contender: "tun", Test: "mixed", Params: probe.Params{"family": 0, "rate": 1e8}, Shapes: []probe.Shape{
+	r.Details = []result.Detail{{Contender: "tun", Test: "mixed", Params: probe.Params{"family": 0, "rate": 1e8}, Shapes: []probe.Shape{
 		{Name: "fragments", Family: 6, Unit: "datagram", Sent: 1234, Received: 1230, Lost: 4, Integrity: probe.Integrity{Verified: 987654}},
 		{Name: "bulk", Family: 4, Unit: "byte", Sent: 55555, Received: 55555, Integrity: probe.Integrity{Verified: 55555, Corrupt: 17}},
 	}}}

@@ -15,21 +15,24 @@ import (
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
 
-	"weft/perf"
-	"weft/perf/contender"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 // baseline is the contender the others are compared with.
-const baseline = contender.Bare
+const baseline = result.Baseline
 
 // Table writes one table a test, and below them what did not run and what does not add up.
-func Table(w io.Writer, r *perf.Result) error {
+func Table(w io.Writer, r *result.Result) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s, %d cores, Linux %s, mitigations: %s\n", r.Host.CPU, r.Host.Cores, r.Host.Kernel, r.Host.Mitigations)
-	fmt.Fprintf(&b, "weft %s, %s, TCP %s; layout %s, %d nodes, underlay MTU %d, %d × %g s after %d warm-up\n",
-		r.Host.Weft, r.Host.Go, r.Host.TCPCongestion, r.Settings.Layout, r.Settings.Nodes, r.Settings.MTU,
-		r.Settings.Repeat, r.Settings.Duration, r.Settings.Warmup)
+	if len(r.Hosts) == 1 {
+		fmt.Fprintf(&b, "%s\n%s; ", machine(r.Hosts[0]), software(r.Hosts[0]))
+	} else {
+		for _, h := range r.Hosts {
+			fmt.Fprintf(&b, "%s: %s; %s\n", h.Name, machine(h), software(h))
+		}
+	}
+	b.WriteString(circumstances(r) + "\n")
 	for _, group := range groups(r.Results) {
 		b.WriteString("\n" + group.table() + "\n")
 	}
@@ -47,23 +50,47 @@ func Table(w io.Writer, r *perf.Result) error {
 	return err
 }
 
+func machine(h result.Host) string {
+	return fmt.Sprintf("%s, %d cores, Linux %s, mitigations: %s", h.CPU, h.Cores, h.Kernel, h.Mitigations)
+}
+
+func software(h result.Host) string {
+	return fmt.Sprintf("weft %s, %s, TCP %s", h.Weft, h.Go, h.TCPCongestion)
+}
+
+// circumstances are the run's settings. MTU and layout are the lab's.
+func circumstances(r *result.Result) string {
+	s := r.Settings
+	text := fmt.Sprintf("%d nodes", s.Nodes)
+	if s.Layout != "" {
+		text = "layout " + s.Layout + ", " + text
+	}
+	if s.MTU != 0 {
+		text += fmt.Sprintf(", underlay MTU %d", s.MTU)
+	}
+	if s.Load != "" {
+		text += ", " + s.Load
+	}
+	return text + fmt.Sprintf(", %d × %g s after %d warm-up", s.Repeat, s.Duration, s.Warmup)
+}
+
 // group is the rows of one test with the same parameters.
 type group struct {
 	test       string
 	title      string
 	metrics    []string // in their order; the first is the main one
 	contenders []string
-	rows       map[[2]string]perf.Row // by contender and metric
+	rows       map[[2]string]result.Row // by contender and metric
 }
 
-func groups(rows []perf.Row) []*group {
+func groups(rows []result.Row) []*group {
 	var list []*group
 	for _, r := range rows {
-		title := title(r.Test, r.Params)
+		title := title(r.Path, r.Test, r.Params)
 		i := slices.IndexFunc(list, func(g *group) bool { return g.title == title })
 		if i < 0 {
 			i = len(list)
-			list = append(list, &group{test: r.Test, title: title, rows: map[[2]string]perf.Row{}})
+			list = append(list, &group{test: r.Test, title: title, rows: map[[2]string]result.Row{}})
 		}
 		g := list[i]
 		if !slices.Contains(g.metrics, r.Metric) {
@@ -77,8 +104,8 @@ func groups(rows []perf.Row) []*group {
 	return list
 }
 
-// title names a test with all its parameters: udp-rate, size 64, family 4.
-func title(test string, params probe.Params) string {
+// title names a test with all its parameters, and the path it was on: udp-rate, size 64, family 4; a → b.
+func title(path, test string, params probe.Params) string {
 	var keys []string
 	for k := range params {
 		keys = append(keys, k)
@@ -86,6 +113,9 @@ func title(test string, params probe.Params) string {
 	slices.Sort(keys)
 	for _, k := range keys {
 		test += fmt.Sprintf(", %s %v", k, params[k])
+	}
+	if path != "" {
+		test += "; " + path
 	}
 	return test
 }
@@ -139,8 +169,8 @@ func (g *group) table() string {
 }
 
 // mixTable shows what each shape of traffic came to.
-func mixTable(d perf.Detail) string {
-	t := plainTable(d.Contender + ", " + title(d.Test, d.Params))
+func mixTable(d result.Detail) string {
+	t := plainTable(d.Contender + ", " + title(d.Path, d.Test, d.Params))
 	t.AppendHeader(table.Row{"traffic", "IP", "bytes verified", "sent", "lost", "unit", "bytes corrupt"})
 	for _, f := range d.Shapes {
 		t.AppendRow(table.Row{f.Name, f.Family, f.Verified, f.Sent, f.Lost, f.Unit, f.Corrupt})
@@ -170,7 +200,7 @@ func trimLines(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-func (g *group) main(contender string) perf.Row { return g.rows[[2]string{contender, g.metrics[0]}] }
+func (g *group) main(contender string) result.Row { return g.rows[[2]string{contender, g.metrics[0]}] }
 
 func (g *group) scale(metric string) scale {
 	var largest float64
@@ -186,7 +216,7 @@ func (g *group) scale(metric string) scale {
 }
 
 // ratio is the two cells that compare a row with the baseline.
-func (g *group) ratio(r perf.Row) []any {
+func (g *group) ratio(r result.Row) []any {
 	ratio, ok := ratioOf(r.Samples, g.main(baseline).Samples)
 	if !ok {
 		return []any{"", ""}
@@ -196,7 +226,7 @@ func (g *group) ratio(r perf.Row) []any {
 
 // between names the columns of intervals.
 func (g *group) between() string {
-	if len(g.main(g.contenders[0]).Samples) < perf.Fewest {
+	if len(g.main(g.contenders[0]).Samples) < result.Fewest {
 		return "min–max"
 	}
 	return "95 %"
@@ -205,19 +235,19 @@ func (g *group) between() string {
 func cores(v float64) string { return fmt.Sprintf("%.2f", v) }
 
 // integrity says whether what was delivered is what was sent: what is corrupt, or one line that nothing is.
-func integrity(r *perf.Result) (lines []string, corrupt bool) {
+func integrity(r *result.Result) (lines []string, corrupt bool) {
 	if r.Integrity == nil {
 		return []string{"verified: nothing; the result is of before payloads were verified"}, false
 	}
 	var blind []string
 	for _, i := range r.Integrity {
 		if v, has := i.Params["verify"]; has && v == 0 {
-			blind = append(blind, i.Contender+", "+title(i.Test, i.Params))
+			blind = append(blind, i.Contender+", "+title(i.Path, i.Test, i.Params))
 		}
 		if i.OK {
 			continue
 		}
-		lines = append(lines, fmt.Sprintf("corrupt: %s, %s: %d of %d bytes arrived other than they were sent", i.Contender, title(i.Test, i.Params), i.Corrupt, i.Verified))
+		lines = append(lines, fmt.Sprintf("corrupt: %s, %s: %d of %d bytes arrived other than they were sent", i.Contender, title(i.Path, i.Test, i.Params), i.Corrupt, i.Verified))
 		for _, d := range i.Damage {
 			lines = append(lines, "corrupt: "+d)
 		}
@@ -233,7 +263,7 @@ func integrity(r *perf.Result) (lines []string, corrupt bool) {
 }
 
 // notes lists what did not run and what does not add up.
-func notes(r *perf.Result) []string {
+func notes(r *result.Result) []string {
 	var lines []string
 	for _, u := range r.Unsupported {
 		lines = append(lines, fmt.Sprintf("unsupported: %s: %s", u.Contender, u.Reason))
@@ -247,7 +277,7 @@ func notes(r *perf.Result) []string {
 	}
 	for _, row := range mains(r.Results) {
 		if why := lacking(row); why != "" {
-			lines = append(lines, fmt.Sprintf("unanswered: %s, %s: %s", row.Contender, title(row.Test, row.Params), why))
+			lines = append(lines, fmt.Sprintf("unanswered: %s, %s: %s", row.Contender, title(row.Path, row.Test, row.Params), why))
 		}
 	}
 	if most := background(r); most >= busyMachine {
@@ -257,7 +287,7 @@ func notes(r *perf.Result) []string {
 		if b.OK {
 			continue
 		}
-		what := b.Contender + ", " + title(b.Test, b.Params)
+		what := b.Contender + ", " + title(b.Path, b.Test, b.Params)
 		if b.PathBalance != nil {
 			lines = append(lines, fmt.Sprintf("unaccounted: %s: %d of %d packets", what, b.Unaccounted, b.Generated))
 		} else {
@@ -268,8 +298,8 @@ func notes(r *perf.Result) []string {
 }
 
 // mains are the rows of the tests' main figures: a test has an answer or not, with all its figures.
-func mains(rows []perf.Row) []perf.Row {
-	var list []perf.Row
+func mains(rows []result.Row) []result.Row {
+	var list []result.Row
 	for _, g := range groups(rows) {
 		for _, c := range g.contenders {
 			list = append(list, g.main(c))
@@ -282,7 +312,7 @@ func mains(rows []perf.Row) []perf.Row {
 const busyMachine = 0.1
 
 // background is the most that the machine did besides, of all tests.
-func background(r *perf.Result) (most float64) {
+func background(r *result.Result) (most float64) {
 	for _, row := range r.Results {
 		most = max(most, row.CPU.Background)
 	}

@@ -7,12 +7,12 @@ import (
 	"strings"
 	"testing"
 
-	"weft/perf"
 	"weft/perf/probe"
+	"weft/perf/result"
 )
 
 // gaps is a result of searches some of which have no answer: one sample of bare, all of tun.
-func gaps() *perf.Result {
+func gaps() *result.Result {
 	r := example()
 	r.Results, r.Conservation, r.Failed, r.Unsupported = nil, nil, nil, nil
 	none := math.NaN()
@@ -26,9 +26,9 @@ func gaps() *perf.Result {
 		r.Results = append(r.Results, x)
 	}
 	params := probe.Params{"family": 4, "size": 64}
-	r.Generator = []perf.Ceiling{{Test: "udp-rate", Params: params, Metric: "rate", Unit: "packet/s", Samples: []float64{none, none},
-		Median: perf.Figure(none), Low: perf.Figure(none), High: perf.Figure(none)}}
-	r.Details = []perf.Detail{{Contender: "tun", Test: "udp-rate", Params: params, Notes: []string{"unanswered: none of 7 long trials passed"},
+	r.Generator = []result.Ceiling{{Test: "udp-rate", Params: params, Metric: "rate", Unit: "packet/s", Samples: []float64{none, none},
+		Median: result.Figure(none), Low: result.Figure(none), High: result.Figure(none)}}
+	r.Details = []result.Detail{{Contender: "tun", Test: "udp-rate", Params: params, Notes: []string{"unanswered: none of 7 long trials passed"},
 		Trials: []probe.Trial{{Offered: 2e5, Rate: 1e5, Loss: .5}}}}
 	return r
 }

@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"weft/perf"
+	"weft/perf/result"
 )
 
 // cell is one comparison with the baseline, in the table of the verdict.
@@ -173,7 +173,7 @@ func find(groups []*group, test string) *group {
 	return groups[i]
 }
 
-func costOf(c perf.CPU) float64 { return max(c.SecondsPerGigabyte, c.NanosecondsPerPacket) }
+func costOf(c result.CPU) float64 { return max(c.SecondsPerGigabyte, c.NanosecondsPerPacket) }
 
 // sentence makes one of a clause.
 func sentence(clause string) string { return strings.ToUpper(clause[:1]) + clause[1:] + "." }

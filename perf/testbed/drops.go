@@ -10,17 +10,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-)
 
-// Names of the places where the kernel drops packets, as in reports.
-const (
-	SocketOverflow = "socket-overflow" // a socket's receive buffer was full
-	SocketRefused  = "socket-refused"  // a wrong checksum, or nobody listens
-	IPLayer        = "ip"              // no route, a wrong address or header, no fragment allowed
-	Veth           = "veth"            // a veth pair, other than by the backlog
-	Backlog        = "backlog"         // a core's input queue (net.core.netdev_max_backlog)
-	TunQueue       = "tun-queue"       // the queue of a TUN or TAP device was full
-	Device         = "device"          // any other device of a node
+	"weft/perf/site"
 )
 
 // socketCounters says which counters of a namespace are drops, and what they are called here
@@ -28,16 +19,16 @@ const (
 // includes is left out: UDP's InErrors is the sum of the buffer, memory and checksum errors, and
 // IPv6 counts a packet that is too big twice.
 var socketCounters = map[string]string{
-	"Udp:RcvbufErrors": SocketOverflow, "Udp:MemErrors": SocketOverflow,
-	"Udp6RcvbufErrors": SocketOverflow, "Udp6MemErrors": SocketOverflow,
-	"Udp:InCsumErrors": SocketRefused, "Udp:NoPorts": SocketRefused,
-	"Udp6InCsumErrors": SocketRefused, "Udp6NoPorts": SocketRefused,
-	"Ip:InHdrErrors": IPLayer, "Ip:InAddrErrors": IPLayer, "Ip:InUnknownProtos": IPLayer,
-	"Ip:InDiscards": IPLayer, "Ip:OutDiscards": IPLayer, "Ip:OutNoRoutes": IPLayer, "Ip:FragFails": IPLayer,
-	"IpExt:InNoRoutes": IPLayer, "IpExt:InTruncatedPkts": IPLayer,
-	"Ip6InHdrErrors": IPLayer, "Ip6InAddrErrors": IPLayer, "Ip6InUnknownProtos": IPLayer,
-	"Ip6InDiscards": IPLayer, "Ip6OutDiscards": IPLayer, "Ip6OutNoRoutes": IPLayer, "Ip6FragFails": IPLayer,
-	"Ip6InNoRoutes": IPLayer, "Ip6InTruncatedPkts": IPLayer,
+	"Udp:RcvbufErrors": site.SocketOverflow, "Udp:MemErrors": site.SocketOverflow,
+	"Udp6RcvbufErrors": site.SocketOverflow, "Udp6MemErrors": site.SocketOverflow,
+	"Udp:InCsumErrors": site.SocketRefused, "Udp:NoPorts": site.SocketRefused,
+	"Udp6InCsumErrors": site.SocketRefused, "Udp6NoPorts": site.SocketRefused,
+	"Ip:InHdrErrors": site.IPLayer, "Ip:InAddrErrors": site.IPLayer, "Ip:InUnknownProtos": site.IPLayer,
+	"Ip:InDiscards": site.IPLayer, "Ip:OutDiscards": site.IPLayer, "Ip:OutNoRoutes": site.IPLayer, "Ip:FragFails": site.IPLayer,
+	"IpExt:InNoRoutes": site.IPLayer, "IpExt:InTruncatedPkts": site.IPLayer,
+	"Ip6InHdrErrors": site.IPLayer, "Ip6InAddrErrors": site.IPLayer, "Ip6InUnknownProtos": site.IPLayer,
+	"Ip6InDiscards": site.IPLayer, "Ip6OutDiscards": site.IPLayer, "Ip6OutNoRoutes": site.IPLayer, "Ip6FragFails": site.IPLayer,
+	"Ip6InNoRoutes": site.IPLayer, "Ip6InTruncatedPkts": site.IPLayer,
 }
 
 // end is one end of a veth pair.
@@ -58,7 +49,7 @@ type KernelCounts struct {
 
 // Segments are the TCP segments of the pods. The pods of a testbed speak with each other only, so what was sent and not
 // received was lost.
-type Segments struct{ Sent, Received uint64 }
+type Segments = site.Segments
 
 type linkDrops struct {
 	tx, rx uint64
@@ -126,13 +117,13 @@ func (k *KernelCounts) countDevice(l netlink.Link) {
 	s := l.Attrs().Statistics
 	switch l.Type() {
 	case "tun", "tuntap":
-		k.sums[TunQueue] += s.TxDropped
-		k.sums[Device] += s.RxDropped
+		k.sums[site.TunQueue] += s.TxDropped
+		k.sums[site.Device] += s.RxDropped
 	case "vxlan", "geneve", "ipip", "sit":
 		k.tunnels += s.TxDropped
-		k.sums[Device] += s.RxDropped
+		k.sums[site.Device] += s.RxDropped
 	default:
-		k.sums[Device] += s.TxDropped + s.RxDropped
+		k.sums[site.Device] += s.TxDropped + s.RxDropped
 	}
 }
 
@@ -150,10 +141,10 @@ func (k KernelCounts) Since(before KernelCounts) map[string]uint64 {
 	// A tunnel counts what the device below it refused (iptunnel_xmit_stats, of veth_xmit's NET_XMIT_DROP) as well as
 	// what it drops itself.
 	tunnels := k.tunnels - before.tunnels
-	d[Device] += tunnels - min(tunnels, veth)
+	d[site.Device] += tunnels - min(tunnels, veth)
 	// The input queues' counter is the machine's; the veths' part of it is ours.
-	d[Backlog] = min(veth, k.softnet-before.softnet)
-	d[Veth] = veth - d[Backlog]
+	d[site.Backlog] = min(veth, k.softnet-before.softnet)
+	d[site.Veth] = veth - d[site.Backlog]
 	for name, n := range d {
 		if n == 0 {
 			delete(d, name)
@@ -164,7 +155,7 @@ func (k KernelCounts) Since(before KernelCounts) map[string]uint64 {
 
 // SegmentsSince returns what the pods' TCP did since an earlier reading.
 func (k KernelCounts) SegmentsSince(before KernelCounts) Segments {
-	return Segments{k.segments.Sent - before.segments.Sent, k.segments.Received - before.segments.Received}
+	return Segments{Sent: k.segments.Sent - before.segments.Sent, Received: k.segments.Received - before.segments.Received}
 }
 
 // MulticastSince returns how many packets the nodes have sent to groups since an earlier reading.

@@ -3,6 +3,8 @@ package testbed
 import (
 	"maps"
 	"testing"
+
+	"weft/perf/site"
 )
 
 func TestParseCounters(t *testing.T) {
@@ -27,18 +29,18 @@ Udp: 900 10
 }
 
 func TestKernelCountsSince(t *testing.T) {
-	before := KernelCounts{sums: map[string]uint64{TunQueue: 5, IPLayer: 1}, links: [][2]linkDrops{{}, {{tx: 1, rx: 1}, {}}}, softnet: 100}
+	before := KernelCounts{sums: map[string]uint64{site.TunQueue: 5, site.IPLayer: 1}, links: [][2]linkDrops{{}, {{tx: 1, rx: 1}, {}}}, softnet: 100}
 	now := KernelCounts{
-		sums: map[string]uint64{TunQueue: 15, IPLayer: 1},
+		sums: map[string]uint64{site.TunQueue: 15, site.IPLayer: 1},
 		links: [][2]linkDrops{
 			{{tx: 7}, {rx: 7}},                    // the same seven packets, seen from both ends
 			{{tx: 3, rx: 1}, {rx: 4, napi: true}}, // two that the ring refused, four that died behind it
 		},
 		softnet:   107,
-		segments:  Segments{12, 10},
+		segments:  Segments{Sent: 12, Received: 10},
 		multicast: 3,
 	}
-	if n := now.SegmentsSince(before); n != (Segments{12, 10}) {
+	if n := now.SegmentsSince(before); n != (Segments{Sent: 12, Received: 10}) {
 		t.Errorf("segments %+v", n)
 	}
 	if n := now.MulticastSince(before); n != 3 {
@@ -48,13 +50,13 @@ func TestKernelCountsSince(t *testing.T) {
 		t.Error("a testbed where packets died is quiet, or a quiet one is not")
 	}
 	got := now.Since(before)
-	want := map[string]uint64{TunQueue: 10, Backlog: 7, Veth: 6}
+	want := map[string]uint64{site.TunQueue: 10, site.Backlog: 7, site.Veth: 6}
 	if !maps.Equal(got, want) {
 		t.Errorf("dropped %v, want %v", got, want)
 	}
 	// A vxlan device counts what the veths below it refused, thirteen at most, and two of its own.
 	now.tunnels = 15
-	want[Device] = 2
+	want[site.Device] = 2
 	if got := now.Since(before); !maps.Equal(got, want) {
 		t.Errorf("with a tunnel's drops %v, want %v", got, want)
 	}

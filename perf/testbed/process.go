@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"weft/perf/machine"
 )
 
 // grace is how long a process may take to end by itself after SIGTERM.
@@ -156,24 +158,13 @@ func (p *Process) Stop(ctx context.Context) {
 func (p *Process) signal(s syscall.Signal) { _ = syscall.Kill(-p.cmd.Process.Pid, s) }
 
 // CPUTime is processor time by kind.
-type CPUTime struct{ User, System time.Duration }
-
-// Total is the time of both kinds.
-func (t CPUTime) Total() time.Duration { return t.User + t.System }
-
-// Plus adds two times.
-func (t CPUTime) Plus(o CPUTime) CPUTime { return CPUTime{t.User + o.User, t.System + o.System} }
-
-// Since is the time used since an earlier reading.
-func (t CPUTime) Since(before CPUTime) CPUTime {
-	return CPUTime{t.User - before.User, t.System - before.System}
-}
+type CPUTime = machine.CPUTime
 
 // CPU is the processor time the process has used so far, all threads, and what it has started and not waited for: its process group.
 func (p *Process) CPU() (CPUTime, error) {
 	select {
 	case <-p.done:
-		return CPUTime{p.cmd.ProcessState.UserTime(), p.cmd.ProcessState.SystemTime()}, nil
+		return CPUTime{User: p.cmd.ProcessState.UserTime(), System: p.cmd.ProcessState.SystemTime()}, nil
 	default:
 	}
 	files, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -218,7 +209,7 @@ func parseStat(data []byte) (group int, used CPUTime, err error) {
 	if err := errors.Join(err0, err1, err2); err != nil {
 		return 0, CPUTime{}, fmt.Errorf("testbed: /proc/<pid>/stat: %w", err)
 	}
-	return group, CPUTime{time.Duration(user) * clockTick, time.Duration(system) * clockTick}, nil
+	return group, CPUTime{User: time.Duration(user) * clockTick, System: time.Duration(system) * clockTick}, nil
 }
 
 // lastLine is the last line of a file that is not empty, at most 400 bytes of it.

@@ -19,6 +19,7 @@ import (
 	"weft/internal/kernel"
 	"weft/internal/netlab"
 	"weft/internal/nettest"
+	"weft/perf/site"
 )
 
 // patience bounds waits for a condition; brief is long enough for a packet that may arrive, to arrive.
@@ -166,9 +167,9 @@ func TestKernelCounts(t *testing.T) {
 		n    int
 		all  bool // every packet dies
 	}{
-		{SocketRefused, func(*testing.T) netip.AddrPort { return netip.AddrPortFrom(far.PodAddr(4), 9) }, 7, true},
-		{IPLayer, func(*testing.T) netip.AddrPort { return netip.MustParseAddrPort("203.0.113.1:9") }, 5, true},
-		{SocketOverflow, func(t *testing.T) netip.AddrPort {
+		{site.SocketRefused, func(*testing.T) netip.AddrPort { return netip.AddrPortFrom(far.PodAddr(4), 9) }, 7, true},
+		{site.IPLayer, func(*testing.T) netip.AddrPort { return netip.MustParseAddrPort("203.0.113.1:9") }, 5, true},
+		{site.SocketOverflow, func(t *testing.T) netip.AddrPort {
 			s, err := far.Pod.listenUDP(far.PodAddr(4)) // which nobody reads
 			if err != nil {
 				t.Fatal(err)
