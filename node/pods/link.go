@@ -338,8 +338,8 @@ func (m *Manager) podLinks() (names []string, err error) {
 	return names, nil
 }
 
-// refurnish sets up pods' ends again that are not as they were: those of links that the Host has made anew, those that are down, and,
-// where all is set, those in which somebody has removed something. Of changes inside a pod's namespace nothing tells the node.
+// refurnish sets up pods' ends again that are not as they were: those of links that the Host has made anew, those that are down, those
+// in which something has happened, and, where all is set, any.
 func (m *Manager) refurnish(all bool) error {
 	links, err := m.rt.LinkList()
 	if err != nil {
@@ -352,12 +352,13 @@ func (m *Manager) refurnish(all bool) error {
 		}
 	}
 	var errs []error
+	suspects := m.suspected()
 	for _, a := range m.attached() {
 		is := near[hostName(a.key())]
 		if is == nil {
 			continue // the Host says why
 		}
-		if all || is.Index != a.furnish || is.RawFlags&unix.IFF_RUNNING == 0 {
+		if all || suspects[a.key()] || is.Index != a.furnish || is.RawFlags&unix.IFF_RUNNING == 0 {
 			errs = append(errs, m.refurnishOne(a.key(), is))
 		}
 	}
@@ -469,24 +470,48 @@ func verifyPod(pod *netlink.Handle, r *record, near *netlink.LinkAttrs) error {
 			return coded(api.CodeMismatch, "interface %s does not have %s", r.IfName, ip.Address)
 		}
 	}
-	for _, want := range r.Result.Routes {
-		family := netlink.FAMILY_V4
-		if want.Dst.Addr().Is6() {
-			family = netlink.FAMILY_V6
-		}
-		routes, err := pod.RouteList(far, family)
-		if err != nil {
-			return fmt.Errorf("pods: list the pod's routes: %w", err)
-		}
+	routes, err := pod.RouteList(far, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("pods: list the pod's routes: %w", err)
+	}
+	for _, want := range podRoutes(r) {
 		if !slices.ContainsFunc(routes, func(k netlink.Route) bool {
-			dst := ipnet.Everything(want.Dst.Addr()).String()
+			dst := ipnet.Everything(want.Dst.Addr())
 			if k.Dst != nil {
-				dst = k.Dst.String()
+				dst = ipnet.Prefix(k.Dst)
 			}
-			return dst == want.Dst.String() && k.Gw.Equal(want.Gateway.AsSlice())
+			return dst == want.Dst && ipnet.Addr(k.Gw).Unmap() == want.Gateway
 		}) {
-			return coded(api.CodeMismatch, "the pod's route to %s by %s is gone", want.Dst, want.Gateway)
+			return coded(api.CodeMismatch, "the pod's route to %s is gone", want.Dst)
+		}
+	}
+	if r.Bridged {
+		return nil
+	}
+	neighbors, err := pod.NeighList(is.Index, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("pods: list the pod's neighbours: %w", err)
+	}
+	for _, ip := range r.Result.IPs {
+		if !slices.ContainsFunc(neighbors, func(k netlink.Neigh) bool {
+			return ipnet.Addr(k.IP) == ip.Gateway && k.State&netlink.NUD_PERMANENT != 0 && slices.Equal(k.HardwareAddr, near.HardwareAddr)
+		}) {
+			return coded(api.CodeMismatch, "the pod does not know the MAC of %s", ip.Gateway)
 		}
 	}
 	return nil
+}
+
+// podRoutes are all routes of a pod that furnish sets up: those of the result, and those by which its gateways are on the link.
+func podRoutes(r *record) []api.PodRoute {
+	list := slices.Clone(r.Result.Routes)
+	for _, ip := range r.Result.IPs {
+		switch {
+		case !r.Bridged:
+			list = append(list, api.PodRoute{Dst: ipnet.Host(ip.Gateway)})
+		case !ip.Address.IsSingleIP():
+			list = append(list, api.PodRoute{Dst: ip.Address.Masked()})
+		}
+	}
+	return list
 }

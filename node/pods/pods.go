@@ -43,7 +43,7 @@ const (
 	Bridge = "bridge"
 )
 
-// every is how often pods' own namespaces are looked at: nothing tells the node what happens there.
+// every is how often pods' own namespaces are looked at without news from there.
 const every = 5 * time.Second
 
 // Node is what attaching needs to know of the node. Slices are not changed.
@@ -74,8 +74,11 @@ type Manager struct {
 	inode uint64 // of the node's own namespace
 	every time.Duration
 
-	mu    sync.Mutex
-	locks map[string]*lock // by attachment
+	news chan struct{} // holds a token while there are suspects, or other attachments than before
+
+	mu       sync.Mutex
+	locks    map[string]*lock // by attachment
+	suspects map[string]bool  // attachments in whose pod something has happened
 
 	planning sync.Mutex // held from a look at held until the Host has the plan; guards both
 	held     map[string]*attachment
@@ -92,7 +95,7 @@ func New(o Options) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{o: o, every: every, locks: map[string]*lock{}, held: map[string]*attachment{}}
+	m := &Manager{o: o, every: every, news: make(chan struct{}, 1), locks: map[string]*lock{}, suspects: map[string]bool{}, held: map[string]*attachment{}}
 	if m.ns, err = netns.Get(); err != nil {
 		return nil, fmt.Errorf("pods: open the network namespace: %w", err)
 	}
@@ -119,14 +122,18 @@ func (m *Manager) Close() error {
 }
 
 // Run keeps pods attached until ctx ends: it plans anew when the node changes, sets up pods' ends where the Host had to make a link
-// anew or something is missing, and gives back what pods had whose namespace is gone.
+// anew or where something has happened in the pod, and gives back what pods had whose namespace is gone.
 func (m *Manager) Run(ctx context.Context) error {
 	tick := time.NewTicker(m.every)
 	defer tick.Stop()
 	changed := m.o.Host.Changed(Owner)
 	said, all := "", true
+	inside := watches{m, map[string]*watch{}}
+	defer inside.closeAll()
+	tend := m.tend
 	for {
-		if err := m.tend(all); err != nil && err.Error() != said {
+		inside.follow(m.attached())
+		if err := tend(all); err != nil && err.Error() != said {
 			said = err.Error()
 			m.o.Log.Error("pods are not kept as they should be, trying again", zap.Error(err))
 		} else if err == nil {
@@ -135,10 +142,12 @@ func (m *Manager) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-m.news:
+			tend, all = m.refurnish, false
 		case <-changed:
-			all = false
+			tend, all = m.tend, false
 		case <-tick.C:
-			all = true
+			tend, all = m.tend, true
 		}
 	}
 }
@@ -209,6 +218,7 @@ func (m *Manager) letGo(k string) error {
 		return m.discard(hostName(k))
 	}
 	delete(m.held, k)
+	m.poke()
 	if err := about(m.apply(), hostName(k)); err != nil {
 		return fmt.Errorf("pods: %w", err)
 	}
@@ -388,6 +398,7 @@ func (m *Manager) finish(r *record, result api.AttachResult) error {
 	m.planning.Lock()
 	defer m.planning.Unlock()
 	r.Result = &result
+	m.poke()
 	return m.store.finish(r)
 }
 

@@ -22,17 +22,8 @@ func TestEverythingOfPodsIsPutBack(t *testing.T) {
 	for _, style := range []string{Routed, Bridge} {
 		t.Run(style, func(t *testing.T) {
 			r := newRig(t, style)
-			r.m.every = 500 * time.Millisecond
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 2)
-			go func() { done <- r.o.Host.Run(ctx) }()
-			go func() { done <- r.m.Run(ctx) }()
-			t.Cleanup(func() {
-				cancel()
-				if err := errors.Join(<-done, <-done); err != nil {
-					t.Error(err)
-				}
-			})
+			r.m.every = time.Hour // so that nothing but news of it makes it right
+			r.run()
 			x, y := nettest.New(t), nettest.New(t)
 			a, b := r.attach(request(x, "x")), r.attach(request(y, "y"))
 			link, ip4, ip6 := a.HostInterface, a.IPs[0].Address.Addr().String(), a.IPs[1].Address.Addr().String()
@@ -56,8 +47,18 @@ func TestEverythingOfPodsIsPutBack(t *testing.T) {
 				{x, "ip link set eth0 mtu 1300"},
 				{x, "ip addr flush dev eth0 scope global"},
 				{x, "ip route flush all; ip -6 route del default"},
+				{x, "ip addr del " + a.IPs[0].Address.String() + " dev eth0"},
+				{x, "ip -6 addr del " + a.IPs[1].Address.String() + " dev eth0"},
+				{x, "ip route del default"},
+				{x, "ip -6 route del default"},
+				{x, "ip -4 route flush dev eth0 scope link"},
+				{x, "ip neigh flush dev eth0 nud all; ip -6 neigh flush dev eth0 nud all"},
+				{x, "ip neigh replace " + a.IPs[0].Gateway.String() + " dev eth0 lladdr 02:00:00:00:00:99 nud stale"},
 				{x, "ip link del eth0"},
 			} {
+				if style == Bridge && strings.Contains(c.cmd, "02:00:00:00:00:99") {
+					continue // there the pod asks for its neighbours itself
+				}
 				c.where.MustRun(t, "sh", "-c", c.cmd)
 				began := time.Now()
 				q := api.CheckRequest{AttachRequest: request(x, "x"), Expect: a}
@@ -81,6 +82,49 @@ func TestEverythingOfPodsIsPutBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// run runs the Host and the Manager until the test ends.
+func (r *rig) run() {
+	ctx, cancel := context.WithCancel(r.t.Context())
+	done := make(chan error, 2)
+	go func() { done <- r.o.Host.Run(ctx) }()
+	go func() { done <- r.m.Run(ctx) }()
+	r.t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-done, <-done); err != nil {
+			r.t.Error(err)
+		}
+	})
+}
+
+// TestListeningLetsGo: the socket that listens in a pod's namespace does not keep it alive, whether the pod is detached or just gone.
+func TestListeningLetsGo(t *testing.T) {
+	r := newRig(t, Routed)
+	r.run()
+	gone, detached := nettest.New(t), nettest.New(t)
+	r.attach(request(gone, "gone"))
+	r.attach(request(detached, "detached"))
+	gone.MustRun(t, "ip", "route", "del", "default") // and wait until it is listened to
+	q := api.CheckRequest{AttachRequest: request(gone, "gone")}
+	nettest.Eventually(t, 20*time.Second, func() error { return r.m.Check(t.Context(), q) })
+	if err := r.m.Detach(t.Context(), api.DetachRequest{ContainerID: "detached", IfName: "eth0", Network: "weft"}); err != nil {
+		t.Fatal(err)
+	}
+	// A veth pair between the namespace and the outside goes when the namespace does.
+	nettest.Pair(t, nettest.End{NS: detached, Dev: "far"}, nettest.End{NS: r.outside, Dev: "canary"}, 1500)
+	if err := errors.Join(gone.Close(), detached.Close()); err != nil {
+		t.Fatal(err)
+	}
+	nettest.Eventually(t, 20*time.Second, func() error {
+		if left := r.left(); len(left) > 0 {
+			return fmt.Errorf("left behind: %q", left)
+		}
+		if out, err := r.outside.Run("ip", "link", "show", "canary"); err == nil {
+			return fmt.Errorf("the namespace is still there: %s", out)
+		}
+		return nil
+	})
 }
 
 func (r *rig) mustHave(style, link, ip4, ip6 string) []string {
