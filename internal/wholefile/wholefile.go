@@ -47,17 +47,29 @@ func Create(path string, perm fs.FileMode, data []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.Cleanup()) }()
+	defer func() { err = errors.Join(err, unlessGone(f.Cleanup())) }()
 	if _, err = f.Write(data); err == nil {
 		err = f.Sync()
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, cause(err))
 	}
-	if err := os.Link(f.Name(), path); err != nil { // unlike a rename it replaces nothing
+	if err := moveTo(f.Name(), path); err != nil {
 		return err
 	}
 	return syncFolder(dir)
+}
+
+// moveTo renames a file, and replaces nothing. Some file systems have no such renaming (network ones), others no second names (FAT).
+func moveTo(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return os.Link(from, to) // whoever wrote the first name removes it
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
 }
 
 // Set is files that appear together: all, or none. Only a crash in the moment of the last renames can leave some.
