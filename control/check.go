@@ -10,30 +10,47 @@ import (
 
 // Check makes a State of what a source read. It is the one place that decides what a cluster may
 // look like, so that every source and every machine decides alike: the result depends on the set of
-// nodes only, never on their order.
+// nodes and on who was there first, never on their order.
 //
 // One node's garbage never harms the others: what cannot be used is left out, and named in Problems
 // with its remedy. The rules, in this order:
 //
 //   - a node needs a valid name, at least one usable endpoint and at least one usable prefix;
-//   - of two nodes with one name, the one whose prefixes and endpoints sort first stays;
-//   - an endpoint that two nodes claim belongs to the one whose name sorts first;
-//   - of two prefixes that overlap, the longer one stays (a claim that is too wide harms only
-//     itself); of two equal ones, that of the node whose name sorts first.
+//   - an endpoint inside the network is not usable: a tunnel to it would lead into itself;
+//   - of two nodes with one name, one stays; an endpoint, a VTEP MAC or a public key that two nodes claim
+//     is one's, and a node without the MAC or the key that it claims is left out;
+//   - of prefixes that overlap, one stays.
+//
+// It is always the elder's, where the source knows who was there first. Where it does not, it is for
+// prefixes the one of the usual length (that most prefixes of the family have), then the longer one,
+// so that a slip of the pen harms the line it is in; then, for everything, the node's whose name sorts first. So
+// whoever comes later, with whatever claims, takes nothing from those who are there.
 //
 // A node that self shares no address family with stays, and is a Problem: others reach it. The error
 // says that self is not among the nodes that are left, and why.
-func Check(self string, network []netip.Prefix, nodes []Node) (State, error) {
-	c := checker{network: network, nodes: make([]Node, 0, len(nodes))}
+func Check(self string, network []netip.Prefix, nodes []Node, elder Elder) (State, error) {
+	c := checker{network: network, elder: elder, nodes: make([]Node, 0, len(nodes))}
 	for i := range nodes {
 		c.add(nodes[i])
 	}
 	c.oneOfEachName()
 	c.endpoints()
+	c.stations()
 	c.prefixes()
 	c.strangers(self)
 	return c.state(self)
 }
+
+// Claim is something that a node says is its own: a prefix, or an endpoint, or, with neither, whatever else.
+type Claim struct {
+	Node     *Node // as the source gave it, what was wrong by itself left out; not to be edited
+	Prefix   netip.Prefix
+	Endpoint netip.Addr
+}
+
+// Elder says which of two claims on the same was made first: negative for a, positive for b, 0 where the source does
+// not know. It is asked only where there is a quarrel, and has to order all claims (a strict weak order). nil knows nothing.
+type Elder func(a, b Claim) int
 
 // WrongName says what is wrong with a node's name, "" when nothing is. Names become log fields, file
 // names and columns of tables, so they are made of what host names are made of.
@@ -54,6 +71,7 @@ func WrongName(s string) string {
 
 type checker struct {
 	network  []netip.Prefix
+	elder    Elder
 	nodes    []Node // our own copies, free to edit
 	problems []Problem
 }
@@ -62,13 +80,28 @@ func (c *checker) problem(node, format string, args ...any) {
 	c.problems = append(c.problems, Problem{Node: node, Text: fmt.Sprintf(format, args...)})
 }
 
+// first orders claims by who was there first, then by name.
+func (c *checker) first(a, b Claim) int {
+	if order := c.older(a, b); order != 0 {
+		return order
+	}
+	return cmp.Compare(a.Node.Name, b.Node.Name)
+}
+
+func (c *checker) older(a, b Claim) int {
+	if c.elder == nil {
+		return 0
+	}
+	return c.elder(a, b)
+}
+
 // add copies a node without what is wrong with it by itself.
 func (c *checker) add(n Node) {
 	if wrong := WrongName(n.Name); wrong != "" {
 		c.problem("", "the node with endpoints %v and prefixes %v is left out: %s", n.Endpoints, n.Prefixes, wrong)
 		return
 	}
-	n.Endpoints = c.keep(n.Endpoints, wrongEndpoint, n.Name)
+	n.Endpoints = c.keep(n.Endpoints, c.wrongEndpoint, n.Name)
 	if !c.tidy(n.Prefixes) {
 		n.Prefixes = slices.Clone(n.Prefixes)
 		slices.SortFunc(n.Prefixes, comparePrefix)
@@ -115,7 +148,7 @@ func (c *checker) keep(endpoints []netip.Addr, wrong func(netip.Addr) string, no
 	return kept
 }
 
-func wrongEndpoint(a netip.Addr) string {
+func (c *checker) wrongEndpoint(a netip.Addr) string {
 	switch {
 	case !a.IsValid():
 		return "an endpoint is not an address: write one like 192.0.2.1 or 2001:db8::1"
@@ -123,6 +156,11 @@ func wrongEndpoint(a netip.Addr) string {
 		return fmt.Sprintf("endpoint %v has a zone, which means nothing to other nodes: use a global address", a)
 	case a.IsUnspecified(), a.IsMulticast(), a.IsLoopback(), a.IsLinkLocalUnicast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return fmt.Sprintf("endpoint %v cannot be reached by other nodes: use the node's own unicast address", a)
+	}
+	for _, n := range c.network {
+		if n.Contains(a) {
+			return fmt.Sprintf("endpoint %v is inside the network %v: packets to it would go into the tunnel that they are to leave by: use an address outside, or another network", a, n)
+		}
 	}
 	return ""
 }
@@ -144,8 +182,14 @@ func (c *checker) wrongPrefix(p netip.Prefix) string {
 
 // oneOfEachName sorts the nodes by name and keeps one of each.
 func (c *checker) oneOfEachName() {
-	if !slices.IsSortedFunc(c.nodes, compareNode) {
-		slices.SortFunc(c.nodes, compareNode)
+	compare := func(a, b Node) int {
+		if a.Name != b.Name {
+			return cmp.Compare(a.Name, b.Name)
+		}
+		return c.compareSameName(a, b)
+	}
+	if !slices.IsSortedFunc(c.nodes, compare) {
+		slices.SortFunc(c.nodes, compare)
 	}
 	sorted := c.nodes
 	c.nodes = c.nodes[:0]
@@ -159,31 +203,86 @@ func (c *checker) oneOfEachName() {
 	}
 }
 
-// compareNode orders by name, and nodes of one name by all that they say.
-func compareNode(a, b Node) int {
-	if a.Name != b.Name {
-		return cmp.Compare(a.Name, b.Name)
+// compareSameName orders nodes of one name by who was there first, and then by all that they say.
+func (c *checker) compareSameName(a, b Node) int {
+	if order := c.older(Claim{Node: &a}, Claim{Node: &b}); order != 0 {
+		return order
 	}
 	return cmp.Or(slices.CompareFunc(a.Prefixes, b.Prefixes, comparePrefix),
 		slices.CompareFunc(a.Endpoints, b.Endpoints, netip.Addr.Compare), cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
 }
 
-// endpoints gives each endpoint to one node, and leaves out nodes that have none.
-func (c *checker) endpoints() {
-	owner := make(map[netip.Addr]string, len(c.nodes))
-	c.nodes = slices.DeleteFunc(c.nodes, func(n Node) bool { return c.bare(n) })
+// owners returns who has what, of that which each node claims: the first of those who claim it.
+func owners[K comparable](c *checker, claimed func(*Node) []K, claim func(*Node, K) Claim) map[K]*Node {
+	owner := make(map[K]*Node, len(c.nodes))
 	for i := range c.nodes {
 		n := &c.nodes[i]
-		n.Endpoints = c.keep(n.Endpoints, func(a netip.Addr) string {
-			if other, taken := owner[a]; taken {
-				return fmt.Sprintf("endpoint %v belongs to node %s already: correct one of the two", a, other)
+		for _, x := range claimed(n) {
+			if other, taken := owner[x]; !taken || c.first(claim(n, x), claim(other, x)) < 0 {
+				owner[x] = n
 			}
-			owner[a] = n.Name
-			return ""
+		}
+	}
+	return owner
+}
+
+// endpoints gives each endpoint to one node, and leaves out nodes that have none.
+func (c *checker) endpoints() {
+	c.drop(c.bare)
+	owner := owners(c, func(n *Node) []netip.Addr { return n.Endpoints }, func(n *Node, a netip.Addr) Claim { return Claim{Node: n, Endpoint: a} })
+	for i := range c.nodes {
+		n := &c.nodes[i]
+		if !slices.ContainsFunc(n.Endpoints, func(a netip.Addr) bool { return owner[a] != n }) {
+			continue
+		}
+		n.Endpoints = c.keep(n.Endpoints, func(a netip.Addr) string {
+			if owner[a] == n {
+				return ""
+			}
+			return fmt.Sprintf("endpoint %v belongs to node %s already: correct one of the two, or remove the one that is gone", a, owner[a].Name)
 		}, n.Name)
 	}
-	c.nodes = slices.DeleteFunc(c.nodes, func(n Node) bool { return c.bare(n) })
+	c.drop(c.bare)
 }
+
+// stations leaves out nodes whose VTEP MAC or public key is another's: frames to it, and handshakes, would be taken for theirs.
+func (c *checker) stations() {
+	announced := slices.ContainsFunc(c.nodes, func(n Node) bool { return n.MAC != MAC{} })
+	var mac map[MAC]*Node
+	if announced { // else they follow from names, which differ
+		mac = owners(c, func(n *Node) []MAC { return []MAC{n.VTEP()} }, func(n *Node, _ MAC) Claim { return Claim{Node: n} })
+	}
+	key := owners(c, (*Node).keys, func(n *Node, _ string) Claim { return Claim{Node: n} })
+	if (mac == nil || len(mac) == len(c.nodes)) && !slices.ContainsFunc(c.nodes, func(n Node) bool { return n.PublicKey != "" && key[n.PublicKey].Name != n.Name }) {
+		return
+	}
+	wrong := map[string]string{} // by name: the maps point into the list that is about to be edited
+	for i := range c.nodes {
+		n := &c.nodes[i]
+		switch {
+		case mac != nil && mac[n.VTEP()] != n:
+			wrong[n.Name] = fmt.Sprintf("the node is left out, its VTEP MAC %v is that of node %s: restart its daemon with a name of its own, or remove the one that is gone", n.VTEP(), mac[n.VTEP()].Name)
+		case n.PublicKey != "" && key[n.PublicKey] != n:
+			wrong[n.Name] = fmt.Sprintf("the node is left out, its public key is that of node %s: make it one of its own (`weft keys gen`), or remove the one that is gone", key[n.PublicKey].Name)
+		}
+	}
+	c.drop(func(n Node) bool {
+		if wrong[n.Name] != "" {
+			c.problem(n.Name, "%s", wrong[n.Name])
+		}
+		return wrong[n.Name] != ""
+	})
+}
+
+// keys are the node's public keys: one, or none.
+func (n *Node) keys() []string {
+	if n.PublicKey == "" {
+		return nil
+	}
+	return []string{n.PublicKey}
+}
+
+func (c *checker) drop(wrong func(Node) bool) { c.nodes = slices.DeleteFunc(c.nodes, wrong) }
 
 // bare reports a node that has nothing to reach it by, or nothing to reach.
 func (c *checker) bare(n Node) bool {
@@ -198,47 +297,105 @@ func (c *checker) bare(n Node) bool {
 	return true
 }
 
-// prefixes gives each range of addresses to one node, and leaves out nodes that have none.
+// prefixes gives each range of addresses to one node, and leaves out nodes that have none. Claims are granted one after
+// another, each unless it overlaps what is granted already.
 func (c *checker) prefixes() {
 	if c.disjoint() {
 		return
 	}
-	type claim struct {
-		prefix netip.Prefix
-		node   int // index in nodes, which are sorted by name
-	}
-	claims := make([]claim, 0, 2*len(c.nodes))
-	for i, n := range c.nodes {
-		for _, p := range n.Prefixes {
-			claims = append(claims, claim{p, i})
+	claims := make([]Claim, 0, 2*len(c.nodes))
+	for i := range c.nodes {
+		for _, p := range c.nodes[i].Prefixes {
+			claims = append(claims, Claim{Node: &c.nodes[i], Prefix: p})
 		}
 	}
-	// Prefixes either nest or are disjoint, so in this order whatever lies inside a prefix follows
-	// it at once, after its equals.
-	slices.SortFunc(claims, func(a, b claim) int {
-		return cmp.Or(comparePrefix(a.prefix, b.prefix), cmp.Compare(a.node, b.node))
+	usual := usualLengths(claims)
+	odd := func(p netip.Prefix) int {
+		if p.Bits() == usual[family(p)] {
+			return 0
+		}
+		return 1
+	}
+	slices.SortFunc(claims, func(a, b Claim) int {
+		if order := c.older(a, b); order != 0 {
+			return order
+		}
+		return cmp.Or(cmp.Compare(odd(a.Prefix), odd(b.Prefix)), cmp.Compare(b.Prefix.Bits(), a.Prefix.Bits()), cmp.Compare(a.Node.Name, b.Node.Name),
+			comparePrefix(a.Prefix, b.Prefix))
 	})
-	for first := 0; first < len(claims); {
-		next := first + 1
-		for next < len(claims) && claims[next].prefix == claims[first].prefix {
-			next++
+	granted := newRanges(claims)
+	refused := map[string][]netip.Prefix{}
+	for _, cl := range claims {
+		if other, overlaps := granted.overlapping(cl.Prefix); overlaps {
+			refused[cl.Node.Name] = append(refused[cl.Node.Name], cl.Prefix)
+			c.problem(cl.Node.Name, "prefix %v is left out, it overlaps %v of node %s: give each its own", cl.Prefix, other.Prefix, other.Node.Name)
+			continue
 		}
-		winner := claims[first]
-		if next < len(claims) && winner.prefix.Contains(claims[next].prefix.Addr()) {
-			winner = claims[next]
-		}
-		for _, cl := range claims[first:next] {
-			if cl == winner {
-				continue
-			}
-			n := &c.nodes[cl.node]
-			n.Prefixes = slices.DeleteFunc(slices.Clone(n.Prefixes), func(p netip.Prefix) bool { return p == cl.prefix })
-			c.problem(n.Name, "prefix %v is left out, it overlaps %v of node %s: give each its own",
-				cl.prefix, winner.prefix, c.nodes[winner.node].Name)
-		}
-		first = next
+		granted.add(cl)
 	}
-	c.nodes = slices.DeleteFunc(c.nodes, func(n Node) bool { return c.bare(n) })
+	for i := range c.nodes {
+		n := &c.nodes[i]
+		if list := refused[n.Name]; list != nil {
+			n.Prefixes = slices.DeleteFunc(slices.Clone(n.Prefixes), func(p netip.Prefix) bool { return slices.Contains(list, p) })
+		}
+	}
+	c.drop(c.bare)
+}
+
+// usualLengths are, by family, the lengths that most prefixes have; of lengths that are as common, the one that pools are
+// cut into (nodeLength4, nodeLength6), or else the longest.
+func usualLengths(claims []Claim) (usual [2]int) {
+	var count [2][129]int
+	for _, cl := range claims {
+		count[family(cl.Prefix)][cl.Prefix.Bits()]++
+	}
+	for f, standard := range []int{nodeLength4, nodeLength6} {
+		for bits, n := range count[f] {
+			if most := count[f][usual[f]]; n > most || n == most && n > 0 && usual[f] != standard {
+				usual[f] = bits
+			}
+		}
+	}
+	return usual
+}
+
+// ranges is a set of disjoint prefixes that knows quickly what overlaps one of them.
+type ranges struct {
+	members map[netip.Prefix]Claim
+	above   map[netip.Prefix]Claim // wider prefixes, of the lengths in use, that have a member inside
+	lengths [2][]int               // in use, by family
+}
+
+// newRanges makes an empty set for some of the claims.
+func newRanges(claims []Claim) *ranges {
+	r := &ranges{members: make(map[netip.Prefix]Claim, len(claims)), above: map[netip.Prefix]Claim{}}
+	for _, cl := range claims {
+		if f := family(cl.Prefix); !slices.Contains(r.lengths[f], cl.Prefix.Bits()) {
+			r.lengths[f] = append(r.lengths[f], cl.Prefix.Bits())
+		}
+	}
+	return r
+}
+
+func (r *ranges) overlapping(p netip.Prefix) (Claim, bool) {
+	for _, bits := range r.lengths[family(p)] {
+		if bits <= p.Bits() {
+			if cl, ok := r.members[netip.PrefixFrom(p.Addr(), bits).Masked()]; ok {
+				return cl, true
+			}
+		}
+	}
+	cl, ok := r.above[p]
+	return cl, ok
+}
+
+func (r *ranges) add(cl Claim) {
+	r.members[cl.Prefix] = cl
+	for _, bits := range r.lengths[family(cl.Prefix)] {
+		if bits < cl.Prefix.Bits() {
+			r.above[netip.PrefixFrom(cl.Prefix.Addr(), bits).Masked()] = cl
+		}
+	}
 }
 
 // disjoint says that no two prefixes overlap, which is all there is to know of a cluster in order. It

@@ -73,9 +73,15 @@ func TestCheck(t *testing.T) {
 		"same prefix": {in: []string{a, b, "c 192.0.2.3 10.244.2.0/24"}, nodes: []string{b},
 			problems: []string{"c: prefix 10.244.2.0/24 is left out, it overlaps 10.244.2.0/24 of node b", "c: the node is left out"}},
 		"a wide claim harms itself": {in: []string{"a 192.0.2.1 10.244.0.0/16,10.244.1.0/24", b, c}, nodes: []string{b, c}, self: a,
-			problems: []string{"a: prefix 10.244.0.0/16 is left out, it overlaps 10.244.1.0/24 of node a"}},
-		"nested thrice": {in: []string{a, "b 192.0.2.2 10.244.2.0/23", "c 192.0.2.3 10.244.2.0/24", "d 192.0.2.4 10.244.2.128/25"}, nodes: []string{"d 192.0.2.4 10.244.2.128/25"},
-			problems: []string{"b: prefix", "b: the node", "c: prefix 10.244.2.0/24 is left out, it overlaps 10.244.2.128/25 of node d", "c: the node"}},
+			problems: []string{"a: prefix 10.244.0.0/16 is left out, it overlaps 10.244.3.0/24 of node c"}},
+		"nested thrice": {in: []string{a, "b 192.0.2.2 10.244.2.0/23", "c 192.0.2.3 10.244.2.0/24", "d 192.0.2.4 10.244.2.128/25"}, nodes: []string{"c 192.0.2.3 10.244.2.0/24"},
+			problems: []string{"b: prefix", "b: the node", "d: prefix 10.244.2.128/25 is left out, it overlaps 10.244.2.0/24 of node c", "d: the node"}},
+		"a narrow claim harms itself": {in: []string{a, "0 192.0.2.9 10.244.1.128/25", "b 192.0.2.2 10.244.2.0/24"}, nodes: []string{b},
+			problems: []string{"0: prefix 10.244.1.128/25 is left out, it overlaps 10.244.1.0/24 of node a", "0: the node"}},
+		"one of two lines": {in: []string{a, "0 192.0.2.9 10.244.1.128/25"},
+			problems: []string{"0: prefix 10.244.1.128/25 is left out", "0: the node"}},
+		"endpoint inside the network": {in: []string{a, "b 10.244.9.9 10.244.2.0/24", "c 192.0.2.3,fd00:10:244::3 10.244.3.0/24"}, nodes: []string{c},
+			problems: []string{"b: endpoint 10.244.9.9 is inside the network 10.244.0.0/16", "b: the node is left out", "c: endpoint fd00:10:244::3 is inside"}},
 		"self loses": {in: []string{"a 192.0.2.1 10.244.0.0/16", b}, nodes: []string{b}, self: "none",
 			problems: []string{"a: prefix 10.244.0.0/16", "a: the node"},
 			err:      `this node, "a", is left out: prefix 10.244.0.0/16 is left out, it overlaps 10.244.2.0/24 of node b: give each its own; the node is left out`},
@@ -86,7 +92,7 @@ func TestCheck(t *testing.T) {
 				in = append(in, node(t, s))
 			}
 			before := fmt.Sprint(in)
-			s, err := control.Check("a", network, in)
+			s, err := control.Check("a", network, in, nil)
 			if fmt.Sprint(in) != before {
 				t.Error("the nodes it was given changed")
 			}
@@ -143,21 +149,21 @@ func TestCheckProperties(t *testing.T) {
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		nodes := randomNodes(r)
-		s, err := control.Check("a", network, nodes)
+		s, err := control.Check("a", network, nodes, nil)
 		holds(t, s, err)
 
 		shuffled := slices.Clone(nodes)
 		r.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-		if s2, err2 := control.Check("a", network, shuffled); !reflect.DeepEqual(s, s2) || fmt.Sprint(err) != fmt.Sprint(err2) {
+		if s2, err2 := control.Check("a", network, shuffled, nil); !reflect.DeepEqual(s, s2) || fmt.Sprint(err) != fmt.Sprint(err2) {
 			t.Fatalf("the order of the nodes matters:\n%+v\n%+v", s, s2)
 		}
 		// Another node must see the same cluster.
-		sb, _ := control.Check("b", network, nodes)
+		sb, _ := control.Check("b", network, nodes, nil)
 		if !reflect.DeepEqual(all(s), all(sb)) {
 			t.Fatalf("a and b disagree:\n%+v\n%+v", all(s), all(sb))
 		}
 		// What was kept is beyond reproach.
-		again, err := control.Check("a", network, all(s))
+		again, err := control.Check("a", network, all(s), nil)
 		if len(again.Problems) > 0 || !reflect.DeepEqual(all(again), all(s)) {
 			t.Fatalf("second thoughts: %+v, %v", again, err)
 		}
@@ -211,7 +217,122 @@ func FuzzCheck(f *testing.F) {
 		p, _ := netip.ParsePrefix(prefix)
 		a, _ := netip.ParseAddr(endpoint)
 		nodes = append(nodes, control.Node{Name: name, Prefixes: []netip.Prefix{p}, Endpoints: []netip.Addr{a}})
-		s, err := control.Check("a", network, nodes)
+		s, err := control.Check("a", network, nodes, nil)
 		holds(t, s, err)
+	})
+}
+
+// TestStations: a VTEP MAC or a public key is one node's.
+func TestStations(t *testing.T) {
+	const key = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
+	a, b, c := node(t, "a 192.0.2.1 10.244.1.0/24"), node(t, "b 192.0.2.2 10.244.2.0/24"), node(t, "c 192.0.2.3 10.244.3.0/24")
+	for name, tc := range map[string]struct {
+		claim func() // by c, of what is b's
+		left  string
+	}{
+		"no quarrel":          {func() {}, "[b c]"},
+		"an announced MAC":    {func() { b.MAC = control.MAC{2, 1}; c.MAC = control.MAC{2, 1} }, "[b]"},
+		"a MAC of a name":     {func() { c.MAC = control.VTEPMAC("b") }, "[b]"},
+		"a public key":        {func() { b.PublicKey, c.PublicKey = key, key }, "[b]"},
+		"MAC and key at once": {func() { b.PublicKey, c.PublicKey, c.MAC = key, key, control.VTEPMAC("b") }, "[b]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b.MAC, b.PublicKey, c.MAC, c.PublicKey = control.MAC{}, "", control.MAC{}, ""
+			tc.claim()
+			x := control.NewIndex([]control.Node{a, b})
+			if fits := x.Fits(c); fits != (tc.left == "[b c]") {
+				t.Errorf("it fits: %v", fits)
+			}
+			s, err := control.Check("a", network, []control.Node{c, a, b}, nil)
+			var left []string
+			for _, n := range s.Nodes {
+				left = append(left, n.Name)
+			}
+			if err != nil || fmt.Sprint(left) != tc.left || (len(s.Problems) == 1) != (len(left) == 1) {
+				t.Errorf("left are %v, problems %v, %v; want %s", left, s.Problems, err, tc.left)
+			}
+		})
+	}
+}
+
+// elders is a cluster in order, and an Elder that knows that it was there before all others.
+func elders(r *rand.Rand) ([]control.Node, control.Elder) {
+	var nodes []control.Node
+	for i := range 1 + r.IntN(6) {
+		bits := 20 + r.IntN(9)
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(i) << 4, byte(r.IntN(256))}), bits).Masked()
+		n := control.Node{Name: "m" + string(rune('0'+i)), Prefixes: []netip.Prefix{p}, Endpoints: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}}
+		if r.IntN(2) == 0 {
+			n.MAC, n.PublicKey = control.MAC{2, byte(i)}, fmt.Sprint("key", i)
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, func(a, b control.Claim) int {
+		old := func(c control.Claim) int {
+			for _, n := range nodes {
+				if n.Name == c.Node.Name && n.Equal(*c.Node) || n.Name == c.Node.Name && (c.Prefix.IsValid() || c.Endpoint.IsValid()) && n.MAC == c.Node.MAC {
+					return 0
+				}
+			}
+			return 1
+		}
+		return old(a) - old(b)
+	}
+}
+
+// nobodyIsHarmed says that whatever comes later takes nothing from those who are there.
+func nobodyIsHarmed(t *testing.T, seed uint64, more ...control.Node) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(seed, 3))
+	old, elder := elders(r)
+	junk := append(randomNodes(r), more...)
+	for i := range junk { // claims on what others have, of every kind
+		victim := old[r.IntN(len(old))]
+		switch r.IntN(6) {
+		case 0:
+			junk[i].MAC = victim.VTEP()
+		case 1:
+			junk[i].PublicKey = victim.PublicKey
+		case 2:
+			junk[i].Endpoints = append(junk[i].Endpoints, victim.Endpoints...)
+		case 3:
+			p := victim.Prefixes[0]
+			junk[i].Prefixes = append(junk[i].Prefixes, netip.PrefixFrom(p.Addr(), 16+r.IntN(17)).Masked(), p)
+		case 4:
+			junk[i].Name = victim.Name
+			junk[i].MAC = control.MAC{2, 99} // so that it is not the victim itself
+		}
+	}
+	nodes := append(slices.Clone(junk), old...)
+	r.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+	s, err := control.Check("m0", network, nodes, elder)
+	if err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
+	}
+	for _, want := range old {
+		if i := slices.IndexFunc(all(s), func(n control.Node) bool { return n.Equal(want) }); i < 0 {
+			t.Fatalf("seed %d: %+v is not what it was among\n%+v\nby\n%+v", seed, want, all(s), junk)
+		}
+	}
+}
+
+// TestNobodyIsHarmed: no set of claims takes away what somebody had before.
+func TestNobodyIsHarmed(t *testing.T) {
+	for seed := range uint64(3000) {
+		nobodyIsHarmed(t, seed)
+	}
+}
+
+func FuzzNobodyIsHarmed(f *testing.F) {
+	f.Add(uint64(1), "a", "10.244.1.0/24", "192.0.2.1", []byte{2})
+	f.Fuzz(func(t *testing.T, seed uint64, name, prefix, endpoint string, mac []byte) {
+		p, _ := netip.ParsePrefix(prefix)
+		a, _ := netip.ParseAddr(endpoint)
+		n := control.Node{Name: name, Prefixes: []netip.Prefix{p}, Endpoints: []netip.Addr{a}}
+		copy(n.MAC[:], mac)
+		if strings.HasPrefix(name, "m") {
+			return // the settled ones' names are the elder's to tell apart
+		}
+		nobodyIsHarmed(t, seed, n)
 	})
 }

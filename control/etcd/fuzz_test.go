@@ -35,7 +35,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			v := newView(s)
 			v.put(&mvccpb.KeyValue{Key: []byte("/x/" + key), Value: value, CreateRevision: 1, ModRevision: 1})
-			nodes, problems := v.cluster()
+			nodes, problems, _ := v.cluster()
 			for _, n := range nodes {
 				if control.WrongName(n.Name) != "" {
 					t.Errorf("a node %q", n.Name)
@@ -47,7 +47,7 @@ func FuzzDecode(f *testing.F) {
 				}
 			}
 			v.remove("/x/" + key)
-			if nodes, problems := v.cluster(); len(nodes)+len(problems) > 0 {
+			if nodes, problems, _ := v.cluster(); len(nodes)+len(problems) > 0 {
 				t.Errorf("what was removed is still there: %v %v", nodes, problems)
 			}
 		}

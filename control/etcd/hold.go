@@ -132,9 +132,12 @@ func (m *member) choose(mine []*entry) (chosen []netip.Prefix, refused string) {
 	}
 	before = append(append(before, m.grant.node.Prefixes...), m.memory.Prefixes...)
 	for _, e := range m.view.entries {
-		if !slices.Contains(mine, e) {
-			for _, p := range e.claims {
-				t.add(p)
+		if slices.Contains(mine, e) {
+			continue
+		}
+		for _, p := range e.claims {
+			if !m.view.odd(p) && !slices.ContainsFunc(mine, func(own *entry) bool { return own.create < e.create && slices.ContainsFunc(own.claims, p.Overlaps) }) {
+				t.add(p) // else it is nobody's: a claim off the network's cut, or one that came later than ours
 			}
 		}
 	}

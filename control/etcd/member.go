@@ -125,6 +125,7 @@ func (m *member) hangUp() {
 // list reads everything below the prefix, as of one revision.
 func (m *member) list(ctx context.Context) error {
 	v, same := newView(m.schema), true
+	v.pools = m.network.Pools
 	key, end := m.set.Prefix+"/", clientv3.GetPrefixRangeEnd(m.set.Prefix+"/")
 	for {
 		opts := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(pageSize)}
@@ -194,6 +195,7 @@ func (m *member) readNetwork(ctx context.Context) error {
 	}
 	if m.wrong == "" {
 		m.network, m.written = n, m.view.network.Value
+		m.view.pools, m.view.whole = n.Pools, true
 		return nil
 	}
 	if m.published { // what is in force stays

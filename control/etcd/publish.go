@@ -86,7 +86,7 @@ func (m *member) state() control.State {
 	m.index = nil
 	clear(m.view.dirty)
 	m.view.whole = false
-	told, garbage := m.view.cluster()
+	told, garbage, elder := m.view.cluster()
 	nodes := slices.DeleteFunc(m.haunt(told), func(n control.Node) bool { return n.Name == m.self.Name })
 	problems := append(m.problems(), garbage...)
 	if !m.grant.held() {
@@ -95,7 +95,7 @@ func (m *member) state() control.State {
 		return control.State{Self: m.self, Problems: problems}
 	}
 	at, _ := control.Find(nodes, m.self.Name)
-	s, err := control.Check(m.self.Name, m.set.Network, slices.Insert(nodes, at, m.grant.node))
+	s, err := control.Check(m.self.Name, m.set.Network, slices.Insert(nodes, at, m.grant.node), elder)
 	switch {
 	case err != nil:
 		s.Self, s.Nodes = m.last.Self, m.last.Nodes

@@ -3,6 +3,7 @@ package etcd
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -17,6 +18,7 @@ type view struct {
 	entries map[string]*entry // by key
 	told    []*entry          // those of them that describe a node, sorted by name, then by age
 	network *mvccpb.KeyValue  // nil = there is none
+	pools   []control.Pool    // of the network that is in force; nil = not known yet
 	rev     int64             // all that happened up to here is in
 
 	// What changed since the last State, so that one change among thousands of nodes costs little.
@@ -63,7 +65,7 @@ func (v *view) touch(e *entry) {
 	if e == nil {
 		return
 	}
-	v.whole = v.whole || e.wrong != "" || e.name == ""
+	v.whole = v.whole || e.wrong != "" || e.name == "" || slices.ContainsFunc(e.claims, v.odd)
 	v.dirty[e.name] = true
 }
 
@@ -90,12 +92,9 @@ func (v *view) remove(key string) {
 	delete(v.entries, key)
 }
 
-// cluster is the view as a list of nodes for control.Check, and what is wrong with it.
-//
-// Who came first stays: a key's creation decides between two nodes that claim one name or one
-// endpoint, so that nobody who joins later can push another out. All nodes see the same revisions, so
-// all decide alike.
-func (v *view) cluster() (nodes []control.Node, problems []control.Problem) {
+// cluster is the view as a list of nodes for control.Check, what is wrong with it, and who was there first: a key's creation
+// decides, so that nobody who joins later can push another out. All nodes see the same revisions, so all decide alike.
+func (v *view) cluster() (nodes []control.Node, problems []control.Problem, elder control.Elder) {
 	holder := make(map[netip.Prefix]*entry, len(v.entries))
 	for _, e := range v.entries {
 		if e.wrong != "" {
@@ -103,22 +102,16 @@ func (v *view) cluster() (nodes []control.Node, problems []control.Problem) {
 			continue
 		}
 		for _, p := range e.claims {
+			if v.odd(p) {
+				problems = append(problems, control.Problem{Node: e.name, Text: fmt.Sprintf("the claim of prefix %v is left out, the network is not cut into such ones: delete the key %s, or restart the daemon that wrote it", p, e.key)})
+				continue
+			}
 			if other := holder[p]; other == nil || e.create < other.create {
 				holder[p] = e
 			}
 		}
 	}
-	at := make(map[netip.Addr]*entry, len(v.told))
-	for i, e := range v.told {
-		if i > 0 && v.told[i-1].node.Name == e.node.Name {
-			continue // not in the cluster, see below
-		}
-		for _, a := range e.node.Endpoints {
-			if other := at[a]; other == nil || e.create < other.create {
-				at[a] = e
-			}
-		}
-	}
+	age := map[string]int64{} // of the nodes' own keys
 	nodes = make([]control.Node, 0, len(v.told)+1)
 	for i, e := range v.told {
 		n := e.node
@@ -129,25 +122,34 @@ func (v *view) cluster() (nodes []control.Node, problems []control.Problem) {
 			problem("the name is used by two nodes; the one with %v is left out, it joined later: rename one", n.Endpoints)
 			continue
 		}
-		if slices.ContainsFunc(n.Endpoints, func(a netip.Addr) bool { return at[a] != e }) {
-			n.Endpoints = slices.DeleteFunc(slices.Clone(n.Endpoints), func(a netip.Addr) bool {
-				if at[a] != e {
-					problem("endpoint %v belongs to node %s, which joined earlier: correct one of the two", a, at[a].name)
-				}
-				return at[a] != e
-			})
-		}
 		if slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return !held(holder[p], e) }) {
 			n.Prefixes = slices.DeleteFunc(slices.Clone(n.Prefixes), func(p netip.Prefix) bool {
-				if !held(holder[p], e) {
+				if !held(holder[p], e) && !v.odd(p) {
 					problem("prefix %v is left out, the store does not say that the node holds it: restart its daemon", p)
 				}
 				return !held(holder[p], e)
 			})
 		}
+		age[n.Name] = e.create
 		nodes = append(nodes, n)
 	}
-	return nodes, problems
+	created := func(c control.Claim) int64 {
+		if e := holder[c.Prefix]; c.Prefix.IsValid() && e != nil && e.name == c.Node.Name {
+			return e.create
+		}
+		if create, ok := age[c.Node.Name]; ok && !c.Prefix.IsValid() {
+			return create
+		}
+		return math.MaxInt64 // not in the store: this node's own newest, or one that the store forgot
+	}
+	return nodes, problems, func(a, b control.Claim) int { return cmp.Compare(created(a), created(b)) }
+}
+
+// odd says that the network is not cut into prefixes like p, so that nobody can hold it.
+func (v *view) odd(p netip.Prefix) bool {
+	return v.pools != nil && !slices.ContainsFunc(v.pools, func(pool control.Pool) bool {
+		return pool.NodeLength == p.Bits() && pool.Prefix.Overlaps(p)
+	})
 }
 
 // held says whether the key that claims a prefix belongs to the node of e.
@@ -163,6 +165,9 @@ func (v *view) one(name string) (n control.Node, ok bool) {
 		return n, true
 	}
 	e := v.told[at]
+	if slices.ContainsFunc(e.node.Prefixes, v.odd) {
+		return n, false
+	}
 	if at+1 < len(v.told) && v.told[at+1].node.Name == name {
 		return n, false
 	}

@@ -104,6 +104,11 @@ func (f *fake) put(name string, n *corev1.Node) {
 func (f *fake) putLocked(name string, n *corev1.Node) {
 	f.version++
 	e := event{f.version, "MODIFIED", n}
+	if n != nil && f.nodes[name] != nil {
+		n.CreationTimestamp = f.nodes[name].CreationTimestamp
+	} else if n != nil {
+		n.CreationTimestamp = metav1.Unix(int64(f.version), 0)
+	}
 	switch {
 	case n == nil:
 		e.Type, e.Object = "DELETED", f.nodes[name].DeepCopy()

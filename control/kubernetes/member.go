@@ -1,8 +1,10 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -393,7 +395,7 @@ func (m *member) whole(self control.Node, problems []control.Problem) control.St
 			nodes = append(nodes, r.node)
 		}
 	}
-	s, err := control.Check(m.self.Name, m.set.Network, append(nodes, self))
+	s, err := control.Check(m.self.Name, m.set.Network, append(nodes, self), m.elder)
 	switch {
 	case err != nil && m.published && len(m.last.Self.Prefixes) > 0:
 		s.Self, s.Nodes = m.last.Self, m.last.Nodes
@@ -408,6 +410,17 @@ func (m *member) whole(self control.Node, problems []control.Problem) control.St
 	}
 	s.Problems = append(problems, s.Problems...)
 	return s
+}
+
+// elder implements control.Elder: the Node object that was made first. The lock is held.
+func (m *member) elder(a, b control.Claim) int {
+	created := func(c control.Claim) int64 {
+		if r := m.records[c.Node.Name]; r != nil {
+			return r.created
+		}
+		return math.MaxInt64
+	}
+	return cmp.Compare(created(a), created(b))
 }
 
 // problems are those of this node, of the server and of the Node objects by themselves.

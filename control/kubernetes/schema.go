@@ -67,18 +67,19 @@ type record struct {
 	node        control.Node
 	internal    []netip.Addr      // InternalIPs that can be read
 	annotations map[string]string // ours and Flannel's
+	created     int64             // when the Node object came into being, Unix seconds
 	network     condition         // its condition NetworkUnavailable, where it is one that weft writes
 	waits       string            // why it has no prefix yet, "" when it has
 	wrong       string            // why it is not in the cluster, "" when it is
 }
 
 func (r *record) equal(o *record) bool {
-	return r.node.Equal(o.node) && r.network == o.network && r.waits == o.waits && r.wrong == o.wrong && slices.Equal(r.internal, o.internal) && maps.Equal(r.annotations, o.annotations)
+	return r.node.Equal(o.node) && r.created == o.created && r.network == o.network && r.waits == o.waits && r.wrong == o.wrong && slices.Equal(r.internal, o.internal) && maps.Equal(r.annotations, o.annotations)
 }
 
 // read is what a Node object says to this schema.
 func read(s schema, n *corev1.Node) *record {
-	r := &record{node: control.Node{Name: n.Name}, annotations: map[string]string{}}
+	r := &record{node: control.Node{Name: n.Name}, annotations: map[string]string{}, created: n.CreationTimestamp.Unix()}
 	for k, v := range n.Annotations {
 		if strings.HasPrefix(k, prefixWeft) || strings.HasPrefix(k, prefixFlannel) {
 			r.annotations[k] = v
@@ -123,7 +124,7 @@ func read(s schema, n *corev1.Node) *record {
 // thin is what read looks at of a Node object, so that a list of thousands stays small.
 func thin(n *corev1.Node) *corev1.Node {
 	thin := &corev1.Node{}
-	thin.Name, thin.ResourceVersion, thin.UID = n.Name, n.ResourceVersion, n.UID
+	thin.Name, thin.ResourceVersion, thin.UID, thin.CreationTimestamp = n.Name, n.ResourceVersion, n.UID, n.CreationTimestamp
 	thin.Spec.PodCIDR, thin.Spec.PodCIDRs = n.Spec.PodCIDR, n.Spec.PodCIDRs
 	for k, v := range n.Annotations {
 		if strings.HasPrefix(k, prefixWeft) || strings.HasPrefix(k, prefixFlannel) {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -140,6 +141,50 @@ func TestRefusals(t *testing.T) {
 			_, err := read(s)
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), file) {
 				t.Errorf("got %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// TestSlip: a slip of the pen in one line harms that line, whatever it says and wherever it stands.
+func TestSlip(t *testing.T) {
+	const good = `nodes:
+  - {name: a, endpoints: [192.0.2.1], prefixes: [10.244.1.0/24], public_key: "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}
+  - {name: b, endpoints: [192.0.2.2], prefixes: [10.244.2.0/24]}
+  - {name: c, endpoints: [192.0.2.3], prefixes: [10.244.3.0/24]}
+  - {name: d, endpoints: [192.0.2.4], prefixes: [10.244.4.0/24]}
+`
+	for name, c := range map[string]struct{ old, slip, harmed string }{
+		"another's prefix":          {"10.244.2.0/24", "10.244.3.0/24", "b"},
+		"and self's":                {"10.244.3.0/24", "10.244.1.0/24", "c"},
+		"half of another's":         {"10.244.2.0/24", "10.244.3.128/25", "b"},
+		"many others'":              {"10.244.2.0/24", "10.244.0.0/21", "b"},
+		"another's endpoint":        {"192.0.2.2", "192.0.2.4", "b"},
+		"self's endpoint":           {"192.0.2.3", "192.0.2.1", "c"},
+		"another's name":            {"name: b", "name: c", "b"},
+		"an endpoint that is a pod": {"192.0.2.3", "10.244.9.9", "c"},
+		"self's public key":         {"[10.244.2.0/24]", "[10.244.2.0/24], public_key: \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"", "b"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, file := source(t, good)
+			states := make(chan control.State, 16)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s.Announce(control.Node{Name: "a"})
+			go s.Run(ctx, func(s control.State) { states <- s })
+			before := next(t, states)
+			write(t, file, strings.Replace(good, c.old, c.slip, 1))
+			after := next(t, states)
+			left := append([]control.Node{after.Self}, after.Nodes...)
+			for _, n := range append([]control.Node{before.Self}, before.Nodes...) {
+				same := slices.ContainsFunc(left, n.Equal)
+				if same == (n.Name == c.harmed) {
+					t.Errorf("%s is as before: %v; %+v, problems %v", n.Name, same, left, after.Problems)
+				}
+			}
+			if len(after.Problems) == 0 {
+				t.Error("nothing is said")
 			}
 		})
 	}
