@@ -113,6 +113,9 @@ type Pod struct {
 	MAC           string       `json:"mac"`
 	Attached      bool         `json:"attached"` // false: announced, or an attach is under way, or was cut off
 	Since         time.Time    `json:"since"`
+
+	// Drops are packets of the pod's that the check on its link did not let in, by name; what is 0 is absent.
+	Drops map[string]uint64 `json:"drops,omitempty"`
 }
 
 // PodStatus says whether pods can be attached.

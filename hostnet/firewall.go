@@ -24,10 +24,11 @@ import (
 // Table is an nftables table of ours. Chains and rules are put in force in one transaction, so that no packet finds them half made;
 // a change of elements alone leaves them be.
 type Table struct {
-	Name   string // starts with LinkPrefix
-	Family nftables.TableFamily
-	Sets   []Set
-	Chains []TableChain
+	Name     string // starts with LinkPrefix
+	Family   nftables.TableFamily
+	Counters []string // named ones, for rules to refer to (expr.Objref); Counts reads them
+	Sets     []Set
+	Chains   []TableChain
 }
 
 // Set is a set or map, with its elements as the kernel lists them. Set.Table is filled in here.
@@ -42,7 +43,18 @@ type TableChain struct {
 	Type     nftables.ChainType
 	Hook     *nftables.ChainHook
 	Priority *nftables.ChainPriority
+	Device   string // whose packets it sees, in family netdev: one of ours
 	Rules    [][]expr.Any
+}
+
+// device is the link of ours that a table hangs on, "" for none.
+func (t *Table) device() string {
+	for _, c := range t.Chains {
+		if c.Device != "" {
+			return c.Device
+		}
+	}
+	return ""
 }
 
 type tableKey struct {
@@ -57,13 +69,16 @@ func (t *Table) String() string { return "nftables table " + t.Name }
 func (t *Table) digest() (string, error) {
 	sum := sha256.New()
 	fmt.Fprintln(sum, t.Family, t.Name)
+	if len(t.Counters) > 0 {
+		fmt.Fprintln(sum, t.Counters)
+	}
 	for _, s := range t.Sets {
 		fmt.Fprintln(sum, s.Name, s.IsMap, s.Interval, s.Constant, s.Dynamic, s.Concatenation, s.Counter, s.KeyType.Name, s.DataType.Name, s.Timeout, s.Size)
 	}
 	for _, c := range t.Chains {
 		fmt.Fprintln(sum, c.Name, c.Type, c.Hook != nil && c.Priority != nil)
 		if c.Hook != nil && c.Priority != nil {
-			fmt.Fprintln(sum, *c.Hook, *c.Priority)
+			fmt.Fprintln(sum, *c.Hook, *c.Priority, c.Device)
 		}
 		for _, rule := range c.Rules {
 			if err := digestRule(sum, t.Family, rule); err != nil {
@@ -92,9 +107,10 @@ type firewall struct {
 	want       string // what that was of
 	tables     map[tableKey]string
 	looked     bool
-	ended      time.Time     // of the last look that was not a question only
-	took       time.Duration // that look
-	looking    time.Duration // the last call, whatever it did
+	anew       map[string]bool // links made since: what hung on an earlier one of the name went with it, and nothing tells
+	ended      time.Time       // of the last look that was not a question only
+	took       time.Duration   // that look
+	looking    time.Duration   // the last call, whatever it did
 }
 
 // connect opens nftables in the Host's namespace, over one socket until CloseLasting.
@@ -229,7 +245,7 @@ func (h *Host) syncFirewall() {
 		return // nothing is there, nor was
 	}
 	before := h.raw.generation()
-	if before != 0 && before == f.generation && want == f.want {
+	if before != 0 && before == f.generation && want == f.want && len(f.anew) == 0 {
 		return
 	}
 	f.generation = 0
@@ -262,8 +278,13 @@ func (h *Host) syncFirewall() {
 	}
 	changed, right := false, true
 	now := map[tableKey]string{}
+	chains, err := chainsByTable(conn)
+	if err != nil {
+		fail(fmt.Errorf("hostnet: list nftables chains: %w%s", err, hint(err)))
+		return
+	}
 	for _, t := range tables {
-		did, err := h.syncTableOf(conn, t, slices.ContainsFunc(there, func(k *nftables.Table) bool { return tableKey{k.Family, k.Name} == t.key() }))
+		did, err := h.syncTableOf(conn, t, slices.ContainsFunc(there, func(k *nftables.Table) bool { return tableKey{k.Family, k.Name} == t.key() }), chains)
 		changed = changed || did
 		if err != nil {
 			t.owner.failFirewall(err)
@@ -296,6 +317,7 @@ func (h *Host) syncFirewall() {
 	}
 	f.tables, f.looked = now, true
 	if right {
+		clear(f.anew)
 		f.want = want
 		if !changed {
 			f.generation = before // after a change of ours, the next look tells
@@ -303,12 +325,29 @@ func (h *Host) syncFirewall() {
 	}
 }
 
+// chainsByTable lists all chains by table and name.
+func chainsByTable(conn *nftables.Conn) (map[tableKey]map[string]*nftables.Chain, error) {
+	all, err := conn.ListChains()
+	if err != nil {
+		return nil, err
+	}
+	by := map[tableKey]map[string]*nftables.Chain{}
+	for _, c := range all {
+		k := tableKey{c.Table.Family, c.Table.Name}
+		if by[k] == nil {
+			by[k] = map[string]*nftables.Chain{}
+		}
+		by[k][c.Name] = c
+	}
+	return by, nil
+}
+
 // syncTableOf makes one table right, and says whether it changed anything.
-func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool) (bool, error) {
+func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chains map[tableKey]map[string]*nftables.Chain) (bool, error) {
 	reason := "it was missing"
 	if there {
 		var err error
-		if reason, err = wrongWith(conn, t); err != nil {
+		if reason, err = h.wrongWith(conn, t, chains[t.key()]); err != nil {
 			return false, fmt.Errorf("hostnet: read %s: %w", t, err)
 		}
 		if reason == "" {
@@ -319,8 +358,11 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool) (bool
 	conn.AddTable(k)
 	conn.DelTable(k)
 	conn.AddTable(k)
+	for _, name := range t.Counters {
+		conn.AddObj(&nftables.CounterObj{Table: k, Name: name})
+	}
 	for _, c := range t.Chains {
-		conn.AddChain(&nftables.Chain{Name: c.Name, Table: k, Type: c.Type, Hooknum: c.Hook, Priority: c.Priority})
+		conn.AddChain(&nftables.Chain{Name: c.Name, Table: k, Type: c.Type, Hooknum: c.Hook, Priority: c.Priority, Device: c.Device})
 	}
 	for i := range t.Sets {
 		s := t.Sets[i].Set
@@ -337,7 +379,7 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool) (bool
 		}
 	}
 	if err := conn.Flush(); err != nil {
-		return false, fmt.Errorf("hostnet: put %s in force: %w: the kernel may lack what its rules need%s", t, err, hint(err))
+		return false, &ObjectError{t.String(), t.device(), fmt.Errorf("%w: the kernel may lack what its rules need", err)}
 	}
 	if h.firewall.tables[t.key()] == t.digest {
 		h.repairs.Add(1)
@@ -352,20 +394,16 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool) (bool
 func (t wantedTable) mark(n int) []byte { return RuleMark(fmt.Sprintf("%s.%d", t.digest, n)) }
 
 // wrongWith compares a table that is there, but for elements; "" = it is right.
-func wrongWith(conn *nftables.Conn, t wantedTable) (string, error) {
-	k := &nftables.Table{Name: t.Name, Family: t.Family}
-	all, err := conn.ListChainsOfTableFamily(t.Family)
-	if err != nil {
-		return "", err
-	}
-	have := map[string]*nftables.Chain{}
-	for _, c := range all {
-		if c.Table.Name == t.Name {
-			have[c.Name] = c
-		}
+func (h *Host) wrongWith(conn *nftables.Conn, t wantedTable, have map[string]*nftables.Chain) (string, error) {
+	if device := t.device(); device != "" && h.firewall.anew[device] {
+		return device + " was made anew", nil
 	}
 	if len(have) != len(t.Chains) {
 		return fmt.Sprintf("it had %d chains", len(have)), nil
+	}
+	rules, err := h.raw.rules(t.key())
+	if err != nil {
+		return "", err
 	}
 	n := 0
 	for _, c := range t.Chains {
@@ -375,22 +413,20 @@ func wrongWith(conn *nftables.Conn, t wantedTable) (string, error) {
 			return "it had no chain " + c.Name, nil
 		case is.Type != c.Type || !equal(is.Hooknum, c.Hook) || !equal(is.Priority, c.Priority) || is.Policy != nil && *is.Policy == nftables.ChainPolicyDrop:
 			return "its chain " + c.Name + " was another", nil
+		case len(rules[c.Name]) != len(c.Rules):
+			return fmt.Sprintf("its chain %s had %d rules", c.Name, len(rules[c.Name])), nil
 		}
-		rules, err := conn.GetRules(k, is)
-		if err != nil {
-			return "", err
-		}
-		if len(rules) != len(c.Rules) {
-			return fmt.Sprintf("its chain %s had %d rules", c.Name, len(rules)), nil
-		}
-		for _, r := range rules {
-			if !bytes.Equal(r.UserData, t.mark(n)) {
+		for _, mark := range rules[c.Name] {
+			if !bytes.Equal(mark, t.mark(n)) {
 				return "its chain " + c.Name + " had other rules", nil
 			}
 			n++
 		}
 	}
-	sets, err := conn.GetSets(k)
+	if len(t.Sets) == 0 {
+		return "", nil
+	}
+	sets, err := conn.GetSets(&nftables.Table{Name: t.Name, Family: t.Family})
 	if err != nil {
 		return "", err
 	}
@@ -400,6 +436,78 @@ func wrongWith(conn *nftables.Conn, t wantedTable) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// rules returns the userdata of a table's rules by chain, in one dump: the library asks for each chain by itself.
+func (r raw) rules(t tableKey) (map[string][][]byte, error) {
+	answers, err := dump(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+		req.Sockets = r
+		req.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(t.family), Version: nl.NFNETLINK_V0})
+		req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(t.name)))
+		return req.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE)
+	})
+	if err != nil {
+		return nil, err
+	}
+	by := map[string][][]byte{}
+	for _, b := range answers {
+		const header = 4 // struct nfgenmsg
+		if len(b) < header {
+			return nil, errors.New("a rule's message is too short")
+		}
+		attrs, err := nl.ParseRouteAttr(b[header:])
+		if err != nil {
+			return nil, err
+		}
+		var chain string
+		var table string
+		var mark []byte
+		for _, a := range attrs {
+			switch a.Attr.Type & nl.NLA_TYPE_MASK {
+			case unix.NFTA_RULE_TABLE:
+				table = string(bytes.TrimRight(a.Value, "\x00"))
+			case unix.NFTA_RULE_CHAIN:
+				chain = string(bytes.TrimRight(a.Value, "\x00"))
+			case unix.NFTA_RULE_USERDATA:
+				mark = a.Value
+			}
+		}
+		if table == t.name { // an old kernel may not filter
+			by[chain] = append(by[chain], mark)
+		}
+	}
+	return by, nil
+}
+
+// Counts reads the named counters of a table of ours: packets by name. A table that is not there has none.
+func (h *Host) Counts(family nftables.TableFamily, tables ...string) (map[string]map[string]uint64, error) {
+	if len(tables) == 0 {
+		return nil, nil
+	}
+	conn, err := h.connect()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.CloseLasting()
+	all := map[string]map[string]uint64{}
+	for _, name := range tables {
+		objects, err := conn.GetObjects(&nftables.Table{Name: name, Family: family})
+		if err != nil {
+			return nil, fmt.Errorf("hostnet: read the counters of nftables table %s: %w", name, err)
+		}
+		for _, o := range objects {
+			c, ok := o.(*nftables.CounterObj)
+			if !ok || c.Table == nil || c.Table.Name != name {
+				continue
+			}
+			if all[name] == nil {
+				all[name] = map[string]uint64{}
+			}
+			all[name][c.Name] = c.Packets
+		}
+	}
+	return all, nil
 }
 
 func equal[T comparable](a, b *T) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }

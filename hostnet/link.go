@@ -225,6 +225,10 @@ func (p *pass) syncLink(want Link, have netlink.Link, all []netlink.Link) (bool,
 		return true, err
 	}
 	p.h.changed("made", want.Name, repair, reason)
+	if p.h.firewall.anew == nil {
+		p.h.firewall.anew = map[string]bool{}
+	}
+	p.h.firewall.anew[want.Name] = true
 	made, err := p.h.linkByName(want.Name)
 	if err != nil {
 		return true, err

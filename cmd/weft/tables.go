@@ -102,7 +102,7 @@ func newRoutesCommand() *cobra.Command {
 // newPodsCommand is `weft pods`.
 func newPodsCommand() *cobra.Command {
 	return newListCommand("pods", "What is attached to this node", (*api.Client).Pods,
-		[]any{"NETWORK", "CONTAINER", "POD", "INTERFACE", "ADDRESSES", "MAC", "LINK", "ATTACHED"},
+		[]any{"NETWORK", "CONTAINER", "POD", "INTERFACE", "ADDRESSES", "MAC", "LINK", "ATTACHED", "REFUSED"},
 		func(p api.Pod) []any {
 			name, attached := "-", "no"
 			if p.PodName != "" {
@@ -111,7 +111,7 @@ func newPodsCommand() *cobra.Command {
 			if p.Attached {
 				attached = age(p.Since, time.Now())
 			}
-			return []any{p.Network, p.ContainerID, name, p.IfName, commas(p.IPs), p.MAC, p.HostInterface, attached}
+			return []any{p.Network, p.ContainerID, name, p.IfName, commas(p.IPs), p.MAC, p.HostInterface, attached, pairs(p.Drops)}
 		})
 }
 

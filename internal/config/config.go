@@ -102,6 +102,7 @@ type Kubernetes struct {
 // CNI is how pods are attached.
 type CNI struct {
 	Attach     string // routed or bridge
+	SpoofCheck bool   // what pods send is checked at their links
 	Masquerade bool
 }
 

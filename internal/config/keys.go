@@ -131,6 +131,13 @@ func keys() []key {
 				}
 			},
 			get: func(c *Config) any { return c.CNI.Masquerade }},
+		{name: "cni.spoofcheck", initial: "true", feature: FeatureCNI,
+			read: func(c *Config, v strict.Value) {
+				if b, ok := v.Bool(); ok {
+					c.CNI.SpoofCheck = b
+				}
+			},
+			get: func(c *Config) any { return c.CNI.SpoofCheck }},
 		{name: "api.socket", initial: DefaultSocket,
 			read: func(c *Config, v strict.Value) { text(v, &c.API.Socket, absolute, notEmpty, socketLength) },
 			get:  func(c *Config) any { return c.API.Socket }},

@@ -14,6 +14,7 @@ import (
 	"weft/api"
 	"weft/backend"
 	"weft/control"
+	"weft/internal/config"
 	"weft/internal/txloss"
 	"weft/node/pods"
 )
@@ -103,7 +104,18 @@ func (d *Daemon) status() api.Status {
 // forPods is what attaching pods needs to know.
 func (d *Daemon) forPods() pods.Node {
 	s := d.status()
-	return pods.Node{Prefixes: s.Prefixes, Network: s.Network, MTU: s.InnerMTU, Ready: s.Ready, Reason: s.Reason}
+	return pods.Node{Prefixes: s.Prefixes, Network: s.Network, MTU: s.InnerMTU, Ports: overlayPorts(d.cfg), Ready: s.Ready, Reason: s.Reason}
+}
+
+// overlayPorts are the UDP ports by which nodes talk.
+func overlayPorts(cfg *config.Config) (ports []uint16) {
+	if cfg.Network.Port != 0 {
+		ports = append(ports, cfg.Network.Port)
+	}
+	if cfg.Encryption.Cipher != config.CipherNone && cfg.Encryption.Port != cfg.Network.Port {
+		ports = append(ports, cfg.Encryption.Port)
+	}
+	return ports
 }
 
 // Nodes lists the cluster, sorted by name.

@@ -127,7 +127,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		log.Warn("no address of this node that others could reach", zap.Error(err))
 	}
 
-	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, Node: d.forPods, Host: host, Log: log})
+	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, SpoofCheck: cfg.CNI.SpoofCheck, Node: d.forPods, Host: host, Log: log})
 	if err != nil {
 		return errors.Join(err, b.Close())
 	}
@@ -142,7 +142,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	group.Go(func() error { return api.Serve(ctx, socket, d, attached) })
 	group.Go(func() error { return attached.Run(ctx) })
 	if watched != nil {
-		group.Go(func() error { return metrics.Serve(ctx, watched, d) })
+		group.Go(func() error { return metrics.Serve(ctx, watched, d, attached) })
 	}
 	group.Go(func() error { return host.Run(ctx) })
 	group.Go(func() error { return b.Run(ctx, d.lookAt) })

@@ -26,9 +26,15 @@ type description struct {
 	desc   *prometheus.Desc
 }
 
+// Pods lists what is attached.
+type Pods interface {
+	Pods() ([]api.Pod, error)
+}
+
 // collector asks a daemon at each scrape. It implements prometheus.Collector.
 type collector struct {
 	daemon       api.Daemon
+	pods         Pods
 	descriptions []*description
 	describe     describe
 }
@@ -44,10 +50,11 @@ type describe struct {
 	cookies, peerCookies                                                        *description
 	laneTurns, laneReceived, laneCopied, laneSent, laneWaited, laneAge          *description
 	stageCalls, stagePackets, stageTimed, stageSeconds, stageDrops              *description
+	pods, podDrops                                                              *description
 }
 
-func newCollector(d api.Daemon) *collector {
-	c := &collector{daemon: d}
+func newCollector(d api.Daemon, p Pods) *collector {
+	c := &collector{daemon: d, pods: p}
 	count := func(name, help string, labels ...string) *description {
 		return c.add("weft_"+name, help, prometheus.CounterValue, labels)
 	}
@@ -91,6 +98,9 @@ func newCollector(d api.Daemon) *collector {
 		stageTimed:   count("stage_timed_packets_total", "Packets among them whose time was taken.", "lane", "stage"),
 		stageSeconds: count("stage_timed_seconds_total", "Time the timed packets took.", "lane", "stage"),
 		stageDrops:   count("drops_total", "Packets dropped; a series begins with its first drop.", "lane", "stage", "reason"),
+
+		pods:     gauge("pods", "Pods attached to this node."),
+		podDrops: count("pod_drops_total", "Packets of a pod that the check on its link did not let into the node; a series begins with its first drop.", "link", "namespace", "pod", "reason"),
 	}
 	return c
 }
@@ -139,6 +149,14 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 	for _, p := range c.daemon.Peers() {
 		s.peer(p, status, len(lanes) > 0)
+	}
+	pods, err := c.pods.Pods()
+	if err != nil {
+		return // the log and `weft pods` say so
+	}
+	s.send(s.pods, float64(len(pods)))
+	for _, p := range pods {
+		s.byReason(s.podDrops, p.Drops, p.HostInterface, p.PodNamespace, p.PodName)
 	}
 }
 

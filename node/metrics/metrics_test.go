@@ -25,11 +25,14 @@ type watched struct {
 	status api.Status
 	peers  []api.Peer
 	lanes  []api.Lane
+	pods   []api.Pod
 }
 
 func (w watched) Status() api.Status { return w.status }
 func (w watched) Peers() []api.Peer  { return w.peers }
 func (w watched) Lanes() []api.Lane  { return w.lanes }
+
+func (w watched) Pods() ([]api.Pod, error) { return w.pods, nil }
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
@@ -46,13 +49,14 @@ func full() watched {
 				CookiesSent: 26, CookiesReceived: 27}}},
 		lanes: []api.Lane{{Name: "out/0", Turns: 31, Received: 32, Copied: 33, Sent: 34, Waited: 1.5e9, Age: 2e9,
 			Stages: []api.Stage{{Name: "recv tun", Calls: 35, Packets: 36, Timed: 37, Nanos: 2.5e8, Drops: map[string]uint64{"no-route": 38, "not-ip": 39}}}}},
+		pods: []api.Pod{{HostInterface: "weft0123456789a", PodNamespace: "default", PodName: "web", Drops: map[string]uint64{"wrong-source": 40}}, {HostInterface: "weft0123456789b"}},
 	}
 }
 
-func get(t *testing.T, d api.Daemon, path string) (code int, body string) {
+func get(t *testing.T, d watched, path string) (code int, body string) {
 	t.Helper()
 	w := httptest.NewRecorder()
-	metrics.Handler(d).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	metrics.Handler(d, d).ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 	return w.Code, w.Body.String()
 }
 
@@ -99,6 +103,8 @@ weft_peer_packets_total{direction="out",peer="b"} 21
 weft_peer_rejected_total{peer="b",reason="replayed"} 25
 weft_peer_session_age_seconds{peer="b"} 30
 weft_peer_session_established{peer="b"} 1
+weft_pod_drops_total{link="weft0123456789a",namespace="default",pod="web",reason="wrong-source"} 40
+weft_pods 2
 weft_problems 2
 weft_ready 1
 weft_repairs_total 13
@@ -171,7 +177,7 @@ func TestHealth(t *testing.T) {
 	ready, waiting := full(), full()
 	waiting.status.Ready, waiting.status.Reason = false, "userspace: no device\nsecond line"
 	for _, c := range []struct {
-		d    api.Daemon
+		d    watched
 		path string
 		code int
 		body string
@@ -199,7 +205,7 @@ func TestServe(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- metrics.Serve(ctx, l, full()) }()
+	go func() { done <- metrics.Serve(ctx, l, full(), full()) }()
 	resp, err := http.Get("http://" + l.Addr().String() + "/metrics")
 	if err != nil {
 		t.Fatal(err)

@@ -27,14 +27,14 @@ func Listen(address string) (net.Listener, error) {
 }
 
 // Serve answers on l until ctx ends, then closes l and lets requests under way finish.
-func Serve(ctx context.Context, l net.Listener, d api.Daemon) error {
-	return api.ServeHTTP(ctx, l, Handler(d))
+func Serve(ctx context.Context, l net.Listener, d api.Daemon, p Pods) error {
+	return api.ServeHTTP(ctx, l, Handler(d, p))
 }
 
 // Handler answers the requests listed in the package comment.
-func Handler(d api.Daemon) http.Handler {
+func Handler(d api.Daemon, p Pods) http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(newCollector(d), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(newCollector(d, p), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true, MaxRequestsInFlight: mostScrapes,
@@ -72,7 +72,7 @@ type Metric struct {
 // Metrics lists weft's own, in the order of docs/reference.md. Those of the Go runtime and of the process come besides.
 func Metrics() []Metric {
 	var list []Metric
-	for _, d := range newCollector(nil).descriptions {
+	for _, d := range newCollector(nil, nil).descriptions {
 		kind := "gauge"
 		if d.kind == prometheus.CounterValue {
 			kind = "counter"

@@ -209,6 +209,9 @@ func (m *Manager) connect(r *record, q api.AttachRequest, n Node, ns netns.NsHan
 	return result, nil
 }
 
+// genModeEUI64 is the IPv6 address generation mode by MAC (IN6_ADDR_GEN_MODE_EUI64, linux/if_link.h).
+const genModeEUI64 = 0
+
 // ip6PrefixMetric is what the kernel gives the route that comes with an IPv6 address (IP6_RT_PRIO_ADDRCONF).
 const ip6PrefixMetric = 256
 
@@ -225,6 +228,8 @@ func furnish(pod *netlink.Handle, ns netns.NsHandle, r *record, result *api.Atta
 			return fail("turn on IPv6 in the pod", err)
 		}
 	}
+	// Its link-local address is to follow from its MAC, as the check on the link has it. Without IPv6 there is none.
+	_ = pod.LinkSetIP6AddrGenMode(far, genModeEUI64)
 	if far.Attrs().MTU != result.MTU {
 		if err := pod.LinkSetMTU(far, result.MTU); err != nil {
 			return fail("set the MTU of the pod's interface", err)

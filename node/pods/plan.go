@@ -43,6 +43,9 @@ func plan(all []*attachment, n Node, o Options) hostnet.Want {
 	}
 	for _, a := range all {
 		planOne(&w, a)
+		if o.SpoofCheck {
+			w.Tables = append(w.Tables, check(a, n.Ports))
+		}
 	}
 	w.Passage = n.Network
 	if o.Masquerade {

@@ -51,6 +51,7 @@ type Node struct {
 	Prefixes []netip.Prefix // the node's own
 	Network  []netip.Prefix // the overlay's
 	MTU      int            // of pods, bytes
+	Ports    []uint16       // UDP ports by which nodes talk
 	Ready    bool
 	Reason   string // why it is not ready
 }
@@ -60,6 +61,7 @@ type Options struct {
 	StateDir   string
 	Attach     string // Routed or Bridge
 	Masquerade bool
+	SpoofCheck bool        // pods' packets are checked at their links, see check
 	Node       func() Node // cheap, from any goroutine
 	Host       *hostnet.Host
 	Log        *zap.Logger
@@ -592,13 +594,14 @@ func (m *Manager) dead(r *record) bool {
 // Pods lists what is attached.
 func (m *Manager) Pods() ([]api.Pod, error) {
 	all, err := m.store.all()
+	dropped, countErr := m.dropped()
 	var list []api.Pod
 	for _, r := range all {
 		list = append(list, api.Pod{Network: r.Network, ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns,
 			PodNamespace: r.PodNamespace, PodName: r.PodName, HostInterface: hostName(r.key()), IPs: slices.Concat([]netip.Addr{}, r.Addrs),
-			MAC: r.MAC, Attached: r.Result != nil, Since: r.Since})
+			MAC: r.MAC, Attached: r.Result != nil, Since: r.Since, Drops: dropped[hostName(r.key())]})
 	}
-	return list, err
+	return list, errors.Join(err, countErr)
 }
 
 // PodStatus says whether pods can be attached.

@@ -27,7 +27,7 @@ type rig struct {
 	o             Options
 }
 
-var node = Node{Prefixes: prefixes("10.244.1.0/24", "fd00:10:244:1::/64"), Network: prefixes("10.244.0.0/16", "fd00:10:244::/48"), MTU: 1450, Ready: true}
+var node = Node{Prefixes: prefixes("10.244.1.0/24", "fd00:10:244:1::/64"), Network: prefixes("10.244.0.0/16", "fd00:10:244::/48"), MTU: 1450, Ports: []uint16{4789, 8473}, Ready: true}
 
 func newRig(t *testing.T, style string) *rig {
 	t.Helper()
@@ -39,7 +39,7 @@ func newRig(t *testing.T, style string) *rig {
 			t.Fatal(err)
 		}
 	}
-	r.o = Options{StateDir: t.TempDir(), Attach: style, Masquerade: true, Node: func() Node { return node }, Log: zaptest.NewLogger(t)}
+	r.o = Options{StateDir: t.TempDir(), Attach: style, Masquerade: true, SpoofCheck: true, Node: func() Node { return node }, Log: zaptest.NewLogger(t)}
 	r.start()
 	t.Cleanup(r.close)
 	return r
