@@ -29,6 +29,8 @@ type Table struct {
 	Counters []string // named ones, for rules to refer to (expr.Objref); Counts reads them
 	Sets     []Set
 	Chains   []TableChain
+
+	Masquerades *Masqueraded // what it does to flows, nil = nothing: those that it missed are forgotten when it is put in force
 }
 
 // Set is a set or map, with its elements as the kernel lists them. Set.Table is filled in here.
@@ -381,6 +383,7 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 	if err := conn.Flush(); err != nil {
 		return false, &ObjectError{t.String(), t.device(), fmt.Errorf("%w: the kernel may lack what its rules need", err)}
 	}
+	h.forgetMissed(t.Table)
 	if h.firewall.tables[t.key()] == t.digest {
 		h.repairs.Add(1)
 		h.log.Warn("repaired", zap.String("action", "put back"), zap.String("object", t.String()), zap.String("reason", reason))

@@ -106,6 +106,7 @@ type Host struct {
 	ns      netns.NsHandle
 	rt      *handle         // safe for concurrent use: one exchange at a time
 	strict  *netlink.Handle // for route dumps: the kernel picks. It refuses some other requests of the library
+	ct      *netlink.Handle // for connection tracking; nil where the kernel has no netfilter
 	raw     raw
 	sysctls *sysctls
 
@@ -170,6 +171,9 @@ func (h *Host) open() (err error) {
 	if h.strict, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
+	if h.ct, err = netlink.NewHandle(unix.NETLINK_NETFILTER); err != nil && !errors.Is(err, unix.EPROTONOSUPPORT) {
+		return err
+	}
 	// The kernel cannot before Linux 4.20; the library picks as well.
 	_ = h.strict.SetStrictCheck(true)
 	if err = errors.Join(h.rt.SetSocketTimeout(answerTimeout), h.strict.SetSocketTimeout(answerTimeout)); err != nil {
@@ -187,6 +191,9 @@ func (h *Host) Close() error {
 	}
 	if h.strict != nil {
 		h.strict.Close()
+	}
+	if h.ct != nil {
+		h.ct.Close()
 	}
 	if h.raw != nil {
 		h.raw.close()

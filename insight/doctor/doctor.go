@@ -81,6 +81,10 @@ func dropRemedy(name string, port uint16) string {
 		return fmt.Sprintf("somebody floods UDP port %d with what is no traffic: traffic goes first; let only the nodes reach that port", port)
 	case what == "neighbour-table-full":
 		return "the kernel has no room for more neighbours: raise net.ipv4.neigh.default.gc_thresh3 and net.ipv6.neigh.default.gc_thresh3"
+	case name == "conntrack insert-failed":
+		return "two flows got the same addresses and ports at the same moment, and the later one's first packet is lost: masquerade with fully-random where rules of others do it (iptables --random-fully)"
+	case device == "conntrack":
+		return "connection tracking is full: raise net.netfilter.nf_conntrack_max, or take from it what need not be tracked (notrack)"
 	case name == "neighbour-unresolved" || device == "machine":
 		return "hosts on a link of this machine did not answer ARP or neighbour discovery, and packets to them are lost, the overlay's and others': see `ip neigh show nud failed` and `ip neigh show nud incomplete`"
 	case scoped && strings.HasPrefix(what, "rx-"):

@@ -21,6 +21,7 @@ type Watch struct {
 	queues  []*os.File // where the kernel tells of packets that wait for a neighbour; empty where it does not tell us
 	devices map[int]deviceCounts
 	tables  tableCounts
+	flows   trackCounts
 }
 
 // New begins to count, in the network namespace of the calling thread.
@@ -32,6 +33,9 @@ func New() (*Watch, error) {
 	w := &Watch{rt: rt, queues: openQueues()}
 	if w.devices, err = w.countDevices(); err == nil {
 		w.tables, err = w.countTables()
+	}
+	if err == nil {
+		w.flows, err = countFlows()
 	}
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
@@ -58,6 +62,9 @@ func (w *Watch) Close() error {
 //	machine neighbour-queue-full   packets that waited for a neighbour's address and had to make room for newer ones
 //	machine neighbour-failed       neighbours that did not answer; with each the packets went that waited for it
 //	machine neighbour-table-full   neighbours for which there was no room; the packet to it went
+//	conntrack insert-failed        packets whose flow got addresses and ports that another had just got
+//	conntrack table-full           packets of new flows for which connection tracking had no room
+//	conntrack early-dropped        flows that it forgot to make room for new ones
 func (w *Watch) Since(leaving []string) (map[string]uint64, error) {
 	lost := map[string]uint64{}
 	devices, err := w.countDevices()
@@ -82,10 +89,17 @@ func (w *Watch) Since(leaving []string) (map[string]uint64, error) {
 	if err != nil {
 		return nil, err
 	}
+	flows, err := countFlows()
+	if err != nil {
+		return nil, err
+	}
 	for name, n := range map[string]uint64{
 		"machine neighbour-queue-full": since(tables.queueFull, w.tables.queueFull),
 		"machine neighbour-failed":     since(tables.failed, w.tables.failed),
 		"machine neighbour-table-full": since(tables.tableFull, w.tables.tableFull),
+		"conntrack insert-failed":      since(flows.insertFailed, w.flows.insertFailed),
+		"conntrack table-full":         since(flows.tableFull, w.flows.tableFull),
+		"conntrack early-dropped":      since(flows.earlyDropped, w.flows.earlyDropped),
 	} {
 		if n > 0 {
 			lost[name] = n

@@ -206,3 +206,22 @@ func FuzzTableStats(f *testing.F) {
 	f.Add(message)
 	f.Fuzz(func(_ *testing.T, b []byte) { tableStats(b) })
 }
+
+// TestConnectionTracking: a packet whose flow is translated to addresses and ports that another flow has is lost, and counted.
+func TestConnectionTracking(t *testing.T) {
+	t.Parallel()
+	nettest.RequireTool(t, "nft")
+	s := newSender(t, "192.0.2.1/24", "192.0.2.2/24")
+	s.far.MustRun(t, "nft", "add table ip t; add chain ip t in { type filter hook input priority 0; policy drop; }")
+	s.near.MustRun(t, "nft", "add table ip t; add chain ip t out { type nat hook postrouting priority 100; }; add rule ip t out tcp dport 9 snat to 192.0.2.1:7")
+	for range 2 {
+		var err error
+		s.near.Do(func() { _, err = net.DialTimeout("tcp", "192.0.2.2:9", 100*time.Millisecond) })
+		if err == nil {
+			t.Fatal("somebody answered")
+		}
+	}
+	if lost := s.lost(); lost["conntrack insert-failed"] == 0 {
+		t.Errorf("lost: %v", lost)
+	}
+}

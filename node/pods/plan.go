@@ -79,16 +79,18 @@ func planOne(w *hostnet.Want, a *attachment) {
 var multicast = []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("ff00::/8")}
 
 // masquerade is the table by which what pods send to outside the overlay leaves under the node's address: to the overlay or to a
-// group as it is; else from our pods masqueraded.
+// group as it is; else from our pods masqueraded. To a random port: the kernel chooses it before it knows that no other packet has just got
+// the same, and of two packets with one port the later is lost.
 func masquerade(n Node) hostnet.Table {
 	chain := hostnet.TableChain{Name: "postrouting", Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource}
 	for _, p := range slices.Concat(n.Network, n.Prefixes, multicast) {
 		chain.Rules = append(chain.Rules, append(hostnet.Match(p, false, true), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictReturn}))
 	}
 	for _, p := range n.Prefixes {
-		chain.Rules = append(chain.Rules, append(hostnet.Match(p, true, true), &expr.Counter{}, &expr.Masq{}))
+		chain.Rules = append(chain.Rules, append(hostnet.Match(p, true, true), &expr.Counter{}, &expr.Masq{FullyRandom: true}))
 	}
-	return hostnet.Table{Name: table, Family: nftables.TableFamilyINet, Chains: []hostnet.TableChain{chain}}
+	return hostnet.Table{Name: table, Family: nftables.TableFamilyINet, Chains: []hostnet.TableChain{chain},
+		Masquerades: &hostnet.Masqueraded{From: n.Prefixes, Except: slices.Concat(n.Network, n.Prefixes, multicast)}}
 }
 
 // newAttachment returns what a record is about.
