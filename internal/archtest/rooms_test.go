@@ -123,7 +123,7 @@ var (
 		"internal/sock":          {code: []string{unix, "golang.org/x/net/bpf"}},
 		"internal/secretfile":    {code: []string{unix}},
 		"internal/steer":         {code: []string{"internal/sock", "packet", "golang.org/x/net/bpf"}},
-		"internal/txloss":        {code: []string{nl, unix}},
+		"internal/txloss":        {code: []string{nl, netns, unix}},
 		"internal/wait":          {code: []string{unix}, tests: []string{"packet/packettest"}},
 
 		// renameio is nowhere else

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,13 +26,29 @@ const (
 	statEarlyDrop    = 11
 )
 
+// openTracking opens a socket in the calling thread's namespace; nil where the kernel has no netfilter.
+func openTracking() (*nl.SocketHandle, error) {
+	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("txloss: open netlink: %w", err)
+	}
+	return &nl.SocketHandle{Socket: s}, nil
+}
+
 // countFlows asks ctnetlink. A kernel without connection tracking loses nothing there.
-func countFlows() (c trackCounts, err error) {
+func (w *Watch) countFlows() (c trackCounts, err error) {
+	if w.ct == nil {
+		return c, nil
+	}
 	const kind = unix.NFNL_SUBSYS_CTNETLINK<<8 | getStatsCPU
 	request := nl.NewNetlinkRequest(kind, unix.NLM_F_DUMP)
+	request.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: w.ct}
 	request.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
 	messages, err := request.Execute(unix.NETLINK_NETFILTER, kind)
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		return c, nil
 	}
 	if err != nil {

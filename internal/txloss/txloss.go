@@ -12,13 +12,15 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
 // Watch counts since it was made. Not safe for concurrent use.
 type Watch struct {
 	rt      *netlink.Handle
-	queues  []*os.File // where the kernel tells of packets that wait for a neighbour; empty where it does not tell us
+	ct      *nl.SocketHandle // of connection tracking; nil where the kernel has no netfilter
+	queues  []*os.File       // where the kernel tells of packets that wait for a neighbour; empty where it does not tell us
 	devices map[int]deviceCounts
 	tables  tableCounts
 	flows   trackCounts
@@ -35,7 +37,10 @@ func New() (*Watch, error) {
 		w.tables, err = w.countTables()
 	}
 	if err == nil {
-		w.flows, err = countFlows()
+		w.ct, err = openTracking()
+	}
+	if err == nil {
+		w.flows, err = w.countFlows()
 	}
 	if err != nil {
 		return nil, errors.Join(err, w.Close())
@@ -46,6 +51,9 @@ func New() (*Watch, error) {
 // Close frees what the Watch holds.
 func (w *Watch) Close() error {
 	w.rt.Close()
+	if w.ct != nil {
+		w.ct.Close()
+	}
 	var errs []error
 	for _, f := range w.queues {
 		errs = append(errs, f.Close())
@@ -89,7 +97,7 @@ func (w *Watch) Since(leaving []string) (map[string]uint64, error) {
 	if err != nil {
 		return nil, err
 	}
-	flows, err := countFlows()
+	flows, err := w.countFlows()
 	if err != nil {
 		return nil, err
 	}
