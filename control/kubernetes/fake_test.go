@@ -50,6 +50,8 @@ type fake struct {
 	deny    int                          // status that every request gets; 0 = none
 	owner   map[string]map[string]string // of annotations, by node: who applied them
 	lists   int
+	told    []corev1.Event
+	kubeadm string // ClusterConfiguration; "" = there is none
 }
 
 type event struct {
@@ -149,6 +151,15 @@ func (f *fake) handle(w http.ResponseWriter, r *http.Request) {
 		f.patchConditions(w, r, name)
 	case r.Method == http.MethodPatch:
 		f.patch(w, r, name, q.Get("fieldManager"), q.Get("force") == "true")
+	case r.Method == http.MethodPost && r.URL.Path == "/api/v1/namespaces/default/events":
+		var e corev1.Event
+		if err := json.NewDecoder(r.Body).Decode(&e); err != nil {
+			f.t.Errorf("an event: %v", err)
+		}
+		f.told = append(f.told, e)
+		json.NewEncoder(w).Encode(e)
+	case r.URL.Path == "/api/v1/namespaces/kube-system/configmaps/kubeadm-config" && f.kubeadm != "":
+		json.NewEncoder(w).Encode(corev1.ConfigMap{TypeMeta: metav1.TypeMeta{Kind: "ConfigMap", APIVersion: "v1"}, Data: map[string]string{"ClusterConfiguration": f.kubeadm}})
 	case r.Method != http.MethodGet:
 		status(w, http.StatusForbidden, metav1.StatusReasonForbidden)
 	case name != "" && f.nodes[name] == nil:

@@ -2,7 +2,8 @@
 // podCIDRs that Kubernetes gave it, its endpoints are its internal addresses, and what else the others
 // have to know about it stands in annotations of its Node object, which its daemon writes.
 //
-// All it needs of the server is to get, list and watch nodes, and to patch nodes/status. Annotations
+// All it needs of the server is to get, list and watch nodes, and to patch nodes/status; with the right to create events, what
+// is wrong with this node is told there as well. Annotations
 // are written by server-side apply, so that each of them has an owner and what a daemon no longer says
 // goes away. Whether a node forwards it says by its condition NetworkUnavailable.
 //
@@ -93,7 +94,7 @@ var quiet = sync.OnceFunc(func() { klog.SetSlogLogger(slog.New(slog.DiscardHandl
 // then: a restart is no news to the others.
 func (s *Source) Run(ctx context.Context, update func(control.State)) error {
 	quiet()
-	m := &member{Source: s, update: update, say: make(chan pending, 1),
+	m := &member{Source: s, update: update, say: make(chan pending, 1), events: make(chan string, eventsWaiting),
 		records: map[string]*record{}, dirty: map[string]bool{}, told: map[control.Problem]bool{}}
 	if err := m.listen(); err != nil {
 		return err
@@ -112,6 +113,7 @@ func (s *Source) Run(ctx context.Context, update func(control.State)) error {
 	reflector := cache.NewReflectorWithOptions(listWatch{m}, &corev1.Node{}, m, cache.ReflectorOptions{Name: "weft", Backoff: &pauses})
 	group.Go(func() { reflector.RunWithContext(ctx) })
 	group.Go(func() { m.register(ctx) })
+	group.Go(func() { m.writeEvents(ctx) })
 	return m.publish(ctx)
 }
 

@@ -2,6 +2,7 @@ package kubernetes_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -393,4 +394,47 @@ func TestFlannelSchema(t *testing.T) {
 	b.Annotations["flannel.alpha.coreos.com/backend-data"] = `{"VNI":1,"VtepMAC":"02:00:00:00:00:77"}`
 	f.put("b", b)
 	d.await("the new MAC", func(s control.State) bool { return len(s.Nodes) == 1 && s.Nodes[0].MAC.String() == "02:00:00:00:00:77" })
+}
+
+// What is wrong with this node is an Event about its Node; what is wrong with another is not.
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	f.put("a", object(node("a", "192.0.2.1")))
+	f.put("new", object(node("new", "192.0.2.7", "10.244.7.0/24")))
+	d := run(t, f.settings, node("a", "192.0.2.1"))
+	d.tells("new", "no weft daemon")
+	nettest.Eventually(t, patience, func() error {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, e := range f.told {
+			if e.InvolvedObject.Kind != "Node" || e.InvolvedObject.Name != "a" || e.Type != corev1.EventTypeWarning || e.Reason != "WeftProblem" {
+				t.Fatalf("%+v", e)
+			}
+			if strings.Contains(e.Message, "waits for its podCIDR") {
+				return nil
+			}
+		}
+		return fmt.Errorf("events %+v", f.told)
+	})
+}
+
+// The cluster's prefixes are those that kubeadm wrote down; where it did not, that is a person's to say, and a server
+// that does not answer is asked again by the caller.
+func TestFindNetwork(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	if _, _, err := kubernetes.FindNetwork(t.Context(), f.settings); !errors.Is(err, kubernetes.ErrNoNetwork) || !strings.Contains(err.Error(), "network.prefixes") {
+		t.Errorf("without kubeadm: %v", err)
+	}
+	f.mu.Lock()
+	f.kubeadm = "networking: {podSubnet: \"10.244.0.0/16,fd00:10:244::/48\"}"
+	f.mu.Unlock()
+	if network, why, err := kubernetes.FindNetwork(t.Context(), f.settings); err != nil || fmt.Sprint(network) != "[10.244.0.0/16 fd00:10:244::/48]" || !strings.Contains(why, "kubeadm-config") {
+		t.Errorf("%v, %s, %v", network, why, err)
+	}
+	f.kill()
+	if _, _, err := kubernetes.FindNetwork(t.Context(), f.settings); err == nil || errors.Is(err, kubernetes.ErrNoNetwork) {
+		t.Errorf("without a server: %v", err)
+	}
 }

@@ -28,6 +28,7 @@ type member struct {
 	name   string // of this node, and of its Node object
 	update func(control.State)
 	say    chan pending // what is to be written; the newest only
+	events chan string  // texts of Events about this node
 
 	mu       sync.Mutex
 	records  map[string]*record // by name
@@ -293,6 +294,7 @@ func (m *member) once() error {
 	told := make(map[control.Problem]bool, len(s.Problems))
 	for _, p := range s.Problems {
 		if !m.told[p] {
+			m.tellEvent(p)
 			m.log.Warn("the cluster's data has a problem", zap.String("node", p.Node), zap.String("problem", p.Text))
 		}
 		told[p] = true
