@@ -137,14 +137,16 @@ func (s *server) put(n *corev1.Node) {
 	s.do(http.MethodPatch, nodesPath+"/"+n.Name+"/status", mergeBody, data)
 }
 
-// deploy applies what deploy/kubernetes/weft.yaml says about rights, and returns a token of its account.
-func (s *server) deploy() string {
+// deploy applies deploy/kubernetes/weft.yaml.
+func (s *server) deploy() {
 	s.t.Helper()
 	text, err := os.ReadFile("../../deploy/kubernetes/weft.yaml")
 	must(s.t, err)
-	const rbac = "/apis/rbac.authorization.k8s.io/v1/"
+	const rbac, admission = "/apis/rbac.authorization.k8s.io/v1/", "/apis/admissionregistration.k8s.io/v1/"
 	where := map[string]string{"Namespace": "/api/v1/namespaces", "ServiceAccount": "/api/v1/namespaces/weft/serviceaccounts",
 		"ClusterRole": rbac + "clusterroles", "ClusterRoleBinding": rbac + "clusterrolebindings", "ConfigMap": "/api/v1/namespaces/weft/configmaps",
+		"Role": rbac + "namespaces/kube-system/roles", "RoleBinding": rbac + "namespaces/kube-system/rolebindings",
+		"ValidatingAdmissionPolicy": admission + "validatingadmissionpolicies", "ValidatingAdmissionPolicyBinding": admission + "validatingadmissionpolicybindings",
 		"DaemonSet": "/apis/apps/v1/namespaces/weft/daemonsets"}
 	for doc := range strings.SplitSeq(string(text), "\n---\n") {
 		_, rest, _ := strings.Cut(doc, "\nkind: ")
@@ -155,9 +157,21 @@ func (s *server) deploy() string {
 	if len(where) > 0 {
 		s.t.Fatalf("the manifest lacks %v", where)
 	}
+}
+
+// token is one of the manifest's account, as a pod of it on a node has it; of no pod where node is "".
+func (s *server) token(node string) string {
+	s.t.Helper()
+	spec := "{}"
+	if node != "" {
+		var pod struct{ Metadata struct{ UID string } }
+		must(s.t, json.Unmarshal(s.do(http.MethodPost, "/api/v1/namespaces/weft/pods", jsonBody, fmt.Appendf(nil, `{"metadata":{"name":"weft-%s"},
+"spec":{"nodeName":%q,"serviceAccountName":"weft","containers":[{"name":"weft","image":"weft"}]}}`, node, node)), &pod))
+		spec = fmt.Sprintf(`{"boundObjectRef":{"apiVersion":"v1","kind":"Pod","name":"weft-%s","uid":%q}}`, node, pod.Metadata.UID)
+	}
 	var token struct{ Status struct{ Token string } }
 	must(s.t, json.Unmarshal(s.do(http.MethodPost, "/api/v1/namespaces/weft/serviceaccounts/weft/token", jsonBody,
-		[]byte(`{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","spec":{}}`)), &token))
+		fmt.Appendf(nil, `{"apiVersion":"authentication.k8s.io/v1","kind":"TokenRequest","spec":%s}`, spec)), &token))
 	return token.Status.Token
 }
 
@@ -175,12 +189,33 @@ func TestRealServer(t *testing.T) {
 		t.Skip("WEFT_KUBE_APISERVER does not say where a kube-apiserver is: scripts/test-long builds one, and runs this")
 	}
 	s := startServer(t, binary)
-	token := s.deploy()
-	settings := kubernetes.Settings{Kubeconfig: s.file("kubeconfig"), Schema: kubernetes.SchemaWeft, Network: controltest.Network(), VNI: 1,
-		Log: zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel))}
-	must(t, os.WriteFile(settings.Kubeconfig, fmt.Appendf(nil, `{apiVersion: v1, kind: Config, current-context: x,
+	s.deploy()
+	s.put(object(node("a", "192.0.2.1")))
+	s.put(unavailable(node("b", "192.0.2.2", "10.244.2.0/24")))
+	token := s.token("a")
+	settings := func(node, token string) kubernetes.Settings {
+		set := kubernetes.Settings{Kubeconfig: s.file("kubeconfig-" + node), Schema: kubernetes.SchemaWeft, Network: controltest.Network(), VNI: 1,
+			Log: zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel))}
+		must(t, os.WriteFile(set.Kubeconfig, fmt.Appendf(nil, `{apiVersion: v1, kind: Config, current-context: x,
 clusters: [{name: x, cluster: {server: "https://%v", insecure-skip-tls-verify: true}}], contexts: [{name: x, context: {cluster: x, user: x}}],
 users: [{name: x, user: {token: %q}}]}`, s.at, token), 0o600))
+		return set
+	}
+
+	// A daemon's token writes to the Node that its pod runs on, and there what is weft's; one of no pod writes to none.
+	const touch, label, address = `{"metadata":{"annotations":{"weft.network/x":"y"}}}`, `{"metadata":{"labels":{"x":"y"}}}`, `{"status":{"addresses":[]}}`
+	unbound := s.token("")
+	nettest.Eventually(t, patience, func() error { // the server takes a while to put a policy in force
+		if code, body := s.try(unbound, http.MethodPatch, nodesPath+"/a/status", mergeBody, []byte(touch)); code != http.StatusUnprocessableEntity || !strings.Contains(string(body), "a weft daemon may") {
+			return fmt.Errorf("a token of no pod: %d %s", code, body)
+		}
+		return nil
+	})
+	for what, refused := range map[[2]string]bool{{"a", touch}: false, {"b", touch}: true, {"a", label}: true, {"a", address}: true} {
+		if code, body := s.try(token, http.MethodPatch, nodesPath+"/"+what[0]+"/status", mergeBody, []byte(what[1])); (code != http.StatusOK) != refused {
+			t.Errorf("%s of node a to %s: %d %s", what[1], what[0], code, body)
+		}
+	}
 
 	// It may do this, and nothing else.
 	for _, r := range []struct{ method, path, kind, body string }{
@@ -193,16 +228,20 @@ users: [{name: x, user: {token: %q}}]}`, s.at, token), 0o600))
 	}
 
 	// A node that waits for its podCIDR, and gets it.
-	s.put(object(node("a", "192.0.2.1")))
-	a := run(t, settings, node("a", "192.0.2.1"))
+	a := run(t, settings("a", token), node("a", "192.0.2.1"))
 	a.tells("a", "waits for its podCIDR")
+	nettest.Eventually(t, patience, func() error {
+		if events := s.do(http.MethodGet, "/api/v1/namespaces/default/events?fieldSelector=involvedObject.name=a", "", nil); !strings.Contains(string(events), "waits for its podCIDR") {
+			return fmt.Errorf("events: %s", events)
+		}
+		return nil
+	})
 	s.do(http.MethodPatch, nodesPath+"/a", mergeBody, []byte(`{"spec":{"podCIDR":"10.244.1.0/24","podCIDRs":["10.244.1.0/24","fd00:10:244:1::/64"]}}`))
-	a.await("the podCIDR", content(0))
-	s.put(unavailable(node("b", "192.0.2.2", "10.244.2.0/24")))
+	a.await("the podCIDR", func(s control.State) bool { return len(s.Self.Prefixes) == 2 })
 	a.tells("b", "no weft daemon")
 	self := node("b", "192.0.2.2")
 	self.PublicKey = key
-	b := run(t, settings, self)
+	b := run(t, settings("b", s.token("b")), self)
 	b.await("a", content(1))
 	if st := a.await("b", content(1)); st.Nodes[0].PublicKey != key || st.Nodes[0].MAC != control.VTEPMAC("b") {
 		t.Errorf("a sees %+v", st.Nodes)

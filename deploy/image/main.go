@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ type options struct {
 	version  string
 	revision string    // commit
 	created  time.Time // of every file, too
+	entry    string    // program that runs where nothing else is said
 	out      string    // folder of the archives
 }
 
@@ -41,6 +43,7 @@ func main() {
 	flag.StringVar(&o.name, "name", "weft", "repository")
 	flag.StringVar(&o.version, "version", "", "of what is in it")
 	flag.StringVar(&o.revision, "revision", "", "the commit that it is made from")
+	flag.StringVar(&o.entry, "entrypoint", "/usr/local/bin/weft", "program that runs where nothing else is said")
 	flag.StringVar(&o.out, "out", ".", "folder for the archives")
 	flag.Parse()
 	o.tags, o.created = strings.Split(*tags, ","), time.Unix(*created, 0).UTC()
@@ -63,7 +66,7 @@ func run(o options, roots []string) error {
 			return fmt.Errorf("%s: %w", arch, err)
 		}
 		all = append(all, img)
-		base := filepath.Join(o.out, "weft-"+o.version+"-"+arch)
+		base := filepath.Join(o.out, path.Base(o.name)+"-"+o.version+"-"+arch)
 		if err := os.WriteFile(base+".spdx.json", img.sbom, 0o644); err != nil {
 			return err
 		}
@@ -75,7 +78,7 @@ func run(o options, roots []string) error {
 	if len(all) < 2 {
 		return nil
 	}
-	file := filepath.Join(o.out, "weft-"+o.version+".tar")
+	file := filepath.Join(o.out, path.Base(o.name)+"-"+o.version+".tar")
 	if err := o.write(file, all); err != nil {
 		return err
 	}

@@ -64,7 +64,7 @@ func tree(t *testing.T, when time.Time, umask os.FileMode) string {
 
 func TestArchive(t *testing.T) {
 	t.Parallel()
-	o := options{name: "weft", tags: []string{"v1", "latest"}, version: "v1", revision: "abc", created: time.Unix(1e9, 0).UTC(), out: t.TempDir()}
+	o := options{name: "weft", tags: []string{"v1", "latest"}, version: "v1", revision: "abc", entry: "/usr/local/bin/weft", created: time.Unix(1e9, 0).UTC(), out: t.TempDir()}
 	again := o
 	again.out = t.TempDir()
 	first, second := tree(t, time.Unix(5, 0), 0), tree(t, time.Unix(1e9, 7), 0o077)

@@ -94,7 +94,7 @@ func (o options) build(arch, root string) (*image, error) {
 	img.config = encode(map[string]any{
 		"created": o.created.Format(time.RFC3339), "architecture": arch, "os": "linux",
 		"config": map[string]any{
-			"Entrypoint": []string{"/usr/local/bin/weft"}, "Env": []string{"PATH=/usr/local/bin"}, "Labels": o.labels(), "WorkingDir": "/",
+			"Entrypoint": []string{o.entry}, "Env": []string{"PATH=/usr/local/bin"}, "Labels": o.labels(), "WorkingDir": "/",
 		},
 		"rootfs":  map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + newBlob(content).digest}},
 		"history": []any{map[string]any{"created": o.created.Format(time.RFC3339), "created_by": "scripts/image"}},
