@@ -72,6 +72,7 @@ var (
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "node/metrics", "insight/trace"}},
 
 		// the CNI plugin is a process of its own: it asks the daemon
+		"deploy/box":   {},
 		"deploy/image": {},
 		"cnibin":       {code: []string{"internal/ipnet", "api", "github.com/containernetworking/cni/pkg/..."}},
 

@@ -1,3 +1,0 @@
-module box
-
-go 1.26
