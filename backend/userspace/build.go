@@ -28,8 +28,8 @@ type built struct {
 const patchMost = 64
 
 // build makes the route table, the report of it and the list of peers. Where only some nodes are others than before, so is the work.
-func (b *Backend) build(s *control.State, path Path, under *egress.Underlay) built {
-	last := &b.built
+func (p *planner) build(s *control.State, path Path, under *egress.Underlay) built {
+	last := &p.built
 	if last.table != nil && last.path.equal(path) && last.ways != under.Revision {
 		last.follow(under)
 	}
@@ -49,17 +49,17 @@ func (b *Backend) build(s *control.State, path Path, under *egress.Underlay) bui
 		for i := range last.peers[from:to] {
 			take(now.table, &last.peers[from+i], path)
 		}
-		hops, peers := b.insert(now.table, s.Self, fresh, path, under)
+		hops, peers := p.insert(now.table, s.Self, fresh, path, under)
 		now.hops = slices.Concat(last.hops[:from], hops, last.hops[to:])
 		now.peers = slices.Concat(last.peers[:from], peers, last.peers[to:])
 		return now
 	}
 	now.table = dataplane.NewTable()
 	now.table.SetStation(path.MAC)
-	for _, p := range s.Self.Prefixes {
-		now.table.InsertSelf(p)
+	for _, prefix := range s.Self.Prefixes {
+		now.table.InsertSelf(prefix)
 	}
-	now.hops, now.peers = b.insert(now.table, s.Self, s.Nodes, path, under)
+	now.hops, now.peers = p.insert(now.table, s.Self, s.Nodes, path, under)
 	return now
 }
 
@@ -104,9 +104,9 @@ func changed(old, now []control.Node) (first string, was, is []control.Node) {
 }
 
 // insert puts nodes into a table, and returns those that can be reached.
-func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.Node, path Path, under *egress.Underlay) ([]backend.Hop, []SealedPeer) {
+func (p *planner) insert(t *dataplane.Table, self control.Node, nodes []control.Node, path Path, under *egress.Underlay) ([]backend.Hop, []SealedPeer) {
 	// Remote checksum offload is used where both sides announced it and this mode can do it.
-	rco := slices.Contains(b.kind.Features, control.FeatureRCO) && slices.Contains(self.Features, control.FeatureRCO)
+	rco := slices.Contains(p.kind.Features, control.FeatureRCO) && slices.Contains(self.Features, control.FeatureRCO)
 	hops, peers := make([]backend.Hop, 0, len(nodes)), make([]SealedPeer, 0, len(nodes))
 	for i := range nodes {
 		n := &nodes[i]
@@ -114,10 +114,10 @@ func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.
 		if !ok {
 			continue // Check has said so
 		}
-		id, known := b.ids[n.Name]
+		id, known := p.ids[n.Name]
 		if !known {
-			id = uint32(len(b.ids)) // never reused: counters and sessions go by it
-			b.ids[n.Name] = id
+			id = uint32(len(p.ids)) // never reused: counters and sessions go by it
+			p.ids[n.Name] = id
 		}
 		way, _ := under.To(at)
 		h := &packet.Hop{
@@ -125,10 +125,10 @@ func (b *Backend) insert(t *dataplane.Table, self control.Node, nodes []control.
 			Path: packet.NewPath(way.Source, netip.AddrPortFrom(at, path.Port), path.towards(at, under)),
 		}
 		t.InsertStation(h)
-		for _, p := range n.Prefixes {
-			t.Insert(p, h)
+		for _, prefix := range n.Prefixes {
+			t.Insert(prefix, h)
 		}
-		peer := sealedPeer(n, h, b.set, path)
+		peer := sealedPeer(n, h, p.set, path)
 		peers = append(peers, peer)
 		if peer.named(path) {
 			for _, a := range n.Endpoints {

@@ -42,7 +42,7 @@ func TestBuildFromTheLast(t *testing.T) {
 	self := control.Node{Name: "self", Endpoints: []netip.Addr{netip.MustParseAddr("192.0.2.250")}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.250.0/24")}}
 	under := &egress.Underlay{Local: self.Endpoints, Device: "eth0", MTU: 1500}
 	path := Path{Port: 4789, VNI: 1, UnderlayMTU: 1500, InnerMTU: 1450, MAC: control.VTEPMAC("self")}
-	b := &Backend{ids: map[string]uint32{}}
+	b := &planner{ids: map[string]uint32{}}
 	nodes := some(random)
 	for round := range 300 {
 		if random.IntN(2) == 0 { // one node changes, or many
@@ -63,7 +63,7 @@ func TestBuildFromTheLast(t *testing.T) {
 		if old != nil && !reflect.DeepEqual(last.hops, oldHops) {
 			t.Fatalf("round %d: what was built before was edited", round)
 		}
-		fresh := (&Backend{ids: b.ids}).build(s, path, under)
+		fresh := (&planner{ids: b.ids}).build(s, path, under)
 		if !reflect.DeepEqual(b.built.hops, fresh.hops) || !reflect.DeepEqual(b.built.peers, fresh.peers) || b.built.table.Len() != fresh.table.Len() {
 			t.Fatalf("round %d: %d hops, %d peers, %d prefixes; want %d, %d, %d", round, len(b.built.hops), len(b.built.peers), b.built.table.Len(),
 				len(fresh.hops), len(fresh.peers), fresh.table.Len())
@@ -89,7 +89,7 @@ func TestBuildFollowsAPath(t *testing.T) {
 		Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.250.0/24")}}
 	s := &control.State{Self: self, Nodes: some(rand.New(rand.NewPCG(5, 6)))}
 	path := Path{Port: 4789, VNI: 1, UnderlayMTU: 1500, InnerMTU: 1450, MAC: control.VTEPMAC("self")}
-	b := &Backend{ids: map[string]uint32{}}
+	b := &planner{ids: map[string]uint32{}}
 	paths := func(source string, mtu int) map[netip.Addr]egress.Path {
 		all := map[netip.Addr]egress.Path{}
 		for _, n := range s.Nodes {
