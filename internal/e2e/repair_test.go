@@ -1,0 +1,197 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/api"
+	"weft/catalog"
+	"weft/internal/nettest"
+)
+
+// TestEveryObjectIsPutBack deletes every single object that a daemon has made, on the node and in a pod, one at a time, in every mode.
+// Each is back, as it was. How long that took is logged: it is to be less than a second.
+func TestEveryObjectIsPutBack(t *testing.T) {
+	t.Parallel()
+	nettest.RequireRoot(t)
+	nettest.RequireTool(t, "ping", "bridge", "nft")
+	for _, m := range catalog.Modes {
+		styles := []string{"routed"}
+		if m.Name == "vxlan" {
+			styles = append(styles, "bridge")
+		}
+		for _, style := range styles {
+			t.Run(m.Name+"/"+style, func(t *testing.T) {
+				t.Parallel()
+				everyObject(t, m.Name, style)
+			})
+		}
+	}
+}
+
+func everyObject(t *testing.T, mode, style string) {
+	c := prepare(t, mode, 4, nettest.ClusterOptions{})
+	c.extra = "cni: {attach: " + style + "}"
+	a := c.Nodes[0].NS
+	// A firewall that drops what it does not know, so that there is a passage to be made.
+	a.MustRun(t, "nft", "add table inet others; add chain inet others forward { type filter hook forward priority 0; policy drop; }")
+	c.launch()
+	client := api.NewClient(c.path(c.Nodes[0], "sock"))
+	defer client.Close()
+	pod := nettest.New(t)
+	if _, err := client.Attach(t.Context(), api.AttachRequest{ContainerID: "x", IfName: "eth0", Netns: pod.Path(), Network: "weft"}); err != nil {
+		t.Fatal(err)
+	}
+	all := func() map[string]removal {
+		list := objects(t, a, false)
+		maps.Copy(list, objects(t, pod, true))
+		return list
+	}
+	// At first it may be on its way still.
+	var before map[string]removal
+	c.eventually("nothing is on its way any more", func() error {
+		before = all()
+		time.Sleep(300 * time.Millisecond) // between two looks
+		return differ(before, all())
+	})
+	var slowest time.Duration
+	var which string
+	for _, name := range slices.Sorted(maps.Keys(before)) {
+		r := before[name]
+		if out, err := r.in.Run("sh", "-ec", r.cmd); err != nil {
+			t.Errorf("%s: %s: %v: %s", name, r.cmd, err, out)
+			continue
+		}
+		began := time.Now()
+		c.eventually("back is "+name, func() error { return differ(before, all()) })
+		if took := time.Since(began); took > slowest {
+			slowest, which = took, name
+		}
+	}
+	t.Logf("%d objects; the slowest was back after %v: %s", len(before), slowest.Round(time.Millisecond), which)
+	if len(before) < 15 {
+		t.Errorf("only %d objects: the test looks at little: %q", len(before), slices.Sorted(maps.Keys(before)))
+	}
+	c.allReach()
+}
+
+// removal is how an object is deleted behind the daemon's back.
+type removal struct {
+	in  *nettest.NS
+	cmd string
+}
+
+func differ(want, got map[string]removal) error {
+	for name := range want {
+		if _, ok := got[name]; !ok {
+			return fmt.Errorf("gone: %s", name)
+		}
+	}
+	for name := range got {
+		if _, ok := want[name]; !ok {
+			return fmt.Errorf("new: %s", name)
+		}
+	}
+	return nil
+}
+
+// objects lists what is weft's in a namespace, each as iproute2 and nft show it, without what differs from one making to the next.
+func objects(t *testing.T, ns *nettest.NS, pod bool) map[string]removal {
+	t.Helper()
+	all := map[string]removal{}
+	where := "node"
+	if pod {
+		where = "pod"
+	}
+	lines := func(cmd string, each func(line string, f []string)) {
+		t.Helper()
+		out, err := ns.Run("sh", "-c", cmd)
+		if err != nil {
+			return // a device has gone since it was listed
+		}
+		for line := range strings.Lines(out) {
+			if f := strings.Fields(line); len(f) > 0 {
+				each(strings.Join(f, " "), f)
+			}
+		}
+	}
+	add := func(what, cmd string) { all[where+" "+what] = removal{ns, cmd} }
+	ours := func(dev string) bool { return pod && dev == "eth0" || !pod && strings.HasPrefix(dev, "weft") }
+	var devices []string
+	lines("ip -o link", func(_ string, f []string) {
+		dev, _, _ := strings.Cut(strings.TrimSuffix(f[1], ":"), "@")
+		if !ours(dev) {
+			return
+		}
+		devices = append(devices, dev)
+		mtu := slices.Index(f, "mtu")
+		up := slices.Contains(strings.Split(strings.Trim(f[2], "<>"), ","), "UP")
+		add(fmt.Sprintf("link %s mtu %s up %v", dev, f[mtu+1], up), "ip link del "+dev)
+	})
+	for _, family := range []string{"-4", "-6"} {
+		lines("ip "+family+" -o addr show scope global", func(_ string, f []string) {
+			if dev := f[1]; ours(dev) || dev == "lo" && !pod {
+				add(fmt.Sprintf("addr %s dev %s", f[3], dev), fmt.Sprintf("ip addr del %s dev %s", f[3], dev))
+			}
+		})
+		marked := " proto 87"
+		if pod {
+			marked = ""
+		}
+		lines("ip "+family+" route show"+marked, func(line string, _ []string) {
+			if strings.Contains(line, "proto kernel") {
+				return
+			}
+			line = strings.NewReplacer(" linkdown", "", " pref medium", "").Replace(line)
+			add("route "+line, "ip "+family+" route del "+line+marked)
+		})
+		lines("ip "+family+" rule show proto 87", func(line string, f []string) {
+			add("rule "+line, "ip "+family+" rule del priority "+strings.TrimSuffix(f[0], ":"))
+		})
+		lines("ip "+family+" neigh show nud permanent", func(_ string, f []string) {
+			if mac := slices.Index(f, "lladdr"); ours(f[2]) && mac > 0 {
+				add(fmt.Sprintf("neigh %s dev %s lladdr %s", f[0], f[2], f[mac+1]), fmt.Sprintf("ip neigh del %s dev %s", f[0], f[2]))
+			}
+		})
+	}
+	lines("ip nexthop show proto 87", func(line string, f []string) { add("nexthop "+line, "ip nexthop del id "+f[1]) })
+	for _, dev := range devices {
+		lines("bridge fdb show dev "+dev, func(line string, f []string) {
+			if slices.Contains(f, "dst") {
+				add("fdb "+line+" dev "+dev, "bridge fdb del "+line+" dev "+dev)
+			}
+		})
+	}
+	if !pod {
+		ruleset(lines, add)
+	}
+	return all
+}
+
+// ruleset adds the chains that have rules, by all that they are.
+func ruleset(lines func(string, func(string, []string)), add func(what, cmd string)) {
+	var table, chain string
+	var rules []string
+	lines("nft -s list ruleset", func(line string, f []string) {
+		switch {
+		case f[0] == "table":
+			table = f[1] + " " + f[2]
+			if strings.HasPrefix(f[2], "weft") {
+				add("nft table "+table, "nft delete table "+table)
+			}
+		case f[0] == "chain":
+			chain, rules = f[1], nil
+		case f[0] == "}" && chain != "":
+			if len(rules) > 0 {
+				add("nft chain "+table+" "+chain+": "+strings.Join(rules, "; "), "nft flush chain "+table+" "+chain)
+			}
+			chain = ""
+		case chain != "" && f[0] != "type":
+			rules = append(rules, line)
+		}
+	})
+}
