@@ -182,12 +182,12 @@ func (c *Client) Probe(ctx context.Context, q PathQuestion) (sent string, err er
 // Trace calls emit for every packet that the filter chooses, until ctx ends, which is no error, or emit returns an error.
 // started is called once packets are seen. An error that is ErrNoLanes says why none can be.
 func (c *Client) Trace(ctx context.Context, filter string, started func(), emit func(Traced) error) error {
-	patient := http.Client{Transport: c.http.Transport} // without a timeout
+	waiting := http.Client{Transport: c.http.Transport} // without a timeout
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weft/v1/trace?"+url.Values{"filter": {filter}}.Encode(), nil)
 	if err != nil {
 		return err
 	}
-	resp, err := patient.Do(req)
+	resp, err := waiting.Do(req)
 	if err != nil {
 		return silence(ctx, err)
 	}

@@ -59,7 +59,7 @@ func add(a *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	w, err := c.wishes(a)
+	w, err := c.podRequest(a)
 	if err != nil {
 		return err
 	}

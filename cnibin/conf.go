@@ -126,16 +126,16 @@ func unsupported(key string, value json.RawMessage, remedy string) error {
 	return types.NewError(types.ErrUnsupportedField, fmt.Sprintf("unsupported field %s: %s", key, value), remedy)
 }
 
-// wishes is what is asked for of one pod's interface.
-type wishes struct {
+// podRequest is what is asked for of one pod's interface.
+type podRequest struct {
 	podNamespace, podName string
 	ips                   []netip.Prefix
 	mac                   string
 }
 
-// wishes gathers what runtimeConfig, args and CNI_ARGS ask for; the first of them that names
+// podRequest gathers what runtimeConfig, args and CNI_ARGS ask for; the first of them that names
 // addresses, or a MAC address, wins.
-func (c *conf) wishes(a *skel.CmdArgs) (w wishes, err error) {
+func (c *conf) podRequest(a *skel.CmdArgs) (w podRequest, err error) {
 	var p podArgs
 	if err := types.LoadArgs(a.Args, &p); err != nil {
 		return w, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+strings.TrimPrefix(err.Error(), "ARGS: "),

@@ -654,7 +654,7 @@ func FuzzConfiguration(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := c.wishes(&skel.CmdArgs{Args: args}); err != nil {
+		if _, err := c.podRequest(&skel.CmdArgs{Args: args}); err != nil {
 			return
 		}
 		if c.PrevResult != nil {

@@ -37,7 +37,7 @@ func Check(self string, network []netip.Prefix, nodes []Node, elder Elder) (Stat
 	c.endpoints()
 	c.stations()
 	c.prefixes()
-	c.strangers(self)
+	c.unreachable(self)
 	return c.state(self)
 }
 
@@ -426,8 +426,8 @@ func (c *checker) disjoint() bool {
 	return count == len(seen)
 }
 
-// strangers reports the nodes that self shares no address family with.
-func (c *checker) strangers(self string) {
+// unreachable reports the nodes that self shares no address family with.
+func (c *checker) unreachable(self string) {
 	i := slices.IndexFunc(c.nodes, func(n Node) bool { return n.Name == self })
 	if i < 0 {
 		return

@@ -21,9 +21,9 @@ type Sealer interface {
 	Serve(conns []packet.Conn) (wait func())
 	// Update says who this node and its peers are. An error means that nothing is carried.
 	Update(self control.Node, peers []SealedPeer) error
-	// Sessions reports by Hop.Peer.ID, Strangers what could not be assigned to any: rejections by reason, and cookies sent.
+	// Sessions reports by Hop.Peer.ID, Unassigned what could not be assigned to any: rejections by reason, and cookies sent.
 	Sessions() map[uint32]backend.Session
-	Strangers() (rejected map[string]uint64, cookies uint64)
+	Unassigned() (rejected map[string]uint64, cookies uint64)
 }
 
 // SealedPeer is a node that traffic is sealed for.

@@ -175,7 +175,7 @@ func (b *Backend) Status() backend.Status {
 	sessions := map[uint32]backend.Session{}
 	if b.seal != nil {
 		sessions = b.seal.Sessions()
-		s.Rejected, s.CookiesSent = b.seal.Strangers()
+		s.Rejected, s.CookiesSent = b.seal.Unassigned()
 	}
 	for i := range s.Hops {
 		h := &s.Hops[i]

@@ -33,10 +33,10 @@ what the configured mode needs.`,
 	socket, file, form := socketFlag(c), configFlag(c), formatFlag(c)
 	visit := c.Flags().Bool("peers", true, "send echo requests to the peers")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		patient := doctor.Patient{Modes: mode.All(), Client: api.NewClient(*socket), Visit: *visit}
-		defer patient.Client.Close()
-		findings := examineConfig(&patient, *file, c.Flags().Changed("config"))
-		findings = append(findings, doctor.Examine(c.Context(), patient)...)
+		subject := doctor.Subject{Modes: mode.All(), Client: api.NewClient(*socket), Visit: *visit}
+		defer subject.Client.Close()
+		findings := examineConfig(&subject, *file, c.Flags().Changed("config"))
+		findings = append(findings, doctor.Examine(c.Context(), subject)...)
 		if err := show(c.OutOrStdout(), *form, findings, func(w io.Writer) { printFindings(w, findings) }); err != nil {
 			return err
 		}
@@ -47,7 +47,7 @@ what the configured mode needs.`,
 
 // examineConfig reads the configuration and the nodes; without a configuration that was not asked
 // for the rest can still be looked at.
-func examineConfig(p *doctor.Patient, file string, asked bool) []doctor.Finding {
+func examineConfig(p *doctor.Subject, file string, asked bool) []doctor.Finding {
 	const name = "configuration"
 	if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) && !asked {
 		return []doctor.Finding{{Name: name, Level: doctor.Note, Found: file + " does not exist", Remedy: "write it; `network: 10.244.0.0/16` is enough"}}

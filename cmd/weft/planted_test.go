@@ -49,7 +49,7 @@ func TestPlantedMode(t *testing.T) {
 		c := parse(t, built, "network: 10.244.0.0/16\nmode: quic\nnode: {mtu: 1500}")
 		client := api.NewClient("/nonexistent")
 		defer client.Close()
-		for _, f := range doctor.Examine(t.Context(), doctor.Patient{Config: c, Modes: modes, Client: client}) {
+		for _, f := range doctor.Examine(t.Context(), doctor.Subject{Config: c, Modes: modes, Client: client}) {
 			if f.Name == "tun device" && f.Level != doctor.OK && !strings.Contains(f.Found, "quic") {
 				t.Errorf("%+v", f)
 			}
@@ -57,7 +57,7 @@ func TestPlantedMode(t *testing.T) {
 				t.Errorf("%+v", f)
 			}
 		}
-		known := doctor.Abilities(doctor.Patient{Config: c, Modes: modes})
+		known := doctor.Abilities(doctor.Subject{Config: c, Modes: modes})
 		if i := slices.IndexFunc(known, func(f doctor.Finding) bool { return f.Name == "nosuchability" }); i < 0 || known[i].Level != doctor.Missing ||
 			!strings.Contains(known[i].Found, "modes quic, quic-udp cannot run here") {
 			t.Errorf("%+v", known)

@@ -149,12 +149,12 @@ func (m *member) choose(mine []*entry) (chosen []netip.Prefix, refused string) {
 		}
 	}
 	free := t // what a node without a past may be given: nodes that a wiped store forgot are not gone
-	if m.haunted() {
+	if m.recovering() {
 		free = newTaken()
 		for p := range t.exact {
 			free.add(p)
 		}
-		for _, n := range m.lost.nodes {
+		for _, n := range m.forgotten.nodes {
 			for _, p := range n.Prefixes {
 				free.add(p)
 			}

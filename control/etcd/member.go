@@ -36,11 +36,11 @@ type member struct {
 	rev     int64  // the newest revision that the store spoke of
 	cluster uint64 // the store's id
 
-	grant   grant
-	refused string // why this node holds nothing
-	fresh   bool   // nothing was claimed in this run yet
-	notice  string // what happened to this node's prefixes, for people
-	lost    ghosts
+	grant     grant
+	refused   string // why this node holds nothing
+	fresh     bool   // nothing was claimed in this run yet
+	notice    string // what happened to this node's prefixes, for people
+	forgotten forgotten
 
 	published bool
 	settled   bool // the session got as far as following the store
@@ -152,7 +152,7 @@ func (m *member) list(ctx context.Context) error {
 		}
 		key = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
 	}
-	if same && v.network == nil && m.written != nil && !m.haunted() {
+	if same && v.network == nil && m.written != nil && !m.recovering() {
 		m.wiped("it holds no network any more")
 	}
 	m.view = v

@@ -10,7 +10,7 @@ import (
 // at all of them.
 func (m *member) patched() ([]control.Node, bool) {
 	v := m.view
-	if m.index == nil || v.whole || m.haunted() || len(v.dirty) > control.PatchMost {
+	if m.index == nil || v.whole || m.recovering() || len(v.dirty) > control.PatchMost {
 		return nil, false
 	}
 	nodes, changed := m.last.Nodes, false

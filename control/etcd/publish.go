@@ -12,9 +12,9 @@ import (
 	"weft/control"
 )
 
-// ghosts are nodes that a store forgot which was wiped, or restored from a backup. They have not
+// forgotten are nodes that a store forgot which was wiped, or restored from a backup. They have not
 // gone: they are on their way back, and traffic to them goes on until they had a lease's time.
-type ghosts struct {
+type forgotten struct {
 	nodes []control.Node
 	of    int // how many there were
 	why   string
@@ -30,15 +30,16 @@ func (m *member) wiped(why string) {
 		return
 	}
 	now := time.Now()
-	m.lost = ghosts{nodes: m.last.Nodes, of: len(m.last.Nodes), why: why, since: now, until: now.Add(m.set.Lease)}
-	m.log.Error("the store was wiped or restored: forwarding goes on with the nodes it knew", zap.String("why", why), zap.Int("nodes", m.lost.of))
+	m.forgotten = forgotten{nodes: m.last.Nodes, of: len(m.last.Nodes), why: why, since: now, until: now.Add(m.set.Lease)}
+	m.log.Error("the store was wiped or restored: forwarding goes on with the nodes it knew", zap.String("why", why), zap.Int("nodes", m.forgotten.of))
 }
 
-func (m *member) haunted() bool { return len(m.lost.nodes) > 0 }
+// recovering says that some of them are not back yet.
+func (m *member) recovering() bool { return len(m.forgotten.nodes) > 0 }
 
-// haunt adds the nodes that have not come back to those that the store knows.
-func (m *member) haunt(nodes []control.Node) []control.Node {
-	if !m.haunted() {
+// withForgotten adds the nodes that have not come back to those that the store knows.
+func (m *member) withForgotten(nodes []control.Node) []control.Node {
+	if !m.recovering() {
 		return nodes
 	}
 	t, live := newTaken(), map[string]bool{m.self.Name: true}
@@ -48,15 +49,15 @@ func (m *member) haunt(nodes []control.Node) []control.Node {
 			t.add(p)
 		}
 	}
-	late := time.Now().After(m.lost.until)
-	m.lost.nodes = slices.DeleteFunc(slices.Clone(m.lost.nodes), func(n control.Node) bool {
+	late := time.Now().After(m.forgotten.until)
+	m.forgotten.nodes = slices.DeleteFunc(slices.Clone(m.forgotten.nodes), func(n control.Node) bool {
 		return late || live[n.Name] || slices.ContainsFunc(n.Prefixes, func(p netip.Prefix) bool { return t.within(p.Bits()).overlaps(p) })
 	})
-	if !m.haunted() {
-		m.log.Info("the nodes that the store forgot are back, or their time is over", zap.Int("nodes", m.lost.of))
-		m.lost = ghosts{}
+	if !m.recovering() {
+		m.log.Info("the nodes that the store forgot are back, or their time is over", zap.Int("nodes", m.forgotten.of))
+		m.forgotten = forgotten{}
 	}
-	return append(nodes, m.lost.nodes...)
+	return append(nodes, m.forgotten.nodes...)
 }
 
 // publish hands on the State where it is another one, or newer.
@@ -87,7 +88,7 @@ func (m *member) state() control.State {
 	clear(m.view.dirty)
 	m.view.whole = false
 	told, garbage, elder := m.view.cluster()
-	nodes := slices.DeleteFunc(m.haunt(told), func(n control.Node) bool { return n.Name == m.self.Name })
+	nodes := slices.DeleteFunc(m.withForgotten(told), func(n control.Node) bool { return n.Name == m.self.Name })
 	problems := append(m.problems(), garbage...)
 	if !m.grant.held() {
 		// Without a prefix of its own this node has no business in the network: nothing goes out under
@@ -128,9 +129,9 @@ func (m *member) problems() []control.Problem {
 	if m.wrong != "" {
 		say("", "%s. What was in force before still is", m.wrong)
 	}
-	if m.haunted() {
+	if m.recovering() {
 		say("", "etcd was wiped or restored at %s (%s): forwarding goes on; %d of %d nodes have not come back and are kept until %s. Look at why, and at whether each node's daemon runs",
-			m.lost.since.Format(time.RFC3339), m.lost.why, len(m.lost.nodes), m.lost.of, m.lost.until.Format(time.RFC3339))
+			m.forgotten.since.Format(time.RFC3339), m.forgotten.why, len(m.forgotten.nodes), m.forgotten.of, m.forgotten.until.Format(time.RFC3339))
 	}
 	if m.refused != "" {
 		say(m.self.Name, "%s", m.refused)

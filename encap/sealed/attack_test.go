@@ -278,7 +278,7 @@ func TestFlood(t *testing.T) {
 	if easy > easyBurst+2*easyRate {
 		t.Errorf("%d of the strangers' initiations cost us a key agreement", easy)
 	}
-	rejected, cookies := b.Strangers()
+	rejected, cookies := b.Unassigned()
 	if sum := rejected["bad-handshake"] + rejected["rate-limited"] + cookies; sum != n {
 		t.Errorf("of %d initiations %d are accounted for: rejected %v, %d answered with cookies", n, sum, rejected, cookies)
 	}
@@ -343,7 +343,7 @@ func TestRestartsNeverRepeatANonce(t *testing.T) {
 		return string(s.seal.Seal(nil, never, nil, nil))
 	}
 	send := func(from, to *node) {
-		s := from.peers[to.peer().ID].face.send.Load()
+		s := from.peers[to.peer().ID].lanePeer.send.Load()
 		key := print(s)
 		for lane := range 2 {
 			for range 3 {
@@ -413,7 +413,7 @@ func TestStrangersKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.run(5 * time.Second)
-	if rejected, _ := b.Strangers(); rejected["unknown-key"] == 0 || c.Status()[b.peer().ID].Established {
+	if rejected, _ := b.Unassigned(); rejected["unknown-key"] == 0 || c.Status()[b.peer().ID].Established {
 		t.Errorf("b: strangers %v; c: %+v", rejected, c.Status())
 	}
 	w.talk(a, b, 0)

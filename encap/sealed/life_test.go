@@ -306,7 +306,7 @@ func TestCounterLimit(t *testing.T) {
 // second came from.
 func TestOvertakenPacketDoesNotMoveItsSender(t *testing.T) {
 	_, a, b := two(t, AES256GCM, 1)
-	target := func() netip.Addr { return a.peers[b.peer().ID].face.hop.Load().Path.Dst.Addr() }
+	target := func() netip.Addr { return a.peers[b.peer().ID].lanePeer.hop.Load().Path.Dst.Addr() }
 	away := netip.MustParseAddrPort("198.51.100.7:8473")
 	first, _ := b.seal(a, 0, inner(1))
 	second, _ := b.seal(a, 0, inner(2))
@@ -329,7 +329,7 @@ func TestOvertakenPacketDoesNotMoveItsSender(t *testing.T) {
 // port; and returns when it does, or when the configuration changes.
 func TestRoaming(t *testing.T) {
 	_, a, b := two(t, AES256GCM, 1)
-	target := func() netip.AddrPort { return a.peers[b.peer().ID].face.hop.Load().Path.Dst }
+	target := func() netip.AddrPort { return a.peers[b.peer().ID].lanePeer.hop.Load().Path.Dst }
 	away := netip.MustParseAddrPort("198.51.100.7:55555")
 	forged, _ := b.seal(a, 0, inner(1))
 	forged[20] ^= 1

@@ -118,7 +118,7 @@ type Manager struct {
 // member is a peer and all that is known about the sessions with it.
 type member struct {
 	Peer
-	face            *face
+	lanePeer        *lanePeer
 	mac1Key, ownKey [32]byte // of messages to it, of cookies from it
 	cur, next       *session // next is one that we answered and that has not been confirmed
 	past            []past   // sessions that only open what is on its way, the oldest first
@@ -127,7 +127,7 @@ type member struct {
 	tries           int // initiations since the last session
 	retryAt         time.Time
 	hurryAt         time.Time // the same while a packet waits for a session
-	wanted          uint64    // face.unsealed at the last initiation
+	wanted          uint64    // lanePeer.unsealed at the last initiation
 	confirmAt       time.Time
 	lastStamp       uint64
 	epoch           uint8
@@ -236,18 +236,18 @@ func (m *Manager) Update(id Identity, peers []Peer) error {
 			old = nil
 		}
 		if old == nil {
-			old = &member{face: &face{}, limit: rate.NewLimiter(peerRate, peerBurst), retryAt: now,
+			old = &member{lanePeer: &lanePeer{}, limit: rate.NewLimiter(peerRate, peerBurst), retryAt: now,
 				mac1Key: hashKey("weft mac1", p.Public), ownKey: hashKey("weft cookie", p.Public)}
 			m.peers[p.ID] = old
 		}
 		old.Peer = p
-		if home := p.Hop.Path.Dst.Addr(); old.home != home || old.face.hop.Load() == nil {
+		if home := p.Hop.Path.Dst.Addr(); old.home != home || old.lanePeer.hop.Load() == nil {
 			old.home = home
-			old.face.hop.Store(p.Hop)
+			old.lanePeer.hop.Store(p.Hop)
 		} else {
-			old.moveTo(old.face.hop.Load().Path.Dst.Addr()) // what else changed in the hop holds
+			old.moveTo(old.lanePeer.hop.Load().Path.Dst.Addr()) // what else changed in the hop holds
 		}
-		old.face.plain.Store(p.Plain)
+		old.lanePeer.plain.Store(p.Plain)
 		m.byAddr[p.Hop.Path.Dst.Addr().Unmap()] = old
 	}
 	for id, p := range m.peers {
@@ -284,19 +284,19 @@ func (m *Manager) claimKeys() {
 func (p *member) moveTo(a netip.Addr) {
 	hop := *p.Hop
 	hop.Path = p.Hop.Path.To(netip.AddrPortFrom(a, p.Hop.Path.Dst.Port()))
-	p.face.hop.Store(&hop)
+	p.lanePeer.hop.Store(&hop)
 }
 
 // remove ends everything with a peer.
 func (m *Manager) remove(p *member) {
-	p.face.plain.Store(nil)
+	p.lanePeer.plain.Store(nil)
 	m.silence(p)
 	delete(m.peers, p.ID)
 }
 
 // silence ends all sessions with a peer.
 func (m *Manager) silence(p *member) {
-	p.face.send.Store(nil)
+	p.lanePeer.send.Store(nil)
 	m.abandon(p)
 	m.drop(p.cur)
 	m.drop(p.next)
@@ -311,10 +311,10 @@ func (m *Manager) publish() {
 	old := m.table.Load()
 	t := &table{slots: old.slots, plain: map[netip.Addr]struct{}{}}
 	for id, p := range m.peers {
-		if int(id) >= len(t.faces) {
-			t.faces = append(t.faces, make([]*face, int(id)+1-len(t.faces))...)
+		if int(id) >= len(t.lanePeers) {
+			t.lanePeers = append(t.lanePeers, make([]*lanePeer, int(id)+1-len(t.lanePeers))...)
 		}
-		t.faces[id] = p.face
+		t.lanePeers[id] = p.lanePeer
 		if p.Plain != nil {
 			for _, a := range p.PlainFrom {
 				t.plain[a.Unmap()] = struct{}{}
@@ -396,7 +396,7 @@ func (m *Manager) newSession(p *member, index, remote uint32, epoch uint8, peer 
 	if err != nil {
 		return nil, err
 	}
-	s := &session{face: p.face, owner: p, local: index, epoch: epoch,
+	s := &session{lanePeer: p.lanePeer, owner: p, local: index, epoch: epoch,
 		open: open, rx: make([]receiving, peer.lanes), rxCipher: peer.cipher,
 		seal: seal, word: headerWord(TypeData, 0, epoch, 0, remote), tx: make([]sending, m.cfg.Lanes), txCipher: m.cfg.Cipher,
 		poke: m.poke, born: now}
@@ -414,7 +414,7 @@ func (m *Manager) rotate(p *member, s *session, now time.Time) {
 	if !s.started {
 		p.rekeyAt = s.born.Add(m.cfg.RekeyAfter + lateAfter)
 	}
-	p.face.send.Store(s)
+	p.lanePeer.send.Store(s)
 	p.tries = 0
 	if !p.established {
 		p.established = true
@@ -451,7 +451,7 @@ func (m *Manager) settle(p *member, now time.Time) {
 		if s == nil {
 			continue
 		}
-		if a := s.moved.take(); a.IsValid() && a != p.face.hop.Load().Path.Dst.Addr() {
+		if a := s.moved.take(); a.IsValid() && a != p.lanePeer.hop.Load().Path.Dst.Addr() {
 			m.cfg.Log.Info("peer moved", zap.String("peer", p.Name), zap.Stringer("to", a))
 			p.moveTo(a)
 		}
@@ -470,7 +470,7 @@ func (m *Manager) settle(p *member, now time.Time) {
 		p.past = slices.Delete(p.past, 0, 1)
 	}
 	if p.cur != nil && now.Sub(p.cur.born) >= rejectAfter {
-		p.face.send.Store(nil)
+		p.lanePeer.send.Store(nil)
 		m.drop(p.cur)
 		p.cur, p.established = nil, false
 		m.cfg.Log.Warn("keys expired, nothing is carried", zap.String("peer", p.Name), zap.String("reason", p.why(now)))
@@ -483,7 +483,7 @@ func (m *Manager) due(p *member, now time.Time) bool {
 		return false
 	}
 	if p.under != nil || p.cur == nil {
-		wanted := p.cur == nil && p.face.unsealed.Load() > p.wanted // since the last initiation
+		wanted := p.cur == nil && p.lanePeer.unsealed.Load() > p.wanted // since the last initiation
 		return wanted && !now.Before(p.hurryAt) || !now.Before(p.retryAt)
 	}
 	if now.Before(p.retryAt) { // the peer has begun one that waits for its confirmation
@@ -498,7 +498,7 @@ func (m *Manager) start(p *member, now time.Time) {
 	m.abandon(p)
 	p.hurryAt, p.retryAt = now.Add(retryFirst), now.Add(backoff.Pause(p.tries, retryFirst, retryMax))
 	p.tries++
-	p.wanted = p.face.unsealed.Load()
+	p.wanted = p.lanePeer.unsealed.Load()
 	index, err := m.allot()
 	if err != nil {
 		m.cfg.Log.Error("cannot begin a handshake", zap.String("peer", p.Name), zap.Error(err))
@@ -526,7 +526,7 @@ func (m *Manager) start(p *member, now time.Time) {
 	if p.tries > 2 && p.tries%2 == 0 {
 		m.write(msg, p.Hop.Path.Dst)
 	} else {
-		m.write(msg, p.face.hop.Load().Path.Dst)
+		m.write(msg, p.lanePeer.hop.Load().Path.Dst)
 	}
 }
 
@@ -537,5 +537,5 @@ func (m *Manager) confirm(s *session, flags uint8) {
 	var nonce [12]byte
 	putNonce(&nonce, controlLane, s.counter)
 	s.counter++
-	m.write(s.seal.Seal(msg, nonce[:], nil, msg), s.face.hop.Load().Path.Dst)
+	m.write(s.seal.Seal(msg, nonce[:], nil, msg), s.lanePeer.hop.Load().Path.Dst)
 }

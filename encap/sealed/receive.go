@@ -167,7 +167,7 @@ func (m *Manager) onResponse(msg []byte, from netip.AddrPort, now time.Time) {
 		return
 	}
 	s.started = true
-	if a := from.Addr(); a != p.face.hop.Load().Path.Dst.Addr() {
+	if a := from.Addr(); a != p.lanePeer.hop.Load().Path.Dst.Addr() {
 		p.moveTo(a)
 	}
 	m.retire(p, p.next, now)

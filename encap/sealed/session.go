@@ -10,8 +10,8 @@ import (
 	"weft/packet"
 )
 
-// face is the side of a peer that lanes see. Its pointers are swapped whole by the manager.
-type face struct {
+// lanePeer is the side of a peer that lanes see. Its pointers are swapped whole by the manager.
+type lanePeer struct {
 	send  atomic.Pointer[session]    // seals what goes to the peer; nil = no keys (yet)
 	hop   atomic.Pointer[packet.Hop] // where sealed packets go
 	plain atomic.Pointer[packet.Hop] // where plaintext goes while there is no session; nil = nowhere
@@ -23,10 +23,10 @@ type face struct {
 // session is one epoch of keys with a peer. The keys never change and are never used by another
 // process: a restart makes new ones.
 type session struct {
-	face  *face
-	owner *member // the manager's
-	local uint32  // our index: what the peer's packets carry
-	epoch uint8
+	lanePeer *lanePeer
+	owner    *member // the manager's
+	local    uint32  // our index: what the peer's packets carry
+	epoch    uint8
 
 	open     cipher.AEAD
 	rx       []receiving // by the peer's lane
@@ -117,17 +117,17 @@ func (r *receiving) accept(counter uint64) bool {
 // table is what lanes look peers and sessions up in. Faces are immutable once published; slots are
 // set and cleared one by one.
 type table struct {
-	faces []*face                   // by Hop.Peer.ID
-	slots []atomic.Pointer[session] // by index modulo their number
-	plain map[netip.Addr]struct{}   // outer addresses that may send plaintext
+	lanePeers []*lanePeer               // by Hop.Peer.ID
+	slots     []atomic.Pointer[session] // by index modulo their number
+	plain     map[netip.Addr]struct{}   // outer addresses that may send plaintext
 }
 
-// face returns the face of the peer that a hop leads to, nil if there is none.
-func (t *table) face(hop *packet.Hop) *face {
-	if hop == nil || t == nil || int64(hop.Peer.ID) >= int64(len(t.faces)) {
+// lanePeer returns the lanePeer of the peer that a hop leads to, nil if there is none.
+func (t *table) lanePeer(hop *packet.Hop) *lanePeer {
+	if hop == nil || t == nil || int64(hop.Peer.ID) >= int64(len(t.lanePeers)) {
 		return nil
 	}
-	return t.faces[hop.Peer.ID]
+	return t.lanePeers[hop.Peer.ID]
 }
 
 // slotBits of an index are the slot's number; the rest is random.

@@ -258,9 +258,9 @@ func mirror(t testing.TB, c Cipher, hop *packet.Hop) packet.Stage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &face{}
+	f := &lanePeer{}
 	f.hop.Store(hop)
-	p := &member{face: f}
+	p := &member{lanePeer: f}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	index, err := m.allot()
@@ -273,7 +273,7 @@ func mirror(t testing.TB, c Cipher, hop *packet.Hop) packet.Stage {
 	}
 	f.send.Store(s)
 	tbl := *m.table.Load()
-	tbl.faces = []*face{f}
+	tbl.lanePeers = []*lanePeer{f}
 	m.table.Store(&tbl)
 	return m.Stage(0)
 }

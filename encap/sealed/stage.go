@@ -41,7 +41,7 @@ func (s *stage) Undo(p *packet.Packet) bool {
 	if s.Added(p).Front == 0 {
 		return true
 	}
-	f := s.table.Load().face(p.Hop)
+	f := s.table.Load().lanePeer(p.Hop)
 	if f == nil {
 		return false
 	}
@@ -120,7 +120,7 @@ func (s *stage) Out(b *packet.Batch) {
 // resolve returns the session that seals for a hop and where the packets go; without a session where
 // plaintext goes; nil where neither may.
 func (s *stage) resolve(t *table, hop *packet.Hop) (*session, *packet.Hop) {
-	f := t.face(hop)
+	f := t.lanePeer(hop)
 	if f == nil {
 		return nil, nil
 	}
@@ -221,7 +221,7 @@ func (s *stage) openRun(t *table, run []packet.Packet, word uint64) {
 		putNonce(&s.nonce, uint32(lane), binary.BigEndian.Uint64(data[8:]))
 		if _, err := ses.open.Open(data[HeaderLen:HeaderLen], s.nonce[:], data[HeaderLen:], data[:HeaderLen]); err != nil {
 			p.Drop = packet.AuthFailed
-			ses.face.authFailed.Add(1)
+			ses.lanePeer.authFailed.Add(1)
 			continue
 		}
 		alive++
@@ -229,7 +229,7 @@ func (s *stage) openRun(t *table, run []packet.Packet, word uint64) {
 	if alive == 0 {
 		return
 	}
-	hop := ses.face.hop.Load()
+	hop := ses.lanePeer.hop.Load()
 	r := &ses.rx[lane]
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -241,7 +241,7 @@ func (s *stage) openRun(t *table, run []packet.Packet, word uint64) {
 		counter := binary.BigEndian.Uint64(p.Bytes()[8:])
 		if !r.accept(counter) {
 			p.Drop = packet.Replayed
-			ses.face.replayed.Add(1)
+			ses.lanePeer.replayed.Add(1)
 			continue
 		}
 		if a := p.From.Addr(); a != r.from {

@@ -33,7 +33,7 @@ func (m *Manager) Status() map[uint32]Status {
 	now := m.cfg.Now()
 	all := make(map[uint32]Status, len(m.peers))
 	for id, p := range m.peers {
-		s := Status{Handshakes: p.handshakes, Attempts: p.tries, Endpoint: p.face.hop.Load().Path.Dst,
+		s := Status{Handshakes: p.handshakes, Attempts: p.tries, Endpoint: p.lanePeer.hop.Load().Path.Dst,
 			Plain: p.Plain != nil && p.cur == nil, Rejected: map[string]uint64{}, CookiesSent: p.cookiesSent, CookiesReceived: p.cookiesReceived}
 		if c := p.cur; c != nil {
 			s.Established, s.Epoch, s.TxCipher, s.RxCipher = true, c.epoch, c.txCipher, c.rxCipher
@@ -43,10 +43,10 @@ func (m *Manager) Status() map[uint32]Status {
 			s.Reason = p.why(now)
 		}
 		p.rejected.addTo(s.Rejected)
-		if n := p.face.authFailed.Load(); n > 0 {
+		if n := p.lanePeer.authFailed.Load(); n > 0 {
 			s.Rejected["auth-failed"] = n
 		}
-		if n := p.face.replayed.Load(); n > 0 {
+		if n := p.lanePeer.replayed.Load(); n > 0 {
 			s.Rejected["replayed"] = n
 		}
 		all[id] = s
@@ -54,8 +54,8 @@ func (m *Manager) Status() map[uint32]Status {
 	return all
 }
 
-// Strangers is what was rejected without a peer to name, by reason, and how many cookies went to such addresses.
-func (m *Manager) Strangers() (rejected map[string]uint64, cookies uint64) {
+// Unassigned is what was rejected without a peer to name, by reason, and how many cookies went to such addresses.
+func (m *Manager) Unassigned() (rejected map[string]uint64, cookies uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	rejected = map[string]uint64{}
@@ -83,7 +83,7 @@ func (p *member) why(now time.Time) string {
 		return "it offers a cipher this version does not know: use one version of weft on all nodes"
 	case p.tries > 2:
 		return fmt.Sprintf("%d handshakes without an answer: it is down, UDP to %v is blocked, or it has another public key for us or another password",
-			p.tries, p.face.hop.Load().Path.Dst)
+			p.tries, p.lanePeer.hop.Load().Path.Dst)
 	}
 	return "a handshake is under way"
 }

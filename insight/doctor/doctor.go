@@ -36,8 +36,8 @@ type Finding struct {
 	Remedy string `json:"remedy,omitempty"` // "" where there is nothing to do
 }
 
-// Patient is what is known before looking.
-type Patient struct {
+// Subject is what is known before looking.
+type Subject struct {
 	Config *config.Config // nil = there is none that can be read
 	Self   control.Node   // this node and the others, as far as the configuration's source tells without a daemon
 	Nodes  []control.Node
@@ -47,7 +47,7 @@ type Patient struct {
 }
 
 // Examine asks every question.
-func Examine(ctx context.Context, p Patient) []Finding {
+func Examine(ctx context.Context, p Subject) []Finding {
 	status, err := p.Client.Status(ctx)
 	var known []api.Peer
 	var unknown error

@@ -21,7 +21,7 @@ import (
 
 var built = config.Built{Modes: mode.All(), DefaultMode: "tun", Controls: []string{"static"}}
 
-func patient(t *testing.T, text string) Patient {
+func subject(t *testing.T, text string) Subject {
 	t.Helper()
 	c, err := config.Parse("weft.yaml", []byte(text), built)
 	if err == nil {
@@ -30,7 +30,7 @@ func patient(t *testing.T, text string) Patient {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Patient{Config: c, Modes: built.Modes, Client: api.NewClient(filepath.Join(t.TempDir(), "none"))}
+	return Subject{Config: c, Modes: built.Modes, Client: api.NewClient(filepath.Join(t.TempDir(), "none"))}
 }
 
 func find(t *testing.T, list []Finding, name string) Finding {
@@ -60,7 +60,7 @@ func node(t *testing.T, mtu int) *nettest.NS {
 
 func TestHealthyNode(t *testing.T) {
 	ns := node(t, 1500)
-	p := patient(t, "network: {prefixes: [10.244.0.0/16, \"fd00:10:244::/48\"]}")
+	p := subject(t, "network: {prefixes: [10.244.0.0/16, \"fd00:10:244::/48\"]}")
 	ns.Do(func() {
 		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0); err != nil {
 			t.Fatal(err)
@@ -91,7 +91,7 @@ func TestHealthyNode(t *testing.T) {
 
 func TestTroubles(t *testing.T) {
 	ns := node(t, 1300)
-	p := patient(t, "network: {prefixes: [\"fd00:10:244::/48\"]}")
+	p := subject(t, "network: {prefixes: [\"fd00:10:244::/48\"]}")
 	ns.Do(func() {
 		for key, value := range map[string]string{"ipv4/conf/eth0/rp_filter": "1", "ipv6/conf/all/disable_ipv6": "1"} {
 			if err := os.WriteFile(filepath.Join(sysctls, key), []byte(value), 0); err != nil {
@@ -126,7 +126,7 @@ func TestUnderlayByMode(t *testing.T) {
 				t.Fatal(err)
 			}
 			ns.Do(func() {
-				if f := underlay(Patient{Config: c, Modes: built.Modes}, api.Status{}, nil)[0]; f.Level != level {
+				if f := underlay(Subject{Config: c, Modes: built.Modes}, api.Status{}, nil)[0]; f.Level != level {
 					t.Errorf("mode %s, MTU %d: %+v", text, mtu, f)
 				}
 			})
@@ -137,7 +137,7 @@ func TestUnderlayByMode(t *testing.T) {
 func TestNoUnderlay(t *testing.T) {
 	ns := nettest.New(t)
 	ns.Do(func() {
-		if f := find(t, Examine(t.Context(), Patient{Modes: built.Modes, Client: api.NewClient("/nonexistent")}), "underlay"); f.Level != Wrong || f.Remedy == "" {
+		if f := find(t, Examine(t.Context(), Subject{Modes: built.Modes, Client: api.NewClient("/nonexistent")}), "underlay"); f.Level != Wrong || f.Remedy == "" {
 			t.Errorf("%+v", f)
 		}
 	})
@@ -145,7 +145,7 @@ func TestNoUnderlay(t *testing.T) {
 
 func TestWhoHasThePort(t *testing.T) {
 	ns := node(t, 1500)
-	p := patient(t, "network: 10.244.0.0/16")
+	p := subject(t, "network: 10.244.0.0/16")
 	ns.Do(func() {
 		c, err := net.ListenPacket("udp4", "192.0.2.1:4789")
 		if err != nil {

@@ -33,7 +33,7 @@ func privileges() Finding {
 }
 
 // Abilities tries what the modes of this build need from the kernel.
-func Abilities(p Patient) (list []Finding) {
+func Abilities(p Subject) (list []Finding) {
 	var all []kernel.Ability
 	for _, m := range p.Modes {
 		for _, n := range m.Needs {

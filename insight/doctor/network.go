@@ -27,7 +27,7 @@ func sysctl(key string) (string, error) {
 
 // underlay finds the device that carries the tunnel, and what fits through it: by what the daemon knows of the cluster where it runs,
 // else by what the configuration's source tells.
-func underlay(p Patient, s api.Status, known []api.Peer) []Finding {
+func underlay(p Subject, s api.Status, known []api.Peer) []Finding {
 	const name = "underlay"
 	h, err := hostnet.New(nil)
 	if err != nil {
@@ -108,7 +108,7 @@ func forwarding() []Finding {
 }
 
 // ipv6 says whether the kernel has the family, and it is switched on.
-func ipv6(p Patient) Finding {
+func ipv6(p Subject) Finding {
 	const name = "ipv6"
 	level := Note
 	if p.Config != nil && hasIPv6(p.Config.Network.Prefixes) {

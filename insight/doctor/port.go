@@ -19,7 +19,7 @@ import (
 )
 
 // port says who has the tunnel's UDP port.
-func port(p Patient, s api.Status, running bool) Finding {
+func port(p Subject, s api.Status, running bool) Finding {
 	usual, _ := mode.Find(p.Modes, mode.Default)
 	n := usual.Port
 	switch {
