@@ -1,0 +1,236 @@
+package hostnet
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink/nl"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// syncTableOf makes one table right, and says whether it changed anything.
+func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chains map[tableKey]map[string]*nftables.Chain) (bool, error) {
+	reason := "it was missing"
+	if there {
+		var err error
+		if reason, err = h.wrongWith(conn, t, chains[t.key()]); err != nil {
+			return false, fmt.Errorf("hostnet: read %s: %w", t, err)
+		}
+		if reason == "" {
+			return syncElements(conn, t)
+		}
+	}
+	k := &nftables.Table{Name: t.Name, Family: t.Family}
+	conn.AddTable(k)
+	conn.DelTable(k)
+	conn.AddTable(k)
+	for _, name := range t.Counters {
+		conn.AddObj(&nftables.CounterObj{Table: k, Name: name})
+	}
+	for _, c := range t.Chains {
+		conn.AddChain(&nftables.Chain{Name: c.Name, Table: k, Type: c.Type, Hooknum: c.Hook, Priority: c.Priority, Device: c.Device})
+	}
+	for i := range t.Sets {
+		s := t.Sets[i].Set
+		s.Table = k
+		if err := conn.AddSet(&s, t.Sets[i].Elements); err != nil {
+			return false, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
+		}
+	}
+	n := 0
+	for _, c := range t.Chains {
+		for _, exprs := range c.Rules {
+			conn.AddRule(&nftables.Rule{Table: k, Chain: &nftables.Chain{Name: c.Name, Table: k}, Exprs: exprs, UserData: t.mark(n)})
+			n++
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return false, &ObjectError{t.String(), t.device(), fmt.Errorf("%w: the kernel may lack what its rules need", err)}
+	}
+	h.forgetMissed(t.Table)
+	if h.firewall.tables[t.key()] == t.digest {
+		h.repairs.Add(1)
+		h.log.Warn("repaired", zap.String("action", "put back"), zap.String("object", t.String()), zap.String("reason", reason))
+	} else {
+		h.log.Info("changed", zap.String("object", t.String()), zap.String("reason", reason))
+	}
+	return true, nil
+}
+
+// mark is the comment of the table's rule of this number.
+func (t wantedTable) mark(n int) []byte { return RuleMark(fmt.Sprintf("%s.%d", t.digest, n)) }
+
+// wrongWith compares a table that is there, but for elements; "" = it is right.
+func (h *Host) wrongWith(conn *nftables.Conn, t wantedTable, have map[string]*nftables.Chain) (string, error) {
+	if device := t.device(); device != "" && h.firewall.anew[device] {
+		return device + " was made anew", nil
+	}
+	if len(have) != len(t.Chains) {
+		return fmt.Sprintf("it had %d chains", len(have)), nil
+	}
+	rules, err := h.raw.rules(t.key())
+	if err != nil {
+		return "", err
+	}
+	n := 0
+	for _, c := range t.Chains {
+		is := have[c.Name]
+		switch {
+		case is == nil:
+			return "it had no chain " + c.Name, nil
+		case is.Type != c.Type || !equal(is.Hooknum, c.Hook) || !equal(is.Priority, c.Priority) || is.Policy != nil && *is.Policy == nftables.ChainPolicyDrop:
+			return "its chain " + c.Name + " was another", nil
+		case len(rules[c.Name]) != len(c.Rules):
+			return fmt.Sprintf("its chain %s had %d rules", c.Name, len(rules[c.Name])), nil
+		}
+		for _, mark := range rules[c.Name] {
+			if !bytes.Equal(mark, t.mark(n)) {
+				return "its chain " + c.Name + " had other rules", nil
+			}
+			n++
+		}
+	}
+	if len(t.Sets) == 0 {
+		return "", nil
+	}
+	sets, err := conn.GetSets(&nftables.Table{Name: t.Name, Family: t.Family})
+	if err != nil {
+		return "", err
+	}
+	for _, s := range t.Sets {
+		if !slices.ContainsFunc(sets, func(is *nftables.Set) bool { return is.Name == s.Name }) {
+			return "it had no set " + s.Name, nil
+		}
+	}
+	return "", nil
+}
+
+// rules returns the userdata of a table's rules by chain, in one dump: the library asks for each chain by itself.
+func (r raw) rules(t tableKey) (map[string][][]byte, error) {
+	answers, err := dump(func() ([][]byte, error) {
+		req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
+		req.Sockets = r
+		req.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(t.family), Version: nl.NFNETLINK_V0})
+		req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(t.name)))
+		return req.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE)
+	})
+	if err != nil {
+		return nil, err
+	}
+	by := map[string][][]byte{}
+	for _, b := range answers {
+		const header = 4 // struct nfgenmsg
+		if len(b) < header {
+			return nil, errors.New("a rule's message is too short")
+		}
+		attrs, err := nl.ParseRouteAttr(b[header:])
+		if err != nil {
+			return nil, err
+		}
+		var chain string
+		var table string
+		var mark []byte
+		for _, a := range attrs {
+			switch a.Attr.Type & nl.NLA_TYPE_MASK {
+			case unix.NFTA_RULE_TABLE:
+				table = string(bytes.TrimRight(a.Value, "\x00"))
+			case unix.NFTA_RULE_CHAIN:
+				chain = string(bytes.TrimRight(a.Value, "\x00"))
+			case unix.NFTA_RULE_USERDATA:
+				mark = a.Value
+			}
+		}
+		if table == t.name { // an old kernel may not filter
+			by[chain] = append(by[chain], mark)
+		}
+	}
+	return by, nil
+}
+
+// Counts reads the named counters of a table of ours: packets by name. A table that is not there has none.
+func (h *Host) Counts(family nftables.TableFamily, tables ...string) (map[string]map[string]uint64, error) {
+	if len(tables) == 0 {
+		return nil, nil
+	}
+	conn, err := h.connect()
+	if err != nil {
+		return nil, err
+	}
+	defer conn.CloseLasting()
+	all := map[string]map[string]uint64{}
+	for _, name := range tables {
+		objects, err := conn.GetObjects(&nftables.Table{Name: name, Family: family})
+		if err != nil {
+			return nil, fmt.Errorf("hostnet: read the counters of nftables table %s: %w", name, err)
+		}
+		for _, o := range objects {
+			c, ok := o.(*nftables.CounterObj)
+			if !ok || c.Table == nil || c.Table.Name != name {
+				continue
+			}
+			if all[name] == nil {
+				all[name] = map[string]uint64{}
+			}
+			all[name][c.Name] = c.Packets
+		}
+	}
+	return all, nil
+}
+
+func equal[T comparable](a, b *T) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }
+
+// syncElements makes the elements of a table's sets right.
+func syncElements(conn *nftables.Conn, t wantedTable) (bool, error) {
+	changed := false
+	for i := range t.Sets {
+		s := t.Sets[i].Set
+		s.Table = &nftables.Table{Name: t.Name, Family: t.Family}
+		have, err := conn.GetSetElements(&s)
+		if err != nil {
+			return changed, fmt.Errorf("hostnet: %s: read set %s: %w", t, s.Name, err)
+		}
+		gone, come := differentElements(have, t.Sets[i].Elements)
+		if len(gone)+len(come) == 0 {
+			continue
+		}
+		if len(gone) > 0 {
+			err = conn.SetDeleteElements(&s, gone)
+		}
+		if err == nil && len(come) > 0 {
+			err = conn.SetAddElements(&s, come)
+		}
+		if err == nil {
+			err = conn.Flush()
+		}
+		if err != nil {
+			return true, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
+		}
+		changed = true
+	}
+	return changed, nil
+}
+
+func differentElements(have, want []nftables.SetElement) (gone, come []nftables.SetElement) {
+	missing := make(map[string]nftables.SetElement, len(want))
+	for _, e := range want {
+		missing[element(e)] = e
+	}
+	for _, e := range have {
+		k := element(e)
+		if _, wanted := missing[k]; wanted {
+			delete(missing, k)
+			continue
+		}
+		gone = append(gone, e)
+	}
+	for _, e := range want { // in their order
+		if _, ok := missing[element(e)]; ok {
+			come = append(come, e)
+		}
+	}
+	return gone, come
+}
