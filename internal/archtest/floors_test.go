@@ -17,7 +17,7 @@ var floors = [][]string{
 	{"backend/status"},
 	{"hostnet"},
 	{"control/controltest", "control/etcd", "control/kubernetes", "control/static", "tun", "xdp", "underlay", "encap"},
-	{"dataplane"},
+	{"dataplane", "policy"},
 	{"internal/config"},
 	{"catalog/mode"},
 	{"internal"},

@@ -38,6 +38,9 @@ var (
 		"backend/status":      {},
 		"backend":             {code: []string{"backend/status", "catalog/mode", "control", "dataplane", "packet", "hostnet/egress", "hostnet", zap}},
 
+		// who may speak with whom: knows no kernel and no Kubernetes
+		"policy": {code: []string{"internal/config/strict"}},
+
 		// the parts: vocabulary, ground, and the one library a part is about
 		"tun":         {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
 		"underlay":    {[]string{"packet", "internal/sock", "internal/steer", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
@@ -68,7 +71,7 @@ var (
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
 		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/run", "perf/scenario", "perf/site", "perf/site/netns", "perf/testbed",
-			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet",
+			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet", "policy",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "node/metrics", "insight/trace"}},
 
 		// the CNI plugin is a process of its own: it asks the daemon

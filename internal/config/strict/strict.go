@@ -165,19 +165,31 @@ func (v Value) IsMapping() bool {
 	return t == ast.MappingType || t == ast.MappingValueType
 }
 
+// IsNumber says whether the value is a whole number.
+func (v Value) IsNumber() bool { return v.node != nil && v.node.Type() == ast.IntegerType }
+
 // IsList says whether the value is a list.
 func (v Value) IsList() bool { return v.node != nil && v.node.Type() == ast.SequenceType }
 
 // Fields returns the values of a mapping by key. Keys that are not among known are mistakes, and so
 // are keys written twice.
 func (v Value) Fields(known ...string) map[string]Value {
+	return v.fields(known, func(key string) bool { return slices.Contains(known, key) })
+}
+
+// Map is Fields where every key is known: the writer chooses them.
+func (v Value) Map() map[string]Value {
+	return v.fields([]string{"of your own"}, func(string) bool { return true })
+}
+
+func (v Value) fields(known []string, isKnown func(string) bool) map[string]Value {
 	fields := map[string]Value{}
 	for _, kv := range v.pairs(known) {
 		key := kv.Key.GetToken().Value
 		at := line(kv.Key)
 		path := join(v.path, key)
 		switch {
-		case !slices.Contains(known, key):
+		case !isKnown(key):
 			v.doc.fail(at, path, "unknown key%s", suggest(key, known))
 		case fields[key].doc != nil:
 			v.doc.fail(at, path, "written twice, first in line %d: keep one", fields[key].at)

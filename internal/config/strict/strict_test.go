@@ -107,3 +107,25 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestMap: keys of the writer's own are no mistakes; what is written twice or has no value still is.
+func TestMap(t *testing.T) {
+	doc := strict.Parse("f", []byte("labels: {app: web, 7: x}\nn: 7\nwrong: [1]\ntwice: {a: b, a: c}\nempty: {a: }\n"))
+	f := doc.Root().Fields("labels", "n", "wrong", "twice", "empty")
+	labels := f["labels"].Map()
+	if s, ok := labels["app"].String(); !ok || s != "web" || len(labels) != 2 {
+		t.Errorf("labels: %v", labels)
+	}
+	if !f["n"].IsNumber() || f["labels"].IsNumber() || (strict.Value{}).IsNumber() {
+		t.Error("numbers are not told from others")
+	}
+	if err := doc.Err(); err != nil {
+		t.Error(err)
+	}
+	for _, k := range []string{"wrong", "twice", "empty"} {
+		f[k].Map()
+		if err := doc.Err(); err == nil || !strings.Contains(err.Error(), k) {
+			t.Errorf("%s: no mistake was found: %v", k, err)
+		}
+	}
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+// TestPolicyCommands: the example's connections are explained in words and in JSON, with the verdict in the exit code.
+func TestPolicyCommands(t *testing.T) {
+	const file = "../../examples/policies/shop.yaml"
+	for _, c := range []struct {
+		args string
+		code int
+		want []string
+	}{
+		{"explain --file F shop/web shop/db tcp/5432", exitDone, []string{"allowed by NetworkPolicy shop/db, rule ingress[0]", "10.244.1.5 → 10.244.2.7 TCP 5432", "fd00:10:244:1::5 → fd00:10:244:2::7 TCP 5432"}},
+		{"explain --file F lab/client shop/db 5432", exitFailed, []string{"denied: isolated by NetworkPolicy shop/db, shop/deny-all, of which no rule allows it", "remedy: allow TCP 5432 from pod lab/client"}},
+		{"explain --file F lab/client shop/web 23", exitFailed, []string{`denied by ClusterNetworkPolicy no-telnet of tier Admin, rule ingress[0] "telnet"`}},
+		{"explain --file F 192.0.2.9 lab/client icmp", exitDone, []string{"allowed: no policy is about it"}},
+		{"explain --file F shop/web shop/none 80", exitUsage, []string{"the file has no pod shop/none"}},
+		{"explain --file F shop/web 192.0.2.1 gre", exitUsage, []string{`"gre" is not a port`}},
+		{"explain --file F 10.0.0.1 2001:db8::1 80", exitUsage, []string{"no address of one family"}},
+		{"explain --file /nowhere a b 80", exitUsage, []string{"no such file"}},
+		{"explain shop/web shop/db 80", exitUsage, []string{"file"}},
+		{"list --file F", exitDone, []string{"shop/db", "NetworkPolicy", "no-telnet", "Admin", "shop/web,shop/db"}},
+	} {
+		out, code := policyCommand("policy "+c.args, file)
+		if code != c.code {
+			t.Errorf("%s: exit code %d, want %d: %s", c.args, code, c.code, out)
+		}
+		for _, w := range c.want {
+			if !strings.Contains(out, w) {
+				t.Errorf("%s: no %q in:\n%s", c.args, w, out)
+			}
+		}
+	}
+	out, _ := policyCommand("policy explain -o json --file F lab/client shop/db 5432", file)
+	var answers []explained
+	if err := json.NewDecoder(strings.NewReader(out)).Decode(&answers); err != nil || len(answers) != 2 || answers[0].Allowed || len(answers[0].Ends) != 2 || answers[0].Ends[1].Remedy == "" {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// policyCommand runs a command line in which F stands for the file.
+func policyCommand(line, file string) (output string, code int) {
+	args := strings.Fields(line)
+	for i := range args {
+		if args[i] == "F" {
+			args[i] = file
+		}
+	}
+	var out bytes.Buffer
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(&out)
+	root.SetErr(&out)
+	err := execute(context.Background(), root, &out)
+	return out.String(), exitCode(err, false)
+}

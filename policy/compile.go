@@ -1,0 +1,456 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Program is a World's policies as lookups. A connection is judged in each direction by three of them: the pod's address gives its
+// profile, the other end's address its identity, and both together a list of port ranges that leaves no port out. Tiers, order and
+// the number of rules are gone by then.
+type Program struct {
+	Sides   [2]Side  // by Direction
+	Lists   [][]Span // each sorted, without gaps and overlaps, from 0 to end
+	Reasons []Reason
+}
+
+// Side is a Program's part for one direction.
+type Side struct {
+	// Profiles holds the addresses of pods that some policy is about; the others are open.
+	Profiles map[netip.Addr]int
+	// Peers and Nets give the identity of an address: the first that has it. What neither has is of identity 0.
+	Peers map[netip.Addr]int
+	Nets  []Net // disjoint, sorted; those of identity 0 left out
+	// Lists names Program.Lists by identity and profile.
+	Lists [][]int
+}
+
+// Net is a range of addresses of one identity.
+type Net struct {
+	First, Last netip.Addr
+	Identity    int
+}
+
+// Span is a range of ports with one Reason.
+type Span struct {
+	First, Last Place
+	Reason      int // in Program.Reasons
+}
+
+// Place is a protocol's port as a number: those of TCP first, then of UDP and SCTP, then all other protocols' as one.
+type Place uint32
+
+const (
+	perProtocol = 1 << 16
+	lastPlace   = Place(3 * perProtocol) // the other protocols'
+)
+
+var placed = []Protocol{TCP, UDP, SCTP}
+
+// place returns a protocol's first Place.
+func place(p Protocol, port uint16) Place {
+	if i := slices.Index(placed, p); i >= 0 {
+		return Place(i*perProtocol) + Place(port)
+	}
+	return lastPlace
+}
+
+// Protocol returns the protocol and port of a Place; protocol 0 stands for all that have no ports in rules.
+func (p Place) Protocol() (Protocol, uint16) {
+	if p >= lastPlace {
+		return 0, 0
+	}
+	return placed[p/perProtocol], uint16(p % perProtocol)
+}
+
+// Judge looks a connection up.
+func (g *Program) Judge(t Traffic) (allowed bool, egress, ingress Reason) {
+	src, dst := t.Src.Unmap().WithZone(""), t.Dst.Unmap().WithZone("")
+	at := place(t.Protocol, t.Port)
+	egress, ingress = g.look(Egress, src, dst, at), g.look(Ingress, dst, src, at)
+	return !egress.Deny && !ingress.Deny, egress, ingress
+}
+
+func (g *Program) look(d Direction, own, other netip.Addr, at Place) Reason {
+	side := &g.Sides[d]
+	profile, ok := side.Profiles[own]
+	if !ok {
+		return Reason{}
+	}
+	list := g.Lists[side.Lists[side.identity(other)][profile]]
+	i, _ := slices.BinarySearchFunc(list, at, func(s Span, at Place) int { return cmp.Compare(s.Last, at) })
+	return g.Reasons[list[i].Reason]
+}
+
+func (s *Side) identity(a netip.Addr) int {
+	if k, ok := s.Peers[a]; ok {
+		return k
+	}
+	i, _ := slices.BinarySearchFunc(s.Nets, a, func(n Net, a netip.Addr) int { return n.Last.Compare(a) })
+	if i < len(s.Nets) && s.Nets[i].First.Compare(a) <= 0 {
+		return s.Nets[i].Identity
+	}
+	return 0
+}
+
+// Compile folds the policies about the pods for which local is true; nil = all.
+func (w *World) Compile(local func(*Pod) bool) *Program {
+	c := compiler{world: w, program: &Program{}, lists: map[string]int{}, reasons: map[Reason]int{}, peers: map[*Peer]int{}}
+	for _, d := range directions {
+		c.side(d, local)
+	}
+	return c.program
+}
+
+// compiler numbers what is alike once.
+type compiler struct {
+	world   *World
+	program *Program
+	lists   map[string]int
+	reasons map[Reason]int
+	peers   map[*Peer]int // numbers of the rules' peers in this direction; equal ones have the same
+}
+
+// profile is what is alike of pods: the policies about them, and their ports where rules name some.
+type profile struct {
+	policies []*Policy
+	named    []NamedPort
+}
+
+// identity is what is alike of the other ends: which rules' peers they are, and their ports where rules name some.
+type identity struct {
+	peers []bool // by compiler.peers
+	named []NamedPort
+}
+
+func (c *compiler) side(d Direction, local func(*Pod) bool) {
+	w, s := c.world, &c.program.Sides[d]
+	s.Profiles, s.Peers = map[netip.Addr]int{}, map[netip.Addr]int{}
+	var profiles []profile
+	numbers := map[string]int{}
+	relevant := map[*Policy]bool{}
+	for _, pod := range w.pods {
+		if local != nil && !local(pod) {
+			continue
+		}
+		p := profile{}
+		sum := ""
+		for _, q := range w.Policies() {
+			if q.about(d) && w.contains(&q.Subject, endpoint{pod: pod}) {
+				p.policies = append(p.policies, q)
+				relevant[q] = true
+				sum += fmt.Sprintf("%p ", q)
+			}
+		}
+		if len(p.policies) == 0 {
+			continue
+		}
+		if d == Ingress {
+			p.named = usedPorts(p.policies, d, pod.Ports)
+			sum += fmt.Sprint(p.named)
+		}
+		n, ok := numbers[sum]
+		if !ok {
+			n = len(profiles)
+			numbers[sum] = n
+			profiles = append(profiles, p)
+		}
+		for _, a := range pod.Addresses {
+			s.Profiles[a.Unmap()] = n
+		}
+	}
+	if len(profiles) == 0 {
+		return
+	}
+	policies := slices.DeleteFunc(w.Policies(), func(p *Policy) bool { return !relevant[p] })
+	for _, k := range c.identities(d, s, policies) {
+		row := make([]int, len(profiles))
+		for i, p := range profiles {
+			row[i] = c.fold(d, p, k)
+		}
+		s.Lists = append(s.Lists, row)
+	}
+}
+
+// usedPorts returns the ports that rules of the policies call by name.
+func usedPorts(policies []*Policy, d Direction, of []NamedPort) (used []NamedPort) {
+	for _, n := range of {
+		if slices.ContainsFunc(policies, func(p *Policy) bool {
+			return slices.ContainsFunc(p.Rules[d], func(r Rule) bool {
+				return slices.ContainsFunc(r.Ports, func(q Port) bool { return q.Name == n.Name })
+			})
+		}) {
+			used = append(used, n)
+		}
+	}
+	return used
+}
+
+// peerKey tells one Peer from another.
+func peerKey(p *Peer) string {
+	text := func(s *Selector) string {
+		if s == nil {
+			return "-"
+		}
+		key := ""
+		for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
+			key += fmt.Sprintf("%q=%q ", k, s.Labels[k])
+		}
+		return key + fmt.Sprintf("%q", s.Expressions)
+	}
+	if p.Blocks != nil {
+		return fmt.Sprint(p.Blocks)
+	}
+	return fmt.Sprintf("%q/%s/%s/%s", p.Namespace, text(p.Namespaces), text(p.Pods), text(p.Nodes))
+}
+
+// identities numbers the other ends by which peers they are. The first is that of everybody else.
+func (c *compiler) identities(d Direction, s *Side, policies []*Policy) (list []identity) {
+	w := c.world
+	var peers []*Peer
+	var blocks []Block
+	known := map[string]int{}
+	names := map[string]bool{}
+	for _, p := range policies {
+		for i := range p.Rules[d] {
+			for _, port := range p.Rules[d][i].Ports {
+				names[port.Name] = names[port.Name] || port.Name != ""
+			}
+			for j := range p.Rules[d][i].Peers {
+				q := &p.Rules[d][i].Peers[j]
+				blocks = append(blocks, q.Blocks...)
+				k := peerKey(q)
+				if _, ok := known[k]; !ok {
+					known[k] = len(peers)
+					peers = append(peers, q)
+				}
+				c.peers[q] = known[k]
+			}
+		}
+	}
+	numbers := map[string]int{}
+	number := func(e endpoint) int {
+		k := identity{peers: make([]bool, len(peers))}
+		sum := make([]byte, 0, len(peers)+16)
+		for i, p := range peers {
+			if w.contains(p, e) {
+				k.peers[i] = true
+				sum = strconv.AppendInt(sum, int64(i), 36)
+				sum = append(sum, ' ')
+			}
+		}
+		if d == Egress {
+			for _, n := range e.named() {
+				if names[n.Name] {
+					k.named = append(k.named, n)
+				}
+			}
+			sum = append(sum, fmt.Sprint(k.named)...)
+		}
+		n, ok := numbers[string(sum)]
+		if !ok {
+			n = len(list)
+			numbers[string(sum)] = n
+			list = append(list, k)
+		}
+		return n
+	}
+	number(endpoint{}) // the zero address is in no block
+	s.Nets = atoms(blocks, func(a netip.Addr) int { return number(endpoint{addr: a}) })
+	// Addresses are left out that their net says the same of.
+	for a, e := range w.at {
+		if n := number(e); n != s.identity(a) {
+			s.Peers[a] = n
+		}
+	}
+	return list
+}
+
+// atoms cuts the blocks into disjoint ranges; within one, all addresses are alike.
+func atoms(blocks []Block, number func(netip.Addr) int) (nets []Net) {
+	starts := map[netip.Addr]bool{}
+	for _, b := range blocks {
+		for _, p := range append([]netip.Prefix{b.Prefix}, b.Except...) {
+			starts[p.Masked().Addr()] = true
+			if next := last(p).Next(); next.IsValid() {
+				starts[next] = true
+			}
+		}
+	}
+	sorted := slices.SortedFunc(maps.Keys(starts), netip.Addr.Compare)
+	for i, first := range sorted {
+		n := Net{First: first, Last: last(netip.PrefixFrom(first, 0)), Identity: number(first)}
+		if i+1 < len(sorted) && sorted[i+1].BitLen() == first.BitLen() {
+			n.Last = sorted[i+1].Prev()
+		}
+		if n.Identity == 0 {
+			continue
+		}
+		if k := len(nets) - 1; k >= 0 && nets[k].Identity == n.Identity && nets[k].Last.Next() == first {
+			nets[k].Last = n.Last
+			continue
+		}
+		nets = append(nets, n)
+	}
+	return nets
+}
+
+// last returns a prefix's last address.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < 8*len(b); i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// fold decides every port between a profile and an identity: each rule takes what it matches out of what is left.
+func (c *compiler) fold(d Direction, p profile, k identity) int {
+	named := p.named
+	if d == Egress {
+		named = k.named
+	}
+	left := ports{{0, lastPlace}}
+	var done []Span
+	decide := func(taken ports, r Reason) {
+		for _, t := range taken {
+			done = append(done, Span{t.first, t.last, c.reason(r)})
+		}
+	}
+	for _, tier := range []Tier{Admin, Namespaced, Baseline} {
+		var passed ports
+		var isolating []string
+		for _, q := range p.policies {
+			if q.Tier != tier {
+				continue
+			}
+			if q.Isolates[d] {
+				isolating = append(isolating, q.String())
+			}
+			for i := range q.Rules[d] {
+				r := &q.Rules[d][i]
+				if !c.means(r, k) {
+					continue
+				}
+				taken := left.take(r.places(named))
+				if r.Action == Pass {
+					passed = append(passed, taken...)
+					continue
+				}
+				decide(taken, Reason{Deny: r.Action == Deny, Tier: tier, Policy: q.String(), Rule: r.name(d, i)})
+			}
+		}
+		if len(isolating) > 0 {
+			decide(left, Reason{Deny: true, Tier: tier, Policy: strings.Join(isolating, ", ")})
+			left = nil
+		}
+		left = append(left, passed...)
+		left.sort()
+	}
+	decide(left, Reason{})
+	return c.list(done)
+}
+
+// means says whether a rule's peers have an identity among them.
+func (c *compiler) means(r *Rule, k identity) bool {
+	if r.Peers == nil {
+		return true
+	}
+	for i := range r.Peers {
+		if k.peers[c.peers[&r.Peers[i]]] {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *compiler) reason(r Reason) int {
+	n, ok := c.reasons[r]
+	if !ok {
+		n = len(c.program.Reasons)
+		c.reasons[r] = n
+		c.program.Reasons = append(c.program.Reasons, r)
+	}
+	return n
+}
+
+func (c *compiler) list(spans []Span) int {
+	slices.SortFunc(spans, func(a, b Span) int { return cmp.Compare(a.First, b.First) })
+	var joined []Span
+	key := ""
+	for _, s := range spans {
+		if n := len(joined) - 1; n >= 0 && joined[n].Reason == s.Reason {
+			joined[n].Last = s.Last
+			continue
+		}
+		joined = append(joined, s)
+	}
+	for _, s := range joined {
+		key += fmt.Sprintf("%d %d %d,", s.First, s.Last, s.Reason)
+	}
+	n, ok := c.lists[key]
+	if !ok {
+		n = len(c.program.Lists)
+		c.lists[key] = n
+		c.program.Lists = append(c.program.Lists, joined)
+	}
+	return n
+}
+
+// places returns what a rule matches, where the destination pod has these named ports.
+func (r *Rule) places(named []NamedPort) (all ports) {
+	if r.Ports == nil {
+		return ports{{0, lastPlace}}
+	}
+	for _, p := range r.Ports {
+		if p.Name == "" {
+			all = append(all, portRange{place(p.Protocol, p.First), place(p.Protocol, p.Last)})
+			continue
+		}
+		for _, n := range named {
+			if n.Name == p.Name && (p.Protocol == 0 || p.Protocol == n.Protocol) {
+				all = append(all, portRange{place(n.Protocol, n.Port), place(n.Protocol, n.Port)})
+			}
+		}
+	}
+	return all
+}
+
+// ports are ranges: what is left to be decided is kept sorted and disjoint.
+type ports []portRange
+
+type portRange struct{ first, last Place }
+
+func (l ports) sort() {
+	slices.SortFunc(l, func(a, b portRange) int { return cmp.Compare(a.first, b.first) })
+}
+
+// take removes ranges, in any order and overlapping, and returns what was there of them.
+func (l *ports) take(ranges ports) (taken ports) {
+	for _, r := range ranges {
+		i, _ := slices.BinarySearchFunc(*l, r.first, func(have portRange, first Place) int { return cmp.Compare(have.last, first) })
+		var rest ports
+		end := i
+		for ; end < len(*l) && (*l)[end].first <= r.last; end++ {
+			have := (*l)[end]
+			t := portRange{max(have.first, r.first), min(have.last, r.last)}
+			taken = append(taken, t)
+			if have.first < t.first {
+				rest = append(rest, portRange{have.first, t.first - 1})
+			}
+			if t.last < have.last {
+				rest = append(rest, portRange{t.last + 1, have.last})
+			}
+		}
+		if end > i {
+			*l = slices.Replace(*l, i, end, rest...)
+		}
+	}
+	return taken
+}
