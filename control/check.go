@@ -104,7 +104,7 @@ func (c *checker) add(n Node) {
 	n.Endpoints = c.keep(n.Endpoints, c.wrongEndpoint, n.Name)
 	if !c.tidy(n.Prefixes) {
 		n.Prefixes = slices.Clone(n.Prefixes)
-		slices.SortFunc(n.Prefixes, comparePrefix)
+		slices.SortFunc(n.Prefixes, netip.Prefix.Compare)
 		n.Prefixes = slices.Compact(n.Prefixes)
 		n.Prefixes = slices.DeleteFunc(n.Prefixes, func(p netip.Prefix) bool {
 			wrong := c.wrongPrefix(p)
@@ -121,7 +121,7 @@ func (c *checker) add(n Node) {
 // can stay as it is. In a large cluster that is all that a change of one node costs the others.
 func (c *checker) tidy(prefixes []netip.Prefix) bool {
 	for i, p := range prefixes {
-		if i > 0 && comparePrefix(prefixes[i-1], p) >= 0 || c.wrongPrefix(p) != "" {
+		if i > 0 && prefixes[i-1].Compare(p) >= 0 || c.wrongPrefix(p) != "" {
 			return false
 		}
 	}
@@ -208,7 +208,7 @@ func (c *checker) compareSameName(a, b Node) int {
 	if order := c.older(Claim{Node: &a}, Claim{Node: &b}); order != 0 {
 		return order
 	}
-	return cmp.Or(slices.CompareFunc(a.Prefixes, b.Prefixes, comparePrefix),
+	return cmp.Or(slices.CompareFunc(a.Prefixes, b.Prefixes, netip.Prefix.Compare),
 		slices.CompareFunc(a.Endpoints, b.Endpoints, netip.Addr.Compare), cmp.Compare(fmt.Sprint(a), fmt.Sprint(b)))
 }
 
@@ -321,7 +321,7 @@ func (c *checker) prefixes() {
 			return order
 		}
 		return cmp.Or(cmp.Compare(odd(a.Prefix), odd(b.Prefix)), cmp.Compare(b.Prefix.Bits(), a.Prefix.Bits()), cmp.Compare(a.Node.Name, b.Node.Name),
-			comparePrefix(a.Prefix, b.Prefix))
+			a.Prefix.Compare(b.Prefix))
 	})
 	granted := newRanges(claims)
 	refused := map[string][]netip.Prefix{}
@@ -464,9 +464,4 @@ func (c *checker) state(self string) (State, error) {
 		return s, fmt.Errorf("this node, %q, is not among the %d nodes: add it, or set node.name", self, len(c.nodes))
 	}
 	return s, fmt.Errorf("this node, %q, is left out: %s", self, strings.Join(why, "; "))
-}
-
-// comparePrefix orders by address, then by length.
-func comparePrefix(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }

@@ -4,6 +4,8 @@ package control
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -16,6 +18,26 @@ type MAC [6]byte
 
 func (m MAC) String() string {
 	return net.HardwareAddr(m[:]).String()
+}
+
+// ParseMAC reads a unicast address of 48 bits.
+func ParseMAC(text string) (MAC, error) {
+	hw, err := net.ParseMAC(text)
+	if err != nil || len(hw) != len(MAC{}) || hw[0]&1 != 0 {
+		return MAC{}, fmt.Errorf("%q is not a unicast Ethernet address", text)
+	}
+	return MAC(hw), nil
+}
+
+// keySize is the length of an X25519 public key in bytes (RFC 7748).
+const keySize = 32
+
+// WrongKey says what is wrong with a Node's PublicKey, "" when nothing is.
+func WrongKey(text string) string {
+	if key, err := base64.StdEncoding.DecodeString(text); err != nil || text != "" && len(key) != keySize {
+		return fmt.Sprintf("not %d bytes in base64", keySize)
+	}
+	return ""
 }
 
 // Node is one member of the cluster. Immutable once published.
@@ -67,12 +89,15 @@ type State struct {
 	Problems []Problem // what was left out, or is stale, and why
 }
 
-// Number gives s the Revision that follows on the State published before it; the zero State is none. It is cheap where s has the
-// very list of nodes that last has.
+// Number gives s the Revision that follows on the State published before it; the zero State is none. Where the nodes are the same s
+// gets that one's list of them, so that next time one look at it tells.
 func (s *State) Number(last *State) {
-	s.Revision = last.Revision
 	listed := len(s.Nodes) == len(last.Nodes) && (len(s.Nodes) == 0 || &s.Nodes[0] == &last.Nodes[0])
-	if last.Revision == 0 || !s.Self.Equal(last.Self) || !listed && !slices.EqualFunc(s.Nodes, last.Nodes, Node.Equal) {
+	if !listed && slices.EqualFunc(s.Nodes, last.Nodes, Node.Equal) {
+		s.Nodes, listed = last.Nodes, true
+	}
+	s.Revision = last.Revision
+	if last.Revision == 0 || !listed || !s.Self.Equal(last.Self) {
 		s.Revision++
 	}
 }

@@ -53,6 +53,15 @@ func OurRule(userdata []byte) bool {
 	return len(userdata) > 2 && userdata[0] == 0 && strings.HasPrefix(string(userdata[2:]), ruleMark)
 }
 
+// listChains returns all chains; a kernel without nf_tables has none.
+func listChains(conn *nftables.Conn) ([]*nftables.Chain, error) {
+	chains, err := conn.ListChains()
+	if err != nil && !absent(err) {
+		return nil, fmt.Errorf("hostnet: list nftables chains: %w%s", err, hint(err))
+	}
+	return chains, nil
+}
+
 // removeRules removes rules of ours from the forward chains of others, and returns them in words.
 func (h *Host) removeRules() ([]string, error) {
 	conn, err := h.connect()
@@ -60,12 +69,9 @@ func (h *Host) removeRules() ([]string, error) {
 		return nil, err
 	}
 	defer conn.CloseLasting()
-	chains, err := conn.ListChains()
-	if absent(err) {
-		return nil, nil
-	}
+	chains, err := listChains(conn)
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: list nftables chains: %w%s", err, hint(err))
+		return nil, err
 	}
 	var removed []string
 	var errs []error

@@ -23,12 +23,9 @@ func (h *Host) letThrough(conn *nftables.Conn, passage []netip.Prefix) (changed 
 	if len(passage) == 0 && !h.settled() {
 		return false, nil // somebody may want it who has not spoken yet
 	}
-	chains, err := conn.ListChains()
+	chains, err := listChains(conn)
 	if err != nil {
-		if absent(err) {
-			return false, nil
-		}
-		return false, fmt.Errorf("hostnet: list nftables chains: %w%s", err, hint(err))
+		return false, err
 	}
 	sum := sha256.Sum256([]byte(fmt.Sprint(passage)))
 	mark := RuleMark(hex.EncodeToString(sum[:4]))

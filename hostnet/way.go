@@ -219,12 +219,9 @@ func (h *Host) Chains(hook string, v6 bool) ([]Chain, error) {
 		return nil, err
 	}
 	defer conn.CloseLasting()
-	chains, err := conn.ListChains()
-	if absent(err) {
-		return nil, nil // the kernel has no nf_tables, so no chains
-	}
+	chains, err := listChains(conn)
 	if err != nil {
-		return nil, fmt.Errorf("hostnet: list nftables chains: %w%s", err, hint(err))
+		return nil, err
 	}
 	own := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip"}
 	if v6 {

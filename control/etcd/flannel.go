@@ -270,8 +270,8 @@ func (s flannel) decodeLease(prefixes []netip.Prefix, value []byte) record {
 	if wrong := control.WrongName(n.Name); wrong != "" {
 		return garbage("", "the node of %v is left out: it has neither PublicIP nor a name: restart its daemon, or delete the key", prefixes)
 	}
-	if wrong := wrongKey(n.PublicKey); wrong != "" {
-		return garbage(n.Name, "the node is left out: %s: restart its daemon, or delete the key", wrong)
+	if wrong := control.WrongKey(n.PublicKey); wrong != "" {
+		return garbage(n.Name, "the node is left out: its public key is %s: restart its daemon, or delete the key", wrong)
 	}
 	r := record{node: n, name: n.Name, owner: by}
 	if len(n.Endpoints) > 0 {
@@ -291,7 +291,10 @@ func (s flannel) decodeLease(prefixes []netip.Prefix, value []byte) record {
 	if data.VNI != s.vni {
 		return garbage(n.Name, "the node is left out, its VNI is %d and this node's %d: make them the same", data.VNI, s.vni)
 	}
-	mac, err := parseMAC(data.VtepMAC)
+	if data.VtepMAC == "" {
+		return r
+	}
+	mac, err := control.ParseMAC(data.VtepMAC)
 	if err != nil {
 		return garbage(n.Name, "the node is left out: VtepMAC: %v: restart its daemon, or delete the key", err)
 	}

@@ -167,7 +167,7 @@ func (m *member) choose(mine []*entry) (chosen []netip.Prefix, refused string) {
 		}
 		chosen = append(chosen, p)
 	}
-	slices.SortFunc(chosen, comparePrefix)
+	slices.SortFunc(chosen, netip.Prefix.Compare)
 	return chosen, ""
 }
 

@@ -211,8 +211,8 @@ func (m *member) readNetwork(ctx context.Context) error {
 // disagrees says how n differs from what this node was configured with, "" when it does not.
 func (s Settings) disagrees(n control.Network) string {
 	theirs, ours := n.Prefixes(), slices.Clone(s.Network)
-	slices.SortFunc(theirs, comparePrefix)
-	slices.SortFunc(ours, comparePrefix)
+	slices.SortFunc(theirs, netip.Prefix.Compare)
+	slices.SortFunc(ours, netip.Prefix.Compare)
 	switch {
 	case !slices.Equal(theirs, ours):
 		return fmt.Sprintf("the cluster's network is %v, this node's network.prefixes are %v: make them the same (`weft network set`, or the file and a restart)", theirs, ours)
@@ -222,13 +222,6 @@ func (s Settings) disagrees(n control.Network) string {
 		return fmt.Sprintf("the cluster's port is %d, this node's network.port is %d: make them the same", n.Port, s.Port)
 	}
 	return ""
-}
-
-func comparePrefix(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return a.Bits() - b.Bits()
 }
 
 // writeNetwork writes the configuration that was in the store before, or else this node's own.

@@ -3,7 +3,6 @@ package etcd
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -105,14 +104,16 @@ func decodeNode(name string, value []byte) record {
 		return garbage(name, "the node is left out, its value in etcd cannot be read: %v: restart its daemon, or delete the key", err)
 	}
 	n := control.Node{Name: name, Endpoints: v.Endpoints, Prefixes: v.Prefixes, PublicKey: v.PublicKey, Features: v.Features}
-	mac, err := parseMAC(v.MAC)
+	var err error
+	if v.MAC != "" {
+		n.MAC, err = control.ParseMAC(v.MAC)
+	}
 	if err != nil {
 		return garbage(name, "the node is left out: %v: restart its daemon, or delete the key", err)
 	}
-	if wrong := wrongKey(v.PublicKey); wrong != "" {
-		return garbage(name, "the node is left out: %s: restart its daemon, or delete the key", wrong)
+	if wrong := control.WrongKey(v.PublicKey); wrong != "" {
+		return garbage(name, "the node is left out: its public key is %s: restart its daemon, or delete the key", wrong)
 	}
-	n.MAC = mac
 	r := record{node: n, name: name, owner: v.Owner}
 	if len(n.Endpoints) > 0 {
 		r.at = n.Endpoints[0]
@@ -145,16 +146,4 @@ func parseDashed(s string) (netip.Prefix, error) {
 		return p, nil
 	}
 	return netip.Prefix{}, fmt.Errorf("%q is not a prefix like 10.244.1.0-24", s)
-}
-
-// parseMAC reads a 48-bit address; "" is the zero one.
-func parseMAC(s string) (control.MAC, error) {
-	if s == "" {
-		return control.MAC{}, nil
-	}
-	hw, err := net.ParseMAC(s)
-	if err != nil || len(hw) != 6 || hw[0]&1 != 0 {
-		return control.MAC{}, fmt.Errorf("%q is not a unicast Ethernet address", s)
-	}
-	return control.MAC(hw), nil
 }

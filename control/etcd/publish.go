@@ -77,8 +77,7 @@ func (m *member) publish() {
 	m.update(s)
 }
 
-// state makes the State of what is known. Where the nodes are those of the last one it has the same
-// slice of them.
+// state makes the State of what is known.
 func (m *member) state() control.State {
 	if nodes, ok := m.patched(); ok {
 		clear(m.view.dirty)
@@ -106,9 +105,6 @@ func (m *member) state() control.State {
 		problems = append(problems, control.Problem{Text: err.Error()})
 	case len(garbage) == 0 && len(s.Problems) == 0 && m.selfTold():
 		m.index = control.NewIndex(append(slices.Clone(s.Nodes), s.Self))
-	}
-	if slices.EqualFunc(s.Nodes, m.last.Nodes, control.Node.Equal) {
-		s.Nodes = m.last.Nodes
 	}
 	s.Problems = append(problems, s.Problems...)
 	return s

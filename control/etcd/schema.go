@@ -1,7 +1,6 @@
 package etcd
 
 import (
-	"encoding/base64"
 	"fmt"
 	"net/netip"
 
@@ -50,15 +49,4 @@ func garbage(name, format string, args ...any) record {
 		name = ""
 	}
 	return record{name: name, wrong: fmt.Sprintf(format, args...)}
-}
-
-// keySize is the length of an X25519 public key in bytes.
-const keySize = 32
-
-// wrongKey says what is wrong with a public key, "" when nothing is or there is none.
-func wrongKey(s string) string {
-	if key, err := base64.StdEncoding.DecodeString(s); err != nil || s != "" && len(key) != keySize {
-		return fmt.Sprintf("its public key is not %d bytes in base64", keySize)
-	}
-	return ""
 }

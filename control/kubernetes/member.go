@@ -304,8 +304,7 @@ func (m *member) once() error {
 	return nil
 }
 
-// state makes the State of what is known, and has the annotations written that go with it. Where the
-// nodes are those of the last State it has the same slice of them. The lock is held.
+// state makes the State of what is known, and has the annotations written that go with it. The lock is held.
 func (m *member) state() control.State {
 	problems, self := m.problems(), m.last.Self
 	r := m.records[m.self.Name]
@@ -354,7 +353,7 @@ func (m *member) taken(self control.Node) bool {
 func (m *member) announce(r *record) control.Node {
 	n := m.self
 	n.Prefixes = slices.Clone(r.node.Prefixes)
-	slices.SortFunc(n.Prefixes, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	slices.SortFunc(n.Prefixes, netip.Prefix.Compare)
 	n.Endpoints = m.schema.endpoints(m.self.Endpoints, r.internal, r.annotations)
 	want, err := m.schema.annotations(n)
 	if err != nil {
@@ -406,9 +405,6 @@ func (m *member) whole(self control.Node, problems []control.Problem) control.St
 		return m.alone(append(problems, control.Problem{Node: m.self.Name, Text: err.Error()}))
 	case len(s.Problems) == 0:
 		m.index = control.NewIndex(append(slices.Clone(s.Nodes), s.Self))
-	}
-	if slices.EqualFunc(s.Nodes, m.last.Nodes, control.Node.Equal) {
-		s.Nodes = m.last.Nodes
 	}
 	s.Problems = append(problems, s.Problems...)
 	return s

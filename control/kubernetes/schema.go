@@ -1,11 +1,9 @@
 package kubernetes
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -156,7 +154,7 @@ func (s own) decode(n *control.Node, annotations map[string]string, internal []n
 		return "no weft daemon has registered on it: start one there, or give the daemon there the Node's name (node.name)"
 	}
 	var err error
-	if n.MAC, err = parseMAC(mac); err != nil {
+	if n.MAC, err = control.ParseMAC(mac); err != nil {
 		return fmt.Sprintf("annotation %s: %v: restart its daemon", annotationMAC, err)
 	}
 	if vni := annotations[annotationVNI]; vni != strconv.FormatUint(uint64(s.vni), 10) {
@@ -182,17 +180,14 @@ func (s own) decode(n *control.Node, annotations map[string]string, internal []n
 // extras reads what has no place in Flannel's annotations either.
 func extras(n *control.Node, annotations map[string]string) string {
 	n.PublicKey = annotations[annotationKey]
-	if key, err := base64.StdEncoding.DecodeString(n.PublicKey); err != nil || n.PublicKey != "" && len(key) != keySize {
-		return fmt.Sprintf("annotation %s is not %d bytes in base64: restart its daemon", annotationKey, keySize)
+	if wrong := control.WrongKey(n.PublicKey); wrong != "" {
+		return fmt.Sprintf("annotation %s is %s: restart its daemon", annotationKey, wrong)
 	}
 	if list := annotations[annotationFeature]; list != "" {
 		n.Features = strings.Split(list, ",")
 	}
 	return ""
 }
-
-// keySize is the length of an X25519 public key in bytes.
-const keySize = 32
 
 // endpoints: what Kubernetes calls the node's addresses wins where this node holds all of them, and
 // so does its order; else the daemon knows better, for it was told an interface.
@@ -268,7 +263,7 @@ func (s flannel) decode(n *control.Node, annotations map[string]string, _ []neti
 		if v.VNI != s.vni {
 			return fmt.Sprintf("its VNI is %d and this node's %d: make them the same", v.VNI, s.vni)
 		}
-		mac, err := parseMAC(v.VtepMAC)
+		mac, err := control.ParseMAC(v.VtepMAC)
 		if err != nil {
 			return fmt.Sprintf("annotation %s: VtepMAC: %v: restart its daemon", f.data, err)
 		}
@@ -314,12 +309,3 @@ func (s flannel) annotations(n control.Node) (map[string]string, error) {
 }
 
 func (flannel) tell(map[string]string, control.Node, []netip.Addr) {}
-
-// parseMAC reads a 48-bit unicast address.
-func parseMAC(s string) (control.MAC, error) {
-	hw, err := net.ParseMAC(s)
-	if err != nil || len(hw) != 6 || hw[0]&1 != 0 {
-		return control.MAC{}, fmt.Errorf("%q is not a unicast Ethernet address", s)
-	}
-	return control.MAC(hw), nil
-}

@@ -1,16 +1,12 @@
 package static
 
 import (
-	"encoding/base64"
 	"fmt"
 	"net/netip"
 
 	"weft/control"
 	"weft/internal/config/strict"
 )
-
-// keySize is the length of an X25519 public key in bytes.
-const keySize = 32
 
 // parse reads nodes.yaml. The error means that the file as a whole cannot be trusted: not YAML, an
 // unknown key, a value of another type. A value that cannot be right (an address that is none, say)
@@ -74,8 +70,8 @@ func (p *parser) node(v strict.Value) {
 		}
 	}
 	if s, ok := f["public_key"].String(); ok && s != "" {
-		if key, err := base64.StdEncoding.DecodeString(s); err != nil || len(key) != keySize {
-			p.problem(f["public_key"], n.Name, "public_key is left out, it is not %d bytes in base64: copy it whole", keySize)
+		if wrong := control.WrongKey(s); wrong != "" {
+			p.problem(f["public_key"], n.Name, "public_key is left out, it is %s: copy it whole", wrong)
 		} else {
 			n.PublicKey = s
 		}

@@ -167,9 +167,7 @@ func (d *Daemon) Routes() []api.Route {
 			routes = append(routes, api.Route{Prefix: p, Node: n.Name, Endpoint: h.Endpoint, MTU: h.MTU})
 		}
 	}
-	slices.SortFunc(routes, func(a, b api.Route) int {
-		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
-	})
+	slices.SortFunc(routes, func(a, b api.Route) int { return a.Prefix.Compare(b.Prefix) })
 	return routes
 }
 
