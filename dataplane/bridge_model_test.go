@@ -43,10 +43,10 @@ func playBridge(t *packettest.Tape) error {
 	m := &bridgeModel{t: t, bridge: NewBridge(), inside: &script{}, under: &script{}, stations: map[[6]byte]uint32{}}
 	m.drops = [2]map[packet.Drop]uint64{{}, {}}
 	stage := vxlan.New(vxlan.Config{VNI: modelVNI, Inner: packet.Ethernet})
-	m.out = NewLane(LaneConfig{Direction: Out, From: m.inside, To: m.inside, Room: 2000, Link: packet.EthernetHeader,
-		Stages: []packet.Stage{m.bridge, stage}, Flood: m.peersNow})
-	m.in = NewLane(LaneConfig{Direction: In, From: m.under, To: m.under, Room: 2000, Link: packet.EthernetHeader,
-		Stages: []packet.Stage{m.bridge, stage}})
+	m.out = NewLane(LaneConfig{Direction: Out, Inside: End{Queue: m.inside}, Forward: m.bridge,
+		Ways: []Way{{Wrap: []packet.Stage{stage}, Outside: End{Queue: m.inside}}}, Room: 2000, Link: packet.EthernetHeader, Flood: m.peersNow})
+	m.in = NewLane(LaneConfig{Direction: In, Inside: End{Queue: m.under}, Forward: m.bridge,
+		Ways: []Way{{Wrap: []packet.Stage{stage}, Outside: End{Queue: m.under}}}, Room: 2000, Link: packet.EthernetHeader})
 	m.bridge.Publish(m.table())
 	for more := true; more; more = t.More() {
 		var err error

@@ -176,8 +176,8 @@ func (r *rig) Send(b *packet.Batch) error {
 
 func newRig(s *Bridge) *rig {
 	r := &rig{Bridge: s, from: &feed{}, to: &feed{}}
-	r.lane = NewLane(LaneConfig{Name: "out/0", Direction: Out, From: r, To: r, FromName: "tap", ToName: "udp", Room: 2000,
-		Link: packet.EthernetHeader, Stages: []packet.Stage{s}, Flood: s.Peers})
+	r.lane = NewLane(LaneConfig{Name: "out/0", Direction: Out, Inside: End{Port: "tap", Queue: r}, Forward: s,
+		Ways: []Way{{Outside: End{Port: "udp", Queue: r}}}, Room: 2000, Link: packet.EthernetHeader, Flood: s.Peers})
 	return r
 }
 
@@ -361,7 +361,8 @@ func TestBridgeAllocatesNothing(t *testing.T) {
 		eth(node(0).Peer.MAC, own, 0x0800, ip4("10.244.1.5", "10.244.2.5", 60)),
 		eth(broadcast, own, 0x0806, arp("10.244.1.1", "10.244.2.1")),
 	}}
-	l := NewLane(LaneConfig{Direction: Out, From: q, To: q, Room: 2000, Link: packet.EthernetHeader, Stages: []packet.Stage{s}, Flood: s.Peers})
+	l := NewLane(LaneConfig{Direction: Out, Inside: End{Queue: q}, Forward: s,
+		Ways: []Way{{Outside: End{Queue: q}}}, Room: 2000, Link: packet.EthernetHeader, Flood: s.Peers})
 	if n := testing.AllocsPerRun(100, func() {
 		if err := l.Turn(); err != nil {
 			t.Fatal(err)

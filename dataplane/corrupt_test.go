@@ -67,6 +67,17 @@ func (w *wire) Send(b *packet.Batch) error {
 	return nil
 }
 
+// tampered is a forwarder whose packets somebody damages behind it, on the way in.
+type tampered struct {
+	*Route
+	by *tamper
+}
+
+func (f tampered) In(b *packet.Batch) {
+	f.Route.In(b)
+	f.by.In(b)
+}
+
 // TestCorruptedSlot damages a packet's bytes and its window at every place between the stages of two nodes. It dies by name, or
 // arrives as it was sent, or its checksum is as wrong as its bytes; what arrives wrong and unnoticed is what no sum has yet.
 func TestCorruptedSlot(t *testing.T) {
@@ -107,15 +118,17 @@ func TestCorruptedSlot(t *testing.T) {
 		for i := range between {
 			between[i] = &tamper{}
 		}
-		outStages, inStages := []packet.Stage{outRoute}, []packet.Stage{between[len(between)-1], inRoute}
+		var outWrap, inWrap []packet.Stage
 		for i, s := range chain.out {
-			outStages = append(outStages, between[i], s)
-			inStages = append(inStages, between[len(chain.out)+1+i], chain.in[i])
+			outWrap = append(outWrap, between[i], s)
+			inWrap = append(inWrap, between[len(chain.out)+1+i], chain.in[i])
 		}
-		outStages = append(outStages, between[len(chain.out)])
+		outWrap = append(outWrap, between[len(chain.out)])
 		inside, under, inner := &loaded{from: near}, &wire{}, &loaded{from: near}
-		out := NewLane(LaneConfig{Direction: Out, From: inside, To: under, Room: 2000, Stages: outStages})
-		in := NewLane(LaneConfig{Direction: In, From: &under.loaded, To: inner, Room: 2000, Stages: inStages})
+		out := NewLane(LaneConfig{Direction: Out, Inside: End{Queue: inside}, Forward: outRoute,
+			Ways: []Way{{Wrap: outWrap, Outside: End{Queue: under}}}, Room: 2000})
+		in := NewLane(LaneConfig{Direction: In, Inside: End{Queue: inner}, Forward: tampered{inRoute, between[len(between)-1]},
+			Ways: []Way{{Wrap: inWrap, Outside: End{Queue: &under.loaded}}}, Room: 2000})
 		under.from = near
 
 		for _, ends := range [][2]string{{"10.244.1.2:1000", "10.244.2.3:2000"}, {"[fd00:0:0:1::2]:1000", "[fd00:0:0:2::3]:2000"}} {

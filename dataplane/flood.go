@@ -6,12 +6,12 @@ import "weft/packet"
 // everything else. One packet is always copied to all peers, however many they are.
 const maxCopies = 64 * packet.BatchSize
 
-// flood is the lane's own step behind a Bridge: it sends a copy of each packet for everyone to every peer but the last, and
+// floods is the lane's own step behind a Bridge: it sends a copy of each packet for everyone to every peer but the last, and
 // leaves the packet itself in the batch, on its way to that one (head-end replication). Copies go out before the rest of
 // their batch: a packet that was sent to a station alone never overtakes an earlier one that was flooded to it.
 //
 // Dropped are no-route (there is no peer) and flood-limit.
-func (l *Lane) flood(b *packet.Batch) {
+func (l *Lane) floods(b *packet.Batch) {
 	var hops []*packet.Hop
 	made, n := 0, 0
 	live := b.Packets()
@@ -52,16 +52,13 @@ func (l *Lane) flood(b *packet.Batch) {
 func (l *Lane) sendCopies(n int) {
 	l.stats.Copied += uint64(n)
 	l.copies.SetLen(n)
+	l.copying = true
 	if len(l.observers) > 0 {
-		l.observe(l.copies, floodStep+1)
+		l.observe(l.flood, l.copies)
 	}
-	if err := l.carry(l.copies, floodStep+1, false); err != nil {
-		l.failed = err // carry has accounted for them; the lane ends with this turn
-	}
+	l.leave(l.copies, 0)
+	l.copying = false
 }
-
-// floodStep is where flood is among the steps: behind the Bridge.
-const floodStep = 1
 
 // duplicate makes c a copy of p on its way to a hop.
 func duplicate(c, p *packet.Packet, h *packet.Hop) {

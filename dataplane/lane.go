@@ -3,6 +3,8 @@
 //	out: inside.Recv  → route → vxlan → sealed → outside.Send
 //	in:  outside.Recv → sealed → vxlan → route → inside.Send
 //
+// A lane out with several ways to the peers parts behind route: places.go lays lanes out, lane.go runs them.
+//
 // It names no device, no encapsulation and no control plane: it knows packet's interfaces only.
 package dataplane
 
@@ -37,18 +39,20 @@ func (d Direction) String() string {
 	return "out"
 }
 
-// LaneConfig is what a lane is made of.
+// LaneConfig is what a lane is made of:
+//
+//	out: Inside → Forward → (Flood) → one of the Ways: Wrap, Outside
+//	in:  the Way: Outside, Wrap backwards → Forward → Inside
 type LaneConfig struct {
 	Name      string // e.g. "out/0"
 	Direction Direction
-	From, To  packet.Queue
-	FromName  string         // the receiving port's name, for reports
-	ToName    string         // the sending port's name
-	Stages    []packet.Stage // outermost last; a lane in runs them backwards
-	Room      int            // largest packet a slot must take, bytes
-	Link      int            // bytes of the inner link header: 14 where the inside port has frames, else 0
+	Inside    End          // where inner packets are
+	Forward   packet.Stage // knows whose they are: a Route or a Bridge
+	Ways      []Way        // to the peers. Out, packet.Path.Way says which a packet takes; a lane in has one
+	Room      int          // largest packet a slot must take, bytes
+	Link      int          // bytes of the inner link header: 14 where the inside port has frames, else 0
 
-	// Flood, if set, are the hops that a lane out copies a packet to which its first stage, a Bridge, wants to go to everyone.
+	// Flood, if set, are the hops that a lane out copies a packet to which Forward, a Bridge, wants to go to everyone.
 	Flood func() []*packet.Hop
 
 	// TooBig, if set, is given each packet that died as packet.TooBig, as a window that starts
@@ -56,17 +60,31 @@ type LaneConfig struct {
 	TooBig func(ip []byte, path *packet.Path)
 }
 
-// Lane is one goroutine's work: one queue to receive from, one to send to, one direction, run to
-// completion. Only Turn (or Run) touches the batch; Stats may be called from anywhere.
+// End is where a lane begins or ends.
+type End struct {
+	Port  string // its name, for reports
+	Queue packet.Queue
+}
+
+// Way is one way to carry packets to peers: what is put around them, and by which port they leave.
+type Way struct {
+	Name    string         // for reports; may be empty where a lane has no other
+	Wrap    []packet.Stage // innermost first
+	Outside End
+}
+
+// Lane is one goroutine's work: a batch is received at one end, run to completion and sent at the others. Only Turn (or Run)
+// touches the batch; Stats may be called from anywhere.
 type Lane struct {
-	cfg      LaneConfig
-	steps    []step
-	batch    *packet.Batch
-	copies   *packet.Batch // of flooded packets; nil where there are none
-	failed   error         // sending copies failed
-	overhead int           // what the stages that are not opaque add, to tell inner bytes on the way out
-	opaque   packet.Opaque // the one that may have added more or nothing; nil = there is none
-	last     int           // size of the last batch: predicts whether to time Recv
+	cfg    LaneConfig
+	from   packet.Queue
+	places // of cfg
+
+	batch   *packet.Batch
+	copies  *packet.Batch // of flooded packets; nil where there are none
+	copying bool          // they are on their way
+	failed  error         // of a Send: the lane ends with this turn
+	last    int           // size of the last batch: predicts whether to time Recv
 
 	mu    sync.Mutex // held from Recv's return to Send's return: what Stats sees always adds up
 	stats LaneStats
@@ -74,54 +92,26 @@ type Lane struct {
 	since time.Duration // when the last turn ended: from then on the lane is in Recv
 	began time.Time
 
-	observers          []Observer // guarded by mu
-	points, copyPoints []Point    // by step
-}
-
-type step struct {
-	run      func(*packet.Batch)
-	overhead packet.Overhead // of a stage out that is not opaque
-	opaque   packet.Opaque   // a stage out that is; nil = it is not
+	observers []Observer // guarded by mu
 }
 
 // NewLane builds a lane and its batch.
 func NewLane(cfg LaneConfig) *Lane {
 	l := &Lane{cfg: cfg, began: time.Now(), since: now()}
-	names := []string{"recv " + cfg.FromName}
 	if cfg.Direction == Out {
-		for i, s := range cfg.Stages {
-			st := step{run: s.Out}
-			if opaque, is := bare(s).(packet.Opaque); is {
-				st.opaque, l.opaque = opaque, opaque
-			} else {
-				st.overhead = s.Overhead()
-				l.overhead += s.Overhead().Total()
-			}
-			l.steps = append(l.steps, st)
-			names = append(names, s.Name())
-			if i == 0 && cfg.Flood != nil {
-				l.steps = append(l.steps, step{run: l.flood})
-				names = append(names, "flood")
-				l.copies = packet.NewBatch(packet.BatchSize, cfg.Room)
-			}
-		}
+		l.from = cfg.Inside.Queue
 	} else {
-		for i := len(cfg.Stages) - 1; i >= 0; i-- {
-			l.steps = append(l.steps, step{run: cfg.Stages[i].In})
-			names = append(names, cfg.Stages[i].Name())
-		}
+		l.from = cfg.Ways[0].Outside.Queue
 	}
-	names = append(names, "send "+cfg.ToName)
-	l.stats.Stages = make([]StageStats, len(names))
-	for i, n := range names {
-		l.stats.Stages[i].Name = n
-	}
-	l.makePoints(names)
-	if q, ok := cfg.From.(packet.Batcher); ok {
+	if q, ok := l.from.(packet.Batcher); ok {
 		l.batch = q.NewBatch(packet.BatchSize)
 	} else {
 		l.batch = packet.NewBatch(packet.BatchSize, cfg.Room)
 	}
+	if cfg.Direction == Out && cfg.Flood != nil {
+		l.copies = packet.NewBatch(packet.BatchSize, cfg.Room)
+	}
+	l.lay()
 	return l
 }
 
@@ -142,11 +132,11 @@ func (l *Lane) Turn() error {
 	b := l.batch
 	b.Waited = 0
 	sampled := l.stats.Turns%timedEvery == 0 // only Turn writes stats, so it may read them unlocked
-	var start time.Duration
+	var start, t time.Duration
 	if sampled || l.last >= timedBatch {
 		start = now()
 	}
-	if err := l.cfg.From.Recv(b); err != nil {
+	if err := l.from.Recv(b); err != nil {
 		return err
 	}
 
@@ -155,88 +145,112 @@ func (l *Lane) Turn() error {
 	defer func() { l.since = now() }()
 	n := b.Len()
 	l.last = n
-	timed := sampled || n >= timedBatch
 	l.stats.Turns++
 	l.stats.Received += uint64(n)
 	l.stats.Waited += b.Waited
 	if start != 0 {
-		l.stats.Stages[0].charge(n, now()-start-b.Waited)
+		l.recv.stats.charge(n, now()-start-b.Waited)
 	}
-	l.account(b, 0, n)
-	return l.carry(b, 0, timed)
-}
-
-// carry takes a batch through the steps from one on and sends what is left of it. The caller holds l.mu.
-func (l *Lane) carry(b *packet.Batch, from int, timed bool) error {
-	var t time.Duration
-	if timed {
+	l.account(l.recv, b, n)
+	if sampled || n >= timedBatch {
 		t = now()
 	}
-	for i := from; i < len(l.steps); i++ {
-		n := b.Len()
-		l.steps[i].run(b)
-		if timed {
-			t = l.stats.Stages[i+1].lap(n, t)
-		}
-		l.account(b, i+1, n)
+	for _, s := range l.unwrap {
+		t = l.pass(s, b, t)
 	}
-	send := len(l.steps) + 1
+	t = l.pass(l.forward, b, t)
+	if l.flood != nil {
+		t = l.pass(l.flood, b, t)
+	}
+	l.leave(b, t)
+	return l.failed
+}
+
+// pass takes a batch through a step. t is when it got there, 0 where nobody wants to know; what is returned is when it has passed.
+func (l *Lane) pass(s *step, b *packet.Batch, t time.Duration) time.Duration {
+	n := b.Len()
+	s.run(b)
+	if t != 0 {
+		t = s.stats.lap(n, t)
+	}
+	l.account(s, b, n)
+	return t
+}
+
+// leave sends a batch, each packet by its way, and notes in l.failed if that ends the lane. The caller holds l.mu.
+func (l *Lane) leave(b *packet.Batch, t time.Duration) {
+	if l.choose == nil {
+		l.by(&l.exits[0], b, t)
+		return
+	}
+	t = l.pass(l.choose, b, t)
+	for i := range l.exits {
+		if x := &l.exits[i]; x.count > 0 {
+			x.part.View(b, x.first, x.count)
+			t = l.by(x, &x.part, t)
+		}
+	}
+}
+
+// by sends a batch by an exit.
+func (l *Lane) by(x *exit, b *packet.Batch, t time.Duration) time.Duration {
+	for _, s := range x.wrap {
+		t = l.pass(s, b, t)
+	}
 	n := b.Len()
 	if n == 0 {
-		return l.failed
+		return t
 	}
-	err := l.failed
-	if err == nil {
-		l.countPeers(b)
-		err = l.cfg.To.Send(b)
+	if l.failed == nil {
+		l.countPeers(x, b)
+		l.failed = x.queue.Send(b)
 	}
-	if err != nil {
-		// The port is dead, and what it held died with it: say so, or the lane would not add up.
+	if l.failed != nil {
+		// The port is dead, and what it held died with it, and what was to follow: say so, or the lane would not add up.
 		for i := range b.Packets() {
 			if p := &b.Packets()[i]; p.Drop == packet.Alive {
 				p.Drop = packet.Refused
 			}
 		}
-		l.account(b, send, n)
-		return err
+		l.account(x.send, b, n)
+		return t
 	}
-	if timed {
-		l.stats.Stages[send].lap(n, t)
+	if t != 0 {
+		t = x.send.stats.lap(n, t)
 	}
-	l.account(b, send, n)
+	l.account(x.send, b, n)
 	l.stats.Sent += uint64(b.Len())
-	return nil
+	return t
 }
 
 // account takes the dead out of the batch after a step that began with n packets.
-func (l *Lane) account(b *packet.Batch, i, n int) {
-	s := &l.stats.Stages[i]
-	s.Calls++
-	s.Packets += uint64(n)
+func (l *Lane) account(s *step, b *packet.Batch, n int) {
+	s.stats.Calls++
+	s.stats.Packets += uint64(n)
 	if len(l.observers) > 0 {
-		l.observe(b, i)
+		l.observe(s, b)
 	}
-	b.Compact(&s.Drops)
+	b.Compact(&s.stats.Drops)
 	if b.Len() == n || l.cfg.TooBig == nil {
 		return
 	}
 	for k := b.Len(); k < n; k++ { // Compact moved the dead behind the living
 		p := &b.Slots()[k]
 		if p.Drop == packet.TooBig && p.Hop != nil && p.Hop.Path != nil {
-			l.reject(p, i)
+			l.reject(s, p)
 		}
 	}
 }
 
-// reject hands the inner packet of a TooBig one to whoever answers it. A packet that died in step i is what the steps before
+// reject hands the inner packet of a TooBig one to whoever answers it. A packet that died in a step is what the steps before
 // that one have made of it: that is taken off, the last first.
-func (l *Lane) reject(p *packet.Packet, i int) {
-	for s := min(i-1, len(l.steps)) - 1; s >= 0; s-- {
-		if st := &l.steps[s]; st.opaque != nil {
-			if !st.opaque.Undo(p) {
+func (l *Lane) reject(at *step, p *packet.Packet) {
+	for s := at.before; s != nil; s = s.before {
+		if s.opaque != nil {
+			if !s.opaque.Undo(p) {
 				return
 			}
-		} else if !shed(p, st.overhead) {
+		} else if !shed(p, s.added) {
 			return
 		}
 	}
@@ -255,12 +269,8 @@ func shed(p *packet.Packet, o packet.Overhead) bool {
 	return true
 }
 
-// countPeers charges the living packets to the peers they go to or come from.
-func (l *Lane) countPeers(b *packet.Batch) {
-	overhead := l.cfg.Link
-	if l.cfg.Direction == Out {
-		overhead += l.overhead
-	}
+// countPeers charges the living packets to the peers they go to or come from, in inner bytes.
+func (l *Lane) countPeers(x *exit, b *packet.Batch) {
 	pkts := b.Packets()
 	for i := range pkts {
 		p := &pkts[i]
@@ -274,9 +284,9 @@ func (l *Lane) countPeers(b *packet.Batch) {
 			}
 			l.peers = append(l.peers, make([]PeerStats, id+64-len(l.peers))...)
 		}
-		inner := p.Len() - overhead
-		if l.opaque != nil {
-			inner -= l.opaque.Added(p).Total()
+		inner := p.Len() - x.around
+		if x.opaque != nil {
+			inner -= x.opaque.Added(p).Total()
 		}
 		l.peers[id].Packets++
 		l.peers[id].Bytes += uint64(inner)

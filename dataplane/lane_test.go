@@ -89,8 +89,8 @@ func TestLearntMTU(t *testing.T) {
 	r, peer := twoNodes()
 	from := &feed{}
 	var told []int
-	l := NewLane(LaneConfig{Direction: Out, From: from, To: &feed{}, Room: 2000, Stages: []packet.Stage{r},
-		TooBig: func(ip []byte, path *packet.Path) { told = append(told, len(ip), path.MTU()) }})
+	l := NewLane(LaneConfig{Direction: Out, Inside: End{Queue: from}, Forward: r,
+		Ways: []Way{{Outside: End{Queue: &feed{}}}}, Room: 2000, TooBig: func(ip []byte, path *packet.Path) { told = append(told, len(ip), path.MTU()) }})
 	for _, c := range []struct{ mtu, size, too int }{{1450, 1450, 0}, {1300, 1301, 1}, {1300, 1300, 0}, {1450, 1450, 0}, {1450, 1451, 1}} {
 		peer.Path.SetMTU(c.mtu)
 		from.batches, told = append(from.batches, [][]byte{ip4("10.244.1.5", "10.244.2.5", c.size)}), nil
@@ -117,11 +117,8 @@ func TestLaneConserves(t *testing.T) {
 	}
 	to := &feed{refuse: map[int]packet.Drop{1: packet.QueueFull}}
 	var rejected []int
-	l := NewLane(LaneConfig{
-		Name: "out/0", Direction: Out, From: from, To: to, FromName: "a", ToName: "b", Room: 2000,
-		Stages: []packet.Stage{r},
-		TooBig: func(ip []byte, path *packet.Path) { rejected = append(rejected, len(ip), path.MTU()) },
-	})
+	l := NewLane(LaneConfig{Name: "out/0", Direction: Out, Inside: End{Port: "a", Queue: from}, Forward: r,
+		Ways: []Way{{Outside: End{Port: "b", Queue: to}}}, Room: 2000, TooBig: func(ip []byte, path *packet.Path) { rejected = append(rejected, len(ip), path.MTU()) }})
 	for {
 		if err := l.Turn(); err != nil {
 			if err != errDry {
@@ -159,8 +156,8 @@ func TestLaneConservesWhenThePortDies(t *testing.T) {
 	r, _ := twoNodes()
 	good := ip4("10.244.1.5", "10.244.2.5", 100)
 	dead := errors.New("device deleted")
-	l := NewLane(LaneConfig{Direction: Out, From: &feed{batches: [][][]byte{{good, good}}}, To: &feed{sendErr: dead},
-		Room: 2000, Stages: []packet.Stage{r}})
+	l := NewLane(LaneConfig{Direction: Out, Inside: End{Queue: &feed{batches: [][][]byte{{good, good}}}}, Forward: r,
+		Ways: []Way{{Outside: End{Queue: &feed{sendErr: dead}}}}, Room: 2000})
 	if err := l.Turn(); !errors.Is(err, dead) {
 		t.Fatalf("Turn: %v, want the port's error", err)
 	}
@@ -204,7 +201,8 @@ func TestLaneOrder(t *testing.T) {
 	stages := []packet.Stage{r, prefixer{'v', 22}, prefixer{'s', 16}}
 	data := ip4("10.244.1.5", "10.244.2.5", 100)
 	wire := &feed{}
-	out := NewLane(LaneConfig{Direction: Out, From: &feed{batches: [][][]byte{{data}}}, To: wire, Room: 2000, Stages: stages})
+	out := NewLane(LaneConfig{Direction: Out, Inside: End{Queue: &feed{batches: [][][]byte{{data}}}}, Forward: stages[0],
+		Ways: []Way{{Wrap: stages[1:], Outside: End{Queue: wire}}}, Room: 2000})
 	if err := out.Turn(); err != nil {
 		t.Fatal(err)
 	}
@@ -224,8 +222,8 @@ func TestLaneOrder(t *testing.T) {
 	fr := NewRoute()
 	fr.Publish(far)
 	inside := &feed{}
-	in := NewLane(LaneConfig{Direction: In, From: &feed{batches: [][][]byte{wire.sent}}, To: inside, Room: 2000,
-		Stages: []packet.Stage{fr, prefixer{'v', 22}, prefixer{'s', 16}}})
+	in := NewLane(LaneConfig{Direction: In, Inside: End{Queue: inside}, Forward: fr,
+		Ways: []Way{{Wrap: []packet.Stage{prefixer{'v', 22}, prefixer{'s', 16}}, Outside: End{Queue: &feed{batches: [][][]byte{wire.sent}}}}}, Room: 2000})
 	if err := in.Turn(); err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +253,8 @@ func TestLaneDoesNotAllocate(t *testing.T) {
 	r, _ := twoNodes()
 	for _, n := range []int{1, packet.BatchSize} {
 		e := &endless{data: ip4("10.244.1.5", "10.244.2.5", 1400), n: n}
-		l := NewLane(LaneConfig{Direction: Out, From: e, To: e, Room: 2000, Stages: []packet.Stage{r, prefixer{'v', 22}}})
+		l := NewLane(LaneConfig{Direction: Out, Inside: End{Queue: e}, Forward: r,
+			Ways: []Way{{Wrap: []packet.Stage{prefixer{'v', 22}}, Outside: End{Queue: e}}}, Room: 2000})
 		l.Turn()
 		if a := testing.AllocsPerRun(200, func() { l.Turn() }); a != 0 {
 			t.Errorf("batches of %d: %v allocations a turn", n, a)
@@ -271,7 +270,8 @@ func BenchmarkLane(b *testing.B) {
 	}{{"batch-1", 1}, {"batch-64", 64}} {
 		b.Run(c.name, func(b *testing.B) {
 			e := &endless{data: ip4("10.244.1.5", "10.244.2.5", 64), n: c.n}
-			l := NewLane(LaneConfig{Direction: Out, From: e, To: e, Room: 2000, Stages: []packet.Stage{r}})
+			l := NewLane(LaneConfig{Direction: Out, Inside: End{Queue: e}, Forward: r,
+				Ways: []Way{{Outside: End{Queue: e}}}, Room: 2000})
 			b.ReportAllocs()
 			for b.Loop() {
 				l.Turn()

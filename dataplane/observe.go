@@ -10,26 +10,21 @@ import (
 type Point struct {
 	Lane      string // its name: "out/0"
 	Direction Direction
-	Step      int            // index into LaneStats.Stages: 0 is Recv
-	Steps     int            // how many there are: the last is Send
+	Place     Place
+	Row, Rows int            // of the step in LaneStats.Stages, and how many there are
 	Name      string         // of the step: "recv tun", "route", …
+	Inside    bool           // the living are as pods sent them, or will get them
+	Wire      bool           // they are what comes from or goes to the outside port
 	Inner     int            // where the packets' inner IP header is, bytes from their front; -1 while an encapsulation is around it, as it may still be around what died while it was taken off
 	Dead      int            // the same for those that died in this step, which leaves alone what it lets die; of Send: what the living were
-	Outer     packet.Outward // out: of the queue to send to; nil where it cannot say
-	Copies    bool           // the batch holds copies that the lane makes to flood frames: seen first behind "flood", while that step still runs
-}
-
-// Wire says whether the batch holds what comes from or goes to the outside port.
-func (p Point) Wire() bool {
-	if p.Direction == Out {
-		return p.Step == p.Steps-2
-	}
-	return p.Step == 0
+	Outer     packet.Outward // out: of the queue to send to; nil where it cannot say, or it is not chosen yet
+	Copies    bool           // the batch holds copies that the lane makes to flood frames: seen first behind Flood, while that step still runs
 }
 
 // Observer sees what passes a lane. Observe is called on the lane's goroutine behind every step, while the batch still holds
 // those that died in it, with their Drop. Neither batch nor bytes may be changed, or kept beyond the call; it must not block,
-// log or allocate. From one call to the next the living keep their order and the dead are gone.
+// log or allocate. A packet is told from others of its batch by packet.Packet.Index, which it keeps from Recv to Send: batches lose
+// the dead from one call to the next, and come apart where ways part.
 //
 // Behind Send only the packets that died there have bytes: others may be elsewhere already.
 type Observer interface {
@@ -50,52 +45,18 @@ func (l *Lane) Detach(o Observer) {
 	l.observers = slices.DeleteFunc(slices.Clone(l.observers), func(x Observer) bool { return x == o })
 }
 
-// observe shows a batch to the observers behind step i. The caller holds l.mu.
-func (l *Lane) observe(b *packet.Batch, i int) {
-	at := &l.points[i]
-	if b == l.copies {
-		at = &l.copyPoints[i]
+// observe shows a batch to the observers behind a step, and numbers the packets where they are seen first. The caller holds l.mu.
+func (l *Lane) observe(s *step, b *packet.Batch) {
+	at := &s.at
+	if l.copying {
+		at = &s.copied
+	}
+	if at.Place == Recv || at.Copies && at.Place == Flood {
+		for i := range b.Packets() {
+			b.Packets()[i].SetIndex(i)
+		}
 	}
 	for _, o := range l.observers {
 		o.Observe(at, b)
-	}
-}
-
-// makePoints lays out the points of a lane whose steps have these names.
-func (l *Lane) makePoints(names []string) {
-	bare := func(step int) bool { // out, nothing is wrapped until the stages behind the forwarder (and its flood)
-		forward := 1
-		if l.copies != nil {
-			forward = floodStep + 1
-		}
-		return step <= forward
-	}
-	if l.cfg.Direction == In {
-		bare = func(step int) bool { return step >= len(l.cfg.Stages)-1 }
-	}
-	for i, name := range names {
-		p := Point{Lane: l.cfg.Name, Direction: l.cfg.Direction, Step: i, Steps: len(names), Name: name, Inner: -1, Dead: -1}
-		if l.cfg.Direction == Out {
-			p.Outer, _ = l.cfg.To.(packet.Outward)
-		}
-		if bare(i) {
-			p.Inner = l.cfg.Link
-		}
-		switch {
-		case i == 0 || i == len(names)-1:
-			p.Dead = p.Inner
-		case bare(i - 1):
-			p.Dead = l.cfg.Link
-		case l.cfg.Direction == Out: // behind what the stages before this one have put in front
-			p.Dead = l.cfg.Link
-			for s := 0; s < i-1 && p.Dead >= 0; s++ {
-				if p.Dead += l.steps[s].overhead.Front; l.steps[s].opaque != nil {
-					p.Dead = -1
-				}
-			}
-		}
-		l.points = append(l.points, p)
-		p.Copies = true
-		l.copyPoints = append(l.copyPoints, p)
 	}
 }

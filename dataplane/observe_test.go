@@ -18,7 +18,7 @@ func (n *notes) Observe(at *Point, b *packet.Batch) {
 		if at.Inner >= 0 && p.Len() > at.Inner {
 			inner = int(p.Bytes()[at.Inner] >> 4)
 		}
-		n.seen = append(n.seen, fmt.Sprintf("%s %d/%d %s %s ip%d wire=%v", at.Lane, at.Step, at.Steps, at.Name, p.Drop, inner, at.Wire()))
+		n.seen = append(n.seen, fmt.Sprintf("%s %d/%d %s %s ip%d wire=%v", at.Lane, at.Row, at.Rows, at.Name, p.Drop, inner, at.Wire))
 	}
 }
 
@@ -27,8 +27,8 @@ func TestObserver(t *testing.T) {
 	r, _ := twoNodes()
 	good, lost := ip4("10.244.1.5", "10.244.2.5", 100), ip4("10.244.1.5", "10.99.0.1", 100)
 	from := &feed{batches: [][][]byte{{lost, good}, {good}}}
-	l := NewLane(LaneConfig{Name: "out/0", Direction: Out, From: from, To: &feed{refuse: map[int]packet.Drop{0: packet.QueueFull}},
-		FromName: "a", ToName: "b", Room: 2000, Stages: []packet.Stage{r, prefixer{'v', 22}}})
+	l := NewLane(LaneConfig{Name: "out/0", Direction: Out, Inside: End{Port: "a", Queue: from}, Forward: r,
+		Ways: []Way{{Wrap: []packet.Stage{prefixer{'v', 22}}, Outside: End{Port: "b", Queue: &feed{refuse: map[int]packet.Drop{0: packet.QueueFull}}}}}, Room: 2000})
 	n := &notes{}
 	l.Attach(n)
 	if err := l.Turn(); err != nil {
@@ -53,8 +53,8 @@ func TestObserver(t *testing.T) {
 func TestObserverIn(t *testing.T) {
 	wrapped := append(append([]byte("ssssssssssssssss"), "vvvvvvvvvvvvvvvvvvvvvv"...), ip4("10.244.2.5", "10.244.1.5", 100)...)
 	r, _ := twoNodes()
-	l := NewLane(LaneConfig{Name: "in/0", Direction: In, From: &feed{batches: [][][]byte{{wrapped}}}, To: &feed{}, FromName: "b", ToName: "a",
-		Room: 2000, Stages: []packet.Stage{r, prefixer{'v', 22}, prefixer{'s', 16}}})
+	l := NewLane(LaneConfig{Name: "in/0", Direction: In, Inside: End{Port: "a", Queue: &feed{}}, Forward: r,
+		Ways: []Way{{Wrap: []packet.Stage{prefixer{'v', 22}, prefixer{'s', 16}}, Outside: End{Port: "b", Queue: &feed{batches: [][][]byte{{wrapped}}}}}}, Room: 2000})
 	n := &notes{}
 	l.Attach(n)
 	if err := l.Turn(); err != nil {

@@ -172,8 +172,8 @@ func TestRejectSeesPlaintext(t *testing.T) {
 						to = &small{}
 					}
 					var got [][]byte
-					cfg := LaneConfig{Direction: Out, From: &feed{batches: [][][]byte{batch}}, To: to, Room: 2000, Stages: all, Link: chain.link,
-						TooBig: func(ip []byte, path *packet.Path) {
+					cfg := LaneConfig{Direction: Out, Inside: End{Queue: &feed{batches: [][][]byte{batch}}}, Forward: all[0],
+						Ways: []Way{{Wrap: all[1:], Outside: End{Queue: to}}}, Room: 2000, Link: chain.link, TooBig: func(ip []byte, path *packet.Path) {
 							got = append(got, bytes.Clone(ip))
 							if path.MTU() != hop.Path.MTU() {
 								t.Errorf("mtu %d, want the hop's %d", path.MTU(), hop.Path.MTU())

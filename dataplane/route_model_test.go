@@ -122,11 +122,12 @@ func playRoutes(t *packettest.Tape) error {
 		n := &routeNode{id: id, at: outerAddr(id, 0), rco: t.N(2) == 0, route: NewRoute(), inside: &script{}, under: &script{whole: true}}
 		n.list = slowTable{map[netip.Prefix]int{}, map[int]*packet.Hop{}, map[netip.Addr]int{}}
 		stage := vxlan.New(vxlan.Config{VNI: modelVNI, MAC: vtep(id), RCO: n.rco})
-		n.out = NewLane(LaneConfig{Direction: Out, From: n.inside, To: n.inside, Room: 2000, Stages: []packet.Stage{n.route, stage},
-			TooBig: func(ip []byte, path *packet.Path) {
+		n.out = NewLane(LaneConfig{Direction: Out, Inside: End{Queue: n.inside}, Forward: n.route,
+			Ways: []Way{{Wrap: []packet.Stage{stage}, Outside: End{Queue: n.inside}}}, Room: 2000, TooBig: func(ip []byte, path *packet.Path) {
 				n.tooBig = append(n.tooBig, tunnelled{data: bytes.Clone(ip), to: netip.AddrPortFrom(netip.Addr{}, uint16(path.MTU()))})
 			}})
-		n.in = NewLane(LaneConfig{Direction: In, From: n.under, To: n.under, Room: 2100, Stages: []packet.Stage{n.route, stage}})
+		n.in = NewLane(LaneConfig{Direction: In, Inside: End{Queue: n.under}, Forward: n.route,
+			Ways: []Way{{Wrap: []packet.Stage{stage}, Outside: End{Queue: n.under}}}, Room: 2100})
 		for dir := range 2 {
 			n.drops[dir], n.peers[dir] = map[packet.Drop]uint64{}, map[uint32]PeerStats{}
 		}

@@ -24,7 +24,8 @@ func TestSlow(t *testing.T) {
 		for i := range packets {
 			from.batches[0][i] = ip4("10.0.0.1", "10.0.0.2", 40)
 		}
-		lane := NewLane(LaneConfig{Name: "x", Direction: d, From: from, To: &feed{}, Room: 100, Stages: []packet.Stage{other, Slow(work, perPacket)}})
+		lane := NewLane(LaneConfig{Name: "x", Direction: d, Inside: End{Queue: from}, Forward: other,
+			Ways: []Way{{Wrap: []packet.Stage{Slow(work, perPacket)}, Outside: End{Queue: from}}}, Room: 100})
 		if err := lane.Turn(); err != nil {
 			t.Fatal(err)
 		}

@@ -32,6 +32,7 @@ const Self = ^uint32(0)
 type Path struct {
 	Src netip.Addr     // ours, outer source; invalid = the kernel chooses it
 	Dst netip.AddrPort // the peer's tunnel endpoint, outer destination
+	Way uint8          // which way out of a lane it is, where lanes have several (dataplane.LaneConfig.Ways)
 
 	mtu *atomic.Int64 // one with all paths that To made of this one
 }
@@ -52,7 +53,7 @@ func (p *Path) SetMTU(mtu int) { p.mtu.Store(int64(mtu)) }
 
 // To returns the path to another endpoint of the same peer: one that has moved, or listens at two ports. Both have one MTU for ever:
 // packets are judged by the path in the table, and answered by the one that they were sent on.
-func (p *Path) To(dst netip.AddrPort) *Path { return &Path{Src: p.Src, Dst: dst, mtu: p.mtu} }
+func (p *Path) To(dst netip.AddrPort) *Path { return &Path{Src: p.Src, Dst: dst, Way: p.Way, mtu: p.mtu} }
 
 // Dst is the tunnel endpoint that a hop leads to; the zero AddrPort if there is none. The Hop may be nil.
 func (h *Hop) Dst() netip.AddrPort {

@@ -47,6 +47,7 @@ type Packet struct {
 	csumOffset int
 	csum       ChecksumState
 	outer      uint8 // bytes of outer headers in front of what Recv has returned
+	index      uint8
 }
 
 // ChecksumState says what is known about the transport checksum inside a packet.
@@ -153,6 +154,10 @@ func (p *Packet) SetOuter(n int) { p.outer = uint8(n) }
 // Outer returns these bytes, while no stage has changed the packet; nil where the kernel has taken the headers off.
 func (p *Packet) Outer() []byte { return p.buf[p.off-int(p.outer) : p.off] }
 
+// SetIndex numbers a packet within its batch, for those who follow it through a lane; Index returns the number.
+func (p *Packet) SetIndex(i int) { p.index = uint8(i) }
+func (p *Packet) Index() int     { return int(p.index) }
+
 // SetSegment marks a super-packet: an IP packet above the MTU that a far kernel left uncut (TSO,
 // UDP GSO). n is the payload of each of its segments but the last, in bytes.
 func (p *Packet) SetSegment(n int) { p.segment = uint16(n) }
@@ -202,6 +207,11 @@ func (b *Batch) Len() int { return b.n }
 
 // SetLen says how many of the slots, from the first, hold packets.
 func (b *Batch) SetLen(n int) { b.n = n }
+
+// View makes b the n slots of another batch from the first on, all of them packets. They stay the other's.
+func (b *Batch) View(of *Batch, first, n int) {
+	b.slots, b.n = of.slots[first:first+n:first+n], n
+}
 
 // Compact takes the dead packets out, keeps the order of the living, and counts why they died.
 func (b *Batch) Compact(drops *Drops) {

@@ -54,7 +54,7 @@ type Kind struct {
 	Inner packet.Layer
 	// Open opens the two ports. The inside one is a device named Path.Device.
 	Open func(Path) (inside, outside packet.Port, err error)
-	// Stages makes a lane's own stages, innermost first; route comes before them.
+	// Stages makes what a lane puts around packets, innermost first.
 	Stages func(Path) []packet.Stage
 	// Seal makes what seals packets, behind all other stages; nil = the mode cannot.
 	Seal func(backend.Settings) (Sealer, error)
@@ -108,14 +108,15 @@ func start(kind Kind, path Path, route forwarder, seal Sealer, fault *backend.Fa
 	}
 	room := path.UnderlayMTU + 64
 	for i := range ins {
-		mk := func(d dataplane.Direction, from, to packet.Port, fq, tq packet.Queue) {
+		for _, d := range []dataplane.Direction{dataplane.Out, dataplane.In} {
 			cfg := dataplane.LaneConfig{
-				Name: fmt.Sprintf("%s/%d", d, i), Direction: d, From: fq, To: tq,
-				FromName: from.Name(), ToName: to.Name(), Room: room,
-				Stages: stages(kind, path, route, seal, i),
+				Name: fmt.Sprintf("%s/%d", d, i), Direction: d, Room: room,
+				Inside:  dataplane.End{Port: inside.Name(), Queue: ins[i]},
+				Forward: route,
+				Ways:    []dataplane.Way{{Wrap: wrap(kind, path, seal, i), Outside: dataplane.End{Port: outside.Name(), Queue: outs[i]}}},
 			}
 			if fault != nil {
-				_ = slowStage(cfg.Stages, fault) // New has tried
+				_ = slow(&cfg.Forward, cfg.Ways[0].Wrap, fault) // New has tried
 			}
 			if d == dataplane.Out {
 				cfg.TooBig = tooBig
@@ -125,8 +126,6 @@ func start(kind Kind, path Path, route forwarder, seal Sealer, fault *backend.Fa
 			}
 			e.lanes = append(e.lanes, dataplane.NewLane(cfg))
 		}
-		mk(dataplane.Out, inside, outside, ins[i], outs[i])
-		mk(dataplane.In, outside, inside, outs[i], ins[i])
 	}
 	// A lane holds its P through short system calls. With fewer Ps than lanes, one lane would wait
 	// for another's whole turn however many cores are free: on one core the kernel shares it fairly,
@@ -149,21 +148,25 @@ func start(kind Kind, path Path, route forwarder, seal Sealer, fault *backend.Fa
 	return e, nil
 }
 
-// stages makes lane i's stages, innermost first.
-func stages(kind Kind, path Path, route forwarder, seal Sealer, i int) []packet.Stage {
-	all := append([]packet.Stage{route}, kind.Stages(path)...)
+// wrap makes what lane i puts around packets, innermost first.
+func wrap(kind Kind, path Path, seal Sealer, i int) []packet.Stage {
+	all := kind.Stages(path)
 	if seal != nil {
 		all = append(all, seal.Stage(i))
 	}
 	return all
 }
 
-// slowStage gives one of the stages a fault.
-func slowStage(all []packet.Stage, fault *backend.Fault) error {
+// slow gives one of a lane's stages a fault.
+func slow(forward *packet.Stage, wrap []packet.Stage, fault *backend.Fault) error {
+	all := []*packet.Stage{forward}
+	for i := range wrap {
+		all = append(all, &wrap[i])
+	}
 	names := make([]string, len(all))
 	for i, s := range all {
-		if names[i] = s.Name(); s.Name() == fault.Stage {
-			all[i] = dataplane.Slow(s, fault.PerPacket)
+		if names[i] = (*s).Name(); names[i] == fault.Stage {
+			*s = dataplane.Slow(*s, fault.PerPacket)
 			return nil
 		}
 	}

@@ -72,7 +72,8 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 			b.plan.seal = b.seal.Overhead()
 		}
 		if s.Fault != nil {
-			if err := slowStage(stages(kind, Path{}, b.route, b.seal, 0), s.Fault); err != nil {
+			forward := packet.Stage(b.route)
+			if err := slow(&forward, wrap(kind, Path{}, b.seal, 0), s.Fault); err != nil {
 				return nil, errors.Join(err, b.Close())
 			}
 			s.Log.Warn("a stage is slow on purpose", zap.String("stage", s.Fault.Stage), zap.Duration("per packet", s.Fault.PerPacket))

@@ -119,7 +119,7 @@ func (c *Capture) lane(at *dataplane.Point) *laneOf {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l := &laneOf{name: at.Lane, ring: newRing(ringSize), steps: make([]string, at.Steps)}
+	l := &laneOf{name: at.Lane, ring: newRing(ringSize), steps: make([]string, at.Rows)}
 	lanes := map[string]*laneOf{at.Lane: l}
 	for name, other := range *c.lanes.Load() {
 		lanes[name] = other
@@ -130,12 +130,11 @@ func (c *Capture) lane(at *dataplane.Point) *laneOf {
 
 // Observe takes copies of what is wanted behind one step of a lane. It implements dataplane.Observer.
 func (c *Capture) Observe(at *dataplane.Point, b *packet.Batch) {
-	last := at.Steps - 1
 	here, seen := inside, false // what the living are recorded as
 	switch {
-	case at.Wire():
+	case at.Wire:
 		here, seen = outside, c.want[outside]
-	case at.Direction == dataplane.Out && at.Step == 0, at.Direction == dataplane.In && at.Step == last-1:
+	case at.Inside:
 		here, seen = inside, c.want[inside]
 	}
 	if !seen && !c.want[dropped] {
@@ -151,11 +150,11 @@ func (c *Capture) Observe(at *dataplane.Point, b *packet.Batch) {
 		}
 		if l == nil {
 			l, now = c.lane(at), time.Now().UnixNano()
-			if l.steps[at.Step] == "" { // once, before the first record that says so
-				l.steps[at.Step] = at.Name
+			if l.steps[at.Row] == "" { // once, before the first record that says so
+				l.steps[at.Row] = at.Name
 			}
 		}
-		r := record{time: now, side: here, drop: p.Drop, step: uint8(at.Step), in: at.Direction == dataplane.In}
+		r := record{time: now, side: here, drop: p.Drop, step: uint8(at.Row), in: at.Direction == dataplane.In}
 		inner := at.Inner
 		if p.Drop != packet.Alive {
 			r.side, inner = dropped, at.Dead
@@ -202,7 +201,7 @@ func (c *Capture) takeOuter(l *laneOf, r *record, p *packet.Packet, at *dataplan
 		return
 	}
 	var head []byte
-	if at.Direction == dataplane.In && at.Wire() {
+	if at.Direction == dataplane.In && at.Wire {
 		head = p.Outer()
 	}
 	if r.made = len(head) == 0; r.made {

@@ -83,8 +83,8 @@ func route(at netip.AddrPort) *dataplane.Route {
 	return r
 }
 
-func stages(at netip.AddrPort) []packet.Stage {
-	return []packet.Stage{route(at), vxlan.New(vxlan.Config{Inner: packet.IP, VNI: 7, MAC: ownMAC})}
+func wraps() []packet.Stage {
+	return []packet.Stage{vxlan.New(vxlan.Config{Inner: packet.IP, VNI: 7, MAC: ownMAC})}
 }
 
 func tunnel() backend.Tunnel {
@@ -95,8 +95,8 @@ func tunnel() backend.Tunnel {
 func laneOut(at netip.AddrPort) (*dataplane.Lane, *feed) {
 	to := &feed{refuse: 1}
 	from := &feed{packets: [][]byte{packettest.UDP(pod, far, 100, 1), packettest.UDP(pod, nowhere, 100, 2), packettest.UDP(pod, far, 200, 3)}}
-	return dataplane.NewLane(dataplane.LaneConfig{Name: "out/0", Direction: dataplane.Out, From: from, To: to, FromName: "tun", ToName: "udp", Room: 2000,
-		Stages: stages(at)}), to
+	return dataplane.NewLane(dataplane.LaneConfig{Name: "out/0", Direction: dataplane.Out, Inside: dataplane.End{Port: "tun", Queue: from}, Forward: route(at),
+		Ways: []dataplane.Way{{Wrap: wraps(), Outside: dataplane.End{Port: "udp", Queue: to}}}, Room: 2000}), to
 }
 
 // frame is one packet of a file as gopacket reads it.
@@ -242,8 +242,8 @@ func laneIn(t *testing.T) *dataplane.Lane {
 	}
 	from := &feed{from: netip.MustParseAddrPort("192.0.2.2:50001"), packets: [][]byte{
 		wrap(packettest.UDP(far, pod, 100, 1), 7), wrap(packettest.UDP(far, pod, 100, 2), 8), wrap(packettest.UDP(nowhere, pod, 100, 3), 7)}}
-	return dataplane.NewLane(dataplane.LaneConfig{Name: "in/3", Direction: dataplane.In, From: from, To: &feed{refuse: -1}, FromName: "udp", ToName: "tun", Room: 2000,
-		Stages: stages(peer4)})
+	return dataplane.NewLane(dataplane.LaneConfig{Name: "in/3", Direction: dataplane.In, Inside: dataplane.End{Port: "tun", Queue: &feed{refuse: -1}}, Forward: route(peer4),
+		Ways: []dataplane.Way{{Wrap: wraps(), Outside: dataplane.End{Port: "udp", Queue: from}}}, Room: 2000})
 }
 
 func TestIn(t *testing.T) {
@@ -492,10 +492,10 @@ func FuzzObserve(f *testing.F) {
 		c := New(Options{Ends: func() backend.Tunnel { return e }})
 		b := packet.NewBatch(1, 2000)
 		for _, at := range []dataplane.Point{
-			{Lane: "out/0", Direction: dataplane.Out, Step: 0, Steps: 4, Inner: link, Dead: link},
-			{Lane: "out/0", Direction: dataplane.Out, Step: 2, Steps: 4, Inner: -1, Dead: link + 22},
-			{Lane: "in/0", Direction: dataplane.In, Step: 0, Steps: 4, Inner: -1, Dead: -1},
-			{Lane: "in/0", Direction: dataplane.In, Step: 2, Steps: 4, Inner: link, Dead: link},
+			{Lane: "out/0", Direction: dataplane.Out, Row: 0, Rows: 4, Inside: true, Inner: link, Dead: link},
+			{Lane: "out/0", Direction: dataplane.Out, Row: 2, Rows: 4, Wire: true, Inner: -1, Dead: link + 22},
+			{Lane: "in/0", Direction: dataplane.In, Row: 0, Rows: 4, Wire: true, Inner: -1, Dead: -1},
+			{Lane: "in/0", Direction: dataplane.In, Row: 2, Rows: 4, Inside: true, Inner: link, Dead: link},
 		} {
 			p := &b.Slots()[0]
 			p.Resize(copy(p.Reset(), data))

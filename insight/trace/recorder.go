@@ -52,13 +52,11 @@ type lane struct {
 	head, tail    atomic.Uint64 // written up to, read up to
 }
 
-// track follows the packets of one batch through a turn: walks[at[i]] is that of the batch's packet i.
+// track follows the packets of one batch through a turn, by packet.Packet.Index.
 type track struct {
 	walks [packet.BatchSize]Walk
 	known [packet.BatchSize]bool   // the inner packet has been looked at
 	wants [packet.BatchSize]uint64 // bit d: the filter wants it if it ends so (packet.Drop)
-	at    [packet.BatchSize]uint8
-	n     int // packets that are alive
 
 	view  filter.View // here, since a lane may not allocate
 	outer [packet.IPv6Header]byte
@@ -87,48 +85,32 @@ func (r *Recorder) Observe(p *dataplane.Point, b *packet.Batch) {
 		t = &l.copies
 	}
 	pkts := b.Packets()
-	if len(pkts) > len(t.at) {
-		return
-	}
-	if p.Step == 0 || p.Copies && p.Inner >= 0 {
+	if p.Place == dataplane.Recv || p.Copies && p.Place == dataplane.Flood {
 		t.begin(p, len(pkts))
 	}
-	if len(pkts) != t.n { // attached in the middle of something: wait for the next batch
-		t.n = 0
-		return
-	}
-	alive := 0
 	for i := range pkts {
-		at := t.at[i]
-		dead := pkts[i].Drop != packet.Alive
-		r.step(l, t, at, p, &pkts[i])
-		if !dead {
-			t.at[alive] = at
-			alive++
-		}
+		r.step(l, t, pkts[i].Index(), p, &pkts[i])
 	}
-	t.n = alive
 }
 
 // begin starts over with n packets.
 func (t *track) begin(p *dataplane.Point, n int) {
 	now := time.Now()
 	for i := range n {
-		t.at[i], t.known[i] = uint8(i), false
+		t.known[i] = false
 		w := &t.walks[i]
 		w.Time, w.Lane, w.Direction, w.Key, w.From, w.Copy = now, p.Lane, p.Direction, Key{}, netip.AddrPort{}, p.Copies
 		w.Hop, w.N, w.Drop = packet.Hop{Peer: packet.Peer{ID: packet.Self}}, 0, packet.Alive
 	}
-	t.n = n
 }
 
 // step writes down what a step did to a packet, and hands its walk over when it was the last.
-func (r *Recorder) step(l *lane, t *track, at uint8, p *dataplane.Point, pkt *packet.Packet) {
+func (r *Recorder) step(l *lane, t *track, at int, p *dataplane.Point, pkt *packet.Packet) {
 	if t.known[at] && t.wants[at] == 0 {
 		return
 	}
 	w := &t.walks[at]
-	dead, last := pkt.Drop != packet.Alive, p.Step == p.Steps-1
+	dead, last := pkt.Drop != packet.Alive, p.Place == dataplane.Send
 	if w.From = pkt.From; pkt.Hop.Dst().IsValid() {
 		w.Hop = *pkt.Hop
 	}
@@ -154,7 +136,7 @@ func (r *Recorder) step(l *lane, t *track, at uint8, p *dataplane.Point, pkt *pa
 }
 
 // look finds out which packet it is and whether the filter wants it.
-func (r *Recorder) look(t *track, at uint8, p *dataplane.Point, pkt *packet.Packet) {
+func (r *Recorder) look(t *track, at int, p *dataplane.Point, pkt *packet.Packet) {
 	w := &t.walks[at]
 	t.view = filter.View{}
 	in := p.Direction == dataplane.In

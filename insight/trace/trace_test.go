@@ -139,9 +139,8 @@ func TestRecorderOut(t *testing.T) {
 	big := udp4("10.244.1.5", "10.244.2.7", 2, 53, 1451)
 	late := udp4("10.244.1.6", "10.244.2.7", 3, 53, 100)
 	r := NewRecorder(parse(t, "port 53"), []string{"out/0"})
-	l := dataplane.NewLane(dataplane.LaneConfig{Name: "out/0", Direction: dataplane.Out, FromName: "tun", ToName: "udp", Room: 2000,
-		From: &queue{batches: [][][]byte{{lost, other, good, big, other, late}, {good}}}, To: &queue{refuse: map[int]packet.Drop{3: packet.QueueFull}},
-		Stages: []packet.Stage{route(), wrap{}}})
+	l := dataplane.NewLane(dataplane.LaneConfig{Name: "out/0", Direction: dataplane.Out, Inside: dataplane.End{Port: "tun", Queue: &queue{batches: [][][]byte{{lost, other, good, big, other, late}, {good}}}}, Forward: route(),
+		Ways: []dataplane.Way{{Wrap: []packet.Stage{wrap{}}, Outside: dataplane.End{Port: "udp", Queue: &queue{refuse: map[int]packet.Drop{3: packet.QueueFull}}}}}, Room: 2000})
 	l.Attach(r)
 	turn(t, l)
 	got := map[string]int{}
@@ -180,8 +179,8 @@ func TestRecorderIn(t *testing.T) {
 		"src 10.244.3.7":                       {"recv udp wrap route wrong-source"},
 	} {
 		r := NewRecorder(parse(t, text), []string{"in/0"})
-		l := dataplane.NewLane(dataplane.LaneConfig{Name: "in/0", Direction: dataplane.In, FromName: "udp", ToName: "tun", Room: 2000,
-			From: &queue{batches: [][][]byte{{broken, good, spoofed}}}, To: &queue{}, Stages: []packet.Stage{route(), wrap{}}})
+		l := dataplane.NewLane(dataplane.LaneConfig{Name: "in/0", Direction: dataplane.In, Inside: dataplane.End{Port: "tun", Queue: &queue{}}, Forward: route(),
+			Ways: []dataplane.Way{{Wrap: []packet.Stage{wrap{}}, Outside: dataplane.End{Port: "udp", Queue: &queue{batches: [][][]byte{{broken, good, spoofed}}}}}}, Room: 2000})
 		l.Attach(r)
 		turn(t, l)
 		var got []string
@@ -207,8 +206,8 @@ func TestRecorderBounds(t *testing.T) {
 		batch = append(batch, udp4("10.244.1.5", "10.244.2.7", 1, 53, 100))
 	}
 	r := NewRecorder(parse(t, "udp and not (host 10.1.1.1 or port 9)"), []string{"out/0"})
-	l := dataplane.NewLane(dataplane.LaneConfig{Name: "out/0", Direction: dataplane.Out, Room: 2000,
-		From: &queue{batches: [][][]byte{batch}, endless: true}, To: &queue{}, Stages: []packet.Stage{route(), wrap{}}})
+	l := dataplane.NewLane(dataplane.LaneConfig{Name: "out/0", Direction: dataplane.Out, Inside: dataplane.End{Queue: &queue{batches: [][][]byte{batch}, endless: true}}, Forward: route(),
+		Ways: []dataplane.Way{{Wrap: []packet.Stage{wrap{}}, Outside: dataplane.End{Queue: &queue{}}}}, Room: 2000})
 	l.Attach(r)
 	turns := 0
 	if a := testing.AllocsPerRun(100, func() { turns++; l.Turn() }); a != 0 {
