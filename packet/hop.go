@@ -53,7 +53,9 @@ func (p *Path) SetMTU(mtu int) { p.mtu.Store(int64(mtu)) }
 
 // To returns the path to another endpoint of the same peer: one that has moved, or listens at two ports. Both have one MTU for ever:
 // packets are judged by the path in the table, and answered by the one that they were sent on.
-func (p *Path) To(dst netip.AddrPort) *Path { return &Path{Src: p.Src, Dst: dst, Way: p.Way, mtu: p.mtu} }
+func (p *Path) To(dst netip.AddrPort) *Path {
+	return &Path{Src: p.Src, Dst: dst, Way: p.Way, mtu: p.mtu}
+}
 
 // Dst is the tunnel endpoint that a hop leads to; the zero AddrPort if there is none. The Hop may be nil.
 func (h *Hop) Dst() netip.AddrPort {
