@@ -96,7 +96,7 @@ func (s *Bridge) In(b *packet.Batch) {
 			continue
 		}
 		if p.Hop == nil { // else a seal has proved it
-			if p.Hop = t.peers[p.From.Addr()]; p.Hop == nil {
+			if p.Hop = t.peer(p.From.Addr()); p.Hop == nil {
 				p.Drop = packet.UnknownPeer
 				continue
 			}

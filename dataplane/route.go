@@ -1,112 +1,11 @@
 package dataplane
 
 import (
-	"maps"
 	"net/netip"
-	"slices"
 	"sync/atomic"
-
-	"github.com/gaissmai/bart"
 
 	"weft/packet"
 )
-
-// Table maps inner prefixes to hops and outer addresses to peers. It is built whole and published
-// whole; after that nobody writes to it, so lookups need no lock.
-type Table struct {
-	prefixes bart.Fast[*packet.Hop]
-	peers    map[netip.Addr]*packet.Hop // outer source → peer, for traffic that no seal proves
-	size     int
-
-	// For a Bridge.
-	mac      [6]byte                 // our own station
-	stations map[[6]byte]*packet.Hop // the other nodes' own stations
-	hops     []*packet.Hop           // by peer number; nil where there is none
-	flood    []*packet.Hop           // each peer once
-}
-
-// NewTable makes an empty table: everything is dropped as no-route or unknown-peer.
-func NewTable() *Table {
-	return &Table{peers: map[netip.Addr]*packet.Hop{}, stations: map[[6]byte]*packet.Hop{}}
-}
-
-// Insert routes an inner prefix to a hop.
-func (t *Table) Insert(p netip.Prefix, h *packet.Hop) {
-	t.prefixes.Insert(p.Masked(), h)
-	t.size++
-}
-
-// InsertPeer says that outer packets from a come from h.Peer. A peer may have several addresses.
-func (t *Table) InsertPeer(a netip.Addr, h *packet.Hop) { t.peers[a.Unmap()] = h }
-
-// InsertStation makes a peer known to a Bridge: its own MAC, and where floods go. Once for each peer.
-func (t *Table) InsertStation(h *packet.Hop) {
-	if n := int(h.Peer.ID) + 1; n > len(t.hops) {
-		t.hops = append(t.hops, make([]*packet.Hop, n-len(t.hops))...)
-	}
-	t.hops[h.Peer.ID], t.stations[h.Peer.MAC] = h, h
-	t.flood = append(t.flood, h)
-}
-
-// Clone returns a table of the same content that may be edited and published in t's place.
-func (t *Table) Clone() *Table {
-	c := &Table{peers: maps.Clone(t.peers), size: t.size, mac: t.mac, stations: maps.Clone(t.stations),
-		hops: slices.Clone(t.hops), flood: slices.Clone(t.flood)}
-	c.prefixes.Union(&t.prefixes)
-	return c
-}
-
-// Remove takes out what Insert put in.
-func (t *Table) Remove(p netip.Prefix) {
-	t.prefixes.Delete(p.Masked())
-	t.size--
-}
-
-// RemovePeer takes out what InsertPeer put in.
-func (t *Table) RemovePeer(a netip.Addr) { delete(t.peers, a.Unmap()) }
-
-// RemoveStation takes out what InsertStation put in. No other peer may have the MAC.
-func (t *Table) RemoveStation(h *packet.Hop) {
-	delete(t.stations, h.Peer.MAC)
-	t.hops[h.Peer.ID] = nil
-	t.flood = slices.DeleteFunc(t.flood, func(o *packet.Hop) bool { return o == h })
-}
-
-// least is the peer behind the narrowest path now; nil where there is none.
-func (t *Table) least() (least *packet.Hop) {
-	mtu := 0
-	for _, h := range t.flood {
-		if m := h.Path.MTU(); least == nil || m < mtu {
-			least, mtu = h, m
-		}
-	}
-	return least
-}
-
-// Unambiguous says that no two peers have one MAC.
-func (t *Table) Unambiguous() bool { return len(t.stations) == len(t.flood) }
-
-// SetStation says which MAC is this node's own.
-func (t *Table) SetStation(mac [6]byte) { t.mac = mac }
-
-// hop returns the hop of a peer by its number, nil if there is none.
-func (t *Table) hop(peer uint32) *packet.Hop {
-	if int(peer) >= len(t.hops) {
-		return nil
-	}
-	return t.hops[peer]
-}
-
-// InsertSelf says that this node owns an inner prefix.
-func (t *Table) InsertSelf(p netip.Prefix) { t.Insert(p, &self) }
-
-var self = packet.Hop{Peer: packet.Peer{ID: packet.Self}} // immutable: the hop of our own prefixes
-
-// Lookup returns the hop of the longest prefix that holds a.
-func (t *Table) Lookup(a netip.Addr) (*packet.Hop, bool) { return t.prefixes.Lookup(a) }
-
-// Len is the number of prefixes.
-func (t *Table) Len() int { return t.size }
 
 // Route is the stage that finds a packet's peer by inner destination on the way out, and checks on
 // the way in that the inner source belongs to the peer it came from and the destination to us.
@@ -180,7 +79,7 @@ func (r *Route) In(b *packet.Batch) {
 		}
 		if p.Hop == nil {
 			if from := p.From.Addr(); from != lastFrom {
-				lastFrom, lastPeer = from, t.peers[from]
+				lastFrom, lastPeer = from, t.peer(from)
 			}
 			if p.Hop = lastPeer; p.Hop == nil {
 				p.Drop = packet.UnknownPeer

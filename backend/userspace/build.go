@@ -47,7 +47,7 @@ func (p *planner) build(s *control.State, path Path, under *egress.Underlay) bui
 		}
 		now.table = last.table.Clone()
 		for i := range last.peers[from:to] {
-			take(now.table, &last.peers[from+i], path)
+			p.take(now.table, &last.peers[from+i], path)
 		}
 		hops, peers := p.insert(now.table, s.Self, fresh, path, under)
 		now.hops = slices.Concat(last.hops[:from], hops, last.hops[to:])
@@ -63,8 +63,8 @@ func (p *planner) build(s *control.State, path Path, under *egress.Underlay) bui
 	return now
 }
 
-// follow brings what is built in line with the paths as they are now: the published hops learn their MTU, and no table is made. A path
-// that begins at another address of ours is another path: then ways stays what it was, and all is built anew.
+// follow brings what is built in line with the paths as they are now: the table stays, and learn tells its hops. A path that begins at
+// another address of ours is another path: then ways stays what it was, and all is built anew.
 func (l *built) follow(under *egress.Underlay) {
 	hops := slices.Clone(l.hops)
 	for i := range hops {
@@ -75,10 +75,14 @@ func (l *built) follow(under *egress.Underlay) {
 		}
 		h.Device, h.Router, h.MTU = way.Device, way.Via, l.path.towards(h.Endpoint.Addr(), under)
 	}
-	for i := range hops {
-		l.peers[i].Hop.Path.SetMTU(hops[i].MTU)
-	}
 	l.hops, l.ways = hops, under.Revision
+}
+
+// learn tells the hops of the table, published or not, the MTU of their paths.
+func (l *built) learn() {
+	for i := range l.hops {
+		l.peers[i].Hop.Path.SetMTU(l.hops[i].MTU)
+	}
 }
 
 // changed compares two lists of nodes, sorted by name: it returns the part of each outside of which they are the same, and the
@@ -124,7 +128,9 @@ func (p *planner) insert(t *dataplane.Table, self control.Node, nodes []control.
 			Peer: packet.Peer{ID: id, VNI: path.VNI, MAC: n.VTEP(), RCO: rco && slices.Contains(n.Features, control.FeatureRCO)},
 			Path: packet.NewPath(way.Source, netip.AddrPortFrom(at, path.Port), path.towards(at, under)),
 		}
-		t.InsertStation(h)
+		if p.kind.Inner == packet.Ethernet {
+			t.InsertStation(h)
+		}
 		for _, prefix := range n.Prefixes {
 			t.Insert(prefix, h)
 		}
@@ -145,13 +151,15 @@ func (p *planner) insert(t *dataplane.Table, self control.Node, nodes []control.
 func (p *SealedPeer) named(path Path) bool { return !path.Sealed || p.Plain != nil }
 
 // take takes out of a table what insert put in for a peer.
-func take(t *dataplane.Table, p *SealedPeer, path Path) {
-	t.RemoveStation(p.Hop)
-	for _, prefix := range p.Node.Prefixes {
+func (p *planner) take(t *dataplane.Table, peer *SealedPeer, path Path) {
+	if p.kind.Inner == packet.Ethernet {
+		t.RemoveStation(peer.Hop)
+	}
+	for _, prefix := range peer.Node.Prefixes {
 		t.Remove(prefix)
 	}
-	if p.named(path) {
-		for _, a := range p.Node.Endpoints {
+	if peer.named(path) {
+		for _, a := range peer.Node.Endpoints {
 			t.RemovePeer(a)
 		}
 	}

@@ -11,7 +11,9 @@ import (
 
 	"weft/backend"
 	"weft/control"
+	"weft/dataplane"
 	"weft/hostnet/egress"
+	"weft/packet"
 )
 
 // some is a random choice of forty nodes, which take over what others had.
@@ -38,11 +40,17 @@ func some(random *rand.Rand) (nodes []control.Node) {
 
 // TestBuildFromTheLast: what is built from the last State is what is built from nothing.
 func TestBuildFromTheLast(t *testing.T) {
+	for name, inner := range map[string]packet.Layer{"packets": packet.IP, "frames": packet.Ethernet} {
+		t.Run(name, func(t *testing.T) { buildFromTheLast(t, Kind{Inner: inner}) })
+	}
+}
+
+func buildFromTheLast(t *testing.T, kind Kind) {
 	random := rand.New(rand.NewPCG(3, 4))
 	self := control.Node{Name: "self", Endpoints: []netip.Addr{netip.MustParseAddr("192.0.2.250")}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.250.0/24")}}
 	under := &egress.Underlay{Local: self.Endpoints, Device: "eth0", MTU: 1500}
 	path := Path{Port: 4789, VNI: 1, UnderlayMTU: 1500, InnerMTU: 1450, MAC: control.VTEPMAC("self")}
-	b := &planner{ids: map[string]uint32{}}
+	b := &planner{kind: kind, ids: map[string]uint32{}}
 	nodes := some(random)
 	for round := range 300 {
 		if random.IntN(2) == 0 { // one node changes, or many
@@ -56,14 +64,13 @@ func TestBuildFromTheLast(t *testing.T) {
 			}
 		}
 		s := &control.State{Self: self, Nodes: nodes}
-		old := b.built.table
-		oldHops := slices.Clone(b.built.hops)
+		oldHops, oldTable := slices.Clone(b.built.hops), lookups(b.built.table)
 		last := b.built
 		b.built = b.build(s, path, under)
-		if old != nil && !reflect.DeepEqual(last.hops, oldHops) {
+		if last.table != nil && (!reflect.DeepEqual(last.hops, oldHops) || lookups(last.table) != oldTable) {
 			t.Fatalf("round %d: what was built before was edited", round)
 		}
-		fresh := (&planner{ids: b.ids}).build(s, path, under)
+		fresh := (&planner{kind: kind, ids: b.ids}).build(s, path, under)
 		if !reflect.DeepEqual(b.built.hops, fresh.hops) || !reflect.DeepEqual(b.built.peers, fresh.peers) || b.built.table.Len() != fresh.table.Len() {
 			t.Fatalf("round %d: %d hops, %d peers, %d prefixes; want %d, %d, %d", round, len(b.built.hops), len(b.built.peers), b.built.table.Len(),
 				len(fresh.hops), len(fresh.peers), fresh.table.Len())
@@ -71,15 +78,24 @@ func TestBuildFromTheLast(t *testing.T) {
 		if !slices.IsSortedFunc(b.built.hops, func(a, c backend.Hop) int { return strings.Compare(a.Node, c.Node) }) {
 			t.Fatalf("round %d: hops are not sorted", round)
 		}
-		for i := range 256 {
-			a := netip.AddrFrom4([4]byte{10, 244, byte(i), 9})
-			got, ok := b.built.table.Lookup(a)
-			want, wanted := fresh.table.Lookup(a)
-			if ok != wanted || ok && !reflect.DeepEqual(got, want) {
-				t.Fatalf("round %d: %v goes to %+v %v, want %+v %v", round, a, got, ok, want, wanted)
+		got, want := lookups(b.built.table), lookups(fresh.table)
+		for i := range got {
+			if !reflect.DeepEqual(got[i], want[i]) {
+				t.Fatalf("round %d: what is for prefix %d goes to %+v, want %+v", round, i, got[i], want[i])
 			}
 		}
 	}
+}
+
+// lookups are the hops of all prefixes that some has, and others.
+func lookups(t *dataplane.Table) (hops [256]*packet.Hop) {
+	if t == nil {
+		return hops
+	}
+	for i := range hops {
+		hops[i], _ = t.Lookup(netip.AddrFrom4([4]byte{10, 244, byte(i), 9}))
+	}
+	return hops
 }
 
 // TestBuildFollowsAPath: a peer's MTU that becomes another reaches the hop that lanes see already; no table is made for it. Another
@@ -103,6 +119,7 @@ func TestBuildFollowsAPath(t *testing.T) {
 		revision++
 		under := &egress.Underlay{Local: self.Endpoints, Device: "eth0", MTU: 1500, Revision: revision, Paths: paths(source, mtu)}
 		b.built = b.build(s, path, under)
+		b.built.learn()
 		for i, h := range b.built.hops {
 			if p := b.built.peers[i].Hop.Path; h.MTU != mtu-50 || p.MTU() != mtu-50 || h.Source.String() != source || p.Src != h.Source || p.Dst != h.Endpoint {
 				t.Fatalf("MTU %d from %s: %+v, and in the table %+v of %d bytes", mtu, source, h, p, p.MTU())

@@ -152,6 +152,7 @@ func (b *Backend) carry() (anew bool, err error) {
 			zap.Uint16("port", path.Port), zap.Uint32("vni", path.VNI), zap.Int("mtu", path.InnerMTU),
 			zap.Int("queues", path.Queues), zap.Any("features", features(e)))
 	}
+	now.learn()
 	b.route.Publish(now.table)
 	if b.seal != nil {
 		err = b.seal.Update(now.self, now.peers)
