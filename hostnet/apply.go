@@ -82,7 +82,7 @@ func (p *pass) run() {
 	fdb := syncTable(p, merge(p, func(w *Want) []FDBEntry { return w.FDB }), p.fdb, p.before.fdb, &p.now.fdb)
 	hops := syncTable(p, merge(p, (*Want).hops), p.hops, p.before.hops, &p.now.hops)
 	routes := syncTable(p, merge(p, (*Want).routes), p.routes, p.before.routes, &p.now.routes)
-	rules := syncTable(p, merge(p, (*Want).rules), p.rules, p.before.rules, &p.now.rules)
+	rules := syncTable(p, p.wantedRules(), p.rules, p.before.rules, &p.now.rules)
 	h.syncFirewall()
 
 	remove(p, rules, p.before.rules)
@@ -132,6 +132,18 @@ func (p *pass) neighbors() ([]Neighbor, error) { return dumpNeighbors(p.h.rt, p.
 func (p *pass) fdb() ([]FDBEntry, error)       { return dumpFDB(p.h.raw.fdb, p.devices) }
 
 func (p *pass) hops() ([]NextHop, error) { return p.h.raw.nextHops(p.names) }
+// wantedRules are the owners' and, where others' rules ask for them, the guards.
+func (p *pass) wantedRules() wanted[Rule, Rule] {
+	guards, err := p.h.guardRules(p.h.network())
+	p.fail(err)
+	return merge(p, func(w *Want) []Rule {
+		if len(w.Network) == 0 {
+			return w.rules()
+		}
+		return append(w.rules(), guards...)
+	})
+}
+
 func (p *pass) rules() ([]Rule, error)   { return dumpRules(p.h.rt) }
 
 // routes are a Want's routes and guards, as the kernel has them.

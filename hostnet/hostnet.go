@@ -125,6 +125,7 @@ type Host struct {
 	doubt        atomic.Bool // it heard of another one that may concern us, or may have missed some
 
 	underlayNews atomic.Uint64 // see UnderlayNews
+	terrainNews  atomic.Uint64 // see TerrainNews
 
 	whole atomic.Int64 // how long the last look at everything took, ns
 

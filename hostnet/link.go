@@ -117,7 +117,7 @@ func (p *pass) syncLinks() {
 	for _, want := range p.links {
 		did, err := p.syncLink(want.object, byName[want.object.Name], links)
 		if err != nil {
-			want.owner.fail(&ObjectError{"link " + want.object.Name, want.object.Name, err})
+			want.owner.fail(&ObjectError{Object: "link " + want.object.Name, Dev: want.object.Name, Err: err})
 		} else {
 			p.now.links[want.object.Name] = want.object
 		}

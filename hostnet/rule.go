@@ -2,8 +2,10 @@ package hostnet
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -102,13 +104,106 @@ func ruleFrom(k netlink.Rule) Rule {
 	return r
 }
 
-// rules are a Want's rules as the kernel has them.
+// rules are a Want's rules as the kernel has them, its guards aside.
 func (w *Want) rules() []Rule {
 	list := make([]Rule, 0, len(w.Rules))
 	for _, r := range w.Rules {
 		list = append(list, r.normal())
 	}
 	return list
+}
+
+// detours returns the rules of somebody else, of one address family, that look packets up in a table of their own before the main
+// one, where weft's routes and guards are; and the priority of the guards: next behind the local table's. Without a rule for
+// that first of all there can be none, for packets to the node's own addresses would be taken past it.
+func detours(rt *handle, v6 bool) (list []Rule, guard uint32, err error) {
+	fam := netlink.FAMILY_V4
+	if v6 {
+		fam = netlink.FAMILY_V6
+	}
+	rules, err := dump(func() ([]netlink.Rule, error) { return rt.RuleList(fam) })
+	if err != nil {
+		return nil, 0, fmt.Errorf("hostnet: list rules: %w", err)
+	}
+	local := -1
+	for _, k := range rules {
+		if k.Table == unix.RT_TABLE_LOCAL && (local < 0 || k.Priority < local) {
+			local = max(k.Priority, 0)
+		}
+		switch k.Table {
+		case unix.RT_TABLE_UNSPEC, unix.RT_TABLE_LOCAL, unix.RT_TABLE_MAIN, unix.RT_TABLE_DEFAULT: // the first: it refuses, goes to another rule, or is a VRF's
+		default:
+			if k.Protocol != Protocol {
+				k.Family = fam
+				list = append(list, ruleFrom(k))
+			}
+		}
+	}
+	if local >= 0 {
+		guard = uint32(local) + 1
+	}
+	return list, guard, nil
+}
+
+// guardRules are the rules that lead packets to the network into the main table, where weft's routes and guards are, before somebody
+// else's rule leads them elsewhere: where there is such a rule, and only then, for the kernel looks up faster without any.
+func (h *Host) guardRules(network []netip.Prefix) (list []Rule, err error) {
+	for _, v6 := range []bool{false, true} {
+		if !slices.ContainsFunc(network, func(p netip.Prefix) bool { return p.Addr().Is6() == v6 }) {
+			continue
+		}
+		others, priority, err := detours(h.rt, v6)
+		if absentFamily(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range network {
+			if p.Addr().Is6() == v6 && len(others) > 0 && priority > 0 {
+				list = append(list, Rule{Priority: priority, V6: v6, To: p, Table: MainTable}.normal())
+			}
+		}
+	}
+	return list, nil
+}
+
+func absentFamily(err error) bool { return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) }
+
+// Detours returns, in words, the rules of others that packets to the network may follow before they come to the main table, where
+// weft's routes and the guard against packets in clear are; and those that no more do because of a rule of weft's.
+func (h *Host) Detours(network []netip.Prefix) (open, guarded []string, err error) {
+	ours, err := dumpRules(h.rt)
+	if err != nil {
+		return nil, nil, fmt.Errorf("hostnet: list rules: %w", err)
+	}
+	for _, v6 := range []bool{false, true} {
+		own := slices.DeleteFunc(slices.Clone(network), func(p netip.Prefix) bool { return p.Addr().Is6() != v6 })
+		if len(own) == 0 {
+			continue
+		}
+		others, _, err := detours(h.rt, v6)
+		if absentFamily(err) {
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, d := range others {
+			if d.To.IsValid() && !slices.ContainsFunc(own, d.To.Overlaps) {
+				continue
+			}
+			safe := !slices.ContainsFunc(own, func(p netip.Prefix) bool {
+				return !slices.ContainsFunc(ours, func(r Rule) bool { return r.Table == MainTable && r.To == p && r.Priority < d.Priority })
+			})
+			if safe {
+				guarded = append(guarded, d.String())
+			} else {
+				open = append(open, d.String())
+			}
+		}
+	}
+	return open, guarded, nil
 }
 
 // normal masks what the kernel masks.

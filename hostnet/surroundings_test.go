@@ -63,7 +63,7 @@ func TestSurroundingsTellOfTheRest(t *testing.T) {
 	b.ip("route", "add", "10.244.7.0/24", "dev", "eth0", "proto", "static")
 	more := sample()
 	more.Routes = append(slices.Clone(more.Routes), route("10.244.7.0/24", "10.244.2.0", "10.244.1.1"))
-	if err := b.host.Apply("test", more); err == nil || !strings.Contains(err.Error(), "something that is not weft's has its place") {
+	if err := b.host.Apply("test", more); err == nil || !strings.Contains(err.Error(), "10.244.7.0/24 is this node's own network on eth0, which the node needs") {
 		t.Fatalf("Apply = %v", err)
 	}
 	was := b.host.Surroundings("test")

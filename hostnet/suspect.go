@@ -59,6 +59,7 @@ func (h *Host) surprisingRule(m syscall.NetlinkMessage, there bool) bool {
 	}
 	if !mine {
 		h.around.Store(true)
+		h.doubt.Store(true) // whether there are guards among the rules depends on others'
 		return true
 	}
 	return judge(h, h.prev.rules, r, there)
@@ -125,6 +126,7 @@ func (h *Host) surprisingRoute(m syscall.NetlinkMessage, there bool) bool {
 	msg := nl.DeserializeRtMsg(m.Data)
 	foreign := msg.Protocol != Protocol && leads(msg)
 	if foreign {
+		h.terrainNews.Add(1)
 		h.around.Store(true)
 	}
 	// A replaced route is told by its successor alone, whose protocol may be anybody's.

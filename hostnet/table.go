@@ -60,13 +60,13 @@ func syncTable[T object[K], K comparable](p *pass, want wanted[K, T], dump func(
 		todo = append(todo, c)
 	}
 	for w, n := range waiting {
-		w.owner.fail(&ObjectError{fmt.Sprintf("%d objects", n), w.device, fmt.Errorf("device %s does not exist", w.device)})
+		w.owner.fail(&ObjectError{Object: fmt.Sprintf("%d objects", n), Dev: w.device, Err: fmt.Errorf("device %s does not exist", w.device)})
 	}
 	for _, c := range carryOut(p, todo, dump) {
 		switch {
 		case c.err != nil:
 			delete(right, c.to.key())
-			want.by[c.to.key()].owner.fail(&ObjectError{c.to.String(), c.to.device(), c.err})
+			want.by[c.to.key()].owner.fail(&ObjectError{Object: c.to.String(), Dev: c.to.device(), Err: c.err, Holder: p.h.holder(c.to, c.err)})
 		case holds(before, c.to) && !c.there && !p.anew[c.to.device()]:
 			p.repaired("put back", c.to, c.reason)
 		}
@@ -157,9 +157,13 @@ type ObjectError struct {
 	Object string
 	Dev    string // the link that it is, or needs; "" for none
 	Err    error
+	Holder string // what has its place, and what to do about that, where that is known
 }
 
 func (e *ObjectError) Error() string {
+	if e.Holder != "" {
+		return fmt.Sprintf("hostnet: add %s: %v: %s", e.Object, e.Err, e.Holder)
+	}
 	if errors.Is(e.Err, unix.EEXIST) {
 		return fmt.Sprintf("hostnet: add %s: %v: something that is not weft's has its place; remove that", e.Object, e.Err)
 	}

@@ -49,6 +49,7 @@ func (h *Host) Run(ctx context.Context) error {
 		return err
 	}
 	h.doubt.Store(true) // for what happened before we listened
+	h.terrainNews.Add(1)
 	notify()
 	h.listening.Store(true)
 	ctx, cancel := context.WithCancel(ctx)
@@ -150,6 +151,7 @@ func (h *Host) follow(ctx context.Context, listener *nl.NetlinkSocket, notify fu
 			return
 		}
 		h.underlayNews.Add(1)
+		h.terrainNews.Add(1)
 		h.doubt.Store(true)
 		notify()
 		h.listening.Store(true)
@@ -182,6 +184,7 @@ func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func
 		news, from, err := listener.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
 			h.underlayNews.Add(1)
+			h.terrainNews.Add(1)
 			h.doubt.Store(true) // the kernel dropped notifications; the socket itself goes on
 			notify()
 			continue
@@ -195,6 +198,7 @@ func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func
 		for _, m := range news {
 			if h.concerns(m) {
 				h.underlayNews.Add(1)
+				h.terrainNews.Add(1)
 				h.doubt.Store(true)
 				notify()
 			} else if h.surprising(m) {

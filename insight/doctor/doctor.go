@@ -58,6 +58,7 @@ func Examine(ctx context.Context, p Subject) []Finding {
 	list = append(list, Abilities(p)...)
 	list = append(list, underlay(p, status, known)...)
 	list = append(list, port(p, status, err == nil))
+	list = append(list, detours(p)...)
 	list = append(list, forwarding()...)
 	list = append(list, ipv6(p), socketBuffers())
 	list = append(list, daemon(status, err)...)

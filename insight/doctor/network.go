@@ -71,6 +71,32 @@ func underlay(p Subject, s api.Status, known []api.Peer) []Finding {
 	return list
 }
 
+// detours names rules of others by which packets to the overlay go past its routes, and past the guard that keeps them from leaving in clear.
+func detours(p Patient) []Finding {
+	const name = "routing rules"
+	if p.Config == nil {
+		return nil
+	}
+	h, err := hostnet.New(nil)
+	if err != nil {
+		return nil // underlay says so
+	}
+	defer h.Close()
+	open, guarded, err := h.Detours(p.Config.Network.Prefixes)
+	if err != nil {
+		return []Finding{{name, Wrong, err.Error(), "run as root"}}
+	}
+	var list []Finding
+	for _, rule := range open {
+		list = append(list, Finding{name, Wrong, fmt.Sprintf("%q comes before the main table's: packets to the overlay may follow it, and leave in clear", rule),
+			"start the daemon, which puts a rule of its own before it; where it runs, give that rule another priority: weft's come next behind the local table's"})
+	}
+	for _, rule := range guarded {
+		list = append(list, Finding{name, OK, fmt.Sprintf("packets to the overlay do not follow %q: a rule of weft's comes first", rule), ""})
+	}
+	return list
+}
+
 // pathFilter warns of strict reverse path filtering: where a reply may take another way than the
 // packet it answers, the kernel drops tunnel packets without a word.
 func pathFilter(device string) Finding {

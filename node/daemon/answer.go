@@ -35,6 +35,13 @@ func (d *Daemon) Status() api.Status {
 	return s
 }
 
+// leftOut is what of the newest State is not in force on this node, and why.
+func (d *Daemon) leftOut() []control.Problem {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.lost
+}
+
 // lossWatch is what asks the kernel for packets that it lost.
 type lossWatch struct {
 	sync.Mutex
@@ -95,7 +102,7 @@ func (d *Daemon) status() api.Status {
 	}
 	s.Endpoints, s.Prefixes = full(state.Self.Endpoints), full(state.Self.Prefixes)
 	s.Control.Nodes, s.Control.AsOf = len(state.Nodes)+1, state.AsOf
-	for _, p := range slices.Concat(state.Problems, b.Problems) {
+	for _, p := range slices.Concat(state.Problems, d.leftOut(), b.Problems) {
 		s.Problems = append(s.Problems, api.Problem{Node: p.Node, Text: p.Text})
 	}
 	return s
@@ -148,7 +155,9 @@ func (d *Daemon) Peers() []api.Peer {
 
 // Routes lists the overlay's prefixes, sorted.
 func (d *Daemon) Routes() []api.Route {
-	state, _ := d.look()
+	d.mu.Lock()
+	state := cmp.Or(d.tried, d.state)
+	d.mu.Unlock()
 	if state == nil {
 		return nil
 	}

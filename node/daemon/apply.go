@@ -130,8 +130,11 @@ func (d *Daemon) worthwhile(a *attempts) bool {
 // and no look at what is in force.
 func (d *Daemon) applyOnce(counted bool) (self control.Node, err error) {
 	d.mu.Lock()
-	state := d.state
-	d.tried = state
+	newest := d.state
+	d.mu.Unlock()
+	state := d.spare(newest)
+	d.mu.Lock()
+	d.tried, d.lost = state, state.Problems[len(newest.Problems):]
 	d.mu.Unlock()
 	err = d.backend.Apply(*state)
 	d.mu.Lock()

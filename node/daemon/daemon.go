@@ -61,6 +61,7 @@ type Daemon struct {
 	announced control.Node // the last that the source was told; of the goroutine of applyAll
 	heard     uint64       // Host.UnderlayNews when that was made
 	carried   bool         // a State has been in force
+	spared    spared       // likewise
 
 	losses lossWatch
 
@@ -68,8 +69,9 @@ type Daemon struct {
 	captures atomic.Int32    // under way
 
 	mu     sync.Mutex
-	state  *control.State // the newest; nil before the first
-	tried  *control.State // that Apply saw last
+	state  *control.State    // the newest; nil before the first
+	tried  *control.State    // that Apply saw last
+	lost   []control.Problem // what Apply did not see of it, and why
 	apply  api.Apply
 	broken error // what the backend said has broken, since applyAll last asked
 }
@@ -110,6 +112,9 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		return err
 	}
 	defer host.Close()
+	if err := refuseAll(cfg, parts, host); err != nil {
+		return err
+	}
 	told := settings(cfg, log)
 	told.Host = host
 	b, err := parts.Backend(told)
@@ -244,12 +249,22 @@ func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 		return err
 	}
 	defer h.Close()
-	state, _, err := read(cfg, parts, h, log)
-	if err != nil || state == nil {
+	state, me, err := read(cfg, parts, h, log)
+	if err != nil {
+		return err
+	}
+	if state == nil {
+		return refuse(cfg, h, me)
+	}
+	if err := refuse(cfg, h, state.Self); err != nil {
+		return err
+	}
+	all, _, err := grounds(cfg, h, nil)
+	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, p := range state.Problems {
+	for _, p := range state.Spare(cfg.Network.Prefixes, all).Problems {
 		if p.Node == "" {
 			errs = append(errs, fmt.Errorf("%w: %s", ErrConfiguration, p.Text))
 		} else {

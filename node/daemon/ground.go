@@ -1,0 +1,140 @@
+package daemon
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"weft/control"
+	"weft/hostnet"
+	"weft/internal/config"
+	"weft/internal/ipnet"
+)
+
+// resolvConfs say which name servers this machine asks; the second is there where the first names systemd-resolved.
+var resolvConfs = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
+
+// grounds is what this node needs outside of the overlay. Those that the overlay must not even have in its network are vital: what leads to
+// the other nodes, out of the cluster, and to the control plane.
+func grounds(cfg *config.Config, h *hostnet.Host, own []netip.Addr) (all, vital []control.Ground, err error) {
+	t, err := h.Terrain()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, g := range t.Grounds {
+		ground := control.Ground{Prefix: g.Prefix, What: g.String()}
+		all = append(all, ground)
+		if g.Router || g.Outside || g.Dev == cfg.Node.Interface || slices.ContainsFunc(own, g.Prefix.Contains) {
+			vital = append(vital, ground)
+		}
+	}
+	for a, what := range servers(cfg) {
+		if t.Leads(a) {
+			ground := control.Ground{Prefix: ipnet.Host(a), What: what}
+			all, vital = append(all, ground), append(vital, ground)
+		}
+	}
+	for _, a := range own {
+		vital = append(vital, control.Ground{Prefix: ipnet.Host(a), What: fmt.Sprintf("this node's own endpoint %v", a)})
+	}
+	return all, vital, nil
+}
+
+// servers are the hosts that this node asks names and the cluster of, as far as files say their addresses.
+func servers(cfg *config.Config) map[netip.Addr]string {
+	found := map[netip.Addr]string{}
+	add := func(text, format string) {
+		if a, err := netip.ParseAddr(text); err == nil && !a.IsLoopback() {
+			found[a.Unmap()] = fmt.Sprintf(format, a)
+		}
+	}
+	for _, file := range resolvConfs {
+		f, err := os.Open(file)
+		if err != nil {
+			continue
+		}
+		for lines := bufio.NewScanner(f); lines.Scan(); {
+			if words := strings.Fields(lines.Text()); len(words) > 1 && words[0] == "nameserver" {
+				add(words[1], "the name server %v of "+file)
+			}
+		}
+		f.Close()
+	}
+	switch cfg.Control.Kind {
+	case "etcd":
+		for _, e := range cfg.Control.Etcd.Endpoints {
+			if u, err := url.Parse(e); err == nil {
+				add(u.Hostname(), "the etcd server %v")
+			}
+		}
+	case "kubernetes":
+		if cfg.Control.Kubernetes.Kubeconfig == "" {
+			add(os.Getenv("KUBERNETES_SERVICE_HOST"), "the API server %v")
+		}
+	}
+	return found
+}
+
+// refuse is an error of the configuration where the overlay's network would take away what this node needs to reach the others.
+func refuse(cfg *config.Config, h *hostnet.Host, me control.Node) error {
+	_, vital, err := grounds(cfg, h, me.Endpoints)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, g := range vital {
+		if wrong := control.Covers(cfg.Network.Prefixes, g); wrong != "" {
+			errs = append(errs, fmt.Errorf("%w: %s", ErrConfiguration, wrong))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// refuseAll is refuse for this node as its source tells before it is joined.
+func refuseAll(cfg *config.Config, parts Parts, h *hostnet.Host) error {
+	state, me, err := read(cfg, parts, h, zap.NewNop())
+	if err != nil {
+		return nil // the source will say so itself, and what of it matters
+	}
+	if state != nil {
+		me = state.Self
+	}
+	return refuse(cfg, h, me)
+}
+
+// spared remembers what Spare made, so that the same State around the same grounds is the same list of nodes.
+type spared struct {
+	from    *control.State
+	news    uint64 // Host.TerrainNews
+	looked  bool
+	grounds []control.Ground
+	out     control.State
+}
+
+// spare leaves out of a State what the overlay would take of this node's own surroundings. It is for the goroutine of applyAll.
+func (d *Daemon) spare(s *control.State) *control.State {
+	if d.host == nil {
+		return s
+	}
+	sp := &d.spared
+	news := d.host.TerrainNews()
+	fresh := !sp.looked || sp.news != news
+	if fresh {
+		all, _, err := grounds(d.cfg, d.host, nil)
+		if err == nil { // else what was known stays
+			fresh = !slices.Equal(all, sp.grounds)
+			sp.grounds, sp.news, sp.looked = all, news, true
+		}
+	}
+	if fresh || sp.from != s {
+		sp.from, sp.out = s, s.Spare(d.cfg.Network.Prefixes, sp.grounds)
+	}
+	return &sp.out
+}
