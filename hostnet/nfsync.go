@@ -49,7 +49,7 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 		}
 	}
 	if err := conn.Flush(); err != nil {
-		return false, &ObjectError{t.String(), t.device(), fmt.Errorf("%w: the kernel may lack what its rules need", err)}
+		return false, &ObjectError{Object: t.String(), Dev: t.device(), Err: fmt.Errorf("%w: the kernel may lack what its rules need", err)}
 	}
 	h.forgetMissed(t.Table)
 	if h.firewall.tables[t.key()] == t.digest {
