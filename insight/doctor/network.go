@@ -72,7 +72,7 @@ func underlay(p Subject, s api.Status, known []api.Peer) []Finding {
 }
 
 // detours names rules of others by which packets to the overlay go past its routes, and past the guard that keeps them from leaving in clear.
-func detours(p Patient) []Finding {
+func detours(p Subject) []Finding {
 	const name = "routing rules"
 	if p.Config == nil {
 		return nil
