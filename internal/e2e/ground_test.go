@@ -73,13 +73,15 @@ func TestLANInOverlay(t *testing.T) {
 
 		// The network covers the underlay: refused, and nothing is touched.
 		c.stop(a, 15)
+		a.NS.MustRun(t, "ip", "route", "add", "default", "via", "192.0.2.99")
 		before := a.NS.MustRun(t, "ip", "route")
 		c.network = []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("192.0.0.0/16")}
 		c.writeConfig(a)
 		for _, args := range [][]string{{"--check"}, nil} {
 			out, err := a.NS.Run(weft, append([]string{"daemon", "--config", c.path(a, "weft.yaml")}, args...)...)
 			var exit *exec.ExitError
-			if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(out, "192.0.0.0/16 covers this node's own network 192.0.2.0/24 on eth0") {
+			if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(out, "192.0.0.0/16 covers this node's own network 192.0.2.0/24 on eth0") ||
+				!strings.Contains(out, "192.0.0.0/16 covers the router 192.0.2.99 on eth0") || !strings.Contains(out, "endpoint 192.0.2.1 is inside the network 192.0.0.0/16") {
 				t.Errorf("weft daemon %v: %v\n%s", args, err, out)
 			}
 		}

@@ -112,7 +112,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		return err
 	}
 	defer host.Close()
-	if err := refuseAll(cfg, parts, host); err != nil {
+	if _, err := readAndRefuse(cfg, parts, host, zap.NewNop()); err != nil {
 		return err
 	}
 	told := settings(cfg, log)
@@ -249,14 +249,8 @@ func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 		return err
 	}
 	defer h.Close()
-	state, me, err := read(cfg, parts, h, log)
-	if err != nil {
-		return err
-	}
-	if state == nil {
-		return refuse(cfg, h, me)
-	}
-	if err := refuse(cfg, h, state.Self); err != nil {
+	state, err := readAndRefuse(cfg, parts, h, log)
+	if err != nil || state == nil {
 		return err
 	}
 	all, _, err := grounds(cfg, h, nil)

@@ -97,16 +97,14 @@ func refuse(cfg *config.Config, h *hostnet.Host, me control.Node) error {
 	return errors.Join(errs...)
 }
 
-// refuseAll is refuse for this node as its source tells before it is joined.
-func refuseAll(cfg *config.Config, parts Parts, h *hostnet.Host) error {
-	state, me, err := read(cfg, parts, h, zap.NewNop())
-	if err != nil {
-		return nil // the source will say so itself, and what of it matters
-	}
+// readAndRefuse reads the cluster as far as its source tells it before it is joined, nil where it does not, and refuses what cannot be. Nothing
+// of this node may be touched before.
+func readAndRefuse(cfg *config.Config, parts Parts, h *hostnet.Host, log *zap.Logger) (*control.State, error) {
+	state, me, err := read(cfg, parts, h, log)
 	if state != nil {
 		me = state.Self
 	}
-	return refuse(cfg, h, me)
+	return state, errors.Join(refuse(cfg, h, me), err)
 }
 
 // spared remembers what Spare made, so that the same State around the same grounds is the same list of nodes.
