@@ -132,6 +132,7 @@ func (p *pass) neighbors() ([]Neighbor, error) { return dumpNeighbors(p.h.rt, p.
 func (p *pass) fdb() ([]FDBEntry, error)       { return dumpFDB(p.h.raw.fdb, p.devices) }
 
 func (p *pass) hops() ([]NextHop, error) { return p.h.raw.nextHops(p.names) }
+
 // wantedRules are the owners' and, where others' rules ask for them, the guards.
 func (p *pass) wantedRules() wanted[Rule, Rule] {
 	guards, err := p.h.guardRules(p.h.network())
@@ -144,7 +145,7 @@ func (p *pass) wantedRules() wanted[Rule, Rule] {
 	})
 }
 
-func (p *pass) rules() ([]Rule, error)   { return dumpRules(p.h.rt) }
+func (p *pass) rules() ([]Rule, error) { return dumpRules(p.h.rt) }
 
 // routes are a Want's routes and guards, as the kernel has them.
 func (w *Want) routes() []Route {

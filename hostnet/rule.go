@@ -168,7 +168,9 @@ func (h *Host) guardRules(network []netip.Prefix) (list []Rule, err error) {
 	return list, nil
 }
 
-func absentFamily(err error) bool { return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) }
+func absentFamily(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
+}
 
 // Detours returns, in words, the rules of others that packets to the network may follow before they come to the main table, where
 // weft's routes and the guard against packets in clear are; and those that no more do because of a rule of weft's.
