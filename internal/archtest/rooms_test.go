@@ -98,7 +98,7 @@ var (
 
 		// what one node does, and what other processes may ask of it
 		"api": {code: []string{"backend/status"}},
-		"node/daemon": {[]string{"backend", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/systemd", "internal/txloss",
+		"node/daemon": {[]string{"backend", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/systemd", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"node/metrics": {[]string{"api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"node/pods":    {code: []string{"internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
