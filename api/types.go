@@ -65,6 +65,8 @@ type Status struct {
 	Control  Control   `json:"control"`
 	Apply    Apply     `json:"apply"`
 	Problems []Problem `json:"problems"`
+
+	Obstacles []string `json:"obstacles"` // what on this node is in the pods' packets' way and not weft's to mend, with the remedy
 }
 
 // Ring is how the AF_XDP rings of one queue of a device are attached, and what the kernel counts there.

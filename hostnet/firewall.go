@@ -143,7 +143,7 @@ func (h *Host) syncFirewall() {
 		}
 		now[t.key()] = t.digest
 	}
-	did, err := h.letThrough(conn, passage)
+	did, err := h.letThrough(conn, passage, there)
 	changed = changed || did
 	if err != nil {
 		fail(err)

@@ -129,6 +129,8 @@ type Host struct {
 
 	whole atomic.Int64 // how long the last look at everything took, ns
 
+	obstacles atomic.Pointer[[]Obstacle]
+
 	watched atomic.Pointer[map[int]bool] // devices that are not ours and whose changes concern us, by index
 	repairs atomic.Uint64
 }

@@ -254,6 +254,8 @@ func (p *pass) adjustLink(want Link, have netlink.Link, repair bool) (bool, erro
 		wrong = append(wrong, "MAC "+macString(mac))
 		errs = append(errs, p.h.rt.LinkSetHardwareAddr(have, want.MAC[:]))
 	}
+	set, err := p.h.settle(want.Name)
+	wrong, errs = append(wrong, set...), append(errs, err)
 	// Asked for now, since a larger MTU may just have brought IPv6 back to the device, with the machine's own
 	// mode. The library can set the mode but does not read it; before the device is up it works.
 	mode, err := p.h.sysctls.get("ipv6/conf/" + want.Name + "/addr_gen_mode")

@@ -2,11 +2,12 @@ package hostnet
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -14,12 +15,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Obstacle is a chain of somebody else's that stops what Want.Passage names, and that weft may not open.
+type Obstacle struct {
+	Chain string // family, table and chain
+	Why   string // in words, with the remedy
+}
+
+func (o Obstacle) String() string { return "nftables chain " + o.Chain + ": " + o.Why }
+
+// Obstacles returns what the last look at the firewall found in the pods' way and could not open. It is no error of an owner's Want:
+// whether packets pass, their own way shows. It waits for nobody; nobody may edit the list.
+func (h *Host) Obstacles() []Obstacle {
+	if list := h.obstacles.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
 // letThrough puts Want.Passage in force. A host firewall whose forward chain drops what no rule accepted would drop pods' packets,
 // and no table of ours could help: a packet must be accepted in every table. So each such chain, iptables' FORWARD among them, gets
-// rules at its end that accept what comes from or goes to the prefixes. They stand last, so that whatever the firewall's owner says
-// about pods comes first. They are marked, put back when the firewall is loaded anew, and removed by Cleanup. It says whether it
-// changed anything.
-func (h *Host) letThrough(conn *nftables.Conn, passage []netip.Prefix) (changed bool, err error) {
+// rules that accept what comes from or goes to the prefixes: at its end where its policy is drop, and before a rule that drops or rejects all
+// that meets it. Whatever the firewall's owner says about pods comes first. They are marked, put back when the firewall is loaded anew, and
+// removed by Cleanup. It says whether it changed anything. What it may not change is an Obstacle.
+func (h *Host) letThrough(conn *nftables.Conn, passage []netip.Prefix, tables []*nftables.Table) (changed bool, err error) {
 	if len(passage) == 0 && !h.settled() {
 		return false, nil // somebody may want it who has not spoken yet
 	}
@@ -29,16 +47,61 @@ func (h *Host) letThrough(conn *nftables.Conn, passage []netip.Prefix) (changed 
 	}
 	sum := sha256.Sum256([]byte(fmt.Sprint(passage)))
 	mark := RuleMark(hex.EncodeToString(sum[:4]))
-	var errs []error
+	before := h.Obstacles()
+	var obstacles []Obstacle
+	defer func() { h.obstacles.Store(&obstacles) }()
 	for _, c := range chains {
 		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || c.Type != nftables.ChainTypeFilter || Ours(c.Table.Name) || c.Table.Name == LinkPrefix {
 			continue
 		}
 		did, err := h.letThroughChain(conn, c, passage, mark)
 		changed = changed || did
-		errs = append(errs, err)
+		if err == nil {
+			continue
+		}
+		o := Obstacle{ChainName(c), fmt.Sprintf("pods are not let through: %v", err)}
+		if at := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Family == c.Table.Family && t.Name == c.Table.Name }); at >= 0 && owned(tables[at]) {
+			o.Why = fmt.Sprintf("another process owns the table and it alone may change it (%v): let it accept what comes from and goes to %v", err, passage)
+		}
+		obstacles = append(obstacles, o)
+		if !slices.Contains(before, o) {
+			h.log.Warn("the firewall is not opened for pods", zap.String("table", c.Table.Name), zap.String("chain", c.Name), zap.String("reason", o.Why))
+		}
 	}
-	return changed, errors.Join(errs...)
+	return changed, nil
+}
+
+// owned says whether only the process that made a table may change it. The library reads the flags in the machine's byte order; they
+// come in the network's.
+func owned(t *nftables.Table) bool {
+	const owner = 2 // NFT_TABLE_F_OWNER
+	return binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, t.Flags))&owner != 0
+}
+
+// ChainName is a chain as nft names it: family, table and chain.
+func ChainName(c *nftables.Chain) string {
+	fam := map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6",
+		nftables.TableFamilyNetdev: "netdev", nftables.TableFamilyBridge: "bridge", nftables.TableFamilyARP: "arp"}[c.Table.Family]
+	return fam + " " + c.Table.Name + " " + c.Name
+}
+
+// stopsAll says whether a rule lets nothing past it that meets it.
+func stopsAll(r *nftables.Rule) bool {
+	stops := false
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Verdict:
+			stops = e.Kind == expr.VerdictDrop
+		case *expr.Reject:
+			stops = true
+		case *expr.Target: // of iptables-nft
+			stops = e.Name == "REJECT"
+		default:
+			return false
+		}
+	}
+	return stops
 }
 
 func (h *Host) letThroughChain(conn *nftables.Conn, c *nftables.Chain, passage []netip.Prefix, mark []byte) (changed bool, err error) {
@@ -46,26 +109,26 @@ func (h *Host) letThroughChain(conn *nftables.Conn, c *nftables.Chain, passage [
 	if !inet && c.Table.Family != nftables.TableFamilyIPv4 && c.Table.Family != nftables.TableFamilyIPv6 {
 		return false, nil
 	}
-	drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+	have, err := conn.GetRules(c.Table, c)
+	if err != nil {
+		return false, fmt.Errorf("list its rules: %w", err)
+	}
+	end := slices.IndexFunc(have, stopsAll) // of what packets meet; -1 = the chain's
 	var want [][]expr.Any
 	for _, p := range passage {
-		if drops && (inet || p.Addr().Is6() == (c.Table.Family == nftables.TableFamilyIPv6)) {
+		if (end >= 0 || c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop) && (inet || p.Addr().Is6() == (c.Table.Family == nftables.TableFamilyIPv6)) {
 			for _, source := range []bool{true, false} {
 				want = append(want, append(Match(p, source, inet), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept}))
 			}
 		}
 	}
-	have, err := conn.GetRules(c.Table, c)
-	if err != nil {
-		return false, fmt.Errorf("hostnet: list rules of %s %s: %w", c.Table.Name, c.Name, err)
-	}
 	var ours []*nftables.Rule
 	right := 0
-	for _, r := range have {
+	for i, r := range have {
 		if OurRule(r.UserData) {
 			ours = append(ours, r)
 		}
-		if string(r.UserData) == string(mark) {
+		if string(r.UserData) == string(mark) && (end < 0 || i < end) {
 			right++
 		}
 	}
@@ -73,17 +136,23 @@ func (h *Host) letThroughChain(conn *nftables.Conn, c *nftables.Chain, passage [
 		return false, nil
 	}
 	for _, exprs := range want {
-		conn.AddRule(&nftables.Rule{Table: c.Table, Chain: c, Exprs: exprs, UserData: mark})
+		rule := &nftables.Rule{Table: c.Table, Chain: c, Exprs: exprs, UserData: mark}
+		if end >= 0 {
+			rule.Position = have[end].Handle
+			conn.InsertRule(rule)
+		} else {
+			conn.AddRule(rule)
+		}
 	}
 	for _, r := range ours {
 		if err := conn.DelRule(r); err != nil {
-			return false, fmt.Errorf("hostnet: remove a rule of %s %s: %w", c.Table.Name, c.Name, err)
+			return false, fmt.Errorf("remove a rule of it: %w", err)
 		}
 	}
 	if err := conn.Flush(); err != nil {
-		return true, fmt.Errorf("hostnet: let pods through %s %s: %w%s", c.Table.Name, c.Name, err, hint(err))
+		return true, err
 	}
-	h.log.Info("the firewall drops what is forwarded by default; pods are let through by rules at its end, until `weft cleanup`",
+	h.log.Info("the firewall drops what is forwarded; pods are let through by rules in it, until `weft cleanup`",
 		zap.String("table", c.Table.Name), zap.String("chain", c.Name), zap.Int("rules", len(want)))
 	return true, nil
 }

@@ -98,6 +98,45 @@ func (s *sysctls) set(key, value string) error {
 	return errors.Join(err, f.Close())
 }
 
+// settle makes a device of ours what it is for, whatever the machine begins new devices with: it forwards, it is nobody's to configure by
+// router advertisements, and it has IPv6 where the overlay has. It returns what was otherwise.
+func (h *Host) settle(dev string) (wrong []string, err error) {
+	list := []Sysctl{{"ipv4/conf/" + dev + "/forwarding", "1"}, {"ipv6/conf/" + dev + "/accept_ra", "0"}}
+	if slices.ContainsFunc(h.network(), func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		list = append(list, Sysctl{"ipv6/conf/" + dev + "/disable_ipv6", "0"})
+	}
+	var errs []error
+	for _, s := range list {
+		have, err := h.sysctls.get(s.Key)
+		if err != nil || have == s.Value {
+			continue // without the family, or below its least MTU, there is nothing to set
+		}
+		if err := h.sysctls.set(s.Key, s.Value); err != nil {
+			errs = append(errs, fmt.Errorf("sysctl net/%s: %w: run as root, with /proc/sys writable", s, err))
+			continue
+		}
+		wrong = append(wrong, s.Key+"="+have)
+	}
+	return wrong, errors.Join(errs...)
+}
+
+// IPv6 says why devices of ours could not have IPv6; nil where they can.
+func (h *Host) IPv6() error {
+	if h.sysctls.v6 == nil {
+		return errors.New("the kernel has no IPv6: boot without ipv6.disable=1")
+	}
+	const key = "ipv6/conf/default/disable_ipv6"
+	have, err := h.sysctls.get(key)
+	if err != nil || have == "0" {
+		return nil
+	}
+	// What new devices begin with is ours to change for ours, unless nobody may.
+	if err := h.sysctls.set(key, have); err != nil {
+		return fmt.Errorf("new devices begin without IPv6 (net/%s=%s), and that cannot be changed: %w: sysctl -w net.ipv6.conf.default.disable_ipv6=0, or mount /proc/sys writable", key, have, err)
+	}
+	return nil
+}
+
 // syncSysctls sets what differs.
 func (p *pass) syncSysctls() {
 	for _, w := range p.h.mergeSysctls() {

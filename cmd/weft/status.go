@@ -60,6 +60,9 @@ func printStatus(w io.Writer, s api.Status) {
 	for _, p := range s.Problems {
 		row(w, "problem", about(p))
 	}
+	for _, o := range s.Obstacles {
+		row(w, "obstacle", o)
+	}
 }
 
 func applied(s api.Status) string {

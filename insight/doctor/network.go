@@ -146,6 +146,9 @@ func ipv6(p Subject) Finding {
 	if v, err := sysctl("ipv6/conf/all/disable_ipv6"); err == nil && v == "1" {
 		return Finding{name, level, "switched off", "sysctl -w net.ipv6.conf.all.disable_ipv6=0"}
 	}
+	if v, err := sysctl("ipv6/conf/default/disable_ipv6"); err == nil && v == "1" {
+		return Finding{name, Note, "on, but new devices begin without it (net.ipv6.conf.default.disable_ipv6=1)", "nothing to do: the daemon turns it on for its own devices; others' are as the machine makes them"}
+	}
 	return Finding{name, OK, "on", ""}
 }
 

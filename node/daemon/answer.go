@@ -77,7 +77,7 @@ func (d *Daemon) status() api.Status {
 		Features: b.Features, KernelDrops: b.KernelDrops, Repairs: b.Repairs,
 		Cipher: d.cfg.Encryption.Cipher, Rejected: b.Rejected, CookiesSent: b.CookiesSent,
 		Control: api.Control{Kind: d.cfg.Control.Kind}, Apply: apply,
-		Endpoints: []netip.Addr{}, Prefixes: []netip.Prefix{}, Problems: []api.Problem{},
+		Endpoints: []netip.Addr{}, Prefixes: []netip.Prefix{}, Problems: []api.Problem{}, Obstacles: []string{},
 	}
 	if b := settings(d.cfg, nil); b.Seal != nil {
 		s.Port = b.Seal.Port
@@ -104,6 +104,11 @@ func (d *Daemon) status() api.Status {
 	s.Control.Nodes, s.Control.AsOf = len(state.Nodes)+1, state.AsOf
 	for _, p := range slices.Concat(state.Problems, d.leftOut(), b.Problems) {
 		s.Problems = append(s.Problems, api.Problem{Node: p.Node, Text: p.Text})
+	}
+	if d.host != nil {
+		for _, o := range d.host.Obstacles() {
+			s.Obstacles = append(s.Obstacles, o.String())
+		}
 	}
 	return s
 }

@@ -50,6 +50,7 @@ type Daemon struct {
 	backend backend.Backend
 	source  control.Source
 	host    *hostnet.Host
+	no6     error // why this node goes on without IPv6; nil = it need not
 	started time.Time
 	shown   []config.Shown // the configuration at the start
 	wake    chan struct{}  // holds a token while there is a State that Apply has not seen
@@ -117,11 +118,17 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	}
 	told := settings(cfg, log)
 	told.Host = host
+	no6 := host.IPv6()
+	if !without6(told.Network, no6) {
+		no6 = nil
+	} else {
+		told.Network = onlyIPv4(told.Network)
+	}
 	b, err := parts.Backend(told)
 	if err != nil {
 		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode.Name, err)
 	}
-	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, started: time.Now(),
+	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, started: time.Now(), no6: no6,
 		shown: cfg.Show(), wake: make(chan struct{}, 1), looks: make(chan struct{}, 1),
 		around: func() uint64 { return host.Surroundings(backend.Owner) }}
 
@@ -229,6 +236,9 @@ func (d *Daemon) announceAgain() {
 
 // update takes a State from the source. One of the same Revision is nothing for the backend to do.
 func (d *Daemon) update(s control.State) {
+	if d.no6 != nil {
+		s = inIPv4(s, d.no6)
+	}
 	d.mu.Lock()
 	same := d.state != nil && d.state.Revision == s.Revision
 	d.state = &s
