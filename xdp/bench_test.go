@@ -59,7 +59,7 @@ func BenchmarkRings(b *testing.B) {
 		for _, size := range []int{64, 1360} {
 			b.Run([]string{"v4", "v6"}[family]+"/"+strconv.Itoa(size), func(b *testing.B) {
 				r, s, batch := memoryPair(b)
-				t := newTemplate([6]byte{2, 1}, [6]byte{2, 2}, addrsA[family], hopTo(addrsB[family]).Path.Dst, 1500)
+				t := newTemplate([6]byte{2, 1}, [6]byte{2, 2}, addrsA[family], hopTo(addrsB[family]).Path.Dst, 1500, &testSources)
 				b.ReportAllocs()
 				for i := 0; i < b.N; i += packet.BatchSize {
 					deliver(r, packet.BatchSize, size)
@@ -86,7 +86,7 @@ func BenchmarkUnwrap(b *testing.B) {
 		for _, verify := range []bool{false, true} {
 			for _, size := range []int{64, 1360} {
 				b.Run([]string{"v4", "v6"}[family]+map[bool]string{true: "/verified/", false: "/trusted/"}[verify]+strconv.Itoa(size), func(b *testing.B) {
-					t := newTemplate([6]byte{2, 1}, [6]byte{2, 2}, addrsA[family], hopTo(addrsB[family]).Path.Dst, 1500)
+					t := newTemplate([6]byte{2, 1}, [6]byte{2, 2}, addrsA[family], hopTo(addrsB[family]).Path.Dst, 1500, &testSources)
 					batch := packet.NewBatch(1, 1500)
 					p := &batch.Slots()[0]
 					space := p.Reset()

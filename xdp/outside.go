@@ -24,6 +24,7 @@ type Outside struct {
 	kernel   *kernelPath
 	plain    *kernelPath  // of Config.PlainPort; nil = there is none
 	aside    []*sock.Conn // one per address, with Config.Steer
+	sources  *sources
 	resolver *resolver
 	queues   []packet.Queue
 	extra    map[string]string // features of its own
@@ -96,7 +97,10 @@ func openOutside(c Config, dev device, open opener) (out *Outside, err error) {
 	if err = out.open(queues, dev.index, packet.EthernetHeader+dev.mtu, c, open, wake...); err != nil {
 		return out, err
 	}
-	if out.resolver, err = newResolver(dev, c.Local); err != nil {
+	if out.sources, err = openSources(c.Local); err != nil {
+		return out, err
+	}
+	if out.resolver, err = newResolver(dev, c.Local, out.sources); err != nil {
 		return out, err
 	}
 	// A veth hands frames over as the sender's stack left them: with sums that no hardware will finish. The kernel
@@ -158,6 +162,9 @@ func (o *Outside) Close() error {
 	}
 	if o.resolver != nil {
 		o.resolver.close()
+	}
+	if o.sources != nil {
+		err = errors.Join(err, o.sources.close())
 	}
 	for _, k := range []*kernelPath{o.kernel, o.plain} {
 		if k != nil {
@@ -310,7 +317,7 @@ func (q *outsideQueue) Outer(p *packet.Packet) packet.OuterHeader {
 	}
 	defer q.send.Leave()
 	if t := q.course(q.to(p.Hop)).template; t != nil {
-		return packet.OuterHeader{Frame: t.header[:t.length], Port: sourcePort(p.Flow)}
+		return packet.OuterHeader{Frame: t.header[:t.length], Port: t.from.of(t.v6, p.Flow)}
 	}
 	return packet.OuterHeader{Port: q.kernel.port}
 }
@@ -318,7 +325,7 @@ func (q *outsideQueue) Outer(p *packet.Packet) packet.OuterHeader {
 // to finds the destination of a hop: by the peer's number, unless its address has changed.
 func (q *outsideQueue) to(hop *packet.Hop) *destination {
 	if id := int(hop.Peer.ID); id < len(q.peers) {
-		if d := q.peers[id]; d != nil && d.addr == hop.Path.Dst {
+		if d := q.peers[id]; d != nil && d.addr == hop.Path.Dst && !d.gone.Load() {
 			return d
 		}
 	}
@@ -337,8 +344,5 @@ func (q *outsideQueue) course(d *destination) *course {
 	if !d.used.Load() {
 		d.used.Store(true)
 	}
-	if c := d.course.Load(); c != nil {
-		return c
-	}
-	return q.resolver.revive(d)
+	return d.course.Load()
 }

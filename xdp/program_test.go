@@ -200,7 +200,7 @@ func TestVerifyUDP(t *testing.T) {
 		{"padding", 0, func([]byte, int) {}, packet.Alive},
 	} {
 		data := []byte("payload of a datagram")
-		tmpl := newTemplate([6]byte{2}, mac, addrsB[test.i], hopTo(addrsA[test.i]).Path.Dst, 1500)
+		tmpl := newTemplate([6]byte{2}, mac, addrsB[test.i], hopTo(addrsA[test.i]).Path.Dst, 1500, &testSources)
 		frame := make([]byte, tmpl.length+len(data))
 		copy(frame[tmpl.length:], data)
 		tmpl.write(frame, 99)

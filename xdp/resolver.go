@@ -22,6 +22,8 @@ const (
 	recomputePause = 50 * time.Millisecond
 	// idleTicks is how long a destination is followed after its last packet.
 	idleTicks = 60
+	// narrowTicks is how often a path that is narrower than its device is looked at again: nobody says when the kernel forgets that.
+	narrowTicks = 10
 	// pendingBudget is how many packets the kernel gets to hold while it resolves a neighbour. By default it keeps
 	// some 100 (neigh/…/unres_qlen_bytes) and forgets the oldest beyond. One that did not answer gets one a tick.
 	pendingBudget = 64
@@ -39,16 +41,20 @@ type course struct {
 	since    uint64 // pending: the last notification that was seen when the kernel was given the task
 }
 
-// destination is a tunnel endpoint that packets are sent to, for as long as the port is open.
+// destination is a tunnel endpoint that packets are sent to. One that they have not been sent to for a while is gone: whoever still has
+// it asks for a new one.
 type destination struct {
 	addr   netip.AddrPort
 	raw    rawAddr // for the kernel's socket
 	course atomic.Pointer[course]
 	used   atomic.Bool // since the last tick
+	gone   atomic.Bool
 
 	// the resolver's own
 	idle    int
 	next    netip.Addr // the neighbour it is reached through; the zero Addr if none
+	mtu     int        // that the kernel knows of the path, bytes; 0 = the device's
+	age     int        // ticks since it was looked up
 	visited bool       // looked up at least once
 }
 
@@ -59,6 +65,7 @@ type resolver struct {
 	device  string
 	ifindex int
 	local   []netip.Addr
+	sources *sources
 	handle  *netlink.Handle
 	events  *nl.NetlinkSocket
 	wake    int // eventfd: a new destination, or the end
@@ -87,8 +94,8 @@ const nudValid = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY |
 	netlink.NUD_PERMANENT | netlink.NUD_NOARP
 
 // newResolver starts following the tables of the calling thread's network namespace.
-func newResolver(dev device, local []netip.Addr) (*resolver, error) {
-	r, err := subscribe(dev, local)
+func newResolver(dev device, local []netip.Addr, from *sources) (*resolver, error) {
+	r, err := subscribe(dev, local, from)
 	if err != nil {
 		return nil, err
 	}
@@ -97,8 +104,8 @@ func newResolver(dev device, local []netip.Addr) (*resolver, error) {
 }
 
 // subscribe makes a resolver that knows the tables as they are now, and does not follow them yet.
-func subscribe(dev device, local []netip.Addr) (r *resolver, err error) {
-	r = &resolver{device: dev.name, ifindex: dev.index, local: local, mac: dev.mac, mtu: dev.mtu, wake: -1,
+func subscribe(dev device, local []netip.Addr, from *sources) (r *resolver, err error) {
+	r = &resolver{device: dev.name, ifindex: dev.index, local: local, sources: from, mac: dev.mac, mtu: dev.mtu, wake: -1,
 		stopped: make(chan struct{}), known: map[netip.AddrPort]*destination{}}
 	defer func() {
 		if err != nil {
@@ -162,16 +169,6 @@ func (r *resolver) destination(addr netip.AddrPort) *destination {
 	return d
 }
 
-// revive has a destination looked up again that had been idle.
-func (r *resolver) revive(d *destination) *course {
-	c := pendingCourse(pendingBudget, 0)
-	if d.course.CompareAndSwap(nil, c) {
-		r.signal()
-		return c
-	}
-	return d.course.Load()
-}
-
 func pendingCourse(budget int32, since uint64) *course {
 	c := &course{kernel: true, pending: true, granted: budget, since: since}
 	c.budget.Store(budget)
@@ -180,7 +177,7 @@ func pendingCourse(budget int32, since uint64) *course {
 
 func (r *resolver) run() {
 	defer close(r.stopped)
-	fds := []unix.PollFd{{Fd: int32(r.events.GetFd()), Events: unix.POLLIN}, {Fd: int32(r.wake), Events: unix.POLLIN}}
+	fds := append([]unix.PollFd{{Fd: int32(r.events.GetFd()), Events: unix.POLLIN}, {Fd: int32(r.wake), Events: unix.POLLIN}}, r.sources.pollFds()...)
 	nextTick := time.Now().Add(resolverTick)
 	var computed time.Time
 	dirty := false // routes may have changed
@@ -196,6 +193,15 @@ func (r *resolver) run() {
 		}
 		var count [8]byte
 		_, _ = unix.Read(r.wake, count[:])
+		again := map[netip.Addr]bool{}
+		for _, fd := range fds[2:] {
+			if fd.Revents != 0 {
+				refused(int(fd.Fd), again)
+			}
+		}
+		if len(again) > 0 { // a packet did not arrive there, and the kernel may know more of the path
+			r.each(func(d *destination) { d.visited = d.visited && !again[d.addr.Addr()] })
+		}
 		if r.follow() {
 			dirty = true
 		}
@@ -221,9 +227,7 @@ func (r *resolver) each(fn func(*destination)) {
 	}
 	r.mu.Unlock()
 	for _, d := range all {
-		if d.course.Load() != nil {
-			fn(d)
-		}
+		fn(d)
 	}
 }
 
@@ -322,14 +326,11 @@ func (r *resolver) list() error {
 // update brings a destination's course up to date with the tables.
 func (r *resolver) update(d *destination) {
 	old := d.course.Load()
-	if old == nil {
-		return
-	}
 	fresh := !d.visited
 	if fresh {
-		d.visited = true
-		next, kernel, err := r.route(d.addr.Addr())
-		d.next = next
+		d.visited, d.age = true, 0
+		next, mtu, kernel, err := r.route(d.addr.Addr())
+		d.next, d.mtu = next, mtu
 		switch {
 		case err != nil: // no route
 			d.course.Store(&course{})
@@ -352,7 +353,11 @@ func (r *resolver) update(d *destination) {
 			d.course.Store(&course{})
 			return
 		}
-		t := newTemplate(r.mac, n.mac, src, d.addr, r.mtu)
+		mtu := r.mtu
+		if d.mtu != 0 {
+			mtu = min(mtu, d.mtu)
+		}
+		t := newTemplate(r.mac, n.mac, src, d.addr, mtu, r.sources)
 		if old.template == nil || *old.template != *t {
 			d.course.Store(&course{template: t})
 		}
@@ -378,31 +383,31 @@ func (r *resolver) update(d *destination) {
 	}
 }
 
-// route asks the kernel how it would send to addr: through which neighbour on our device, or in a way that only the
-// kernel can (another device, ourselves, a neighbour of the other address family).
-func (r *resolver) route(addr netip.Addr) (next netip.Addr, kernel bool, err error) {
+// route asks the kernel how it would send to addr: through which neighbour on our device and how large packets, with what it has learnt
+// of the path, or in a way that only the kernel can (another device, ourselves, a neighbour of the other address family).
+func (r *resolver) route(addr netip.Addr) (next netip.Addr, mtu int, kernel bool, err error) {
 	var options netlink.RouteGetOptions
 	if src, ok := r.source(addr); ok {
 		options.SrcAddr = src.AsSlice()
 	}
 	routes, err := r.handle.RouteGetWithOptions(addr.AsSlice(), &options)
 	if err != nil {
-		return netip.Addr{}, false, err
+		return netip.Addr{}, 0, false, err
 	}
 	if len(routes) == 0 {
-		return netip.Addr{}, false, unix.ENETUNREACH
+		return netip.Addr{}, 0, false, unix.ENETUNREACH
 	}
 	route := routes[0]
 	switch {
 	case route.Type == unix.RTN_UNREACHABLE || route.Type == unix.RTN_BLACKHOLE || route.Type == unix.RTN_PROHIBIT:
-		return netip.Addr{}, false, unix.ENETUNREACH
+		return netip.Addr{}, 0, false, unix.ENETUNREACH
 	case route.Type != unix.RTN_UNICAST || route.LinkIndex != r.ifindex || route.Via != nil || route.Encap != nil:
-		return netip.Addr{}, true, nil
+		return netip.Addr{}, 0, true, nil
 	case route.Gw == nil:
-		return addr, false, nil
+		return addr, route.MTU, false, nil
 	}
 	gw, _ := netip.AddrFromSlice(route.Gw)
-	return gw.Unmap(), false, nil
+	return gw.Unmap(), route.MTU, false, nil
 }
 
 // source is our own address of the destination's family.
@@ -421,12 +426,14 @@ func (r *resolver) tick() {
 		if d.used.Swap(false) {
 			d.idle = 0
 		} else if d.idle++; d.idle >= idleTicks {
-			d.course.Store(nil)
-			d.visited = false
+			r.forget(d)
 			return
 		}
+		if d.age++; d.mtu != 0 && d.age >= narrowTicks {
+			d.visited = false
+		}
 		c := d.course.Load()
-		if c == nil || d.idle > 0 {
+		if d.idle > 0 {
 			return
 		}
 		if !d.next.IsValid() {
@@ -444,6 +451,14 @@ func (r *resolver) tick() {
 			r.ask(d.next)
 		}
 	})
+}
+
+// forget lets go of a destination. Lanes that have it send one more batch by its last course at most.
+func (r *resolver) forget(d *destination) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d.gone.Store(true)
+	delete(r.known, d.addr)
 }
 
 // ask makes the kernel resolve or probe a neighbour, as if it had a packet for it.

@@ -55,7 +55,7 @@ func newResolverModel(t testing.TB) *resolverModel {
 // play implements packettest.Play.
 func (m *resolverModel) play(t *packettest.Tape) (err error) {
 	var r *resolver
-	m.u.a.Do(func() { r, err = subscribe(m.dev, addrsA) })
+	m.u.a.Do(func() { r, err = subscribe(m.dev, addrsA, &testSources) })
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (m *resolverModel) change(t *packettest.Tape) error {
 	if err != nil {
 		return err
 	}
-	route := &netlink.Route{Dst: prefix, Table: unix.RT_TABLE_MAIN}
+	route := &netlink.Route{Dst: prefix, Table: unix.RT_TABLE_MAIN, MTU: packettest.Pick(t, 0, 0, 1400)}
 	for router.Is4() != (prefix.IP.To4() != nil) {
 		router = resolverRouters[(t.N(3)+3*t.N(2))%6]
 		if !t.More() {
@@ -192,7 +192,11 @@ func (m *resolverModel) judge(d *destination) error {
 	}
 	for _, n := range entries {
 		if n.IP.Equal(next) && n.State&nudValid != 0 && len(n.HardwareAddr) == 6 {
-			want := *newTemplate([6]byte(link.Attrs().HardwareAddr), [6]byte(n.HardwareAddr), addrsA[i], d.addr, link.Attrs().MTU)
+			mtu := link.Attrs().MTU
+			if known := routes[0].MTU; known != 0 {
+				mtu = min(mtu, known)
+			}
+			want := *newTemplate([6]byte(link.Attrs().HardwareAddr), [6]byte(n.HardwareAddr), addrsA[i], d.addr, mtu, &testSources)
 			if c.template == nil || *c.template != want {
 				return fmt.Errorf("%v by %v: course %+v, want the way to %v", d.addr, next, c, n.HardwareAddr)
 			}
@@ -212,7 +216,7 @@ func TestBehindTheTables(t *testing.T) {
 	m := newResolverModel(t)
 	var r *resolver
 	var err error
-	m.u.a.Do(func() { r, err = subscribe(m.dev, addrsA) })
+	m.u.a.Do(func() { r, err = subscribe(m.dev, addrsA, &testSources) })
 	if err != nil {
 		t.Fatal(err)
 	}

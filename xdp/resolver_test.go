@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"weft/internal/nettest"
-	"weft/internal/sock"
 	"weft/packet"
 	"weft/packet/packettest"
 )
@@ -46,7 +45,7 @@ func TestColdDestination(t *testing.T) {
 			t.Fatal(err)
 		}
 		p, from, err := readUDP(far)
-		if err != nil || string(p) != "warm" || from != netip.AddrPortFrom(addrsA[i], sock.FirstSourcePort+7) {
+		if err != nil || string(p) != "warm" || from != netip.AddrPortFrom(addrsA[i], out.sources.of(i == 1, 7)) {
 			t.Fatalf("%q from %v: %v", p, from, err)
 		}
 	}
@@ -232,11 +231,18 @@ func TestIdleDestinationIsForgotten(t *testing.T) {
 	hop := hopTo(addrsB[0])
 	resolve(t, out, hop)
 	d := q.to(hop)
-	d.course.Store(nil) // what tick does after idleTicks
-	if c := q.course(d); c == nil || !c.kernel || !c.pending {
+	out.resolver.forget(d) // what tick does after idleTicks
+	if len(out.resolver.known) != 0 {
+		t.Errorf("%d destinations are followed", len(out.resolver.known))
+	}
+	again := q.to(hop)
+	if c := q.course(again); again == d || !c.kernel || !c.pending {
 		t.Fatalf("course %+v, want the kernel's until it is looked up", c)
 	}
 	resolve(t, out, hop)
+	if q.to(hop) != again {
+		t.Error("another destination while this one is used")
+	}
 }
 
 // TestTick: a destination goes idle after idleTicks without a packet.
@@ -250,14 +256,73 @@ func TestTick(t *testing.T) {
 	r.close() // so that this goroutine may take its place
 	out.resolver = nil
 	d.used.Store(true)
+	d.mtu, d.age, d.visited = 1400, 0, true
+	for i := range narrowTicks {
+		if !d.visited {
+			t.Fatalf("a narrow path is looked at again after %d ticks", i)
+		}
+		r.tick()
+	}
+	if d.visited {
+		t.Fatalf("a narrow path is not looked at again after %d ticks", narrowTicks)
+	}
+	d.used.Store(true)
 	for i := range idleTicks {
 		r.tick()
-		if d.course.Load() == nil {
+		if d.gone.Load() {
 			t.Fatalf("forgotten after %d ticks", i)
 		}
 	}
 	r.tick()
-	if d.course.Load() != nil {
+	if !d.gone.Load() || len(r.known) > 0 {
 		t.Fatalf("not forgotten after %d ticks without a packet", idleTicks)
+	}
+}
+
+// TestPathMTU: a router says that a packet of ours was too big for the link behind it. From then on what is larger dies here, by name,
+// and when the kernel forgets it, it goes out again.
+func TestPathMTU(t *testing.T) {
+	u := newUnderlay(t) // b is the router, with a narrow link behind it
+	far := nettest.New(t)
+	nettest.Pair(t, nettest.End{NS: u.b, Dev: "eth1", Addrs: nettest.Prefixes("198.51.100.1/24", "2001:db8:1::1/64")},
+		nettest.End{NS: far, Dev: "eth0", Addrs: nettest.Prefixes("198.51.100.2/24", "2001:db8:1::2/64")}, 1400)
+	for _, key := range []string{"ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"} {
+		if err := u.b.Sysctl(key, "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u.a.MustRun(t, "ip", "route", "add", "198.51.100.0/24", "via", addrsB[0].String())
+	u.a.MustRun(t, "ip", "-6", "route", "add", "2001:db8:1::/64", "via", addrsB[1].String())
+	far.MustRun(t, "ip", "route", "add", "default", "via", "198.51.100.1")
+	far.MustRun(t, "ip", "-6", "route", "add", "default", "via", "2001:db8:1::1")
+	out := openIn(t, u.a, OpenOutside, testConfig())
+	q := out.Queues()[0]
+	b := q.(packet.Batcher).NewBatch(2)
+	for i, family := range []string{"-4", "-6"} {
+		to := hopTo([]netip.Addr{netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("2001:db8:1::2")}[i])
+		headers := []int{28, 48}[i]
+		send := func(n int) packet.Drop { // an outer packet of n bytes
+			loadBatch(b, 1, make([]byte, n-headers), to)
+			if err := q.Send(b); err != nil {
+				t.Fatal(err)
+			}
+			return b.Packets()[0].Drop
+		}
+		until(t, "a packet of 1400 bytes goes", func() bool {
+			return send(1400) == packet.Alive && out.resolver.destination(to.Path.Dst).course.Load().template != nil
+		})
+		if died := send(1500); died != packet.Alive {
+			t.Fatalf("%s: a packet of the device's MTU: %v, before anybody knew", family, died)
+		}
+		until(t, "one above the path's MTU is too big", func() bool { return send(1401) == packet.TooBig })
+		if died := send(1400); died != packet.Alive {
+			t.Errorf("%s: a packet of the path's MTU: %v", family, died)
+		}
+		u.a.MustRun(t, "ip", family, "route", "flush", "cache")
+		u.b.MustRun(t, "ip", "link", "set", "eth1", "mtu", "1500")
+		far.MustRun(t, "ip", "link", "set", "eth0", "mtu", "1500")
+		u.a.MustRun(t, "ip", family, "route", "add", "unreachable", []string{"203.0.113.0/24", "2001:db8:9::/64"}[i]) // sooner than the tick
+		until(t, "the path's MTU is forgotten", func() bool { return send(1500) == packet.Alive })
+		u.b.MustRun(t, "ip", "link", "set", "eth1", "mtu", "1400")
 	}
 }

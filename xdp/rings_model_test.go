@@ -200,7 +200,7 @@ func (m *ringModel) move() {
 			if h.Path.Dst.Addr().Is6() {
 				source = addrsA[1]
 			}
-			d.course.Store(&course{template: newTemplate(ourMAC, [6]byte{2, 1, byte(t.N(256))}, source, h.Path.Dst, packettest.Pick(t, 1500, 1300))})
+			d.course.Store(&course{template: newTemplate(ourMAC, [6]byte{2, 1, byte(t.N(256))}, source, h.Path.Dst, packettest.Pick(t, 1500, 1300), &testSources)})
 		}
 	}
 }

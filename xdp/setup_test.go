@@ -27,6 +27,9 @@ var (
 	addrsB = []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}
 )
 
+// testSources are ports without sockets, for headers alone.
+var testSources = sources{ports: [2][sourcePorts]uint16{{50001, 50002, 50003}, {50011, 50012, 50013}}}
+
 // underlay is two namespaces joined by a veth: a, where ports open on eth0, and b, the far side.
 type underlay struct{ a, b *nettest.NS }
 

@@ -4,12 +4,8 @@ import (
 	"encoding/binary"
 	"net/netip"
 
-	"weft/internal/sock"
 	"weft/packet"
 )
-
-// sourcePorts is how many there are to carry the entropy of the inner flow: RFC 7348 §4.1.
-const sourcePorts = sock.LastSourcePort - sock.FirstSourcePort + 1
 
 const (
 	hopLimit = 64
@@ -26,11 +22,12 @@ type template struct {
 	v6     bool
 	sum    uint16 // IPv4: of the IP header without the length
 	pseudo uint16 // of the UDP pseudo-header without the length, RFC 768 and RFC 8200 §8.1
-	mtu    int    // of the device: largest IP packet, bytes
+	mtu    int    // of the path, as far as the kernel knows: largest IP packet, bytes
+	from   *sources
 }
 
-func newTemplate(srcMAC, dstMAC [6]byte, src netip.Addr, dst netip.AddrPort, mtu int) *template {
-	t := &template{v6: dst.Addr().Is6(), mtu: mtu}
+func newTemplate(srcMAC, dstMAC [6]byte, src netip.Addr, dst netip.AddrPort, mtu int, from *sources) *template {
+	t := &template{v6: dst.Addr().Is6(), mtu: mtu, from: from}
 	h := t.header[:]
 	ip := h[packet.EthernetHeader:]
 	if t.v6 {
@@ -69,13 +66,11 @@ func (t *template) write(frame []byte, flow uint32) {
 		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
 		binary.BigEndian.PutUint16(ip[10:], ^add(t.sum, uint16(len(ip))))
 	}
-	binary.BigEndian.PutUint16(udp, sourcePort(flow))
+	binary.BigEndian.PutUint16(udp, t.from.of(t.v6, flow))
 	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
 	// A real checksum for both families: without one the receiver's kernel cannot coalesce (GRO).
 	packet.PutChecksum(udp[6:], packet.Sum(udp, add(t.pseudo, uint16(len(udp)))))
 }
-
-func sourcePort(flow uint32) uint16 { return sock.FirstSourcePort + uint16(flow^flow>>16)%sourcePorts }
 
 // add is the ones' complement sum of two words.
 func add(a, b uint16) uint16 {
