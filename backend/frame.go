@@ -57,6 +57,9 @@ func NewFrame(s Settings, p Planner, carry func() (anew bool, err error)) (*Fram
 	return &Frame{set: s, planner: p, carry: carry, ways: egress.NewFinder(s.Host, egress.Choice{Interface: s.Interface, MTU: s.UnderlayMTU})}, nil
 }
 
+// Hear makes the paths to the peers follow what an Ear hears. Call it before the first Apply.
+func (f *Frame) Hear(e *egress.Ear) { f.ways.Hear(e) }
+
 // Self implements Backend.
 func (f *Frame) Self() control.Node { return f.planner.Self() }
 

@@ -88,6 +88,17 @@ func (h *Host) Exits(dst, src netip.Addr) ([]Exit, error) {
 	return exits, nil
 }
 
+// PathMTU returns what the kernel knows of how large packets from src, one of this node's own addresses, to dst may be, bytes: by the route,
+// or by what routers have said meanwhile (route exceptions, RFC 1191 and 8201), which it forgets after net.ipv4.route.mtu_expires. 0 = no
+// less than the device carries.
+func (h *Host) PathMTU(dst, src netip.Addr) int {
+	routes, err := h.rt.RouteGetWithOptions(ipOf(dst), &netlink.RouteGetOptions{SrcAddr: ipOf(src)})
+	if err != nil || len(routes) == 0 {
+		return 0
+	}
+	return routes[0].MTU
+}
+
 func nextHop(gw net.IP, via netlink.Destination) netip.Addr {
 	if v, ok := via.(*netlink.Via); ok {
 		return ipnet.Addr(v.Addr)

@@ -18,6 +18,7 @@ import (
 
 	"weft/backend"
 	"weft/dataplane"
+	"weft/hostnet/egress"
 	"weft/internal/wait"
 	"weft/packet"
 )
@@ -34,7 +35,8 @@ type Backend struct {
 	log   *zap.Logger
 	route forwarder
 	reply *rejecter
-	seal  Sealer // nil where nothing is sealed
+	ear   *egress.Ear // nil only while New fails
+	seal  Sealer      // nil where nothing is sealed
 
 	failed chan failure // engines report here when a lane dies
 
@@ -65,6 +67,14 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 		if b.Frame, err = backend.NewFrame(s, b.plan, b.carry); err != nil { // before anything can be sent
 			return nil, errors.Join(err, b.Close())
 		}
+		ports := []uint16{s.Port}
+		if s.Seal != nil {
+			ports = append(ports, s.Seal.Port)
+		}
+		if b.ear, err = egress.Listen(ports...); err != nil {
+			return nil, errors.Join(err, b.Close())
+		}
+		b.Hear(b.ear)
 		if b.seal, err = newSealer(kind, s); err != nil {
 			return nil, errors.Join(err, b.Close())
 		}
@@ -96,6 +106,8 @@ func (b *Backend) Run(ctx context.Context, look func(broken error)) error {
 				look(err)
 			}
 		case <-changed:
+			look(nil)
+		case <-b.ear.News():
 			look(nil)
 		}
 	}
@@ -269,5 +281,8 @@ func (b *Backend) Close() error {
 	defer b.mu.Unlock()
 	b.closeEngine()
 	b.reply.Close()
+	if b.ear != nil {
+		b.ear.Close()
+	}
 	return nil
 }

@@ -6,7 +6,7 @@
 // too, but nothing leaves by it: for such an address the device is the one that the routes to the peers name.
 //
 // The MTU is that device's, or node.mtu. Towards a single peer it is less where a device by which the kernel's routes lead there
-// from our address carries less, or the route says so. It is never more: devices inside and pods have one MTU.
+// from our address carries less, the route says so, or a router in the middle has told the kernel. It is never more: devices inside and pods have one MTU.
 package egress
 
 import (
@@ -32,6 +32,7 @@ type Kernel interface {
 	DeviceAt(index int) (hostnet.Device, error)
 	DefaultDevice() (string, error)
 	Exits(dst, src netip.Addr) ([]hostnet.Exit, error)
+	PathMTU(dst, src netip.Addr) int
 }
 
 // Underlay is how this node sends. It holds until the Finder's next Derive.
@@ -53,7 +54,7 @@ type Path struct {
 	Source netip.Addr // ours
 	Device string     // the first, where the route has several next hops
 	Via    netip.Addr // its router; invalid = the endpoint is on the link
-	MTU    int        // bytes, the least of all next hops'
+	MTU    int        // bytes, the least of all next hops' and of what the kernel has learnt of the path
 }
 
 // To returns the path to a peer's endpoint, one that control.Endpoint chose. False where the kernel has no route.

@@ -18,8 +18,11 @@ type machine struct {
 	devices []hostnet.Device
 	addrs   map[string]string // address → devices, by name
 	routes  map[string]string // peer → "device via router mtu N", several with " + " between
+	learnt  map[string]int    // peer → what the kernel has learnt of the path's MTU
 	asked   int
 }
+
+func (m *machine) PathMTU(dst, _ netip.Addr) int { return m.learnt[dst.String()] }
 
 func (m *machine) DeviceAt(index int) (hostnet.Device, error) {
 	if index < 1 || index > len(m.devices) || m.devices[index-1].Name == "" {
@@ -194,19 +197,25 @@ func TestLooksAgain(t *testing.T) {
 	derive(0, 0, 1420) // believed
 	now = now.Add(2 * lookAgain)
 	derive(1, 3, 1500)
+	m.learnt = map[string]int{"203.0.113.3": 1340} // by a router in the middle
+	now = now.Add(2 * lookAgain)
+	derive(2, 3, 1340)
+	m.learnt = nil // it is forgotten
+	now = now.Add(2 * lookAgain)
+	derive(3, 3, 1500)
 	m.devices[1].MTU = 1300
-	derive(2, 3, 1300) // at once
+	derive(4, 3, 1300) // at once
 	m.routes["203.0.113.3"] = "vpn0"
 	now = now.Add(2 * lookAgain)
-	derive(3, 3, 1300) // by another device now
+	derive(5, 3, 1300) // by another device now
 	peers = peers[:2]
 	now = now.Add(2 * lookAgain)
-	derive(3, 2, 1300)
+	derive(5, 2, 1300)
 	delete(m.routes, "203.0.113.3")
 	now = now.Add(2 * lookAgain)
-	derive(4, 2, 1300)
+	derive(6, 2, 1300)
 	m.devices[3].Name = "" // whoever is gone and was used by nobody
-	derive(4, 0, 1300)
+	derive(6, 0, 1300)
 	if len(f.paths) != 2 {
 		t.Errorf("paths of peers that left are kept: %v", f.paths)
 	}

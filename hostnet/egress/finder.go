@@ -14,7 +14,7 @@ import (
 
 const (
 	// lookAgain is how long a route is believed. Sockets follow routes by themselves; what is derived here follows soon enough.
-	lookAgain = time.Second
+	lookAgain = time.Second / 2
 	// share bounds what that costs: to ask for all routes takes at most 1/share of the time.
 	share = 100
 )
@@ -24,6 +24,7 @@ type Finder struct {
 	kernel Kernel
 	choice Choice
 	now    func() time.Time
+	ear    *Ear // nil = nobody listens
 
 	local    []held
 	paths    map[netip.Addr]Path    // from local, by the peer's endpoint; zero = there is no route
@@ -40,6 +41,9 @@ type held struct {
 
 // NewFinder returns a Finder that knows nothing yet.
 func NewFinder(k Kernel, c Choice) *Finder { return &Finder{kernel: k, choice: c, now: time.Now} }
+
+// Hear makes the Finder take in what an Ear hears.
+func (f *Finder) Hear(e *Ear) { f.ear = e }
 
 // Derive says how self reaches its peers now. An error is what keeps it from sending at all; a peer without a route is none.
 func (f *Finder) Derive(self control.Node, peers []control.Node) (*Underlay, error) {
@@ -144,7 +148,7 @@ func (f *Finder) holder(indexes []int, wanted hostnet.Device) (best hostnet.Devi
 // looked at for a while, of all.
 func (f *Finder) follow(self control.Node, peers []control.Node, local []held) {
 	start, before := f.now(), f.paths
-	whole := f.paths == nil || start.After(f.until) || !slices.Equal(f.local, local) || f.stirred()
+	whole := f.paths == nil || start.After(f.until) || f.news() || !slices.Equal(f.local, local) || f.stirred()
 	if whole { // forgets the peers that left, too
 		f.local, f.paths, f.devices = local, make(map[netip.Addr]Path, len(peers)), map[int]hostnet.Device{}
 	}
@@ -166,6 +170,19 @@ func (f *Finder) follow(self control.Node, peers []control.Node, local []held) {
 			f.revision++
 			return
 		}
+	}
+}
+
+// news says whether the Ear has heard something.
+func (f *Finder) news() bool {
+	if f.ear == nil {
+		return false
+	}
+	select {
+	case <-f.ear.told:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -203,6 +220,12 @@ func (f *Finder) path(to netip.Addr) (p Path) {
 			p = Path{Source: source, Device: d.Name, Via: e.Via, MTU: mtu}
 		}
 		p.MTU = min(p.MTU, mtu)
+	}
+	if learnt := f.kernel.PathMTU(to, source); learnt > 0 && p.Device != "" {
+		p.MTU = min(p.MTU, learnt)
+	}
+	if f.ear != nil {
+		f.ear.limit(to, &p, f.now())
 	}
 	return p
 }

@@ -68,6 +68,7 @@ func Examine(ctx context.Context, p Subject) []Finding {
 	if status.Cipher != config.CipherNone {
 		list = append(list, sealing(status, known, unknown)...)
 	}
+	list = append(list, narrow(status, known)...)
 	if p.Visit && status.Ready {
 		list = append(list, peers(ctx, status, known, unknown)...)
 	}

@@ -48,6 +48,17 @@ func peers(ctx context.Context, s api.Status, list []api.Peer, err error) []Find
 	return found
 }
 
+// narrow names the peers to which packets have to be smaller than elsewhere, as the kernel or a router on the way says.
+func narrow(s api.Status, list []api.Peer) (found []Finding) {
+	for _, p := range list {
+		if less := s.InnerMTU - p.MTU; p.MTU > 0 && less > 0 {
+			found = append(found, Finding{"peer " + p.Node, Note, fmt.Sprintf("packets of at most %d bytes, not %d: the path to %v carries %d bytes and not %d, by a route, a device or a router's word",
+				p.MTU, s.InnerMTU, p.Endpoint.Addr(), s.UnderlayMTU-less, s.UnderlayMTU), fmt.Sprintf("nothing to do, pods are told; `ip route get %v` may say where it is from", p.Endpoint.Addr())})
+		}
+	}
+	return found
+}
+
 // visit finds out how it stands with one peer.
 func visit(ctx context.Context, s api.Status, p api.Peer) Finding {
 	name := "peer " + p.Node
