@@ -64,7 +64,7 @@ func raw(family, protocol int) (*os.File, error) {
 		return nil, err
 	}
 	if family == unix.AF_INET {
-		const icmpFilter = 1                                                              // ICMP_FILTER of linux/icmp.h: a mask of the types that are kept away
+		const icmpFilter = 1                                            // ICMP_FILTER of linux/icmp.h: a mask of the types that are kept away
 		err = unix.SetsockoptInt(fd, unix.SOL_RAW, icmpFilter, -1-1<<3) // but destination unreachable
 	} else {
 		filter := unix.ICMPv6Filter{}

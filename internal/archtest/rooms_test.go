@@ -111,7 +111,7 @@ var (
 		"insight/trace":   {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "api", "insight/filter", "hostnet", unix}, tests: []string{gopacket}},
 
 		// the kernel: one owner
-		"hostnet/egress": {code: []string{"control", "packet", "hostnet"}},
+		"hostnet/egress": {code: []string{"control", "packet", "hostnet", unix}},
 		"hostnet":        {code: []string{"internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/..."}},
 
 		// the ground
