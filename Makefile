@@ -1,5 +1,5 @@
 # Every target is one line around a script or a go command; the scripts say what they do.
-.PHONY: help build test lab lint bench clean
+.PHONY: help build test lab lint bench image release clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -23,5 +23,11 @@ lint: ## format, vet, staticcheck; golangci-lint as well where it is installed
 bench: ## what a stage costs per packet
 	go test -run '^$$' -bench . -benchtime 200ms ./packet/... ./dataplane/... ./encap/...
 
+image: ## an OCI image, for amd64 and arm64, without Docker
+	scripts/image
+
+release: ## programs, packages, images, manifest and checksums of a version into dist/: make release VERSION=v1.2.3
+	scripts/release $(VERSION)
+
 clean: ## remove what the build made
-	rm -rf bin
+	rm -rf bin dist
