@@ -37,9 +37,9 @@ func everyObject(t *testing.T, mode, style string) {
 	c := prepare(t, mode, 4, nettest.ClusterOptions{})
 	c.extra = "cni: {attach: " + style + "}"
 	a := c.Nodes[0].NS
-	// A firewall that drops what it does not know, so that there is a passage to be made.
-	a.MustRun(t, "nft", "add table inet others; add chain inet others forward { type filter hook forward priority 0; policy drop; }")
 	c.launch()
+	// A firewall that drops what it does not know, so that there is a passage to be made for pods.
+	a.MustRun(t, "nft", "add table inet others; add chain inet others forward { type filter hook forward priority 0; policy drop; }")
 	client := api.NewClient(c.path(c.Nodes[0], "sock"))
 	defer client.Close()
 	pod := nettest.New(t)
@@ -75,6 +75,9 @@ func everyObject(t *testing.T, mode, style string) {
 	t.Logf("%d objects; the slowest was back after %v: %s", len(before), slowest.Round(time.Millisecond), which)
 	if len(before) < 15 {
 		t.Errorf("only %d objects: the test looks at little: %q", len(before), slices.Sorted(maps.Keys(before)))
+	}
+	if out, err := a.Run("sh", "-ec", "nft list ruleset > "+c.path(c.Nodes[0], "ruleset")+"; nft -c -f "+c.path(c.Nodes[0], "ruleset")); err != nil {
+		t.Errorf("nft does not read back what was made: %v: %s", err, out)
 	}
 	c.allReach()
 }
@@ -149,12 +152,18 @@ func objects(t *testing.T, ns *nettest.NS, pod bool) map[string]removal {
 			line = strings.NewReplacer(" linkdown", "", " pref medium", "").Replace(line)
 			add("route "+line, "ip "+family+" route del "+line+marked)
 		})
-		lines("ip "+family+" rule show proto 87", func(line string, f []string) {
-			add("rule "+line, "ip "+family+" rule del priority "+strings.TrimSuffix(f[0], ":"))
+		lines("ip -d "+family+" rule show", func(line string, f []string) {
+			if strings.Contains(line, "proto 87") {
+				add("rule "+line, "ip "+family+" rule del priority "+strings.TrimSuffix(f[0], ":"))
+			}
 		})
 		lines("ip "+family+" neigh show nud permanent", func(_ string, f []string) {
 			if mac := slices.Index(f, "lladdr"); ours(f[2]) && mac > 0 {
-				add(fmt.Sprintf("neigh %s dev %s lladdr %s", f[0], f[2], f[mac+1]), fmt.Sprintf("ip neigh del %s dev %s", f[0], f[2]))
+				name := fmt.Sprintf("neigh %s dev %s", f[0], f[2])
+				if !pod { // there it is that of the node's end of the link, which is another one after each making
+					name += " lladdr " + f[mac+1]
+				}
+				add(name, fmt.Sprintf("ip neigh del %s dev %s", f[0], f[2]))
 			}
 		})
 	}

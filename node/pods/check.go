@@ -43,8 +43,8 @@ const (
 	dhcpServer4, dhcp6    = 67, 547
 	udpSource, udpDest    = 0, 2
 	chainEntry, chainIPv4 = "from-pod", "ipv4"
-	chainIPv6, chainARP   = "ipv6", "arp"
-	chainBody, chainUDP   = "transport", "udp"
+	chainIPv6, chainARP   = "ipv6", "arp-packets" // `arp` and `udp` are words of nft's own, which it does not take for names
+	chainBody, chainUDP   = "transport", "udp-packets"
 )
 
 // check is the table on a pod's link that lets only what the pod may send into the node: with the MAC and the addresses that it was given,
