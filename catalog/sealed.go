@@ -1,8 +1,12 @@
 package catalog
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
+
+	"go.uber.org/zap"
 
 	"weft/backend"
 	"weft/backend/userspace"
@@ -25,6 +29,7 @@ type sealer struct {
 	set      backend.Seal
 	password *sealed.Password    // nil = none
 	derived  map[string][32]byte // public keys that follow from it, by node
+	own      string              // the public key of the key file; "" = there is none
 }
 
 func newSealer(s backend.Settings) (userspace.Sealer, error) {
@@ -37,12 +42,20 @@ func newSealer(s backend.Settings) (userspace.Sealer, error) {
 		if k.password, err = sealed.LoadPassword(k.set.PSKFile); err != nil {
 			return nil, fmt.Errorf("encryption.psk_file: %w", err)
 		}
-	} else if _, err := sealed.LoadKey(k.set.KeyFile); err != nil {
+	}
+	switch k.own, err = ShowKey(k.set.KeyFile); {
+	case err == nil:
+	case k.password == nil:
 		return nil, fmt.Errorf("encryption.key_file: %w, or set encryption.psk_file on all nodes", err)
+	case !errors.Is(err, fs.ErrNotExist):
+		s.Log.Warn("the key file is of no use, and no public key is announced: correct it, or remove it", zap.Error(err))
 	}
 	k.Manager, err = sealed.New(sealed.Config{Cipher: cipher, Lanes: s.Queues, RekeyAfter: s.Seal.RekeyAfter, Log: s.Log})
 	return k, err
 }
+
+// PublicKey implements userspace.Sealer: that of the key file, where there is one.
+func (k *sealer) PublicKey() string { return k.own }
 
 func (k *sealer) Overhead() int { return sealed.HeaderLen + sealed.TagLen }
 

@@ -16,7 +16,8 @@ import (
 type planner struct {
 	kind Kind
 	set  backend.Settings
-	seal int // bytes that sealing adds; 0 where nothing is sealed
+	seal int    // bytes that sealing adds; 0 where nothing is sealed
+	key  string // the public key to announce; "" = none
 
 	mu    sync.Mutex
 	ids   map[string]uint32 // of nodes, by name
@@ -25,7 +26,7 @@ type planner struct {
 
 // Self returns what to announce about this node.
 func (p *planner) Self() control.Node {
-	return control.Node{Name: p.set.Node, MAC: control.VTEPMAC(p.set.Node), Features: p.kind.Features}
+	return control.Node{Name: p.set.Node, MAC: control.VTEPMAC(p.set.Node), Features: p.kind.Features, PublicKey: p.key}
 }
 
 // Plan implements backend.Planner.

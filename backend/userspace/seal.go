@@ -14,6 +14,8 @@ import (
 // what it has sealed with a key it never forgets.
 type Sealer interface {
 	Overhead() int // bytes its stage adds
+	// PublicKey is what this node announces to be known by, in base64; "" = nothing, its keys follow from a password.
+	PublicKey() string
 	// Stage makes the stage of lane i, for one out and one in lane.
 	Stage(i int) packet.Stage
 	// Serve receives handshakes from conns until the port closes them, and sends by them. The returned

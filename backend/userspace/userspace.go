@@ -79,7 +79,7 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 			return nil, errors.Join(err, b.Close())
 		}
 		if b.seal != nil {
-			b.plan.seal = b.seal.Overhead()
+			b.plan.seal, b.plan.key = b.seal.Overhead(), b.seal.PublicKey()
 		}
 		if s.Fault != nil {
 			forward := packet.Stage(b.route)

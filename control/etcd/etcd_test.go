@@ -156,6 +156,51 @@ func TestAnnounce(t *testing.T) {
 	}
 }
 
+// TestPublicKey: a node's own public key is published by itself and put right; one that somebody put there stays where the node has none.
+func TestPublicKey(t *testing.T) {
+	t.Parallel()
+	const own, other = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "BAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+	for schema, of := range map[string]func(*etcd.Settings){etcd.SchemaWeft: nil, etcd.SchemaFlannel: flannelSettings} {
+		t.Run(schema, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t)
+			a, b := run(t, s.of("a", of), node("a", "192.0.2.1")), run(t, s.of("b", of), node("b", "192.0.2.2"))
+			a.await("both", joined(1))
+			b.await("both", joined(1))
+			published := func(key string) func(control.State) bool {
+				return func(st control.State) bool { return len(st.Nodes) == 1 && st.Nodes[0].PublicKey == key }
+			}
+			edit := func(from, to string) {
+				t.Helper()
+				list, err := s.client.Get(t.Context(), "/", clientv3.WithPrefix())
+				must(t, err)
+				for _, kv := range list.Kvs {
+					text := string(kv.Value)
+					if !strings.Contains(text, `"id"`) || !strings.Contains(text, "192.0.2.2") {
+						continue
+					}
+					if from == "" {
+						text = strings.Replace(text, `"owner"`, `"public_key":"`+to+`","owner"`, 1)
+					}
+					_, err := s.client.Put(t.Context(), string(kv.Key), strings.Replace(text, from, to, min(1, len(from))), clientv3.WithLease(clientv3.LeaseID(kv.Lease)))
+					must(t, err)
+				}
+			}
+			edit("", other)
+			a.await("what a person wrote", published(other))
+			b.await("itself knows", func(st control.State) bool { return st.Self.PublicKey == other })
+			self := node("b", "192.0.2.2")
+			self.PublicKey = own
+			b.src.Announce(self)
+			a.await("its own key", published(own))
+			edit(own, other)
+			b.src.Announce(node("b", "192.0.2.22")) // anything that makes it write
+			b.src.Announce(self)
+			a.await("is put right", published(own))
+		})
+	}
+}
+
 // Two daemons with one state directory, as a cloned machine has it: the one that came later wins, the
 // other stops and says so, and neither fights.
 func TestClone(t *testing.T) {

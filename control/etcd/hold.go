@@ -224,6 +224,11 @@ func (m *member) one(family []control.Pool, t, free *taken, before []netip.Prefi
 func (m *member) claim(ctx context.Context, chosen []netip.Prefix, mine []*entry) (bool, error) {
 	node := with(m.self, chosen)
 	keys := m.schema.keys(node)
+	if node.PublicKey != "" {
+		m.ownKey = node.PublicKey
+	} else if e := m.view.entries[keys[0]]; e != nil && e.node.Name == node.Name && e.node.PublicKey != m.ownKey {
+		node.PublicKey = e.node.PublicKey // somebody put it there: this node has nothing to say about it
+	}
 	for _, e := range mine {
 		if e.owner.ID == m.memory.Owner.ID {
 			m.memory.Owner.Epoch = max(m.memory.Owner.Epoch, e.owner.Epoch)

@@ -38,6 +38,7 @@ type member struct {
 
 	grant     grant
 	refused   string // why this node holds nothing
+	ownKey    string // the public key that this node itself announced last, "" = none in this run
 	fresh     bool   // nothing was claimed in this run yet
 	notice    string // what happened to this node's prefixes, for people
 	forgotten forgotten

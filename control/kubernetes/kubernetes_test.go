@@ -154,6 +154,18 @@ func TestRegistration(t *testing.T) {
 	delete(want, "weft.network/features")
 	want["weft.network/endpoints"] = "203.0.113.1"
 	f.annotations("a", want)
+	// A public key that somebody else has put there stays, where the node has none of its own; and goes where it has.
+	const other = "BAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+	o = o.DeepCopy()
+	o.Annotations = maps.Clone(want)
+	o.Annotations["weft.network/public-key"], o.Annotations["weft.network/vtep-mac"] = other, "02:00:00:00:00:99"
+	f.put("a", o)
+	want["weft.network/public-key"] = other
+	f.annotations("a", want)
+	self.PublicKey = key
+	d.source.Announce(self)
+	want["weft.network/public-key"] = key
+	f.annotations("a", want)
 }
 
 // unavailable is a Node as a cloud makes it: nothing is scheduled there before its network is up.

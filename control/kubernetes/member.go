@@ -37,6 +37,7 @@ type member struct {
 	asOf     time.Time          // when the server was last heard
 	outage   string             // why it is not, "" when it is
 	refusing time.Time          // since when it refuses this node, zero when it does not
+	ownKey   string             // the public key that this node itself announced last, "" = none in this run
 	unsaid   string             // why what this node has to say is not written, "" when it is
 
 	// Of the publishing goroutine alone.
@@ -352,6 +353,11 @@ func (m *member) taken(self control.Node) bool {
 // announce is this node as its Node object makes it, and has written what that does not say yet.
 func (m *member) announce(r *record) control.Node {
 	n := m.self
+	if n.PublicKey != "" {
+		m.ownKey = n.PublicKey
+	} else if key := r.node.PublicKey; key != m.ownKey && control.WrongKey(key) == "" {
+		n.PublicKey = key // somebody put it there: this node has nothing to say about it
+	}
 	n.Prefixes = slices.Clone(r.node.Prefixes)
 	slices.SortFunc(n.Prefixes, netip.Prefix.Compare)
 	n.Endpoints = m.schema.endpoints(m.self.Endpoints, r.internal, r.annotations)

@@ -30,6 +30,14 @@ type etcdNodes struct {
 // upEtcd starts etcd, reserves for every node the prefix its pod lives in, and starts the daemons.
 func upEtcd(t *testing.T, mode string, nodes int) *etcdNodes {
 	t.Helper()
+	c := newEtcd(t, mode, nodes)
+	c.launch()
+	return c
+}
+
+// newEtcd is upEtcd without daemons.
+func newEtcd(t *testing.T, mode string, nodes int) *etcdNodes {
+	t.Helper()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "etcd")
 	c := &etcdNodes{cluster: prepare(t, mode, 4, nettest.ClusterOptions{Nodes: nodes})}
@@ -48,7 +56,6 @@ func upEtcd(t *testing.T, mode string, nodes int) *etcdNodes {
 		_, err := c.Nodes[0].NS.Run(weft, set...)
 		return err
 	})
-	c.launch()
 	return c
 }
 
@@ -239,4 +246,28 @@ func (c *etcdNodes) txn(operations []any) error {
 		return fmt.Errorf("etcd: %s", resp.Status)
 	}
 	return nil
+}
+
+// TestEtcdKeys: `weft keys gen` on each node is all that sealed traffic takes where nodes register themselves.
+func TestEtcdKeys(t *testing.T) {
+	t.Parallel()
+	nettest.RequireRoot(t)
+	c := newEtcd(t, "tun-gso", 2)
+	c.encryption = func(n *nettest.ClusterNode) string {
+		return fmt.Sprintf("encryption: {cipher: auto, key_file: %s}", c.path(n, "key"))
+	}
+	for _, n := range c.Nodes {
+		keys(t, "gen", "--file", c.path(n, "key"))
+	}
+	c.launch()
+	for _, n := range c.Nodes {
+		var peers []struct {
+			Session struct {
+				Established bool `json:"established"`
+			} `json:"session"`
+		}
+		if err := c.ask(n, &peers, "peers"); err != nil || len(peers) != 1 || !peers[0].Session.Established {
+			t.Errorf("%s: %+v %v", n.Name, peers, err)
+		}
+	}
 }
