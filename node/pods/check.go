@@ -54,7 +54,7 @@ const (
 //
 // For what most packets are, TCP of an IPv4 address, that is a comparison of the MAC, of the EtherType, the address, and the protocol.
 func check(a *attachment, ports []uint16) hostnet.Table {
-	name := hostName(a.key())
+	name := a.link()
 	hook, priority := *nftables.ChainHookIngress, *nftables.ChainPriorityRef(checkPriority)
 	jump := func(to string) expr.Any { return &expr.Verdict{Kind: expr.VerdictGoto, Chain: to} }
 	accept := &expr.Verdict{Kind: expr.VerdictAccept}
@@ -157,7 +157,7 @@ func (m *Manager) dropped() (map[string]map[string]uint64, error) {
 	}
 	var links []string
 	for _, a := range m.attached() {
-		links = append(links, hostName(a.key()))
+		links = append(links, a.link())
 	}
 	all, err := m.o.Host.Counts(checkFamily, links...)
 	for _, counts := range all {

@@ -151,7 +151,7 @@ func randomMAC() net.HardwareAddr {
 
 // connect puts an attachment in force, on the node and in the pod. On an error the caller takes back what is there.
 func (m *Manager) connect(r *record, q api.AttachRequest, n Node, ns netns.NsHandle) (api.AttachResult, error) {
-	name := hostName(r.key())
+	name := r.link()
 	result := api.AttachResult{HostInterface: name, PodInterface: api.PodInterface{Name: r.IfName, MAC: r.MAC, Netns: r.Netns},
 		IPs: []api.PodIP{}, Routes: []api.PodRoute{}, MTU: n.MTU}
 	if q.MTU != 0 {
@@ -359,7 +359,7 @@ func (m *Manager) refurnish(all bool) error {
 	var errs []error
 	suspects := m.suspected()
 	for _, a := range m.attached() {
-		is := near[hostName(a.key())]
+		is := near[a.link()]
 		if is == nil {
 			continue // the Host says why
 		}
@@ -428,7 +428,7 @@ func (m *Manager) verifyNear(r *record, near netlink.Link) error {
 
 // verify compares an attachment with the kernel, on the node and in the pod.
 func (m *Manager) verify(r *record) error {
-	name := hostName(r.key())
+	name := r.link()
 	near, err := m.rt.LinkByName(name)
 	if err != nil {
 		return coded(api.CodeMismatch, "the node's end %s of the link: %v", name, err)

@@ -56,7 +56,7 @@ func plan(all []*attachment, n Node, o Options) hostnet.Want {
 
 // planOne adds the node's part of one attachment.
 func planOne(w *hostnet.Want, a *attachment) {
-	name := hostName(a.key())
+	name := a.link()
 	link := hostnet.Link{Name: name, MTU: a.mtu, Quiet: true,
 		Veth: &hostnet.Veth{Netns: a.Netns, Inode: a.Inode, Peer: a.IfName, PeerMAC: a.mac}}
 	if a.Bridged {

@@ -61,10 +61,12 @@ type Options struct {
 	StateDir   string
 	Attach     string // Routed or Bridge
 	Masquerade bool
-	SpoofCheck bool        // pods' packets are checked at their links, see check
-	Node       func() Node // cheap, from any goroutine
-	Host       *hostnet.Host
-	Log        *zap.Logger
+
+	ResultCache string      // where the runtime keeps what it knows of attachments; "" = where libcni does
+	SpoofCheck  bool        // pods' packets are checked at their links, see check
+	Node        func() Node // cheap, from any goroutine
+	Host        *hostnet.Host
+	Log         *zap.Logger
 }
 
 // Manager attaches pods to one network namespace, that of the thread which called New. Safe for concurrent use.
@@ -85,6 +87,8 @@ type Manager struct {
 	planning sync.Mutex // held from a look at held until the Host has the plan; guards both
 	held     map[string]*attachment
 	known    Node // the last that was known well enough to plan by
+
+	lost bool // there may be pods that live and that the store does not know: no link is a stray
 
 	busy sync.RWMutex // read-held by who attaches; GC waits for them, and they for it
 }
@@ -107,9 +111,20 @@ func New(o Options) (*Manager, error) {
 	if m.rt, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, errors.Join(fmt.Errorf("pods: open netlink: %w", err), m.ns.Close())
 	}
+	records, lost, err := sound(filepath.Join(o.StateDir, File), o.Log)
+	if err != nil {
+		m.rt.Close()
+		return nil, errors.Join(err, m.ns.Close())
+	}
 	if m.store, err = openStore(filepath.Join(o.StateDir, File), boot); err != nil {
 		m.rt.Close()
 		return nil, errors.Join(err, m.ns.Close())
+	}
+	if lost {
+		if err := m.rebuild(records); err != nil {
+			o.Log.Error("not all pods that live are written down: their links stay as they are", zap.Error(err))
+			m.lost = true
+		}
 	}
 	if err := m.recover(); err != nil {
 		return nil, errors.Join(err, m.Close())
@@ -199,13 +214,13 @@ func (m *Manager) hold(a *attachment) error {
 	m.planning.Lock()
 	defer m.planning.Unlock()
 	m.held[a.key()] = a
-	err := about(m.apply(), hostName(a.key()))
+	err := about(m.apply(), a.link())
 	if err == nil {
 		return nil
 	}
 	delete(m.held, a.key())
 	taken := errors.Is(err, unix.EEXIST)
-	err = errors.Join(fmt.Errorf("pods: put the node's part in force: %w", err), about(m.apply(), hostName(a.key())))
+	err = errors.Join(fmt.Errorf("pods: put the node's part in force: %w", err), about(m.apply(), a.link()))
 	if taken {
 		return coded(api.CodeExists, "%v", err)
 	}
@@ -216,15 +231,18 @@ func (m *Manager) hold(a *attachment) error {
 func (m *Manager) letGo(k string) error {
 	m.planning.Lock()
 	defer m.planning.Unlock()
-	if _, ok := m.held[k]; !ok {
-		return m.discard(hostName(k))
+	link := hostName(k)
+	if a, ok := m.held[k]; ok {
+		link = a.link()
+	} else {
+		return m.discard(link)
 	}
 	delete(m.held, k)
 	m.poke()
-	if err := about(m.apply(), hostName(k)); err != nil {
+	if err := about(m.apply(), link); err != nil {
 		return fmt.Errorf("pods: %w", err)
 	}
-	return m.discard(hostName(k)) // where the Host has not put the plan in force yet
+	return m.discard(link) // where the Host has not put the plan in force yet
 }
 
 // discard removes a link that no attachment has.
@@ -315,7 +333,7 @@ func (m *Manager) Announce(ctx context.Context, q api.AnnounceRequest) error {
 	defer m.busy.RUnlock()
 	k := key(q.Network, q.ContainerID, q.IfName)
 	defer m.lock(k)()
-	old, err := m.store.get(k)
+	old, err := m.find(q.Network, q.ContainerID, q.IfName)
 	switch {
 	case err != nil:
 		return err
@@ -349,7 +367,7 @@ func (m *Manager) Attach(ctx context.Context, q api.AttachRequest) (api.AttachRe
 	}
 	k := key(q.Network, q.ContainerID, q.IfName)
 	defer m.lock(k)()
-	old, err := m.store.get(k)
+	old, err := m.find(q.Network, q.ContainerID, q.IfName)
 	if err != nil {
 		return none, err
 	}
@@ -428,7 +446,7 @@ func (m *Manager) Detach(ctx context.Context, q api.DetachRequest) error {
 	}
 	k := key(q.Network, q.ContainerID, q.IfName)
 	defer m.lock(k)()
-	r, err := m.store.get(k)
+	r, err := m.find(q.Network, q.ContainerID, q.IfName)
 	switch {
 	case err != nil || ctx.Err() != nil:
 		return errors.Join(err, ctx.Err())
@@ -468,7 +486,7 @@ func (m *Manager) Check(_ context.Context, q api.CheckRequest) error {
 	}
 	k := key(q.Network, q.ContainerID, q.IfName)
 	defer m.lock(k)()
-	r, err := m.store.get(k)
+	r, err := m.find(q.Network, q.ContainerID, q.IfName)
 	switch {
 	case err != nil:
 		return err
@@ -545,6 +563,9 @@ func (m *Manager) recover() error {
 // strays removes pods' links that are not in the store. A link is made with its attachment's lock held and the record
 // written, so that one that is looked up under the same order is a stray for sure.
 func (m *Manager) strays() error {
+	if m.lost {
+		return nil
+	}
 	links, err := m.podLinks()
 	if err != nil {
 		return err
@@ -555,7 +576,7 @@ func (m *Manager) strays() error {
 	}
 	known := map[string]bool{}
 	for _, r := range all {
-		known[hostName(r.key())] = true
+		known[r.link()] = true
 	}
 	var errs []error
 	for _, name := range links {
@@ -587,7 +608,7 @@ func (m *Manager) dead(r *record) bool {
 	if err == nil && number == r.Inode || err != nil && !errors.Is(err, os.ErrNotExist) {
 		return false
 	}
-	_, err = m.rt.LinkByName(hostName(r.key()))
+	_, err = m.rt.LinkByName(r.link())
 	return errors.As(err, &netlink.LinkNotFoundError{})
 }
 
@@ -598,8 +619,8 @@ func (m *Manager) Pods() ([]api.Pod, error) {
 	var list []api.Pod
 	for _, r := range all {
 		list = append(list, api.Pod{Network: r.Network, ContainerID: r.ContainerID, IfName: r.IfName, Netns: r.Netns,
-			PodNamespace: r.PodNamespace, PodName: r.PodName, HostInterface: hostName(r.key()), IPs: slices.Concat([]netip.Addr{}, r.Addrs),
-			MAC: r.MAC, Attached: r.Result != nil, Since: r.Since, Drops: dropped[hostName(r.key())]})
+			PodNamespace: r.PodNamespace, PodName: r.PodName, HostInterface: r.link(), IPs: slices.Concat([]netip.Addr{}, r.Addrs),
+			MAC: r.MAC, Attached: r.Result != nil, Since: r.Since, Drops: dropped[r.link()]})
 	}
 	return list, errors.Join(err, countErr)
 }

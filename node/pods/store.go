@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -39,6 +40,17 @@ type record struct {
 	Bridged      bool              `json:"bridged,omitempty"`
 	Since        time.Time         `json:"since"`
 	Result       *api.AttachResult `json:"result,omitempty"`
+
+	// Link is the node's end where the attachment's name is not known, and so does not tell: see rebuild.
+	Link string `json:"link,omitempty"`
+}
+
+// link is the name of the node's end.
+func (r *record) link() string {
+	if r.Link != "" {
+		return r.Link
+	}
+	return hostName(r.key())
 }
 
 func (r *record) key() string { return key(r.Network, r.ContainerID, r.IfName) }
@@ -111,18 +123,26 @@ func (s *store) get(key string) (r *record, err error) {
 			return nil
 		}
 		r = &record{}
-		return json.Unmarshal(data, r)
+		return s.unmarshal([]byte(key), data, r)
 	})
 	return r, wrap(err)
+}
+
+// unmarshal reads a record; an error says of which pod and in which file.
+func (s *store) unmarshal(key, data []byte, r *record) error {
+	if err := json.Unmarshal(data, r); err != nil {
+		return fmt.Errorf("%s: the record of %q cannot be read: %w: start the daemon again, it sets the file aside", s.db.Path(), bytes.ReplaceAll(key, []byte{0}, []byte(" ")), err)
+	}
+	return nil
 }
 
 // all returns every attachment, sorted by key.
 func (s *store) all() (list []*record, err error) {
 	err = s.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketPods).ForEach(func(_, data []byte) error {
+		return tx.Bucket(bucketPods).ForEach(func(k, data []byte) error {
 			r := &record{}
 			list = append(list, r)
-			return json.Unmarshal(data, r)
+			return s.unmarshal(k, data, r)
 		})
 	})
 	return list, wrap(err)
@@ -243,6 +263,38 @@ func usable(p netip.Prefix, a netip.Addr) bool {
 // finish writes down what stands.
 func (s *store) finish(r *record) error {
 	return wrap(s.db.Update(func(tx *bolt.Tx) error { return put(tx, r) }))
+}
+
+// restore writes an attachment down with the addresses that it has.
+func (s *store) restore(r *record) error {
+	return wrap(s.db.Update(func(tx *bolt.Tx) error {
+		for _, a := range r.Addrs {
+			if r.Delegated {
+				break
+			}
+			if err := tx.Bucket(bucketAddrs).Put(a.AsSlice(), []byte(r.key())); err != nil {
+				return err
+			}
+		}
+		return put(tx, r)
+	}))
+}
+
+// rename writes an attachment down under its name, that was under another.
+func (s *store) rename(old string, r *record) error {
+	return wrap(s.db.Update(func(tx *bolt.Tx) error {
+		for _, a := range r.Addrs {
+			if string(tx.Bucket(bucketAddrs).Get(a.AsSlice())) == old {
+				if err := tx.Bucket(bucketAddrs).Put(a.AsSlice(), []byte(r.key())); err != nil {
+					return err
+				}
+			}
+		}
+		if err := tx.Bucket(bucketPods).Delete([]byte(old)); err != nil {
+			return err
+		}
+		return put(tx, r)
+	}))
 }
 
 func put(tx *bolt.Tx, r *record) error {
