@@ -18,7 +18,7 @@ const (
 	dropSource    = "wrong-source"         // its source address is none that the pod was given
 	dropNeighbor  = "wrong-neighbour"      // ARP or a neighbour advertisement for an address that the pod was not given
 	dropRouter    = "router-advertisement" // of ICMPv6 or ICMP: pods and the node would take it for their router
-	dropRedirect  = "redirect"             // ICMP that changes the routes of who gets it
+	dropRedirect  = "icmp-redirect"        // ICMP that changes the routes of who gets it
 	dropDHCP      = "dhcp-service"         // from the port of a DHCP server
 	dropOverlay   = "overlay-port"         // to a UDP port by which nodes talk: it could pass for a node's
 	dropNotIP     = "not-ip"               // neither IP nor ARP
