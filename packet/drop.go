@@ -14,7 +14,7 @@ const (
 	UnknownPeer       // in: no node has this outer source address
 	WrongSource       // in: the inner source does not belong to the peer it came from
 	WrongVNI          // in: another network's VNI
-	WrongMAC          // in: the inner destination MAC is not ours
+	WrongMAC          // in: the inner destination MAC is not ours, or with AF_XDP the outer one
 	TooBig            // larger than the tunnel carries; answered with ICMP
 	BadChecksum       // the inner transport checksum is wrong
 	Truncated         // the datagram was larger than any buffer (MSG_TRUNC)

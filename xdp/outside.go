@@ -217,7 +217,12 @@ func (q *outsideQueue) Recv(b *packet.Batch) error {
 	}
 	packets := b.Packets()
 	for i := range packets {
-		if p := &packets[i]; p.Drop == packet.Alive {
+		p := &packets[i]
+		switch {
+		case p.Drop != packet.Alive:
+		case q.resolver != nil && q.resolver.foreign(p.Bytes()):
+			p.Drop = packet.WrongMAC
+		default:
 			p.Drop = unwrap(p, q.verify)
 		}
 	}

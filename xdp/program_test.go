@@ -198,6 +198,9 @@ func TestVerifyUDP(t *testing.T) {
 		{"UDP length too short", 1, func(f []byte, udp int) { binary.BigEndian.PutUint16(f[udp+4:], 7) }, packet.BadHeader},
 		{"IP length beyond the frame", 0, func(f []byte, udp int) { binary.BigEndian.PutUint16(f[16:], 500) }, packet.TooShort},
 		{"padding", 0, func([]byte, int) {}, packet.Alive},
+		{"another station", 0, func(f []byte, _ int) { f[5] ^= 1 }, packet.WrongMAC},
+		{"another station v6", 1, func(f []byte, _ int) { f[0] ^= 4 }, packet.WrongMAC},
+		{"all stations", 0, func(f []byte, _ int) { copy(f, "\xff\xff\xff\xff\xff\xff") }, packet.Alive},
 	} {
 		data := []byte("payload of a datagram")
 		tmpl := newTemplate([6]byte{2}, mac, addrsB[test.i], hopTo(addrsA[test.i]).Path.Dst, 1500, &testSources)
@@ -224,4 +227,8 @@ func TestVerifyUDP(t *testing.T) {
 			t.Errorf("%s: %q", test.name, p.Bytes())
 		}
 	}
+	// The station is that of the device now.
+	u.a.MustRun(t, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:77")
+	now := []byte{2, 0, 0, 0, 0, 0x77}
+	until(t, "the new MAC to be known", func() bool { return out.resolver.foreign(mac[:]) && !out.resolver.foreign(now) })
 }

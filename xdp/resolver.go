@@ -76,6 +76,8 @@ type resolver struct {
 	mu    sync.Mutex
 	known map[netip.AddrPort]*destination
 
+	station atomic.Uint64 // the device's MAC, as number reads it
+
 	// the goroutine's own
 	mac        [6]byte
 	mtu        int
@@ -93,6 +95,18 @@ type neighbour struct {
 const nudValid = netlink.NUD_REACHABLE | netlink.NUD_STALE | netlink.NUD_DELAY | netlink.NUD_PROBE |
 	netlink.NUD_PERMANENT | netlink.NUD_NOARP
 
+// number is a MAC as an integer.
+func number(mac [6]byte) uint64 {
+	return uint64(mac[0])<<40 | uint64(mac[1])<<32 | uint64(mac[2])<<24 | uint64(mac[3])<<16 | uint64(mac[4])<<8 | uint64(mac[5])
+}
+
+// foreign says whether a frame is for another station: the kernel, which it would be for without us, takes none of these either (PACKET_OTHERHOST),
+// and a device sees them that is promiscuous or on a hub.
+func (r *resolver) foreign(frame []byte) bool {
+	own := r.station.Load() // 0 = not known
+	return own != 0 && len(frame) >= 6 && frame[0]&1 == 0 && number([6]byte(frame)) != own
+}
+
 // newResolver starts following the tables of the calling thread's network namespace.
 func newResolver(dev device, local []netip.Addr, from *sources) (*resolver, error) {
 	r, err := subscribe(dev, local, from)
@@ -107,6 +121,7 @@ func newResolver(dev device, local []netip.Addr, from *sources) (*resolver, erro
 func subscribe(dev device, local []netip.Addr, from *sources) (r *resolver, err error) {
 	r = &resolver{device: dev.name, ifindex: dev.index, local: local, sources: from, mac: dev.mac, mtu: dev.mtu, wake: -1,
 		stopped: make(chan struct{}), known: map[netip.AddrPort]*destination{}}
+	r.station.Store(number(dev.mac))
 	defer func() {
 		if err != nil {
 			r.free()
@@ -264,6 +279,7 @@ func (r *resolver) receive() (dirty bool) {
 			l, err := netlink.LinkDeserialize(nil, m.Data)
 			if err == nil && l.Attrs().Index == r.ifindex {
 				copy(r.mac[:], l.Attrs().HardwareAddr)
+				r.station.Store(number(r.mac))
 				r.mtu = l.Attrs().MTU
 				dirty = true
 			}
@@ -319,6 +335,7 @@ func (r *resolver) list() error {
 		return fmt.Errorf("find %s: %w", r.device, err)
 	}
 	copy(r.mac[:], l.Attrs().HardwareAddr)
+	r.station.Store(number(r.mac))
 	r.mtu = l.Attrs().MTU
 	return nil
 }
