@@ -32,7 +32,7 @@ the value came from: the file, the default, or this machine and why. It needs no
 			return err
 		}
 		if err := daemon.DetectUnderlay(cfg, parts); err != nil {
-			fmt.Fprintf(c.ErrOrStderr(), "weft: the underlay is not detected: %v\n", err)
+			fmt.Fprintf(&plainWriter{to: c.ErrOrStderr()}, "weft: the underlay is not detected: %v\n", err)
 		}
 		values := cfg.Show()
 		return show(c.OutOrStdout(), *form, values, func(w io.Writer) {

@@ -84,7 +84,7 @@ func execute(ctx context.Context, root *cobra.Command, stderr io.Writer) error {
 		err = usageError{fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())}
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
-		fmt.Fprintln(stderr, "weft:", strings.ReplaceAll(err.Error(), "\n", "\nweft: "))
+		fmt.Fprintln(&plainWriter{to: stderr}, "weft:", strings.ReplaceAll(err.Error(), "\n", "\nweft: "))
 	}
 	return err
 }

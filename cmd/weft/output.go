@@ -44,7 +44,7 @@ func show(w io.Writer, f format, v any, rows func(io.Writer)) error {
 	if f == asJSON {
 		return writeJSON(w, v)
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := tabwriter.NewWriter(&plainWriter{to: w}, 0, 0, 2, ' ', 0)
 	rows(t)
 	return t.Flush()
 }
@@ -55,7 +55,7 @@ func row(w io.Writer, cells ...any) {
 		if i > 0 {
 			fmt.Fprint(w, "\t")
 		}
-		fmt.Fprint(w, c)
+		fmt.Fprint(w, plain(fmt.Sprint(c)))
 	}
 	fmt.Fprintln(w)
 }

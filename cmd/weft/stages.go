@@ -40,7 +40,7 @@ in which the kernel forwards have no lanes.`,
 			if *form == asJSON {
 				return writeJSON(c.OutOrStdout(), lanes)
 			}
-			return printLanes(c.OutOrStdout(), lanes)
+			return printLanes(&plainWriter{to: c.OutOrStdout()}, lanes)
 		})
 	}
 	return c

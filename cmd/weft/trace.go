@@ -71,13 +71,13 @@ icmp6, ip, ip6, arp, drop [REASON], with and, or, not and parentheses. "" is all
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		o.sockets[0] = *socket
 		if c.Flags().Changed("filter") {
-			return watchPackets(c.Context(), o, printer(c.OutOrStdout(), *form))
+			return watchPackets(c.Context(), o, printer(&plainWriter{to: c.OutOrStdout()}, *form))
 		}
 		q, err := o.question()
 		if err != nil {
 			return usageError{err}
 		}
-		return tracePath(c.Context(), o, q, c.OutOrStdout(), *form)
+		return tracePath(c.Context(), o, q, &plainWriter{to: c.OutOrStdout()}, *form)
 	}
 	return c
 }
