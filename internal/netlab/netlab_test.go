@@ -176,6 +176,60 @@ func TestReadOnlySysctls(t *testing.T) {
 	})
 }
 
+// TestPlainSettings: a namespace that has another machine's settings is given the kernel's own, also where /proc/sys cannot be written.
+func TestPlainSettings(t *testing.T) {
+	nettest.RequireRoot(t)
+	ns := create(t, "plain")
+	settings := func() string {
+		var all []string
+		for _, name := range []string{"rp_filter", "arp_ignore", "arp_announce", "forwarding", "log_martians", "accept_source_route", "accept_redirects"} {
+			for _, which := range []string{"all", "default"} {
+				value, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + which + "/" + name)
+				all = append(all, fmt.Sprintf("%s/%s %q %v", which, name, value, err))
+			}
+		}
+		return strings.Join(all, "\n")
+	}
+	var first string
+	ns.Do(func() { first = settings() })
+	for _, c := range []struct{ name, value string }{{"rp_filter", "1"}, {"arp_ignore", "1"}, {"arp_announce", "2"}, {"forwarding", "1"}, {"log_martians", "1"}, {"accept_source_route", "0"}, {"accept_redirects", "0"}} {
+		for _, which := range []string{"all", "default"} {
+			if err := ns.Sysctl("ipv4/conf/"+which+"/"+c.name, c.value); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var other string
+	ns.Do(func() { other = settings() })
+	if other == first {
+		t.Fatalf("nothing was set: %s", first)
+	}
+	const all = "/proc/sys"
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread dies with this goroutine
+		done <- func() error {
+			if err := errors.Join(netns.Set(netns.NsHandle(ns.FD())), unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""),
+				unix.Mount(all, all, "", unix.MS_BIND, ""), unix.Mount("", all, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")); err != nil {
+				return err
+			}
+			if err := netlab.PlainSettings(); err != nil {
+				return err
+			}
+			if now := settings(); now != first {
+				return fmt.Errorf("the settings are\n%s\nwant\n%s", now, first)
+			}
+			return nil
+		}()
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(first, `all/rp_filter "0\n"`) || !strings.Contains(first, `default/accept_source_route "1\n"`) {
+		t.Errorf("a new namespace has\n%s", first)
+	}
+}
+
 // isNetns says whether a file stands for a network namespace (ioctl_ns(2)).
 func isNetns(path string) error {
 	f, err := os.Open(path)

@@ -35,7 +35,7 @@ type NS struct {
 	closing sync.Mutex
 }
 
-// Create makes a namespace named <prefix>-<pid>-<label>, with lo up. Close removes it. A name that this process
+// Create makes a namespace named <prefix>-<pid>-<label>, with lo up and the kernel's own settings, whatever the machine's are. Close removes it. A name that this process
 // has in use is an error; what a dead process of the same id left under it is removed.
 func Create(prefix, label string) (_ *NS, err error) {
 	ns := &NS{name: Name(prefix, label), fd: netns.None()}
@@ -92,7 +92,9 @@ func (ns *NS) make() error {
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread dies with this goroutine
 		var err error
-		ns.fd, err = netns.NewNamed(ns.name)
+		if ns.fd, err = netns.NewNamed(ns.name); err == nil {
+			err = plainSettings()
+		}
 		done <- err
 	}()
 	return <-done

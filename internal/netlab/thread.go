@@ -54,12 +54,8 @@ func (t *Thread) live(ns netns.NsHandle, cpus []int, ready chan<- error) {
 // privateMounts gives the calling thread a /sys that shows its namespace's devices, with a BPF file system of its
 // own, as `ip netns exec` does: sysfs shows the devices of whoever mounted it. And a /proc/sys that can be written.
 func privateMounts() error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("unshare mount namespace: %w", err)
-	}
-	// Slave, not private: namespaces that are made later must be seen in Dir.
-	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("keep mounts private: %w", err)
+	if err := apartMounts(); err != nil {
+		return err
 	}
 	if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
 		return fmt.Errorf("mount /sys: %w", err)
@@ -69,6 +65,18 @@ func privateMounts() error {
 		return fmt.Errorf("mount /sys/fs/bpf: %w", err)
 	}
 	return writableSysctls()
+}
+
+// apartMounts gives the calling thread a mount namespace of its own.
+func apartMounts() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare mount namespace: %w", err)
+	}
+	// Slave, not private: namespaces that are made later must be seen in Dir.
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("keep mounts private: %w", err)
+	}
+	return nil
 }
 
 // writableSysctls makes /proc/sys writable for the calling thread, whose mounts are its own, where it is not, as in

@@ -1,0 +1,3 @@
+package netlab
+
+var PlainSettings = plainSettings // for the thread of a test
