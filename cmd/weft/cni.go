@@ -88,7 +88,7 @@ lacks them, or has some that do not know CNI 1.1.0.`,
 	plugin := c.Flags().String("plugin", "", `the weft-cni to copy ("" = beside this command)`)
 	chain := c.Flags().StringSlice("chain", []string{"portmap", "bandwidth"}, `plugins to run after it ("" = none): portmap, bandwidth`)
 	wait := c.Flags().Duration("wait", 0, "how long to wait for the daemon to be ready for pods")
-	reference := c.Flags().String("reference", "", `directory of plugins of --chain to copy where they are missing or too old ("" = none)`)
+	reference := c.Flags().String("reference", "", `directory of plugins of --chain, and loopback, to copy where they are missing or too old ("" = none)`)
 	only := c.Flags().Bool("plugins-only", false, "copy plugins, and write no configuration")
 	kubelet := c.Flags().String("kubelet-conf", "", "kubelet's kubeconfig, from which to write down where the API server is, for a daemon before kube-proxy; may be absent")
 	socket, form := socketFlag(c), formatFlag(c)
@@ -99,7 +99,8 @@ lacks them, or has some that do not know CNI 1.1.0.`,
 		versions := []string{"1.0.0", "1.1.0"}
 		var r cniReport
 		if *reference != "" {
-			for _, p := range *chain {
+			// Runtimes bring lo up by the reference plugin for that; containerd below 2.0 takes no pod without it.
+			for _, p := range append(slices.Clone(*chain), "loopback") {
 				if err := r.bring(c.Context(), filepath.Join(*reference, p), filepath.Join(*bin, p)); err != nil {
 					return err
 				}

@@ -144,6 +144,7 @@ func TestCNIInstallPlugins(t *testing.T) {
 	const old, fresh, others = `["0.4.0","1.0.0"]`, `["1.0.0","1.1.0"]`, `["1.1.0","1.2.0"]`
 	script(filepath.Join(reference, "portmap"), fresh)
 	script(filepath.Join(reference, "bandwidth"), fresh)
+	script(filepath.Join(reference, "loopback"), fresh)
 	script(filepath.Join(bin, "portmap"), old)      // is replaced
 	script(filepath.Join(bin, "bandwidth"), others) // is somebody's choice
 	install := []string{"cni", "install", "--plugin", plugin, "--reference", reference, "--plugins-only", "--bin-dir", bin, "--conf-dir", conf, "--kubelet-conf", filepath.Join(dir, "none")}
@@ -151,14 +152,14 @@ func TestCNIInstallPlugins(t *testing.T) {
 		t.Fatalf("exit %d: %s", code, out)
 	}
 	known := map[string][]string{}
-	for _, p := range []string{"portmap", "bandwidth"} {
+	for _, p := range []string{"portmap", "bandwidth", "loopback"} {
 		v, err := pluginVersions(t.Context(), filepath.Join(bin, p))
 		if err != nil {
 			t.Fatal(err)
 		}
 		known[p] = v
 	}
-	if !slices.Equal(known["portmap"], []string{"1.0.0", "1.1.0"}) || !slices.Equal(known["bandwidth"], []string{"1.1.0", "1.2.0"}) || !isPlugin(filepath.Join(bin, "weft-cni")) {
+	if !slices.Equal(known["portmap"], []string{"1.0.0", "1.1.0"}) || !slices.Equal(known["bandwidth"], []string{"1.1.0", "1.2.0"}) || len(known["loopback"]) != 2 || !isPlugin(filepath.Join(bin, "weft-cni")) {
 		t.Errorf("%v", known)
 	}
 	if _, err := os.Stat(conf); err == nil {

@@ -64,7 +64,7 @@ func encode(v any) blob {
 func (o options) labels() map[string]string {
 	return map[string]string{
 		"org.opencontainers.image.title":       "weft",
-		"org.opencontainers.image.description": "A packet overlay: the node's daemon, its CNI plugin, and the reference plugins portmap and bandwidth",
+		"org.opencontainers.image.description": "A packet overlay: the node's daemon, its CNI plugin, and the reference plugins portmap, bandwidth and loopback",
 		"org.opencontainers.image.licenses":    "Apache-2.0",
 		"org.opencontainers.image.version":     o.version,
 		"org.opencontainers.image.revision":    o.revision,
