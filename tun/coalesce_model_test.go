@@ -221,7 +221,7 @@ func (m *gatherModel) reason(o outgoing, drop packet.Drop) error {
 	case o.dead:
 		ok = drop == packet.NoRoute
 	case drop == packet.QueueFull, drop == packet.Refused:
-		ok = m.refusals > 0
+		ok = m.refusals > 0 && !(m.fickle && o.super && !udp) // which is cut up then
 	case o.damaged:
 		ok = drop == packet.BadChecksum || drop == packet.TooBig && o.super
 	case drop == packet.TooBig:

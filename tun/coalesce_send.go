@@ -258,7 +258,15 @@ func (w *gather) super(p *packet.Packet, s *segment) {
 		start: s.l4, offset: s.checksumOffset(), headers: s.h,
 		congestible: s.flow.proto == packet.ProtoTCP && b[s.l4+tcpFlags]&packet.TCPFlagCWR != 0,
 	}
-	w.one(p, &v)
+	switch errno := w.put(&v, b); {
+	case errno == unix.EINVAL && s.flow.proto == packet.ProtoTCP:
+		// The packet is somebody else's making: only where its parts go it is the offload that the device refuses.
+		if w.cutUp(p, s); p.Drop == packet.Alive {
+			w.port.refused(v.gso)
+		}
+	case errno != 0:
+		w.failed(p, errno)
+	}
 }
 
 // cutUp writes a TCP super-packet as plain packets, for a device that takes no larger ones.
@@ -285,12 +293,17 @@ func (w *gather) one(p *packet.Packet, v *vnet) {
 
 // bytes writes b behind virtio header v; b is p, or a piece of it.
 func (w *gather) bytes(p *packet.Packet, v *vnet, b []byte) {
+	if errno := w.put(v, b); errno != 0 {
+		w.failed(p, errno)
+	}
+}
+
+// put writes b behind virtio header v.
+func (w *gather) put(v *vnet, b []byte) unix.Errno {
 	v.put(&w.head)
 	setIovec(&w.iovs[0], w.head[:])
 	setIovec(&w.iovs[1], b)
-	if errno := w.dev.writev(w.iovs[:2]); errno != 0 {
-		w.failed(p, errno)
-	}
+	return w.dev.writev(w.iovs[:2])
 }
 
 // failed names the drop of a packet whose write failed.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -532,6 +533,44 @@ func TestSendDegrades(t *testing.T) {
 	}
 	if len(dev.told) != 1 || dev.told[0] != unix.VIRTIO_NET_HDR_GSO_TCPV4 {
 		t.Errorf("told %v", dev.told)
+	}
+}
+
+// TestSuperDegrades: a device that refuses a super-packet gets its parts, and where those go no other one; where they do not, or cannot be
+// told apart, the packet was to blame, and the offload stays on.
+func TestSuperDegrades(t *testing.T) {
+	for name, c := range map[string]struct {
+		udp, all bool // a datagram; the device refuses whatever it is given
+		drop     packet.Drop
+		told     []uint8
+		writes   int // of two super-packets
+	}{
+		"an offload that is not there": {drop: packet.Alive, told: []uint8{unix.VIRTIO_NET_HDR_GSO_TCPV4}, writes: 4},
+		"a packet nobody takes":        {all: true, drop: packet.Refused},
+		"a datagram":                   {udp: true, drop: packet.Refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tries := 0
+			dev := &fakeDevice{refuses: func(w wire) unix.Errno {
+				if w.v.gso == 0 && !c.all {
+					return 0
+				}
+				tries++
+				return unix.EINVAL
+			}}
+			g, b := newGather(dev, 1450, dev), packet.NewBatch(1, 5000)
+			in := stream(spec{udp: c.udp, flags: packet.TCPFlagACK}, 1, 4000)
+			for range 2 {
+				load(b, in)
+				b.Packets()[0].SetSegment(1400)
+				if errno := g.send(b); errno != 0 || b.Packets()[0].Drop != c.drop {
+					t.Fatalf("%v, and the packet is %v, want %v", errno, b.Packets()[0].Drop, c.drop)
+				}
+			}
+			if !slices.Equal(dev.told, c.told) || len(dev.out) != c.writes || len(c.told) > 0 && tries != 1 {
+				t.Errorf("told %v, %d writes, %d refused; want %v, %d", dev.told, len(dev.out), tries, c.told, c.writes)
+			}
+		})
 	}
 }
 
