@@ -32,6 +32,7 @@ type Settings struct {
 	Seal        *Seal          // how traffic between nodes is sealed; nil = it is not
 	Fault       *Fault         // a stage slowed on purpose; nil = none. A backend without such a stage must not start
 	Host        *hostnet.Host  // the kernel's owner; somebody else runs and closes it
+	Outside     *Outside       // where packets to peers leave; nil = in the Host's namespace. A backend that cannot do it must not start
 	Log         *zap.Logger
 }
 

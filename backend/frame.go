@@ -54,7 +54,11 @@ func NewFrame(s Settings, p Planner, carry func() (anew bool, err error)) (*Fram
 	if err := s.Host.Guard(s.Network); err != nil {
 		return nil, err
 	}
-	return &Frame{set: s, planner: p, carry: carry, ways: egress.NewFinder(s.Host, egress.Choice{Interface: s.Interface, MTU: s.UnderlayMTU})}, nil
+	underlay := s.Host
+	if s.Outside != nil {
+		underlay = s.Outside.Host
+	}
+	return &Frame{set: s, planner: p, carry: carry, ways: egress.NewFinder(underlay, egress.Choice{Interface: s.Interface, MTU: s.UnderlayMTU})}, nil
 }
 
 // Hear makes the paths to the peers follow what an Ear hears. Call it before the first Apply.

@@ -3,6 +3,8 @@
 package catalog
 
 import (
+	"errors"
+
 	"weft/backend"
 	"weft/backend/hostgw"
 	"weft/backend/kernelvxlan"
@@ -109,7 +111,7 @@ func plainTAP(p userspace.Path) (inside, outside packet.Port, err error) {
 }
 
 func plainPorts(p userspace.Path, open func(tun.Config, int) (packet.Port, error), batch bool) (inside, outside packet.Port, err error) {
-	return over(socketUDP(p, batch), func(queues int) (packet.Port, error) {
+	return over(p, socketUDP(p, batch), func(queues int) (packet.Port, error) {
 		return open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, queues)
 	})
 }
@@ -122,8 +124,8 @@ func socketUDP(p userspace.Path, batch bool) func() (packet.Port, error) {
 }
 
 // over opens the outside port, which may be refused and may have fewer queues than asked for, and the inside one with as many.
-func over(openOutside func() (packet.Port, error), openInside func(queues int) (packet.Port, error)) (inside, outside packet.Port, err error) {
-	if outside, err = openOutside(); err != nil {
+func over(p userspace.Path, openOutside func() (packet.Port, error), openInside func(queues int) (packet.Port, error)) (inside, outside packet.Port, err error) {
+	if err = p.Outside.Do(func() (err error) { outside, err = openOutside(); return err }); err != nil {
 		return nil, nil, err
 	}
 	if inside, err = openInside(len(outside.Queues())); err != nil {
@@ -138,7 +140,7 @@ func offloadTUN(p userspace.Path) (inside, outside packet.Port, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return over(func() (packet.Port, error) {
+	return over(p, func() (packet.Port, error) {
 		return underlay.Listen(underlay.Config{Local: p.Local, Port: p.Port, PlainPort: p.PlainPort, Steer: steering(p), Batch: true, Offload: true,
 			Length: vxlan.Length, Filter: filter}, p.Queues)
 	}, func(queues int) (packet.Port, error) {
@@ -154,6 +156,9 @@ func libraryXDP(p userspace.Path) (inside, outside packet.Port, err error) {
 }
 
 func overXDP(p userspace.Path, rings func(xdp.Request) (xdp.Rings, error)) (inside, outside packet.Port, err error) {
+	if p.Outside != nil {
+		return nil, nil, errors.New("both ends of a mode whose frames are one memory are in the same network namespace")
+	}
 	c := xdpConfig(p)
 	c.Rings = rings
 	in, out, err := xdp.OpenPair(c)
@@ -169,7 +174,7 @@ func xdpConfig(p userspace.Path) xdp.Config {
 
 // insideXDP is for an underlay whose device AF_XDP cannot have.
 func insideXDP(p userspace.Path) (inside, outside packet.Port, err error) {
-	return over(socketUDP(p, true), func(queues int) (packet.Port, error) {
+	return over(p, socketUDP(p, true), func(queues int) (packet.Port, error) {
 		c := xdpConfig(p)
 		c.Queues = queues
 		return xdp.OpenInside(c)
@@ -178,7 +183,7 @@ func insideXDP(p userspace.Path) (inside, outside packet.Port, err error) {
 
 // outsideXDP is for an inside that should stay a TUN device.
 func outsideXDP(p userspace.Path) (inside, outside packet.Port, err error) {
-	return over(func() (packet.Port, error) { return xdp.OpenOutside(xdpConfig(p)) }, func(queues int) (packet.Port, error) {
+	return over(p, func() (packet.Port, error) { return xdp.OpenOutside(xdpConfig(p)) }, func(queues int) (packet.Port, error) {
 		return tun.Open(tun.Config{Name: p.Device, MTU: p.InnerMTU}, queues)
 	})
 }

@@ -110,6 +110,8 @@ type Host struct {
 	raw     raw
 	sysctls *sysctls
 
+	underlay *Host // of the namespace that tunnel devices send in; nil = this one
+
 	mu       sync.Mutex      // held by Apply; guards owners, prev, suspects and firewall
 	owners   []*owner        // in the order in which they were named, or spoke first
 	prev     *inForce        // after the last Apply; nil before the first
@@ -153,6 +155,18 @@ func New(log *zap.Logger, owners ...string) (*Host, error) {
 		return nil, errors.Join(fmt.Errorf("hostnet: open netlink: %w", err), h.Close())
 	}
 	return h, nil
+}
+
+// Underlay has tunnel devices send in another namespace than they are in: that of a Host which nothing is applied to. It is called before
+// the first Apply.
+func (h *Host) Underlay(of *Host) { h.underlay = of }
+
+// addVxlan makes a device here, whose packets leave by the underlay.
+func (h *Host) addVxlan(name string, v Vxlan) error {
+	if h.underlay != nil {
+		return h.underlay.raw.addVxlan(name, v, int(h.ns))
+	}
+	return h.raw.addVxlan(name, v, -1)
 }
 
 // handle is the library's, and what it has no words for.

@@ -46,9 +46,9 @@ func (p *pass) makeLink(want Link, all []netlink.Link) error {
 }
 
 func (p *pass) makeVxlan(want Link, all []netlink.Link) error {
-	err := p.h.raw.addVxlan(want.Name, *want.Vxlan)
+	err := p.h.addVxlan(want.Name, *want.Vxlan)
 	if errors.Is(err, unix.EEXIST) && p.yield(*want.Vxlan, all) {
-		err = p.h.raw.addVxlan(want.Name, *want.Vxlan)
+		err = p.h.addVxlan(want.Name, *want.Vxlan)
 	}
 	if errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("make vxlan %d port %d: %w: another device has this VNI and port", want.Vxlan.VNI, want.Vxlan.Port, err)

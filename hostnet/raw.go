@@ -51,7 +51,9 @@ func (r raw) request(kind, flags int, family nl.NetlinkRequestData) *nl.NetlinkR
 
 // addVxlan makes a device, down and with the kernel's choice of MTU and MAC. netlink.LinkAdd cannot: it sends the
 // attribute for outer checksums only to turn them on, and without it they are on as well.
-func (r raw) addVxlan(name string, v Vxlan) error {
+//
+// into is the namespace that the device is in, where that is not the one whose addresses its packets have; -1 = it is.
+func (r raw) addVxlan(name string, v Vxlan, into int) error {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("vxlan"))
 	data := info.AddRtAttr(nl.IFLA_INFO_DATA, nil)
@@ -72,6 +74,9 @@ func (r raw) addVxlan(name string, v Vxlan) error {
 	}
 	req := r.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK, nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	if into >= 0 { // the device's socket stays in the namespace of the request (vxlan_newlink)
+		req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(into))))
+	}
 	req.AddData(info)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err

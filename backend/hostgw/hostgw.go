@@ -40,6 +40,9 @@ type planner struct {
 
 // New makes the backend of mode host-gw; see backend.ByKernel. It works in the network namespace of the calling thread.
 func New(s backend.Settings) (backend.Backend, error) {
+	if s.Outside != nil {
+		return nil, errors.New("hostgw: routes lead to the underlay's next hops, which are in another network namespace")
+	}
 	b, err := backend.ByKernel(s, &planner{s, s.Host.OnLink})
 	if err != nil {
 		return nil, err

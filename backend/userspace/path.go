@@ -30,6 +30,8 @@ type Path struct {
 	Underlay    string // the device by which packets leave
 	UnderlayMTU int    // bytes, its
 	InnerMTU    int    // bytes
+
+	Outside *backend.Outside // where the outside port is; nil = where the inside one is
 }
 
 func (p Path) equal(o Path) bool {

@@ -61,7 +61,7 @@ func (p *planner) id(node string) (id uint32, known bool) {
 // path derives the fixed part of the path from what the source granted this node, and from how it reaches the others.
 func (p *planner) path(self control.Node, under *egress.Underlay) (Path, error) {
 	path := Path{Device: device, Local: under.Local, Underlay: under.Device, UnderlayMTU: under.MTU, Port: p.set.Port, VNI: p.set.VNI,
-		MAC: self.VTEP(), Queues: p.set.Queues}
+		MAC: self.VTEP(), Queues: p.set.Queues, Outside: p.set.Outside}
 	if seal := p.set.Seal; seal != nil {
 		path.Port, path.Sealed = seal.Port, true
 		if len(seal.PermitPlain) > 0 {

@@ -38,6 +38,8 @@ does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' 
 	}
 	file := configFlag(c)
 	slow := c.Flags().String("fault", "", "to try a measurement: STAGE:TIME, a stage that takes longer for each packet, vxlan:100ns say")
+	outside := c.Flags().String("underlay-netns", "", "have the underlay in another network namespace than pods and routes: its file (bench starts contenders so)")
+	_ = c.Flags().MarkHidden("underlay-netns")
 	check := c.Flags().Bool("check", false, "only read the configuration and the nodes, report every mistake, and exit")
 	var pod podFlags
 	pod.add(c)
@@ -65,6 +67,13 @@ does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' 
 				return usageError{err}
 			}
 			parts.Backend = faulty(parts.Backend, fault)
+		}
+		if *outside != "" {
+			over, err := backend.OpenOutside(*outside, log)
+			if err != nil {
+				return err
+			}
+			parts.Backend = leavingBy(parts.Backend, over)
 		}
 		if *check {
 			if err := daemon.Check(cfg, parts, zap.NewNop()); err != nil {
@@ -130,6 +139,15 @@ func load(file string) (*config.Config, daemon.Parts, error) {
 func faulty(open func(backend.Settings) (backend.Backend, error), fault *backend.Fault) func(backend.Settings) (backend.Backend, error) {
 	return func(s backend.Settings) (backend.Backend, error) {
 		s.Fault = fault
+		return open(s)
+	}
+}
+
+// leavingBy makes a backend whose packets leave in another network namespace.
+func leavingBy(open func(backend.Settings) (backend.Backend, error), outside *backend.Outside) func(backend.Settings) (backend.Backend, error) {
+	return func(s backend.Settings) (backend.Backend, error) {
+		s.Outside = outside
+		s.Host.Underlay(outside.Host)
 		return open(s)
 	}
 }

@@ -29,7 +29,7 @@ work, and says what each costs: throughput, latency, packet rates, processor tim
 It needs root. It touches only namespaces it made and leaves nothing behind.`,
 	}
 	cmd.AddCommand(newLabRunCommand(), newLabReportCommand(), newLabCompareCommand(), newLabPredictCommand(), newLabScenariosCommand(), newLabContendersCommand(), newLabTestsCommand(), newLabCleanCommand(),
-		newLabWireguardGoCommand())
+		newLabWireguardGoCommand(), newLabGeneratorCommand())
 	return cmd
 }
 
@@ -39,10 +39,8 @@ type labFlags struct {
 	scenario          string
 	layout            string
 	family            int
-	json, out         string
-	format            *format
-	made              []string // folders for results that were not there
-	plan              netns.Plan
+	resultFlags
+	plan netns.Plan
 }
 
 func newLabRunCommand() *cobra.Command { return newLabRunCommandFor(new(labFlags)) }

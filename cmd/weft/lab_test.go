@@ -149,12 +149,12 @@ func TestTargets(t *testing.T) {
 		{"", filepath.Dir(page), "--out " + page + ": this is a folder"},
 		{filepath.Join(dir, "results", "report.html"), filepath.Join(dir, "results"), "--json and --out both write"},
 	} {
-		f := labFlags{json: c.json, out: c.out}
+		f := resultFlags{json: c.json, out: c.out}
 		if err := f.checkTargets(); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("--json %q --out %q: %v, want %q", c.json, c.out, err, c.says)
 		}
 	}
-	f := labFlags{out: filepath.Join(dir, "a", "b"), json: filepath.Join(dir, "a", "c", "r.json")}
+	f := resultFlags{out: filepath.Join(dir, "a", "b"), json: filepath.Join(dir, "a", "c", "r.json")}
 	if err := f.checkTargets(); err != nil {
 		t.Fatal(err)
 	}

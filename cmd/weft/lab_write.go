@@ -19,8 +19,15 @@ import (
 	"weft/perf/result"
 )
 
+// resultFlags say where a result goes.
+type resultFlags struct {
+	json, out string
+	format    *format
+	made      []string // folders for results that were not there
+}
+
 // write puts the result where it was asked for: into files first, since nobody may be there to read standard output any more.
-func (f *labFlags) write(cmd *cobra.Command, r *result.Result) error {
+func (f *resultFlags) write(cmd *cobra.Command, r *result.Result) error {
 	err := f.writeFiles(r)
 	print := report.Table
 	if *f.format == asJSON {
@@ -37,7 +44,7 @@ func (f *labFlags) write(cmd *cobra.Command, r *result.Result) error {
 
 func asResult(w io.Writer, r *result.Result) error { return writeJSON(w, r) }
 
-func (f *labFlags) writeFiles(r *result.Result) error {
+func (f *resultFlags) writeFiles(r *result.Result) error {
 	var set wholefile.Set
 	for _, t := range f.targets() {
 		set.Add(t.path, 0o644, func(w io.Writer) error { return t.write(w, r) })
@@ -61,7 +68,7 @@ type target struct {
 }
 
 // targets lists the files that were asked for.
-func (f *labFlags) targets() (list []target) {
+func (f *resultFlags) targets() (list []target) {
 	if f.json != "" {
 		list = append(list, target{"--json", f.json, asResult})
 	}
@@ -75,7 +82,7 @@ func (f *labFlags) targets() (list []target) {
 }
 
 // checkTargets tries the files before anything is measured. It makes the folders that are missing.
-func (f *labFlags) checkTargets() error {
+func (f *resultFlags) checkTargets() error {
 	if f.out != "" {
 		if err := f.makeFolder(f.out); err != nil {
 			return fmt.Errorf("--out %s: %w: name a folder, or one that can be made", f.out, err)
@@ -104,7 +111,7 @@ func (f *labFlags) checkTargets() error {
 }
 
 // makeFolder makes a folder and what is missing above it, and remembers what it made.
-func (f *labFlags) makeFolder(dir string) error {
+func (f *resultFlags) makeFolder(dir string) error {
 	for missing := dir; ; missing = filepath.Dir(missing) {
 		if _, err := os.Lstat(missing); !errors.Is(err, fs.ErrNotExist) {
 			break
@@ -115,7 +122,7 @@ func (f *labFlags) makeFolder(dir string) error {
 }
 
 // unmake takes folders away again that were made for results which never came. What somebody has put into them stays.
-func (f *labFlags) unmake() {
+func (f *resultFlags) unmake() {
 	slices.SortFunc(f.made, func(a, b string) int { return cmp.Compare(len(b), len(a)) }) // the lowest first
 	for _, dir := range f.made {
 		_ = os.Remove(dir)

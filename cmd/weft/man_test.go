@@ -66,7 +66,7 @@ func TestCompletion(t *testing.T) {
 		"lab run --layout ":                    {"split", "free"},
 		"lab run --contenders bare,tun-":       {"bare,tun-gso"},
 		"lab run --tests tcp-stream,udp-rate,": {"tcp-stream,udp-rate,tcp-rr"},
-		"bench run --test tcp-str":             {"tcp-stream"},
+		"bench run --tests tcp-str":            {"tcp-stream"},
 		"lab ":                                 {"run", "contenders"},
 		"completion b":                         {"bash"},
 	} {

@@ -36,7 +36,7 @@ var (
 		"control":             {},
 		"control/controltest": {code: []string{"control"}},
 		"backend/status":      {},
-		"backend":             {code: []string{"backend/status", "catalog/mode", "control", "dataplane", "packet", "hostnet/egress", "hostnet", zap}},
+		"backend":             {code: []string{"backend/status", "catalog/mode", "control", "dataplane", "packet", "hostnet/egress", "hostnet", unix, zap}},
 
 		// who may speak with whom: knows no kernel and no Kubernetes
 		"policy": {code: []string{"internal/config/strict"}},
@@ -70,7 +70,7 @@ var (
 		"catalog/mode": {code: []string{"control", "packet"}},
 		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
-		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/run", "perf/scenario", "perf/site", "perf/site/netns", "perf/testbed",
+		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/run", "perf/scenario", "perf/agent", "perf/site", "perf/site/netns", "perf/site/remote", "perf/testbed",
 			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet", "policy",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "node/metrics", "insight/trace"}},
 
@@ -82,6 +82,8 @@ var (
 		// the lab runs contenders as processes: it sees no part
 		"perf/run":                   {code: []string{"perf/machine", "perf/probe", "perf/result", "perf/site"}},
 		"perf/site":                  {code: []string{"perf/machine", "perf/probe", "perf/result"}},
+		"perf/site/remote":           {code: []string{"perf/agent", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site"}, tests: []string{"perf/testbed"}},
+		"perf/agent":                 {code: []string{"catalog/mode", "internal/secretfile", "perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/site", "perf/testbed", "golang.org/x/time/rate", unix, zap}},
 		"perf/site/netns":            {code: []string{"perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site", "perf/testbed", unix}},
 		"perf/machine":               {code: []string{"perf/result", unix}},
 		"perf/contender":             {code: []string{"internal/ipnet", "catalog/mode", "internal/kernel", "perf/site", "perf/testbed", "api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},

@@ -47,7 +47,7 @@ func (l loaded) metric(name string) float64 {
 func newLoad(t *testing.T, from, to *nettest.ClusterNode) *load {
 	t.Helper()
 	at := netip.AddrPortFrom(to.PodAddrs[0], 8479)
-	server := to.Pod.MustStart(t, weft, "bench", "serve", "--listen", at.String())
+	server := to.Pod.MustStart(t, weft, "lab", "generator", "serve", "--listen", at.String())
 	nettest.Eventually(t, patience, func() error {
 		if !strings.Contains(server.Output(), "listening") {
 			return fmt.Errorf("the receiver does not listen:\n%s", server.Output())
@@ -59,7 +59,7 @@ func newLoad(t *testing.T, from, to *nettest.ClusterNode) *load {
 
 // run runs one test and returns what became of its packets.
 func (l *load) run(test string, duration time.Duration) (r loaded, err error) {
-	out, err := l.from.Run(weft, "bench", "run", "--to", l.to.String(), "--test", test, "--duration", duration.String(), "-o", "json")
+	out, err := l.from.Run(weft, "lab", "generator", "run", "--to", l.to.String(), "--test", test, "--duration", duration.String(), "-o", "json")
 	if err != nil {
 		return r, fmt.Errorf("%s: %w\n%s", test, err, out)
 	}

@@ -50,7 +50,7 @@ func (r traffic) lost() (lost, sent uint64) {
 func (c *cluster) verify(rate float64, duration time.Duration) (r traffic, err error) {
 	a, b := c.Nodes[0], c.Nodes[1]
 	at := netip.AddrPortFrom(b.PodAddrs[0], 8479)
-	server, err := b.Pod.Start(weft, "bench", "serve", "--listen", at.String(), "--for", (duration + 3*patience).String())
+	server, err := b.Pod.Start(weft, "lab", "generator", "serve", "--listen", at.String(), "--for", (duration + 3*patience).String())
 	if err != nil {
 		return r, err
 	}
@@ -60,7 +60,7 @@ func (c *cluster) verify(rate float64, duration time.Duration) (r traffic, err e
 			return r, fmt.Errorf("bench serve does not listen:\n%s", server.Output())
 		}
 	}
-	out, err := a.Pod.Run(weft, "bench", "run", "--to", at.String(), "--test", fmt.Sprintf("mixed:rate=%.0f", rate), "--duration", duration.String(), "-o", "json")
+	out, err := a.Pod.Run(weft, "lab", "generator", "run", "--to", at.String(), "--test", fmt.Sprintf("mixed:rate=%.0f", rate), "--duration", duration.String(), "-o", "json")
 	if jerr := json.NewDecoder(strings.NewReader(out)).Decode(&r); err == nil {
 		err = jerr
 	}

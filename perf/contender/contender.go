@@ -30,7 +30,12 @@ type Env struct {
 	Bed    *testbed.Bed
 	Weft   string // the weft binary to run daemons with
 	Queues int    // queue pairs of a lane-based mode; 0 = by cores
-	Fault  string // STAGE:TIME, a stage slowed on purpose in modes with lanes; "" = none
+	// Of an instance between real hosts: only one of the Bed's nodes is on this host.
+	Outside string // file of the network namespace that packets to the other nodes leave by; "" = the node's own
+	VNI     uint32 // 0 = the default
+	Port    uint16 // UDP port of the tunnel, sealed or not; 0 = the default
+	Secret  string // of sealed traffic; "" = the lab's, which everybody knows
+	Fault   string // STAGE:TIME, a stage slowed on purpose in modes with lanes; "" = none
 }
 
 // Overlay is a contender that is up. The testbed's Close takes down what it made and started.

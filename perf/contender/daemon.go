@@ -1,6 +1,7 @@
 package contender
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,13 +37,13 @@ type node struct {
 // configTemplate is a node's weft.yaml; everything the lab does not need is left to the defaults. Masquerading is off: it
 // brings connection tracking, which would cost weft's contenders alone.
 var configTemplate = template.Must(template.New("weft.yaml").Parse(`node: {name: {{.Name}}}
-network: {prefixes: [{{range $i, $p := .Network}}{{if $i}}, {{end}}"{{$p}}"{{end}}]}
+network: {prefixes: [{{range $i, $p := .Network}}{{if $i}}, {{end}}"{{$p}}"{{end}}]{{with .VNI}}, vni: {{.}}{{end}}{{with .Port}}, port: {{.}}{{end}}}
 mode: {{.Mode}}
 {{- if ne .Queues 0}}
 queues: {{.Queues}}
 {{- end}}
 {{- if ne .Cipher "none"}}
-encryption: {cipher: {{.Cipher}}, key_file: {{printf "%q" .Key}}, psk_file: {{printf "%q" .PSK}}}
+encryption: {cipher: {{.Cipher}}, key_file: {{printf "%q" .Key}}, psk_file: {{printf "%q" .PSK}}{{with .SealedPort}}, port: {{.}}{{end}}}
 {{- end}}
 cni: {masquerade: false}
 control: {kind: static, static: {file: {{printf "%q" .Nodes}}}}
@@ -53,7 +54,8 @@ state_dir: {{printf "%q" .Dir}}
 // upDaemon starts one daemon a node and waits until each says that it is ready.
 func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay, error) {
 	d := &daemons{mode: m}
-	dir := filepath.Dir(env.Bed.Nodes[0].Dir)
+	nodes := env.Bed.Here()
+	dir := filepath.Dir(nodes[0].Dir)
 	list := filepath.Join(dir, "nodes.yaml")
 	if err := os.WriteFile(list, []byte(nodesYAML(env.Bed.Nodes, m)), 0o600); err != nil {
 		return nil, fmt.Errorf("contender: %w", err)
@@ -61,11 +63,16 @@ func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay
 	psk := filepath.Join(dir, "psk")
 	if cipher != "none" {
 		// Known to everyone: it protects nothing but the lab's own traffic, inside one machine.
-		if err := os.WriteFile(psk, []byte("the lab's own secret\n"), 0o600); err != nil {
+		secret := cmp.Or(env.Secret, "the lab's own secret")
+		if err := os.WriteFile(psk, []byte(secret+"\n"), 0o600); err != nil {
 			return nil, fmt.Errorf("contender: %w", err)
 		}
 	}
-	for _, n := range env.Bed.Nodes {
+	plain, sealed := env.Port, uint16(0)
+	if cipher != "none" && env.Port != 0 {
+		plain, sealed = env.Port+1, env.Port // what is not sealed has no port open
+	}
+	for _, n := range nodes {
 		socket := filepath.Join(n.Dir, "weft.sock")
 		var text strings.Builder
 		if err := configTemplate.Execute(&text, struct {
@@ -73,7 +80,9 @@ func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay
 			Network                               []netip.Prefix
 			Mode, Cipher, Key, PSK, Nodes, Socket string
 			Queues                                int
-		}{n, env.Bed.Network, m.Name, cipher, filepath.Join(n.Dir, "key"), psk, list, socket, env.Queues}); err != nil {
+			VNI                                   uint32
+			Port, SealedPort                      uint16
+		}{n, env.Bed.Network, m.Name, cipher, filepath.Join(n.Dir, "key"), psk, list, socket, env.Queues, env.VNI, plain, sealed}); err != nil {
 			return nil, fmt.Errorf("contender: write weft.yaml: %w", err)
 		}
 		file := filepath.Join(n.Dir, "weft.yaml")
@@ -83,6 +92,9 @@ func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay
 		command := []string{env.Weft, "daemon", "--config", file}
 		if env.Fault != "" {
 			command = append(command, "--fault", env.Fault)
+		}
+		if env.Outside != "" {
+			command = append(command, "--underlay-netns", env.Outside)
 		}
 		p, err := n.Host.Start("weft-"+n.Name, filepath.Join(n.Dir, "daemon.log"), nil, command...)
 		if err != nil {

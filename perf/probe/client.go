@@ -20,17 +20,28 @@ type client struct {
 	dead    chan struct{} // closed when nothing more arrives; err says why
 	err     error
 	release func() bool
+	pace    allowance // of transactions
 }
 
 // connect opens the control connection and has the server take the role.
 func connect(ctx context.Context, s Spec, j job) (*client, message, error) {
 	j.DurationMS, j.Blind = s.Duration.Milliseconds(), s.blind()
-	d := net.Dialer{Timeout: controlTimeout}
+	if j.Role == roleMixed && s.Key != nil {
+		return nil, message{}, errMixed
+	}
+	d := s.dialer("tcp")
 	conn, err := d.DialContext(ctx, "tcp", s.Target.String())
 	if err != nil {
-		return nil, message{}, fmt.Errorf("control connection: %w: is `weft bench serve` running there?", err)
+		return nil, message{}, fmt.Errorf("control connection: %w", s.silent(s.Target, err))
 	}
-	c := &client{control: newControl(conn), inbox: make(chan message), dead: make(chan struct{})}
+	var proven proof
+	if s.Key != nil {
+		if proven, err = prove(conn, s.Key); err != nil {
+			conn.Close()
+			return nil, message{}, fmt.Errorf("control connection: %w", err)
+		}
+	}
+	c := &client{control: newControl(conn), inbox: make(chan message), dead: make(chan struct{}), pace: allowance{rate: s.Limit.rate(0, s.param(size.Name))}}
 	c.release = context.AfterFunc(ctx, func() {
 		c.stop.Store(true)
 		c.Close()
@@ -41,8 +52,23 @@ func connect(ctx context.Context, s Spec, j job) (*client, message, error) {
 		c.close()
 		return nil, message{}, err
 	}
+	if s.Key != nil {
+		ready.Token = proven.token()
+	}
 	return c, ready, nil
 }
+
+// silent says what it may mean that nobody answers a TCP port. Where there is a key, a server is known to be there.
+func (s Spec) silent(at netip.AddrPort, err error) error {
+	var t net.Error
+	if s.Key != nil && errors.As(err, &t) && t.Timeout() {
+		return fmt.Errorf("TCP port %d of %s does not answer, where a server listens: is the port let in there, and on the way to it? (%w)", at.Port(), at.Addr(), err)
+	}
+	return fmt.Errorf("%w: is there a server?", err)
+}
+
+// errMixed is why test mixed is not for real hosts: its server tells the client further addresses, of which only one has been proven.
+var errMixed = errors.New("test mixed is the lab's alone: it sends to addresses that the path to one of them proves nothing about")
 
 // listen reads until the connection ends.
 func (c *client) listen() {

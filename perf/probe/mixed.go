@@ -389,7 +389,7 @@ func (r *Result) tally(both []Shape, m *mixed) {
 
 // dial connects a path's sockets.
 func (m *mixed) dial(ctx context.Context, c *client, s Spec, path mixedPath) error {
-	udp, err := dialUDP(ctx, netip.AddrPortFrom(path.Address, path.UDP))
+	udp, err := dialUDP(ctx, s, netip.AddrPortFrom(path.Address, path.UDP))
 	if err != nil {
 		return fmt.Errorf("data socket: %w", err)
 	}

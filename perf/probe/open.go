@@ -30,7 +30,7 @@ func runUDPOpenRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	// A thread that sleeps in the kernel keeps its place in Go's scheduler until the monitor takes it away, up to 10 ms later. The two here must not
 	// wait for each other's, also where the process has one core.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), 3)))
-	o := newOpenLoop(tx, s.Params["rate"], payload)
+	o := newOpenLoop(tx, s.Limit.rate(s.Params["rate"], payload), payload)
 	wait := background(o.receive)
 	span := o.send(s.Duration)
 	o.linger()

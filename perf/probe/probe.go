@@ -28,6 +28,10 @@ type Spec struct {
 	Target     netip.AddrPort // a server's control address
 	Duration   time.Duration  // of the traffic; a search has to fit into it
 	Congestion string         // TCP congestion control; "" = cubic
+
+	Source netip.Addr // where to send from; the zero Addr = as the system chooses
+	Key    []byte     // that the server must have, too; nil = a server without one
+	Limit  Limit      // of what this end sends
 }
 
 // Result is what one test found.

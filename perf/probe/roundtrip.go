@@ -46,6 +46,7 @@ func (h *histogram) distribution() []Quantile {
 // it did not complete is not counted.
 func repeat(c *client, duration time.Duration, h *histogram, exchange func() (completed bool, err error)) (elapsed time.Duration, err error) {
 	for clock := startClock(); elapsed < duration && !c.stop.Load(); {
+		c.pace.wait(&c.stop)
 		begin := clock.now()
 		var completed bool
 		if completed, err = exchange(); err != nil {
@@ -139,7 +140,9 @@ func (s *session) serveTCPEcho() error {
 	}
 	var n uint64
 	var i Integrity
-	wait := background(func() { n, i = echo(flows[0], s.pattern(), make([]byte, start.Payload), &s.stop) })
+	wait := background(func() {
+		n, i = echo(flows[0], s.pattern(), make([]byte, start.Payload), allowance{rate: s.limit.rate(0, start.Payload)}, &s.stop)
+	})
 	over := s.watch()
 	err = s.write(message{Type: msgReady})
 	if err == nil {
@@ -153,13 +156,14 @@ func (s *session) serveTCPEcho() error {
 	return s.write(message{Type: msgCounts, Counts: &counts{Packets: n, Replies: n, Bytes: n * uint64(start.Payload), Integrity: i}})
 }
 
-func echo(flow socket, p *pattern, buf []byte, stop *atomic.Bool) (n uint64, i Integrity) {
+func echo(flow socket, p *pattern, buf []byte, allowed allowance, stop *atomic.Bool) (n uint64, i Integrity) {
 	requests := func() string { return fmt.Sprintf("%s: request %d", toServer, n) }
 	for clock := startClock(); ; clock.now() {
 		if stopped, err := flow.readFull(buf, stop); stopped || err != nil {
 			return n, i
 		}
 		i.compare(p, buf, p.frame(toServer, 0, n), requests)
+		allowed.wait(stop)
 		if stopped, err := flow.writeFull(p.frame(toClient, 0, n)[:len(buf)], stop); stopped || err != nil {
 			return n, i
 		}

@@ -53,7 +53,7 @@ func TestJoined(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	far, err := dialUDP(t.Context(), netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port))
+	far, err := dialUDP(t.Context(), Spec{}, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,9 @@ type Config struct {
 	Listen   netip.AddrPort       // control address; port 0 = one the kernel picks
 	DataPort uint16               // one port for all data, to let it through a firewall; 0 = a fresh one per test
 	For      time.Duration        // stop after this long; 0 = until ctx ends
-	Ready    func(netip.AddrPort) // called once, when clients can connect; may be nil
+	Ready    func(netip.AddrPort) `json:"-"` // called once, when clients can connect; may be nil
+	Key      []byte               // that clients must have, too; nil = anybody may measure
+	Limit    Limit                // of what this end sends
 }
 
 // Serve answers clients until ctx ends or cfg.For is over (both nil) or the address cannot be had.
@@ -56,7 +58,7 @@ func Serve(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return fmt.Errorf("bench serve: %w", err)
 		}
-		s := &session{control: newControl(conn), dataPort: cfg.DataPort}
+		s := &session{control: newControl(conn), dataPort: cfg.DataPort, key: cfg.Key, limit: cfg.Limit}
 		select {
 		case places <- struct{}{}:
 		default:
@@ -82,6 +84,8 @@ func (s *session) pattern() *pattern {
 type session struct {
 	*control
 	dataPort uint16
+	key      []byte
+	limit    Limit
 	job      job
 	token    uint64
 	stop     atomic.Bool // every data goroutine looks at it at least once a tick
@@ -101,9 +105,19 @@ func (s *session) refuse(err error) {
 
 func (s *session) serve() {
 	defer s.end()
+	var proven proof
+	if s.key != nil {
+		var err error
+		if proven, err = challenge(s.Conn, s.key); err != nil {
+			return // not a word to strangers
+		}
+	}
 	if err := s.hello(); err != nil {
 		s.refuse(err)
 		return
+	}
+	if s.key != nil {
+		s.token = proven.token()
 	}
 	// The client's own end of the test decides; this only bounds what a vanished one leaves behind.
 	if err := s.SetReadDeadline(time.Now().Add(s.job.duration() + 6*controlTimeout)); err != nil {
@@ -148,6 +162,9 @@ func (s *session) hello() error {
 		return err
 	}
 	s.job = *m.Job
+	if s.job.Role == roleMixed && s.key != nil {
+		return errMixed
+	}
 	var token [8]byte
 	rand.Read(token[:])
 	s.token = binary.BigEndian.Uint64(token[:])
@@ -156,7 +173,11 @@ func (s *session) hello() error {
 
 // ready tells the client where the data goes.
 func (s *session) ready(port uint16) error {
-	return s.write(message{Type: msgReady, Port: port, Token: s.token})
+	m := message{Type: msgReady, Port: port, Token: s.token}
+	if s.key != nil {
+		m.Token = 0 // the client has it
+	}
+	return s.write(m)
 }
 
 // dataAddr is the address data sockets listen on: the one the client already reached.

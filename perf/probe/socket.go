@@ -133,8 +133,9 @@ func tcpOptions(congestion string) func(string, string, syscall.RawConn) error {
 	}
 }
 
-func dialTCP(ctx context.Context, to netip.AddrPort, congestion string) (socket, error) {
-	d := net.Dialer{Control: tcpOptions(congestion), KeepAlive: -1}
+func dialTCP(ctx context.Context, s Spec, to netip.AddrPort) (socket, error) {
+	d := s.dialer("tcp")
+	d.Control, d.KeepAlive = tcpOptions(s.Congestion), -1
 	c, err := d.DialContext(ctx, "tcp", to.String())
 	if err != nil {
 		return -1, err
@@ -198,8 +199,9 @@ func fragmentation(fd int, v4, allowed bool) error {
 	return nil
 }
 
-func dialUDP(ctx context.Context, to netip.AddrPort) (socket, error) {
-	d := net.Dialer{Control: udpOptions}
+func dialUDP(ctx context.Context, s Spec, to netip.AddrPort) (socket, error) {
+	d := s.dialer("udp")
+	d.Control = udpOptions
 	c, err := d.DialContext(ctx, "udp", to.String())
 	if err != nil {
 		return -1, err
@@ -262,4 +264,10 @@ func (s socket) tcpInfo() (*unix.TCPInfo, error) {
 		return nil, fmt.Errorf("read TCP_INFO: %w", err)
 	}
 	return info, nil
+}
+
+// remote is whom a connected socket sends to.
+func (s socket) remote() (netip.AddrPort, error) {
+	to, err := unix.Getpeername(int(s))
+	return addrPort(to), err
 }

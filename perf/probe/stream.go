@@ -40,7 +40,7 @@ func runTCPStream(ctx context.Context, s Spec, r *Result) error {
 	waits := make([]func(), flows)
 	for i, conn := range conns {
 		waits[i] = background(func() {
-			errs[i] = fill(conn, p, i, s.Params["rate"]/8/float64(flows), &c.stop)
+			errs[i] = fill(conn, p, i, s.Limit.bytes(s.Params["rate"]/8)/float64(flows), &c.stop)
 			c.stop.Store(true) // one lost connection ends the test
 		})
 	}
@@ -87,7 +87,7 @@ func dialFlows(ctx context.Context, s Spec, ready message, n int) ([]socket, err
 	p := s.pattern(ready)
 	for flow := range n {
 		dialCtx, cancel := context.WithTimeout(ctx, controlTimeout)
-		conn, err := dialTCP(dialCtx, dataAddr(s, ready), s.Congestion)
+		conn, err := dialTCP(dialCtx, s, dataAddr(s, ready))
 		cancel()
 		if err == nil {
 			conns = append(conns, conn)
@@ -97,7 +97,7 @@ func dialFlows(ctx context.Context, s Spec, ready message, n int) ([]socket, err
 		}
 		if err != nil {
 			closeAll(conns)
-			return nil, fmt.Errorf("data connection: %w", err)
+			return nil, fmt.Errorf("data connection: %w", s.silent(dataAddr(s, ready), err))
 		}
 	}
 	return conns, nil

@@ -24,6 +24,7 @@ type sender struct {
 
 	sizes    []int // payloads in turn, bytes; nil = all of the batch's
 	segments int   // datagrams of a super-packet at most; 0 = each by itself
+	limit    Limit
 }
 
 // errnos counts refused packets by error number, without allocating.
@@ -79,6 +80,7 @@ func (o offered) rate() float64 {
 // what sending costs and not what waiting costs.
 func (s *sender) run(rate float64, length time.Duration) offered {
 	s.trial++
+	rate = s.limit.rate(rate, len(s.batch.buffer(0)))
 	var o offered
 	p := pacer{rate: rate}
 	var seq uint64

@@ -117,7 +117,7 @@ func pair(t *testing.T) (a, b socket) {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.close)
-	a, err = dialUDP(context.Background(), netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port))
+	a, err = dialUDP(context.Background(), Spec{}, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port))
 	if err != nil {
 		t.Fatal(err)
 	}

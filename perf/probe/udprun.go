@@ -29,12 +29,13 @@ func openUDP(ctx context.Context, s Spec, role string) (c *client, tx *sender, p
 	if err != nil {
 		return nil, nil, 0, err
 	}
-	conn, err := dialUDP(ctx, dataAddr(s, ready))
+	conn, err := dialUDP(ctx, s, dataAddr(s, ready))
 	if err != nil {
 		c.close()
 		return nil, nil, 0, fmt.Errorf("data socket: %w", err)
 	}
 	tx = newSender(conn, s.pattern(ready), payload, &c.stop)
+	tx.limit = s.Limit
 	mtu, err := conn.pathMTU(s.Target.Addr())
 	switch {
 	case err != nil: // the path will say
@@ -63,8 +64,8 @@ func tooLarge(s Spec, mtu int) error {
 	return fmt.Errorf("size %d: the path to %s carries IP packets of at most %d", max(s.param("size"), s.param(second.Name)), s.Target.Addr(), mtu)
 }
 
-// unreachable says why no datagram of a size came through; strangers are what came instead.
-func unreachable(s Spec, tx *sender, strangers uint64) error {
+// unreachable says why no datagram of a size came through; arrived are those that the server saw, and strangers what came instead.
+func unreachable(s Spec, tx *sender, arrived, strangers uint64) error {
 	if tx.errors[unix.EMSGSIZE] > 0 {
 		if mtu, err := tx.conn.pathMTU(s.Target.Addr()); err == nil {
 			return tooLarge(s, mtu)
@@ -72,6 +73,14 @@ func unreachable(s Spec, tx *sender, strangers uint64) error {
 	}
 	if strangers > 0 {
 		return fmt.Errorf("%d UDP packets came through and none was as it was sent: the path damages them, or strangers send to the port", strangers)
+	}
+	if to, err := tx.conn.remote(); err == nil && s.Key != nil { // the ports are the operator's affair
+		if arrived > 0 {
+			return fmt.Errorf("UDP %s: %d packets of %d bytes arrived there, and no answer came back in %s, though TCP does: is UDP filtered in the direction back from port %d?",
+				to, arrived, s.param("size"), pathPatience, to.Port())
+		}
+		return fmt.Errorf("UDP %s: no packet of %d bytes arrived there in %s, though TCP does: is UDP filtered in the direction to port %d, or a link's MTU smaller?",
+			to, s.param("size"), pathPatience, to.Port())
 	}
 	return fmt.Errorf("no UDP packet of %d bytes came through in %s, though TCP does: is UDP filtered, or a link's MTU smaller?",
 		s.param("size"), pathPatience)
@@ -196,7 +205,7 @@ func (l *trials) check(s Spec) error {
 		}
 		time.Sleep(pathRetry)
 	}
-	return unreachable(s, l.tx, strangers)
+	return unreachable(s, l.tx, 0, strangers)
 }
 
 // count asks what arrived of the last trial.
@@ -301,7 +310,7 @@ func (b *bouncer) reach(c *client, s Spec) error {
 		if err != nil {
 			return err
 		}
-		return unreachable(s, b.sender, all.Strangers+b.checked.CorruptPackets)
+		return unreachable(s, b.sender, all.Packets, all.Strangers+b.checked.CorruptPackets)
 	}
 	return nil
 }

@@ -170,10 +170,11 @@ func (s *session) serveUDPEcho() error {
 	buf, reply := make([]byte, s.job.Payload+1), make([]byte, s.job.Payload+1)
 	var replies uint64
 	var strangers atomic.Uint64
+	allowed := allowance{rate: s.limit.rate(0, s.job.Payload)}
 	answer := func(data []byte) {
 		h, ok := rx.one(data)
-		if !ok {
-			return // whose answer it would be is not known
+		if !ok || !allowed.take() {
+			return // whose answer it would be is not known, or it would be too many
 		}
 		// One request is on the way at a time: read and write are what recvmmsg and sendmmsg would only dress up.
 		p.put(reply[:len(data)], toClient, h)

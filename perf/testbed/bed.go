@@ -273,7 +273,7 @@ func (b *Bed) finish(n *Node) error {
 // AttachPods attaches the pods that no contender's daemon has attached (Attached), with links of mtu bytes: as weft's daemon
 // does it in the style routed, so that all contenders have the same pods.
 func (b *Bed) AttachPods(mtu int) error {
-	for _, n := range b.Nodes {
+	for _, n := range b.Here() {
 		if n.podLink != "" {
 			continue
 		}

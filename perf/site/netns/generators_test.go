@@ -128,7 +128,7 @@ func openGenerators(t *testing.T) *generators {
 		t.Fatal(err)
 	}
 	g := &generators{t: t, near: bed.Nodes[0], far: bed.Nodes[1], log: filepath.Join(dir, "log")}
-	if _, err := g.far.Pod.StartReady(ctx, "bench", g.log, weft, "bench", "serve", "--listen", fmt.Sprintf("[::]:%d", probe.DefaultPort)); err != nil {
+	if _, err := g.far.Pod.StartReady(ctx, "bench", g.log, weft, "lab", "generator", "serve", "--listen", fmt.Sprintf("[::]:%d", probe.DefaultPort)); err != nil {
 		t.Fatal(err)
 	}
 	return g
@@ -179,7 +179,7 @@ func (g *generators) bench(test, metric string) float64 {
 	g.t.Helper()
 	to := netip.AddrPortFrom(g.far.PodAddr(4), probe.DefaultPort).String()
 	var r probe.Result
-	if err := json.Unmarshal([]byte(g.run(weft, "bench", "run", "--to", to, "--test", test, "--duration", "1s", "-o", "json")), &r); err != nil {
+	if err := json.Unmarshal([]byte(g.run(weft, "lab", "generator", "run", "--to", to, "--test", test, "--duration", "1s", "-o", "json")), &r); err != nil {
 		g.t.Fatal(err)
 	}
 	v, ok := r.Metric(metric)

@@ -97,7 +97,7 @@ func (s *stand) serve(ctx context.Context) (err error) {
 // startServer starts a generator's server in a namespace.
 func (s *stand) startServer(ctx context.Context, ns *testbed.Namespace) (*testbed.Process, error) {
 	return ns.StartReady(ctx, site.Generator, s.log,
-		s.plan.Weft, "bench", "serve", "--listen", netip.AddrPortFrom(anyAddr(), probe.DefaultPort).String())
+		s.plan.Weft, "lab", "generator", "serve", "--listen", netip.AddrPortFrom(anyAddr(), probe.DefaultPort).String())
 }
 
 // anyAddr is where a server listens to be reached over all families.
@@ -174,7 +174,7 @@ func (s *stand) generate(ctx context.Context, from *testbed.Namespace, target ne
 	ctx, cancel := context.WithTimeout(ctx, duration+slack)
 	defer cancel()
 	var out bytes.Buffer
-	p, err := from.Start(site.Generator, s.log, &out, s.plan.Weft, "bench", "run", "--to", target.String(),
+	p, err := from.Start(site.Generator, s.log, &out, s.plan.Weft, "lab", "generator", "run", "--to", target.String(),
 		"--test", spell(t), "--duration", duration.String(), "--congestion", s.plan.Congestion, "-o", "json")
 	if err != nil {
 		return probe.Result{}, machine.CPUTime{}, err

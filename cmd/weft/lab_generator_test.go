@@ -11,13 +11,13 @@ import (
 	"weft/perf/probe"
 )
 
-// benchServer runs `weft bench serve` on loopback for the length of the test and returns its address.
+// benchServer runs `weft lab generator serve` on loopback for the length of the test and returns its address.
 func benchServer(t *testing.T) string {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
 	root := newRoot()
-	root.SetArgs(strings.Fields("bench serve --listen 127.0.0.1:0 --for 1m"))
+	root.SetArgs(strings.Fields("lab generator serve --listen 127.0.0.1:0 --for 1m"))
 	root.SetOut(w)
 	done := make(chan error, 1)
 	go func() { done <- execute(ctx, root, io.Discard) }()
@@ -53,21 +53,21 @@ func TestBench(t *testing.T) {
 		"--to 192.0.2 --test tcp-rr":                                          {2, "as in 192.0.2.1:8479"},
 		"--to " + at:                                                          {2, `"test" not set`},
 		"--to " + at + " --test tcp-rr --congestion nonesuch --duration 50ms": {1, "tcp_available_congestion_control"},
-		"--to 127.0.0.1:1 --test tcp-rr":                                      {1, "is `weft bench serve` running there?"},
+		"--to 127.0.0.1:1 --test tcp-rr":                                      {1, "is there a server?"},
 	} {
-		stdout, stderr, code := weftMain(t.Context(), append([]string{"bench", "run"}, strings.Fields(line)...)...)
+		stdout, stderr, code := weftMain(t.Context(), append([]string{"lab", "generator", "run"}, strings.Fields(line)...)...)
 		if code != want.code || !strings.Contains(stdout+stderr, want.says) {
 			t.Errorf("%s: exit code %d, want %d; wanted %q in\n%s%s", line, code, want.code, want.says, stdout, stderr)
 		}
 	}
-	if _, stderr, code := weftMain(t.Context(), "bench", "serve", "--listen", at); code != 1 || !strings.Contains(stderr, "in use") {
+	if _, stderr, code := weftMain(t.Context(), "lab", "generator", "serve", "--listen", at); code != 1 || !strings.Contains(stderr, "in use") {
 		t.Errorf("a second server on the address: exit code %d, %s", code, stderr)
 	}
 }
 
 func TestBenchJSON(t *testing.T) {
 	at := benchServer(t)
-	stdout, stderr, code := weftMain(t.Context(), strings.Fields("bench run --test udp-rate:size=128 --duration 200ms -o json --to "+at)...)
+	stdout, stderr, code := weftMain(t.Context(), strings.Fields("lab generator run --test udp-rate:size=128 --duration 200ms -o json --to "+at)...)
 	var r probe.Result
 	if err := json.Unmarshal([]byte(stdout), &r); code != 0 || err != nil {
 		t.Fatalf("exit code %d, %v:\n%s%s", code, err, stdout, stderr)

@@ -1,0 +1,230 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// meet has a server and a client with their identities meet, and returns what each says of it.
+func meet(t *testing.T, g *gate, client *Identity) (server, near error) {
+	t.Helper()
+	a, b := tcpPair(t)
+	done := make(chan error, 1)
+	go func() {
+		c, err := g.admit(t.Context(), a)
+		if err == nil {
+			_, err = c.Write([]byte("hello"))
+		}
+		a.Close()
+		done <- err
+	}()
+	c, err := client.greet(t.Context(), b, "127.0.0.1")
+	if err == nil {
+		var got []byte
+		if got, err = io.ReadAll(io.LimitReader(c, 5)); err == nil && string(got) != "hello" {
+			t.Errorf("the client reads %q", got)
+		}
+		if c.ConnectionState().Version != tls.VersionTLS13 {
+			t.Errorf("TLS version %x", c.ConnectionState().Version)
+		}
+	}
+	b.Close()
+	return <-done, err
+}
+
+func tcpPair(t *testing.T) (a, b net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if b, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if a, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close(); b.Close() })
+	return a, b
+}
+
+func secret(t *testing.T, text string) *Identity {
+	t.Helper()
+	i, err := identity([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// authority makes certificates; name is what they are for.
+func authority(t *testing.T, now time.Time) (ca string, issue func(name string) (cert, key string)) {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name, kind string, der []byte) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	der, err := x509.CreateCertificate(rand.Reader, root, root, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return write("ca", "CERTIFICATE", der), func(name string) (string, string) {
+		own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+		der, err := x509.CreateCertificate(rand.Reader, leaf, root, own.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		private, err := x509.MarshalECPrivateKey(own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return write(name, "CERTIFICATE", der), write(name+".key", "EC PRIVATE KEY", private)
+	}
+}
+
+func certificates(t *testing.T, ca string, issue func(string) (string, string)) *Identity {
+	t.Helper()
+	cert, key := issue(t.Name()[strings.LastIndex(t.Name(), "/")+1:] + "-leaf")
+	i, err := FromCertificates(cert, key, ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// TestIdentity: who has the same secret, or a certificate of the same authority, is let in, and nobody else; at either end.
+func TestIdentity(t *testing.T) {
+	ca, issue := authority(t, time.Now())
+	other, issueOther := authority(t, time.Now())
+	same, wrong := secret(t, "a secret of many bytes"), secret(t, "another secret of many bytes")
+	for name, c := range map[string]struct {
+		server, client *Identity
+		ok             bool
+	}{
+		"the same secret":       {same, secret(t, "a secret of many bytes"), true},
+		"another secret":        {same, wrong, false},
+		"the same authority":    {certificates(t, ca, issue), certificates(t, ca, issue), true},
+		"another authority":     {certificates(t, ca, issue), certificates(t, other, issueOther), false},
+		"a secret, certificate": {same, certificates(t, ca, issue), false},
+		"a certificate, secret": {certificates(t, ca, issue), same, false},
+		// Who knows the preface's key alone still has not the keys of TLS.
+		"the preface alone": {same, &Identity{secret: same.secret, client: wrong.client}, false},
+		"a false server":    {&Identity{secret: same.secret, server: wrong.server}, same, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server, client := meet(t, newGate(c.server), c.client)
+			if (client == nil) != c.ok || c.ok && server != nil || name != "a false server" && !c.ok && server == nil {
+				t.Errorf("the server says %v, the client %v", server, client)
+			}
+		})
+	}
+}
+
+// TestClocks: with a secret, hosts ten minutes, or ten years, apart know each other: no date is looked at.
+func TestClocks(t *testing.T) {
+	server, client := secret(t, "a secret of many bytes"), secret(t, "a secret of many bytes")
+	for _, apart := range []time.Duration{10 * time.Minute, -10 * time.Minute, 10 * 365 * 24 * time.Hour} {
+		server.server.Time = func() time.Time { return time.Now().Add(apart) }
+		if s, c := meet(t, newGate(server), client); s != nil || c != nil {
+			t.Errorf("%s apart: %v, %v", apart, s, c)
+		}
+	}
+}
+
+// TestStranger: one who does not have the secret is told sixteen bytes, and no handshake is begun.
+func TestStranger(t *testing.T) {
+	for name, says := range map[string][]byte{
+		"TLS": append([]byte{22, 3, 1, 2, 0}, make([]byte, 600)...), "HTTP": []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\nand more bytes than the preface has"), "nothing": nil,
+	} {
+		a, b := tcpPair(t)
+		done := make(chan error, 1)
+		go func() {
+			_, err := newGate(secret(t, "a secret of many bytes")).admit(t.Context(), a)
+			a.Close()
+			done <- err
+		}()
+		if _, err := b.Write(says); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		heard, _ := io.ReadAll(b)
+		if err := <-done; !errors.Is(err, errStranger) || len(heard) > nonceSize {
+			t.Errorf("%s: %v, and it heard %d bytes", name, err, len(heard))
+		}
+	}
+}
+
+// TestHandshakesAreRationed: with certificates alone, strangers get 20 handshakes a second and not one more.
+func TestHandshakesAreRationed(t *testing.T) {
+	ca, issue := authority(t, time.Now())
+	g := newGate(certificates(t, ca, issue))
+	rationed := 0
+	const tries = 200
+	begin := time.Now()
+	for range tries {
+		a, b := tcpPair(t)
+		b.Close()
+		if _, err := g.admit(context.Background(), a); err != nil && strings.Contains(err.Error(), "handshakes a second") {
+			rationed++
+		}
+		a.Close()
+	}
+	if begun := tries - rationed; begun > 1+int(time.Since(begin).Seconds()*handshakes+1) {
+		t.Errorf("%d handshakes were begun in %s", begun, time.Since(begin))
+	}
+}
+
+// TestSecretFile: a secret that is short, or that others may read, is none.
+func TestSecretFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "secret")
+	for _, c := range []struct {
+		text string
+		mode os.FileMode
+		says string
+	}{{"a secret of many bytes\n", 0o600, ""}, {"short\n", 0o600, "at least 16"}, {"a secret of many bytes\n", 0o644, "secret"}} {
+		os.Remove(file)
+		if err := os.WriteFile(file, []byte(c.text), c.mode); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := FromSecret(file); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	if i, j := secret(t, "a secret of many bytes"), secret(t, "a secret of many bytes"); !bytes.Equal(i.secret, j.secret) {
+		t.Error("the same secret gives another key")
+	}
+}

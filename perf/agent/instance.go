@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"weft/catalog/mode"
+	"weft/perf/contender"
+	"weft/perf/machine"
+	"weft/perf/site"
+	"weft/perf/testbed"
+)
+
+const (
+	// maxNodes is how many hosts an instance may join: each has a third byte of the prefix.
+	maxNodes = 200
+	// maxSlots is how many instances there may be at once, each with two UDP ports from instancePort on, the first of them in use, and a
+	// network from instanceVNI on: none of them a daemon's default.
+	maxSlots     = 16
+	instancePort = 8482
+	instanceVNI  = 0xbe9c
+)
+
+// Prefixes of instances: those for benchmarks (RFC 2544, appendix C.2.2), and a unique local one (RFC 4193) that is nobody's.
+var instanceNetwork = []netip.Prefix{netip.MustParsePrefix("198.18.0.0/15"), netip.MustParsePrefix("fd9c:be9c:be9c::/48")}
+
+// up is an instance of one of weft's modes. Everything it makes is in two network namespaces that are the agent's, a node's and a
+// pod's; all that it has in the host's is its UDP socket. So it can be beside whatever the host runs, and what the agent does not take
+// away, the end of the processes does, or the next agent.
+type up struct {
+	bed     *testbed.Bed
+	overlay contender.Overlay
+	dir     string
+	self    int
+}
+
+// supported says why a contender is none between hosts.
+func supported(name string) (c contender.Contender, err error) {
+	if strings.HasPrefix(name, "exec:") {
+		return c, &site.UnsupportedError{Reason: "an agent runs no programs for others"}
+	}
+	list, err := contender.Parse(name)
+	if err != nil {
+		return c, err
+	}
+	if len(list) != 1 {
+		return c, fmt.Errorf("%q is not one contender", name)
+	}
+	base, _, _ := strings.Cut(name, "+")
+	for _, m := range mode.All() {
+		switch {
+		case m.Name != base:
+		case m.Uses(mode.AFXDP):
+			return c, &site.UnsupportedError{Reason: "between hosts bench has no contender over AF_XDP, which would take the host's own device"}
+		case m.Wire == mode.Direct:
+			return c, &site.UnsupportedError{Reason: "between hosts bench has no contender without a tunnel: it would be routes of the hosts' own"}
+		default:
+			return list[0], list[0].Needs()
+		}
+	}
+	return c, &site.UnsupportedError{Reason: "between hosts bench has the underlay, weft's modes with a tunnel and others' paths"}
+}
+
+// bringUp starts this host's part of an instance.
+func bringUp(ctx context.Context, a *agent, name string, o *OpenOrder) (_ *up, err error) {
+	c, err := supported(name)
+	if err != nil {
+		return nil, err
+	}
+	u := &up{self: o.Self}
+	if u.dir, err = testbed.Dir(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, u.Close())
+		}
+	}()
+	if u.dir, err = filepath.Abs(u.dir); err != nil {
+		return nil, err
+	}
+	half := testbed.Half{Label: "bench-" + testbed.Label(name), Dir: u.dir, Self: o.Self, Network: instanceNetwork}
+	if half.CPUs, err = processors(a.Cores); err != nil {
+		return nil, err
+	}
+	if !testbed.HasIPv6() {
+		half.Network = half.Network[:1]
+	}
+	for i, n := range o.Nodes {
+		far := testbed.Far{Name: fmt.Sprintf("bench-%d", i), Endpoints: []netip.Addr{n.Endpoint.Unmap()}, Prefixes: []netip.Prefix{
+			netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i + 1), 0}), 24),
+			netip.MustParsePrefix(fmt.Sprintf("fd9c:be9c:be9c:%x::/64", i+1)),
+		}[:len(half.Network)]}
+		half.Nodes = append(half.Nodes, far)
+	}
+	if u.bed, err = testbed.OpenHalf(half); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	u.overlay, err = c.Up(ctx, contender.Env{Bed: u.bed, Weft: a.Program, Outside: a.netns,
+		VNI: instanceVNI + uint32(o.Slot), Port: instancePort + 2*uint16(o.Slot), Secret: hex.EncodeToString(o.Secret)})
+	return u, err
+}
+
+func (u *up) place() place            { return u.bed.Nodes[u.self].Pod }
+func (u *up) addresses() []netip.Addr { return u.bed.Nodes[u.self].PodAddrs }
+func (u *up) mtu() int                { return u.overlay.InnerMTU() }
+
+// Lanes implements instance.
+func (u *up) Lanes(ctx context.Context) ([]site.Lane, error) { return u.overlay.Lanes(ctx) }
+
+// Times implements instance.
+func (u *up) Times() (map[string]machine.CPUTime, error) {
+	times := map[string]machine.CPUTime{}
+	for _, p := range u.overlay.Processes() {
+		t, err := p.CPU()
+		if err != nil {
+			if ended := p.Ended(); ended != nil {
+				err = ended
+			}
+			return nil, err
+		}
+		times[p.Name] = t
+	}
+	return times, nil
+}
+
+// Close implements instance.
+func (u *up) Close() error {
+	var err error
+	if u.bed != nil {
+		err = u.bed.Close()
+	}
+	return errors.Join(err, os.RemoveAll(u.dir))
+}

@@ -1,0 +1,369 @@
+package remote_test
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/internal/nettest"
+	"weft/perf/result"
+	"weft/perf/testbed"
+)
+
+// patience bounds waits for a condition; it measures nothing.
+const patience = 60 * time.Second
+
+// weft is the binary under test: agents, generators and the daemons of overlays are it.
+var weft string
+
+func TestMain(m *testing.M) { os.Exit(withBinary(m.Run)) }
+
+func withBinary(run func() int) int {
+	dir, err := os.MkdirTemp("", "weft-remote-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "make a folder for the binary:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	weft = filepath.Join(dir, "weft")
+	if out, err := exec.Command("go", "build", "-o", weft, "weft/cmd/weft").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build weft: %v\n%s", err, out)
+		return 1
+	}
+	return run()
+}
+
+// hosts are two machines, with an agent on each: namespaces that the test makes, joined by a router with its own MTU.
+type hosts struct {
+	t         *testing.T
+	a, b      *nettest.NS
+	agents    [2]*nettest.Process
+	dir, file string
+}
+
+const addrA, addrB = "192.0.2.1", "198.51.100.2"
+
+func start(t *testing.T, middle int) *hosts {
+	t.Helper()
+	nettest.RequireRoot(t)
+	h := &hosts{t: t, a: nettest.New(t), b: nettest.New(t), dir: t.TempDir()}
+	router := nettest.New(t)
+	nettest.Pair(t, nettest.End{NS: h.a, Dev: "eth0"}, nettest.End{NS: router, Dev: "ra"}, 1500)
+	nettest.Pair(t, nettest.End{NS: h.b, Dev: "eth0"}, nettest.End{NS: router, Dev: "rb"}, 1500)
+	router.MustRun(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	for _, c := range []struct {
+		ns        *nettest.NS
+		dev, addr string
+	}{{h.a, "eth0", addrA + "/24"}, {router, "ra", "192.0.2.254/24"}, {h.b, "eth0", addrB + "/24"}, {router, "rb", "198.51.100.254/24"}} {
+		c.ns.MustRun(t, "ip", "addr", "add", c.addr, "dev", c.dev)
+	}
+	h.a.MustRun(t, "ip", "route", "add", "default", "via", "192.0.2.254")
+	h.b.MustRun(t, "ip", "route", "add", "default", "via", "198.51.100.254")
+	if middle != 1500 {
+		router.MustRun(t, "ip", "link", "set", "rb", "mtu", fmt.Sprint(middle))
+		router.MustRun(t, "ip", "link", "set", "ra", "mtu", fmt.Sprint(middle))
+	}
+	h.file = filepath.Join(h.dir, "secret")
+	if err := os.WriteFile(h.file, []byte("a secret for the length of a test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.agents = [2]*nettest.Process{h.agent(h.a), h.agent(h.b)}
+	return h
+}
+
+func (h *hosts) agent(ns *nettest.NS, args ...string) *nettest.Process {
+	h.t.Helper()
+	p := ns.MustStart(h.t, weft, append([]string{"bench", "serve", "--secret", h.file}, args...)...)
+	nettest.Eventually(h.t, patience, func() error {
+		if !strings.Contains(p.Output(), "listening on") {
+			return fmt.Errorf("the agent does not listen:\n%s", p.Output())
+		}
+		return nil
+	})
+	h.t.Cleanup(func() {
+		p.Kill()
+		<-p.Done()
+		nettest.Eventually(h.t, patience, func() error { return nothing(p.PID()) })
+	})
+	return p
+}
+
+// nothing says what there is of an agent in the machine.
+func nothing(pids ...int) error {
+	left, err := testbed.Find(func(pid int) bool { return slices.Contains(pids, pid) })
+	if err == nil && !left.Empty() {
+		err = fmt.Errorf("left behind: %+v", left)
+	}
+	return err
+}
+
+// run measures and returns what was found, and what was said.
+func (h *hosts) run(args ...string) (r *result.Result, said string, err error) {
+	h.t.Helper()
+	out := filepath.Join(h.t.TempDir(), "out")
+	args = append([]string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--warmup", "0", "--out", out}, args...)
+	said, err = h.a.Run(weft, args...)
+	for _, p := range h.agents {
+		if e := nothing(p.PID()); e != nil {
+			h.t.Errorf("after the run: %v", e)
+		}
+	}
+	if r, readErr := result.Read(filepath.Join(out, "result.json")); readErr == nil {
+		return r, said, err
+	}
+	return nil, said, err
+}
+
+// row is the first figure of a contender on a path.
+func row(t *testing.T, r *result.Result, contender, path, metric string) result.Row {
+	t.Helper()
+	for _, row := range r.Results {
+		if row.Contender == contender && row.Path == path && row.Metric == metric {
+			return row
+		}
+	}
+	t.Errorf("no row of %s, %s, %s", contender, path, metric)
+	return result.Row{}
+}
+
+// TestBetweenHosts measures the underlay, overlays of every kind and somebody else's tunnel between two hosts.
+func TestBetweenHosts(t *testing.T) {
+	t.Parallel()
+	h := start(t, 1500)
+	for _, c := range []struct {
+		ns                *nettest.NS
+		local, far, inner string
+	}{{h.a, addrA, addrB, "10.99.0.1/24"}, {h.b, addrB, addrA, "10.99.0.2/24"}} {
+		c.ns.MustRun(t, "ip", "link", "add", "theirs", "type", "vxlan", "id", "7", "dstport", "4790", "local", c.local, "remote", c.far)
+		c.ns.MustRun(t, "ip", "addr", "add", c.inner, "dev", "theirs")
+		c.ns.MustRun(t, "ip", "link", "set", "theirs", "mtu", "1450", "up")
+	}
+	const everything = "ip -o link; ip -4 addr; ip route show table all | grep -ve ^multicast -e fe80:; ip rule; nft list ruleset; sysctl -a 2>/dev/null | grep forwarding"
+	before, err := h.a.Run("sh", "-c", everything)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, said, err := h.run("--contenders", "bare,vxlan,tun,tun-gso,tun-gso+auto", "--path", "10.99.0.1=10.99.0.2", "--tests", "udp-stream:size=600:rate=1e6,tcp-rr,tcp-stream:flows=2,udp-rr:family=6",
+		"--duration", "150ms", "--repeat", "1")
+	if r == nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	if len(r.Hosts) != 2 || r.Hosts[0].Name != "alpha" || r.Hosts[1].Name != "beta" || r.Hosts[0].Cores == 0 {
+		t.Errorf("hosts %+v", r.Hosts)
+	}
+	for contender, mtu := range map[string]int{"bare": 1500, "vxlan": 1450, "tun": 1450, "tun-gso": 1450, "tun-gso+auto": 1418, "path 10.99.0.1=10.99.0.2": 1450} {
+		for _, path := range []string{"alpha → beta", "beta → alpha"} {
+			for _, metric := range []string{"throughput", "loss", "p50"} {
+				if got := row(t, r, contender, path, metric); !got.Median.Known() || got.InnerMTU != mtu {
+					t.Errorf("%s, %s, %s: %+v", contender, path, metric, got)
+				}
+			}
+		}
+	}
+	for _, f := range r.Failed {
+		six := strings.Contains(f.Test, "family=6") && (f.Contender == "bare" || strings.HasPrefix(f.Contender, "path")) && strings.Contains(f.Reason, "no address of IPv6")
+		if !six {
+			t.Errorf("failed: %+v", f)
+		}
+	}
+	if sum := r.Verified(); sum.Verified == 0 || sum.Corrupt != 0 {
+		t.Errorf("verified %+v", sum)
+	}
+	for _, b := range r.Conservation {
+		if b.PathBalance != nil || !b.OK {
+			t.Errorf("account %+v", b)
+		}
+	}
+	after, err := h.a.Run("sh", "-c", everything)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, is := strings.Split(before, "\n"), strings.Split(after, "\n")
+	for _, line := range slices.Concat(was, is) {
+		if !slices.Contains(was, line) || !slices.Contains(is, line) {
+			t.Errorf("the host is not as it was: %s", line)
+		}
+	}
+	if !strings.Contains(said, "alpha → beta") {
+		t.Errorf("the table names no path:\n%s", said)
+	}
+}
+
+// TestFaults: each gives a right figure, or none and the reason.
+func TestFaults(t *testing.T) {
+	nettest.RequireTool(t, "nft")
+	drop := func(ns func(*hosts) *nettest.NS, rule string) func(*hosts) {
+		return func(h *hosts) {
+			h.t.Helper()
+			for _, line := range []string{"add table inet faults", "add chain inet faults in { type filter hook input priority 0; }", "add rule inet faults in " + rule} {
+				ns(h).MustRun(h.t, "nft", line)
+			}
+		}
+	}
+	a, b := func(h *hosts) *nettest.NS { return h.a }, func(h *hosts) *nettest.NS { return h.b }
+	there := "alpha → beta"
+	for name, c := range map[string]struct {
+		middle int
+		fault  func(*hosts)
+		args   string
+		fails  []string // in the reason of that path's failure; none = it does not fail
+		check  func(*testing.T, *result.Result)
+	}{
+		"path MTU": {middle: 1280, args: "--tests tcp-stream,udp-rr", check: func(t *testing.T, r *result.Result) {
+			if got := row(t, r, "bare", there, "throughput"); got.InnerMTU != 1280 || !(got.Median > 0) {
+				t.Errorf("%+v", got)
+			}
+		}},
+		"loss": {fault: drop(b, "udp dport 8481 numgen random mod 100 < 5 drop"), args: "--tests udp-stream:size=100:rate=4e6 --duration 1s", check: func(t *testing.T, r *result.Result) {
+			// Of 5,000 packets or more 5 % are lost: the deviation is 0.3 %.
+			if got := row(t, r, "bare", there, "loss"); math.Abs(float64(got.Median)-.05) > .02 {
+				t.Errorf("%+v", got)
+			}
+			if got := row(t, r, "bare", "beta → alpha", "loss"); got.Median > .01 {
+				t.Errorf("the way back: %+v", got)
+			}
+		}},
+		"loss, search": {fault: drop(b, "udp dport 8481 numgen random mod 100 < 5 drop"), args: "--tests udp-rate:size=100 --duration 300ms", check: func(t *testing.T, r *result.Result) {
+			if got := row(t, r, "bare", there, "rate"); got.Median.Known() {
+				t.Errorf("a rate without loss where there is none: %+v", got)
+			}
+		}},
+		"UDP blocked there": {fault: drop(b, "udp dport 8481 drop"), args: "--tests udp-rr",
+			fails: []string{there, addrB + ":8481", "no packet", "in the direction to port 8481"}},
+		"UDP blocked back": {fault: drop(a, "udp sport 8481 drop"), args: "--tests udp-rr",
+			fails: []string{there, addrB + ":8481", "arrived there, and no answer", "in the direction back from port 8481"}},
+		"TCP blocked":        {fault: drop(b, "tcp dport 8481 drop"), args: "--tests tcp-rr", fails: []string{there, "TCP port 8481 of " + addrB + " does not answer"}},
+		"generators blocked": {fault: drop(b, "tcp dport 8480 drop"), args: "--tests tcp-rr", fails: []string{there, "TCP port 8480 of " + addrB + " does not answer"}},
+		"overlay blocked": {fault: drop(b, "udp dport 8482 drop"), args: "--tests tcp-rr --contenders bare,tun", check: func(t *testing.T, r *result.Result) {
+			if got := row(t, r, "bare", there, "p50"); !got.Median.Known() {
+				t.Errorf("the underlay: %+v", got)
+			}
+			if len(r.Failed) == 0 || r.Failed[0].Contender != "tun" || !strings.Contains(r.Failed[0].Reason, there) {
+				t.Errorf("failed: %+v", r.Failed)
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if c.middle == 0 {
+				c.middle = 1500
+			}
+			h := start(t, c.middle)
+			if c.fault != nil {
+				c.fault(h)
+			}
+			args := append([]string{"--repeat", "1"}, strings.Fields(c.args)...)
+			if !strings.Contains(c.args, "--duration") {
+				args = append(args, "--duration", "150ms")
+			}
+			r, said, err := h.run(args...)
+			if r == nil {
+				t.Fatalf("%v\n%s", err, said)
+			}
+			if c.check != nil {
+				c.check(t, r)
+			}
+			if len(c.fails) == 0 {
+				return
+			}
+			var reasons string
+			for _, f := range r.Failed {
+				reasons += f.Reason + "\n"
+			}
+			found := slices.ContainsFunc(strings.Split(reasons, "\n"), func(reason string) bool {
+				return !slices.ContainsFunc(c.fails, func(word string) bool { return !strings.Contains(reason, word) })
+			})
+			if !found || err == nil {
+				t.Errorf("%v; the reasons are\n%swant one with %q", err, reasons, c.fails)
+			}
+			for _, row := range r.Results {
+				if row.Path == there && row.Median.Known() {
+					t.Errorf("a figure all the same: %+v", row)
+				}
+			}
+		})
+	}
+}
+
+// TestHostDies kills one agent, and then the client, in the middle of a round with an overlay: what was found says so, and nothing is left
+// anywhere, once the next agent has started.
+func TestHostDies(t *testing.T) {
+	t.Parallel()
+	h := start(t, 1500)
+	measuring := func() {
+		t.Helper()
+		nettest.Eventually(t, patience, func() error {
+			left, err := testbed.Find(func(pid int) bool { return pid == h.agents[1].PID() })
+			if err == nil && len(left.Processes) < 2 { // the daemon, and a generator
+				err = fmt.Errorf("nothing is measured: %+v", left)
+			}
+			return err
+		})
+	}
+	long := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--contenders", "bare,tun", "--tests", "tcp-stream", "--duration", "500ms", "--repeat", "20", "--warmup", "0"}
+
+	out := filepath.Join(h.dir, "died")
+	client := h.a.MustStart(t, weft, append(long, "--out", out)...)
+	measuring()
+	h.agents[1].Kill()
+	select {
+	case <-client.Done():
+	case <-time.After(patience):
+		t.Fatalf("the client goes on without its host:\n%s", client.Output())
+	}
+	r, err := result.Read(filepath.Join(out, "result.json"))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, client.Output())
+	}
+	if len(r.Failed) == 0 || !strings.Contains(r.Failed[0].Reason, "beta") || !strings.Contains(r.Failed[0].Reason, "lost") || len(r.Results) > 0 {
+		t.Errorf("failed %+v, results %+v", r.Failed, r.Results)
+	}
+	dead := h.agents[1].PID()
+	left, err := testbed.Find(func(pid int) bool { return pid == dead })
+	if err != nil || len(left.Processes) > 0 {
+		t.Errorf("processes outlive their agent: %+v, %v", left, err)
+	}
+	h.agents[1] = h.agent(h.b) // which sweeps
+	if err := nothing(dead, h.agents[0].PID()); err != nil {
+		t.Error(err)
+	}
+
+	client = h.a.MustStart(t, weft, append(long, "--out", filepath.Join(h.dir, "killed"))...)
+	measuring()
+	client.Kill()
+	nettest.Eventually(t, patience, func() error { return nothing(h.agents[0].PID(), h.agents[1].PID()) })
+	if _, said, err := h.run("--tests", "tcp-rr", "--duration", "100ms", "--repeat", "1"); err != nil { // and they are free again
+		t.Errorf("%v\n%s", err, said)
+	}
+}
+
+// TestWho: the wrong secret, an address of nobody and a busy agent are told apart, and nothing is measured.
+func TestWho(t *testing.T) {
+	t.Parallel()
+	h := start(t, 1500)
+	wrong := filepath.Join(h.dir, "wrong")
+	if err := os.WriteFile(wrong, []byte("another secret of many bytes\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ args, says string }{
+		{"--secret " + wrong, "do not know each other"},
+		{"--secret " + h.file + " --path 10.9.9.1=10.9.9.2", "no agent has the address 10.9.9.1"},
+		{"--secret " + h.file + " --duration 5m", "at most 1m0s"},
+		{"", "nobody may measure for just anybody"},
+	} {
+		out, err := h.a.Run(weft, append([]string{"bench", "run", addrA, addrB, "--json", filepath.Join(h.dir, "r.json")}, strings.Fields(c.args)...)...)
+		if err == nil || !strings.Contains(out+err.Error(), c.says) {
+			t.Errorf("%s: %v\n%s\nwant %q", c.args, err, out, c.says)
+		}
+	}
+	out, err := h.a.Run(weft, "bench", "run", addrA, addrB, "--dry-run", "--path", "10.9.9.1=10.9.9.2")
+	if err != nil || !strings.Contains(out, "nothing was sent") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
