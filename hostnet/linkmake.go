@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/holder"
 )
 
 // made says whether the Host makes the device.
@@ -51,7 +53,13 @@ func (p *pass) makeVxlan(want Link, all []netlink.Link) error {
 		err = p.h.addVxlan(want.Name, *want.Vxlan)
 	}
 	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("make vxlan %d port %d: %w: another device has this VNI and port", want.Vxlan.VNI, want.Vxlan.Port, err)
+		by := "another device"
+		for _, l := range all {
+			if v, ok := l.(*netlink.Vxlan); ok && v.Name != want.Name && v.VxlanId == int(want.Vxlan.VNI) && v.Port == int(want.Vxlan.Port) {
+				by = fmt.Sprintf("%s, %s,", v.Name, holder.Link(v))
+			}
+		}
+		return fmt.Errorf("make vxlan %d port %d: %w: %s has this VNI and port: remove it (`ip link del`), or set network.vni or network.port on all nodes", want.Vxlan.VNI, want.Vxlan.Port, err, by)
 	}
 	if err != nil {
 		return fmt.Errorf("make vxlan: %w", err)

@@ -91,7 +91,7 @@ func (p *offload) open(cfg Config, queues int) error {
 func attach(name string, multi bool) (int, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return 0, fmt.Errorf("tun: open /dev/net/tun: %w%s", err, remedy(err))
+		return 0, fmt.Errorf("tun: open /dev/net/tun: %w%s", err, remedy(err, ""))
 	}
 	if err := setUp(fd, name, multi); err != nil {
 		return 0, errors.Join(err, unix.Close(fd))
@@ -111,7 +111,7 @@ func setUp(fd int, name string, multi bool) error {
 	}
 	ifr.SetUint16(flags)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-		return fmt.Errorf("tun: open %s: %w%s", name, err, remedy(err))
+		return fmt.Errorf("tun: open %s: %w%s", name, err, remedy(err, name))
 	}
 	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeader); err != nil {
 		return fmt.Errorf("tun: open %s: set the virtio header's size: %w", name, err)

@@ -13,11 +13,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/holder"
 	"weft/internal/wait"
 	"weft/packet"
 )
@@ -108,7 +110,7 @@ func openWater(kind water.DeviceType, name string, multi bool) (int, error) {
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: multi},
 	})
 	if err != nil {
-		return 0, fmt.Errorf("tun: open %s: %w%s", name, err, remedy(err))
+		return 0, fmt.Errorf("tun: open %s: %w%s", name, err, remedy(err, name))
 	}
 	defer dev.Close()
 	file, ok := dev.ReadWriteCloser.(*os.File)
@@ -133,16 +135,24 @@ func openWater(kind water.DeviceType, name string, multi bool) (int, error) {
 }
 
 // remedy says what to do about an error of opening, as the end of a sentence.
-func remedy(err error) string {
+func remedy(err error, device string) string {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
 		return ": /dev/net/tun is missing: load the module tun"
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return ": run as root or grant CAP_NET_ADMIN"
 	case errors.Is(err, unix.EBUSY):
-		return ": another process has the device: stop it"
+		by := "another process"
+		if list := holder.Tun(device); len(list) > 0 {
+			by = strings.Join(list, " and ")
+		}
+		return fmt.Sprintf(": %s has the device: stop that", by)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EEXIST):
-		return ": a device of that name exists and is of another kind: remove it (ip link del)"
+		is := holder.Device(device)
+		if is == "" {
+			is = "of another kind"
+		}
+		return fmt.Sprintf(": %[1]s exists already and is %[2]s: rename it, or remove it with `ip link del %[1]s`", device, is)
 	}
 	return ""
 }

@@ -356,7 +356,7 @@ func TestBothFamiliesInOneBatch(t *testing.T) {
 func TestPortInUse(t *testing.T) {
 	wantRemedy := func(t *testing.T, err error) {
 		t.Helper()
-		if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "another weft or a kernel vxlan device") {
+		if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), " in this network namespace: stop that, or set network.port") {
 			t.Errorf("error %v does not name the likely cause", err)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/holder"
 )
 
 // peerSuffix makes the name of the port's device from that of the inside interface.
@@ -70,7 +72,7 @@ func addVeth(h *netlink.Handle, pair *netlink.Veth) error {
 			return nil
 		case errors.Is(err, unix.EEXIST) && time.Now().Before(deadline):
 		case errors.Is(err, unix.EEXIST):
-			return fmt.Errorf("make veth %s: %w: stop the weft that has it, or remove it with `ip link del %s`", pair.Name, err, pair.Name)
+			return fmt.Errorf("make veth %[1]s: %[2]w: it exists already and is %[3]s: stop the weft that has it, or rename it, or remove it with `ip link del %[1]s`", pair.Name, err, holder.Device(pair.Name))
 		default:
 			return fmt.Errorf("make veth %s: %w: run as root or grant CAP_NET_ADMIN", pair.Name, err)
 		}

@@ -178,18 +178,6 @@ func TestWhoHasThePort(t *testing.T) {
 	})
 }
 
-func TestReadSockets(t *testing.T) {
-	const text = `   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
-  408: 00000000:12B5 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 31337 2 0000000000000000 0
-  409: 0100007F:0035 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 4242 2 0000000000000000 0
-short line
-`
-	inodes := map[string]bool{}
-	if err := readSockets(strings.NewReader(text), 4789, inodes); err != nil || len(inodes) != 1 || !inodes["31337"] {
-		t.Errorf("%v, %v", inodes, err)
-	}
-}
-
 func TestDropRemedies(t *testing.T) {
 	for name, want := range map[string]string{
 		"tun-queue": "weft stages", "socket-overflow": "weft stages", "handshake-overflow": "UDP port 4789", "neighbour-unresolved": "ip neigh show nud failed",

@@ -42,9 +42,9 @@ var (
 		"policy": {code: []string{"internal/config/strict"}},
 
 		// the parts: vocabulary, ground, and the one library a part is about
-		"tun":         {[]string{"packet", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
+		"tun":         {[]string{"packet", "internal/holder", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
 		"underlay":    {[]string{"packet", "internal/sock", "internal/steer", "internal/wait", unix, "golang.org/x/net/bpf"}, []string{"packet/packettest", nl}},
-		"xdp":         {[]string{"packet", "internal/sock", "internal/steer", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
+		"xdp":         {[]string{"packet", "internal/holder", "internal/sock", "internal/steer", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
 		"xdp/bpf":     {code: []string{"github.com/cilium/ebpf"}},
 		"xdp/lib":     {[]string{"packet", "internal/wait", "xdp", unix, "github.com/asavie/xdp"}, []string{"packet/packettest"}},
 		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
@@ -102,19 +102,19 @@ var (
 		"api": {code: []string{"backend/status"}},
 		"node/daemon": {[]string{"backend", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/systemd", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
-		"node/metrics": {[]string{"api", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
+		"node/metrics": {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
 		"node/pods":    {code: []string{"internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
 		"node/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 
 		// what explains a node
 		"insight/capture": {[]string{"backend", "dataplane", "packet", "insight/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
-		"insight/doctor":  {code: []string{"catalog/mode", "control", "internal/kernel", "api", "internal/config", "hostnet/egress", "hostnet", "internal/sock", "packet", nl, unix}},
+		"insight/doctor":  {code: []string{"catalog/mode", "control", "internal/holder", "internal/kernel", "api", "internal/config", "hostnet/egress", "hostnet", "internal/sock", "packet", nl, unix}},
 		"insight/filter":  {code: []string{"internal/ipnet", "packet"}},
 		"insight/trace":   {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "api", "insight/filter", "hostnet", unix}, tests: []string{gopacket}},
 
 		// the kernel: one owner
 		"hostnet/egress": {code: []string{"control", "packet", "hostnet", unix}},
-		"hostnet":        {code: []string{"internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/..."}},
+		"hostnet":        {code: []string{"internal/holder", "internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/..."}},
 
 		// the ground
 		"internal/archtest":      {tests: []string{"catalog/mode"}},
@@ -126,7 +126,8 @@ var (
 		"internal/kernel":        {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
 		"internal/netlab":        {code: []string{"internal/ipnet", nl, netns, unix}},
 		"internal/nettest":       {[]string{"internal/ipnet", "internal/kernel", "internal/netlab", nl, unix}, []string{netns}},
-		"internal/sock":          {code: []string{unix, "golang.org/x/net/bpf"}},
+		"internal/holder":        {[]string{nl, unix}, nil},
+		"internal/sock":          {code: []string{"internal/holder", unix, "golang.org/x/net/bpf"}},
 		"internal/secretfile":    {code: []string{unix}},
 		"internal/steer":         {code: []string{"internal/sock", "packet", "golang.org/x/net/bpf"}},
 		"internal/txloss":        {code: []string{nl, netns, unix}},

@@ -10,10 +10,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
+
+	"weft/internal/holder"
 )
 
 // Socket is a bound UDP socket. Methods are safe for concurrent use; who reads and writes by FD sees to it that nobody closes meanwhile.
@@ -96,18 +99,21 @@ func open(local netip.Addr) (*Socket, error) {
 
 func (s *Socket) bind(at netip.AddrPort) error {
 	if err := unix.Bind(s.fd, Sockaddr(at)); err != nil {
-		return fmt.Errorf("bind UDP %v: %w%s", at, err, remedy(err))
+		return fmt.Errorf("bind UDP %v: %w%s", at, err, remedy(err, at.Port()))
 	}
 	s.bound = at
 	return nil
 }
 
 // remedy says what to do about an error of bind, as the end of a sentence.
-func remedy(err error) string {
+func remedy(err error, port uint16) string {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return ": another weft or a kernel vxlan device has this UDP port in this network namespace" +
-			" (see `ss -lunp` and `ip -d link show type vxlan`): stop it or set network.port"
+		by := "somebody" // who has gone meanwhile
+		if list, err := holder.UDP(port); err == nil && len(list) > 0 {
+			by = strings.Join(list, " and ")
+		}
+		return fmt.Sprintf(": %s has UDP port %d in this network namespace: stop that, or set network.port (encryption.port where traffic is sealed) on all nodes", by, port)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return ": no interface of this network namespace has the address, or duplicate address detection has not finished"
 	case errors.Is(err, unix.EACCES):

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"regexp"
 	"slices"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -199,7 +200,7 @@ func TestServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := metrics.Listen(l.Addr().String()); err == nil || !strings.Contains(err.Error(), "address already in use: give it") ||
+	if _, err := metrics.Listen(l.Addr().String()); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("address already in use by process %d (", os.Getpid())) ||
 		!strings.HasPrefix(err.Error(), "api.metrics: ") {
 		t.Errorf("a port in use: %v", err)
 	}

@@ -2,16 +2,20 @@ package metrics
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
+	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"weft/api"
+	"weft/internal/holder"
 )
 
 // mostScrapes is how many requests for metrics are answered at a time.
@@ -21,6 +25,11 @@ const mostScrapes = 3
 func Listen(address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
+		if at, bad := netip.ParseAddrPort(address); bad == nil && errors.Is(err, syscall.EADDRINUSE) {
+			if by, _ := holder.TCP(at.Port()); len(by) > 0 {
+				err = fmt.Errorf("%w by %s", err, strings.Join(by, " and "))
+			}
+		}
 		return nil, fmt.Errorf("api.metrics: %w: give it an address of this node and a free port, or write \"\" for no metrics", err)
 	}
 	return l, nil
