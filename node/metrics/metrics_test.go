@@ -7,9 +7,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"regexp"
 	"slices"
-	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -200,7 +201,7 @@ func TestServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := metrics.Listen(l.Addr().String()); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("address already in use by process %d (", os.Getpid())) ||
+	if _, err := metrics.Listen(l.Addr().String()); err == nil || !strings.Contains(err.Error(), "address already in use by process "+strconv.Itoa(os.Getpid())+" (") ||
 		!strings.HasPrefix(err.Error(), "api.metrics: ") {
 		t.Errorf("a port in use: %v", err)
 	}
