@@ -39,8 +39,28 @@ func caller(from, to *nettest.NS, addr netip.Addr) (who netip.Addr, err error) {
 	return s.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(), nil
 }
 
-// TestPods attaches pods to two nodes through their daemons: they reach each other under their own addresses, and the
-// outside under the node's.
+// strict are settings that operators harden hosts with, or that other software needs (arp_* for LVS).
+func strict(t *testing.T, ns *nettest.NS) {
+	t.Helper()
+	for _, which := range []string{"all", "default"} {
+		for _, s := range []struct{ name, value string }{
+			{"rp_filter", "1"}, {"arp_ignore", "1"}, {"arp_announce", "2"}, {"arp_filter", "1"}, {"log_martians", "1"},
+			{"accept_redirects", "0"}, {"send_redirects", "0"}, {"accept_source_route", "0"}, {"route_localnet", "0"},
+		} {
+			if err := ns.Sysctl("ipv4/conf/"+which+"/"+s.name, s.value); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, s := range []struct{ name, value string }{{"accept_ra", "0"}, {"autoconf", "0"}, {"accept_redirects", "0"}, {"forwarding", "0"}} {
+			if err := ns.Sysctl("ipv6/conf/"+which+"/"+s.name, s.value); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestPods attaches pods to two nodes through their daemons, on hosts with strict settings: they reach each other under their own
+// addresses, and the outside under the node's.
 func TestPods(t *testing.T) {
 	t.Parallel()
 	nettest.RequireRoot(t)
@@ -55,6 +75,9 @@ func TestPods(t *testing.T) {
 				t.Parallel()
 				c := prepare(t, m.Name, 4, nettest.ClusterOptions{})
 				c.extra = "cni: {attach: " + style + "}"
+				for _, n := range c.Nodes {
+					strict(t, n.NS)
+				}
 				c.launch()
 				pods, results := make([]*nettest.NS, 2), make([]api.AttachResult, 2)
 				for i, n := range c.Nodes {
