@@ -14,6 +14,7 @@ import (
 
 	"weft/perf/agent"
 	"weft/perf/probe"
+	"weft/perf/testbed"
 )
 
 // newBenchCommand is `weft bench`: the lab between real hosts, by agents.
@@ -68,6 +69,9 @@ overlay of its own needs UDP 8482, 8484 and on, one for each contender. It runs 
 		Example: "  weft bench serve --secret /etc/weft/bench.secret\n  weft bench serve --secret /etc/weft/bench.secret --max-rate 1e9 --max-cores 1",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !cmd.Flags().Changed("listen") && !testbed.HasIPv6() {
+				listen = "0.0.0.0"
+			}
 			var err error
 			if cfg.Listen, err = parseBenchAddr(listen); err != nil {
 				return usageError{fmt.Errorf("--listen: %w", err)}

@@ -120,6 +120,7 @@ func (a *agent) client(ctx context.Context, c net.Conn) {
 	case a.busy <- struct{}{}:
 		defer func() { <-a.busy }()
 	default:
+		_ = l.SetReadDeadline(time.Now().Add(patience))
 		_, _ = l.read() // what it asks is not looked at; answered unread, it might never see the answer
 		_ = l.write(reply{Error: "busy: the agent measures for somebody else, and two would measure each other"})
 		return

@@ -367,3 +367,23 @@ func TestWho(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// TestUnit: systemd understands the agent's unit.
+func TestUnit(t *testing.T) {
+	nettest.RequireTool(t, "systemd-analyze")
+	text, err := os.ReadFile("../../../deploy/systemd/weft-bench.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	installed := strings.Replace(string(text), "ExecStart=/usr/local/bin/weft bench serve ", "ExecStart="+weft+" bench serve ", 1)
+	if installed == string(text) {
+		t.Fatal("the unit starts something else")
+	}
+	unit := filepath.Join(t.TempDir(), "weft-bench.service")
+	if err := os.WriteFile(unit, []byte(installed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("verify: %v\n%s", err, out)
+	}
+}
