@@ -91,7 +91,7 @@ func Run(t *testing.T, kind Kind, newCluster func(t *testing.T) Cluster) {
 }
 
 // patience bounds how long a source may take to publish a change; a working one takes far less.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 type runner struct {
 	t       *testing.T

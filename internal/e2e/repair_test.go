@@ -102,94 +102,89 @@ func differ(want, got map[string]removal) error {
 	return nil
 }
 
+// lists are what objects reads, by one shell: a process for each would be most of what the test costs.
+var lists = []string{"ip -o link", "ip -4 -o addr show scope global", "ip -6 -o addr show scope global", "ip -4 route show", "ip -6 route show", "ip -d -4 rule show",
+	"ip -d -6 rule show", "ip -4 neigh show nud permanent", "ip -6 neigh show nud permanent", "ip nexthop show proto 87", "bridge fdb show", "nft -s list ruleset"}
+
 // objects lists what is weft's in a namespace, each as iproute2 and nft show it, without what differs from one making to the next.
 func objects(t *testing.T, ns *nettest.NS, pod bool) map[string]removal {
 	t.Helper()
-	all := map[string]removal{}
-	where := "node"
+	marked, where := " proto 87", "node"
 	if pod {
-		where = "pod"
+		marked, where = "", "pod"
 	}
-	lines := func(cmd string, each func(line string, f []string)) {
-		t.Helper()
-		out, err := ns.Run("sh", "-c", cmd)
-		if err != nil {
-			return // a device has gone since it was listed
-		}
-		for line := range strings.Lines(out) {
-			if f := strings.Fields(line); len(f) > 0 {
-				each(strings.Join(f, " "), f)
-			}
-		}
+	script := strings.Replace(strings.Join(lists, " || true; echo @@; "), "route show", "route show"+marked, 2)
+	shown := strings.Split(ns.MustRun(t, "sh", "-c", script), "@@\n")
+	if len(shown) != len(lists) {
+		t.Fatalf("%d lists, want %d: %q", len(shown), len(lists), shown)
 	}
+	all := map[string]removal{}
 	add := func(what, cmd string) { all[where+" "+what] = removal{ns, cmd} }
 	ours := func(dev string) bool { return pod && dev == "eth0" || !pod && strings.HasPrefix(dev, "weft") }
-	var devices []string
-	lines("ip -o link", func(_ string, f []string) {
-		dev, _, _ := strings.Cut(strings.TrimSuffix(f[1], ":"), "@")
-		if !ours(dev) {
-			return
+	for i, list := range lists {
+		ip := "ip -4 "
+		if strings.Contains(list, "-6") {
+			ip = "ip -6 "
 		}
-		devices = append(devices, dev)
-		mtu := slices.Index(f, "mtu")
-		up := slices.Contains(strings.Split(strings.Trim(f[2], "<>"), ","), "UP")
-		add(fmt.Sprintf("link %s mtu %s up %v", dev, f[mtu+1], up), "ip link del "+dev)
-	})
-	for _, family := range []string{"-4", "-6"} {
-		lines("ip "+family+" -o addr show scope global", func(_ string, f []string) {
-			if dev := f[1]; ours(dev) || dev == "lo" && !pod {
-				add(fmt.Sprintf("addr %s dev %s", f[3], dev), fmt.Sprintf("ip addr del %s dev %s", f[3], dev))
-			}
-		})
-		marked := " proto 87"
-		if pod {
-			marked = ""
+		if strings.HasPrefix(list, "nft") && !pod {
+			ruleset(shown[i], add)
+			continue
 		}
-		lines("ip "+family+" route show"+marked, func(line string, _ []string) {
-			if strings.Contains(line, "proto kernel") {
-				return
+		for line := range strings.Lines(shown[i]) {
+			f := strings.Fields(line)
+			if len(f) == 0 {
+				continue
 			}
-			line = strings.NewReplacer(" linkdown", "", " pref medium", "").Replace(line)
-			add("route "+line, "ip "+family+" route del "+line+marked)
-		})
-		lines("ip -d "+family+" rule show", func(line string, f []string) {
-			if strings.Contains(line, "proto 87") {
-				add("rule "+line, "ip "+family+" rule del priority "+strings.TrimSuffix(f[0], ":"))
-			}
-		})
-		lines("ip "+family+" neigh show nud permanent", func(_ string, f []string) {
-			if mac := slices.Index(f, "lladdr"); ours(f[2]) && mac > 0 {
-				name := fmt.Sprintf("neigh %s dev %s", f[0], f[2])
-				if !pod { // there it is that of the node's end of the link, which is another one after each making
-					name += " lladdr " + f[mac+1]
+			line = strings.Join(f, " ")
+			switch {
+			case strings.HasSuffix(list, "link"):
+				dev, _, _ := strings.Cut(strings.TrimSuffix(f[1], ":"), "@")
+				if ours(dev) {
+					up := slices.Contains(strings.Split(strings.Trim(f[2], "<>"), ","), "UP")
+					add(fmt.Sprintf("link %s mtu %s up %v", dev, f[slices.Index(f, "mtu")+1], up), "ip link del "+dev)
 				}
-				add(name, fmt.Sprintf("ip neigh del %s dev %s", f[0], f[2]))
+			case strings.Contains(list, "addr"):
+				if dev := f[1]; ours(dev) || dev == "lo" && !pod {
+					add(fmt.Sprintf("addr %s dev %s", f[3], dev), fmt.Sprintf("ip addr del %s dev %s", f[3], dev))
+				}
+			case strings.Contains(list, "route"):
+				if line = strings.NewReplacer(" linkdown", "", " pref medium", "").Replace(line); !strings.Contains(line, "proto kernel") {
+					add("route "+line, ip+"route del "+line+marked)
+				}
+			case strings.Contains(list, "rule"):
+				if strings.Contains(line, "proto 87") {
+					add("rule "+line, ip+"rule del priority "+strings.TrimSuffix(f[0], ":"))
+				}
+			case strings.Contains(list, "neigh"):
+				if mac := slices.Index(f, "lladdr"); ours(f[2]) && mac > 0 {
+					name := fmt.Sprintf("neigh %s dev %s", f[0], f[2])
+					if !pod { // there it is that of the node's end of the link, which is another one after each making
+						name += " lladdr " + f[mac+1]
+					}
+					add(name, fmt.Sprintf("ip neigh del %s dev %s", f[0], f[2]))
+				}
+			case strings.Contains(list, "nexthop"):
+				add("nexthop "+line, "ip nexthop del id "+f[1])
+			case strings.Contains(list, "fdb"):
+				if ours(f[2]) && slices.Contains(f, "dst") {
+					add("fdb "+line, "bridge fdb del "+line)
+				}
 			}
-		})
-	}
-	lines("ip nexthop show proto 87", func(line string, f []string) { add("nexthop "+line, "ip nexthop del id "+f[1]) })
-	for _, dev := range devices {
-		lines("bridge fdb show dev "+dev, func(line string, f []string) {
-			if slices.Contains(f, "dst") {
-				add("fdb "+line+" dev "+dev, "bridge fdb del "+line+" dev "+dev)
-			}
-		})
-	}
-	if !pod {
-		ruleset(lines, add)
+		}
 	}
 	return all
 }
 
-// ruleset adds the chains that have rules, by all that they are.
-func ruleset(lines func(string, func(string, []string)), add func(what, cmd string)) {
+// ruleset adds the tables of ours and the chains that have rules, by all that they are.
+func ruleset(shown string, add func(what, cmd string)) {
 	var table, chain string
 	var rules []string
-	lines("nft -s list ruleset", func(line string, f []string) {
+	for line := range strings.Lines(shown) {
+		f := strings.Fields(line)
 		switch {
+		case len(f) == 0:
 		case f[0] == "table":
-			table = f[1] + " " + f[2]
-			if strings.HasPrefix(f[2], "weft") {
+			if table = f[1] + " " + f[2]; strings.HasPrefix(f[2], "weft") {
 				add("nft table "+table, "nft delete table "+table)
 			}
 		case f[0] == "chain":
@@ -200,7 +195,7 @@ func ruleset(lines func(string, func(string, []string)), add func(what, cmd stri
 			}
 			chain = ""
 		case chain != "" && f[0] != "type":
-			rules = append(rules, line)
+			rules = append(rules, strings.Join(f, " "))
 		}
-	})
+	}
 }
