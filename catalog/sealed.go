@@ -38,20 +38,40 @@ func newSealer(s backend.Settings) (userspace.Sealer, error) {
 		return nil, err
 	}
 	k := &sealer{set: *s.Seal, derived: map[string][32]byte{}}
-	if k.set.PSKFile != "" {
-		if k.password, err = sealed.LoadPassword(k.set.PSKFile); err != nil {
-			return nil, fmt.Errorf("encryption.psk_file: %w", err)
-		}
+	var useless error
+	if k.password, k.own, useless, err = readKeys(k.set.KeyFile, k.set.PSKFile); err != nil {
+		return nil, err
 	}
-	switch k.own, err = ShowKey(k.set.KeyFile); {
-	case err == nil:
-	case k.password == nil:
-		return nil, fmt.Errorf("encryption.key_file: %w, or set encryption.psk_file on all nodes", err)
-	case !errors.Is(err, fs.ErrNotExist):
-		s.Log.Warn("the key file is of no use, and no public key is announced: correct it, or remove it", zap.Error(err))
+	if useless != nil {
+		s.Log.Warn("the key file is of no use, and no public key is announced: correct it, or remove it", zap.Error(useless))
 	}
 	k.Manager, err = sealed.New(sealed.Config{Cipher: cipher, Lanes: s.Queues, RekeyAfter: s.Seal.RekeyAfter, Log: s.Log})
 	return k, err
+}
+
+// readKeys reads the password, nil where there is to be none, and this node's public key, "" where it follows from the
+// password. useless says why a key file that is there is not used.
+func readKeys(keyFile, pskFile string) (password *sealed.Password, own string, useless, err error) {
+	if pskFile != "" {
+		if password, err = sealed.LoadPassword(pskFile); err != nil {
+			return nil, "", nil, fmt.Errorf("encryption.psk_file: %w", err)
+		}
+	}
+	switch own, err = ShowKey(keyFile); {
+	case err == nil:
+		return password, own, nil, nil
+	case password == nil:
+		return nil, "", nil, fmt.Errorf("encryption.key_file: %w, or set encryption.psk_file on all nodes", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return password, "", nil, nil
+	}
+	return password, "", err, nil
+}
+
+// CheckKeys says what keeps a daemon that seals from reading its keys.
+func CheckKeys(keyFile, pskFile string) error {
+	_, _, _, err := readKeys(keyFile, pskFile)
+	return err
 }
 
 // PublicKey implements userspace.Sealer: that of the key file, where there is one.

@@ -76,7 +76,7 @@ does the route that keeps overlay traffic from leaving in clear; 'weft cleanup' 
 			parts.Backend = leavingBy(parts.Backend, over)
 		}
 		if *check {
-			if err := daemon.Check(cfg, parts, zap.NewNop()); err != nil {
+			if err := errors.Join(checkKeys(cfg), daemon.Check(cfg, parts, zap.NewNop())); err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(c.OutOrStdout(), "%s is good\n", *file)
@@ -133,6 +133,17 @@ func load(file string) (*config.Config, daemon.Parts, error) {
 		return nil, daemon.Parts{}, fmt.Errorf("mode %s, control %s: not in the catalog", cfg.Mode.Name, cfg.Control.Kind)
 	}
 	return cfg, daemon.Parts{Backend: mode.New, Source: source.New, Version: version().String()}, nil
+}
+
+// checkKeys reads the keys and the password that a daemon with this configuration would.
+func checkKeys(cfg *config.Config) error {
+	if cfg.Encryption.Cipher == config.CipherNone {
+		return nil
+	}
+	if err := catalog.CheckKeys(cfg.Encryption.KeyFile, cfg.Encryption.PSKFile); err != nil {
+		return configError{err}
+	}
+	return nil
 }
 
 // faulty makes a backend with a stage slowed on purpose.

@@ -212,6 +212,11 @@ func TestExamples(t *testing.T) {
 			}
 			text = []byte("node: {name: a}\nnetwork: {prefixes: [10.244.0.0/16, \"fd00:10:244::/48\"]}\ncontrol: {static: {file: " + nodes + "}}\n")
 		} else { // on node a, with the example's nodes instead of this machine's
+			password := filepath.Join(dir, "password") // no example's: it is in nobody's repository
+			if err := os.WriteFile(password, []byte("correct horse battery staple\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			text = bytes.ReplaceAll(text, []byte("/etc/weft/password"), []byte(password))
 			text = bytes.ReplaceAll(text, []byte("/etc/weft/"), []byte(filepath.Dir(must(filepath.Abs(file)))+"/"))
 			text = bytes.Replace(text, []byte(`name: ""`), []byte(`name: a`), 1)
 		}

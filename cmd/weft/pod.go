@@ -147,7 +147,11 @@ func followConfig(ctx context.Context, file string, inForce [32]byte, every time
 		if last = now; now == inForce {
 			continue
 		}
-		if _, _, err := load(file); err != nil {
+		fresh, _, err := load(file)
+		if err == nil {
+			err = checkKeys(fresh)
+		}
+		if err != nil {
 			log.Error("the configuration has changed and is wrong: the one before stays in force", zap.String("file", file), zap.Error(err))
 			continue
 		}

@@ -169,3 +169,33 @@ func TestCNIInstallPlugins(t *testing.T) {
 		t.Errorf("again: exit %d: %s", code, out)
 	}
 }
+
+// --check reads the keys that the daemon would read, and says of them what the daemon would.
+func TestCheckReadsKeys(t *testing.T) {
+	t.Parallel()
+	nettest.RequireRoot(t)
+	dir := t.TempDir()
+	conf, password := filepath.Join(dir, "weft.yaml"), filepath.Join(dir, "password")
+	text := fmt.Sprintf("network: 10.244.0.0/16\nmode: tun-gso\nencryption: {cipher: auto, psk_file: %s, key_file: %s}\n", password, filepath.Join(dir, "key"))
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check := func(want int, says string) {
+		t.Helper()
+		if out, errs, code := weftMain(t.Context(), "daemon", "--check", "--config", conf); code != want || !strings.Contains(out+errs, says) {
+			t.Errorf("exit %d, want %d and %q: %s%s", code, want, says, out, errs)
+		}
+	}
+	check(exitUsage, "encryption.psk_file")
+	for _, c := range []struct {
+		text string
+		mode os.FileMode
+		code int
+		says string
+	}{{"short", 0o600, exitUsage, "bytes"}, {"long enough a password", 0o644, exitUsage, "others may read it"}, {"long enough a password", 0o600, exitDone, "is good"}} {
+		if err := errors.Join(os.WriteFile(password, []byte(c.text), 0o600), os.Chmod(password, c.mode)); err != nil {
+			t.Fatal(err)
+		}
+		check(c.code, c.says)
+	}
+}

@@ -43,14 +43,10 @@ func entries(t *testing.T, data []byte) (files map[string]string, headers map[st
 func tree(t *testing.T, when time.Time, umask os.FileMode) string {
 	t.Helper()
 	root := t.TempDir()
-	self, err := os.ReadFile(os.Args[0]) // a Go program, for the list of what is in it
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, f := range map[string]struct {
 		data []byte
 		mode os.FileMode
-	}{"usr/local/bin/weft": {self, 0o755}, "etc/passwd": {[]byte("root\n"), 0o644}} {
+	}{"usr/local/bin/weft": {[]byte("\x7fELF, not really"), 0o755}, "etc/passwd": {[]byte("root\n"), 0o644}} {
 		path := filepath.Join(root, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, f.data, f.mode), os.Chmod(path, f.mode&^umask), os.Chtimes(path, when, when)); err != nil {
 			t.Fatal(err)
@@ -144,12 +140,50 @@ func TestArchive(t *testing.T) {
 		if headers["usr/local/bin/weft"].Mode != 0o755 || headers["etc/passwd"].Mode != 0o644 || headers["run-too"].Linkname != "../run" {
 			t.Errorf("%+v", headers)
 		}
-		if list := inside[sbomPath]; !strings.Contains(list, runtime.Version()) || !strings.Contains(list, "SPDX-2.3") {
+		if list := inside[sbomPath]; !strings.Contains(list, "SPDX-2.3") {
 			t.Errorf("the list of what is in it: %s", list)
 		}
 	}
 	if !slices.Equal(seen, []string{"amd64", "arm64"}) {
 		t.Errorf("platforms %v", seen)
+	}
+}
+
+// The list of what is in it names what a Go program is made of: this one.
+func TestSBOM(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	if err := os.Symlink(os.Args[0], filepath.Join(root, "link")); err != nil {
+		t.Fatal(err)
+	}
+	o := options{version: "v1", created: time.Unix(1e9, 0).UTC()}
+	if list, err := o.sbom("amd64", root); err != nil || strings.Contains(string(list), runtime.Version()) {
+		t.Errorf("a link is listed: %s, %v", list, err)
+	}
+	self, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "program"), self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	list, err := o.sbom("amd64", root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		Packages []struct {
+			Name, VersionInfo string
+		}
+		Relationships []struct{ SPDXElementID, RelationshipType, RelatedSPDXElement string }
+	}
+	decode(t, string(list), &doc)
+	names := map[string]string{}
+	for _, p := range doc.Packages {
+		names[p.Name] = p.VersionInfo
+	}
+	if names["stdlib"] != runtime.Version() || names["program"] != "v1" || len(doc.Relationships) < 2 {
+		t.Errorf("%s", list)
 	}
 }
 
