@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -75,6 +77,11 @@ func simulated(i int) (name string, endpoint netip.Addr, prefixes []netip.Prefix
 		netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(1 + i>>8), byte(i), 0}), 24),
 		netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%x::/64", 0x1000+i)),
 	}
+}
+
+// publicKey is that of node i: no two nodes may have one.
+func publicKey(i int) string {
+	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(make([]byte, 28), uint32(1+i)))
 }
 
 func benchmarkScale(b *testing.B, c *cluster, s store) {
@@ -200,8 +207,8 @@ func (etcdScale) keys(i int) (pairs []string) {
 	name, at, prefixes := simulated(i)
 	by := fmt.Sprintf(`"owner":{"id":"0123456789abcdef0123456789abcdef-%d","epoch":1}`, i)
 	pairs = []string{"/weft/nodes/" + name, fmt.Sprintf(
-		`{"endpoints":["%v"],"prefixes":["%s"],"mac":"02:00:00:00:%02x:%02x","features":["rco"],"public_key":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",%s}`,
-		at, quoted(prefixes), i>>8, i&255, by)}
+		`{"endpoints":["%v"],"prefixes":["%s"],"mac":"02:00:00:00:%02x:%02x","features":["rco"],"public_key":%q,%s}`,
+		at, quoted(prefixes), i>>8, i&255, publicKey(i), by)}
 	for _, p := range prefixes {
 		pairs = append(pairs, fmt.Sprintf("/weft/prefixes/%v-%d", p.Addr(), p.Bits()), fmt.Sprintf(`{"node":%q,%s}`, name, by))
 	}
@@ -247,7 +254,7 @@ func (kubeScale) object(i int) string {
 	text, err := json.Marshal(map[string]any{
 		"metadata": map[string]any{"name": name, "labels": labels, "annotations": map[string]string{
 			"weft.network/vtep-mac": fmt.Sprintf("02:00:00:00:%02x:%02x", i>>8, i&255), "weft.network/vni": "1",
-			"weft.network/public-key": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}},
+			"weft.network/public-key": publicKey(i)}},
 		"spec": map[string]any{"podCIDR": prefixes[0], "podCIDRs": prefixes},
 		"status": map[string]any{"addresses": []any{map[string]any{"type": "InternalIP", "address": at}}, "images": images,
 			"conditions": []any{map[string]any{"type": "Ready", "status": "True"}}},
