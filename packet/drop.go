@@ -18,7 +18,7 @@ const (
 	TooBig            // larger than the tunnel carries; answered with ICMP
 	BadChecksum       // the inner transport checksum is wrong
 	Truncated         // the datagram was larger than any buffer (MSG_TRUNC)
-	NoEndpoint        // out: we have no address of the peer's address family
+	NoEndpoint        // out: we have no address of the peer's address family, or the lane has not the way that leads there
 	Unresolved        // out: the next hop's MAC address is not known yet
 	QueueFull         // the receiver's queue was full
 	Refused           // the kernel refused it for another reason
