@@ -141,8 +141,6 @@ func (l *Lane) Turn() error {
 	}
 
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	defer func() { l.since = now() }()
 	n := b.Len()
 	l.last = n
 	l.stats.Turns++
@@ -163,7 +161,10 @@ func (l *Lane) Turn() error {
 		t = l.pass(l.flood, b, t)
 	}
 	l.leave(b, t)
-	return l.failed
+	err := l.failed
+	l.since = now()
+	l.mu.Unlock()
+	return err
 }
 
 // pass takes a batch through a step. t is when it got there, 0 where nobody wants to know; what is returned is when it has passed.
@@ -271,7 +272,7 @@ func shed(p *packet.Packet, o packet.Overhead) bool {
 
 // countPeers charges the living packets to the peers they go to or come from, in inner bytes.
 func (l *Lane) countPeers(x *exit, b *packet.Batch) {
-	pkts := b.Packets()
+	pkts, around, opaque := b.Packets(), x.around, x.opaque
 	for i := range pkts {
 		p := &pkts[i]
 		if p.Hop == nil {
@@ -284,9 +285,9 @@ func (l *Lane) countPeers(x *exit, b *packet.Batch) {
 			}
 			l.peers = append(l.peers, make([]PeerStats, id+64-len(l.peers))...)
 		}
-		inner := p.Len() - x.around
-		if x.opaque != nil {
-			inner -= x.opaque.Added(p).Total()
+		inner := p.Len() - around
+		if opaque != nil {
+			inner -= opaque.Added(p).Total()
 		}
 		l.peers[id].Packets++
 		l.peers[id].Bytes += uint64(inner)
