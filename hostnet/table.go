@@ -164,7 +164,7 @@ func (e *ObjectError) Error() string {
 	if e.Holder != "" {
 		return fmt.Sprintf("hostnet: add %s: %v: %s", e.Object, e.Err, e.Holder)
 	}
-	if errors.Is(e.Err, unix.EEXIST) {
+	if errors.Is(e.Err, unix.EEXIST) && e.Object != "link "+e.Dev { // of a link, whoever makes it says what is in the way
 		return fmt.Sprintf("hostnet: add %s: %v: something that is not weft's has its place; remove that", e.Object, e.Err)
 	}
 	return fmt.Sprintf("hostnet: add %s: %v%s", e.Object, e.Err, hint(e.Err))
