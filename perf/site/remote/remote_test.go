@@ -1,8 +1,10 @@
 package remote_test
 
 import (
+	"bytes"
 	"fmt"
 	"math"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,7 +134,31 @@ func row(t *testing.T, r *result.Result, contender, path, metric string) result.
 	return result.Row{}
 }
 
-// TestBetweenHosts measures the underlay, overlays of every kind and somebody else's tunnel between two hosts.
+// daemon starts a daemon of weft on the first host, as anybody may have one there, and returns its socket.
+func (h *hosts) daemon() string {
+	h.t.Helper()
+	file, nodes, socket := filepath.Join(h.dir, "weft.yaml"), filepath.Join(h.dir, "nodes.yaml"), filepath.Join(h.dir, "weft.sock")
+	for name, text := range map[string]string{
+		nodes: fmt.Sprintf("nodes:\n  - {name: a, endpoints: [%s], prefixes: [10.244.1.0/24]}\n  - {name: b, endpoints: [%s], prefixes: [10.244.2.0/24]}\n", addrA, addrB),
+		file: fmt.Sprintf("node: {name: a}\nnetwork: {prefixes: [10.244.0.0/16]}\nmode: tun\ncni: {masquerade: false}\napi: {socket: %q}\nstate_dir: %q\ncontrol: {kind: static, static: {file: %q}}\n",
+			socket, h.dir, nodes),
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	p := h.a.MustStart(h.t, weft, "daemon", "--config", file)
+	nettest.Eventually(h.t, patience, func() error {
+		out, err := h.a.Run(weft, "status", "--socket", socket)
+		if err != nil {
+			return fmt.Errorf("%w\n%s\n%s", err, out, p.Output())
+		}
+		return nil
+	})
+	return socket
+}
+
+// TestBetweenHosts measures the underlay, overlays of every kind and somebody else's tunnel between two hosts, one of which has a daemon of weft.
 func TestBetweenHosts(t *testing.T) {
 	t.Parallel()
 	h := start(t, 1500)
@@ -144,6 +170,7 @@ func TestBetweenHosts(t *testing.T) {
 		c.ns.MustRun(t, "ip", "addr", "add", c.inner, "dev", "theirs")
 		c.ns.MustRun(t, "ip", "link", "set", "theirs", "mtu", "1450", "up")
 	}
+	daemon := h.daemon()
 	const everything = "ip -o link; ip -4 addr; ip route show table all | grep -ve ^multicast -e fe80:; ip rule; nft list ruleset; sysctl -a 2>/dev/null | grep forwarding"
 	before, err := h.a.Run("sh", "-c", everything)
 	if err != nil {
@@ -179,6 +206,9 @@ func TestBetweenHosts(t *testing.T) {
 		if b.PathBalance != nil || !b.OK {
 			t.Errorf("account %+v", b)
 		}
+	}
+	if out, err := h.a.Run(weft, "status", "--socket", daemon); err != nil {
+		t.Errorf("the daemon that was there before: %v\n%s", err, out)
 	}
 	after, err := h.a.Run("sh", "-c", everything)
 	if err != nil {
@@ -385,5 +415,40 @@ func TestUnit(t *testing.T) {
 	}
 	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("verify: %v\n%s", err, out)
+	}
+}
+
+// TestStrangers: while strangers knock at an agent a thousand times, a run is carried out to its end, and all of it.
+func TestStrangers(t *testing.T) {
+	t.Parallel()
+	h := start(t, 1500)
+	ended := make(chan struct{})
+	knocked := make(chan int, 1)
+	go h.b.Do(func() {
+		n := 0
+		defer func() { knocked <- n }()
+		for ; n < 1000 || !closed(ended); n++ {
+			c, err := net.Dial("tcp", addrB+":8479")
+			if err != nil {
+				continue
+			}
+			_, _ = c.Write(bytes.Repeat([]byte{22}, 64))
+			c.Close()
+			time.Sleep(time.Millisecond)
+		}
+	})
+	r, said, err := h.run("--contenders", "bare", "--tests", "tcp-rr,udp-stream:size=600:rate=1e6", "--duration", "300ms", "--repeat", "2")
+	close(ended)
+	if n := <-knocked; err != nil || r == nil || len(r.Failed) > 0 || n < 1000 {
+		t.Errorf("%d strangers: %v\n%s", n, err, said)
+	}
+}
+
+func closed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
