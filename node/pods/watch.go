@@ -31,7 +31,7 @@ type watches struct {
 
 type watch struct {
 	inode uint64
-	file  *os.File
+	file  *os.File // nil where the namespace cannot be listened to, which is said once
 }
 
 // follow opens and closes sockets so that there is one for each attachment.
@@ -48,12 +48,12 @@ func (w *watches) follow(attached []attachment) {
 			continue
 		}
 		file, err := listenInside(a.Netns, a.Inode)
+		w.close(k)
+		w.open[k], stays[k] = &watch{number, file}, true
 		if err != nil {
 			w.m.o.Log.Warn("a pod's namespace does not tell of changes, and is looked at every few seconds", zap.String("container", a.ContainerID), zap.Error(err))
 			continue
 		}
-		w.close(k)
-		w.open[k], stays[k] = &watch{number, file}, true
 		w.m.suspect(k) // for what happened before
 		go w.m.hear(k, file)
 	}
@@ -66,7 +66,9 @@ func (w *watches) follow(attached []attachment) {
 
 func (w *watches) close(k string) {
 	if have := w.open[k]; have != nil {
-		have.file.Close()
+		if have.file != nil {
+			have.file.Close()
+		}
 		delete(w.open, k)
 	}
 }
