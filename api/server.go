@@ -130,6 +130,9 @@ func Handler(d Daemon, p Pods) http.Handler {
 	if t, ok := d.(Tracer); ok {
 		handleTrace(mux, t)
 	}
+	if p, ok := d.(Policer); ok {
+		handlePolicies(mux, p)
+	}
 	c := &captures{cancels: map[uint64]context.CancelFunc{}}
 	mux.HandleFunc("GET /v1/capture", c.start(d))
 	mux.HandleFunc("DELETE /v1/capture/{id}", c.stop)

@@ -106,8 +106,9 @@ func TestEveryKindIsPutBack(t *testing.T) {
 	mon := b.monitor()
 	b.apply(everyKind())
 	again, _ := b.open("test")
-	if err := again.Apply("test", everyKind()); err != nil || again.Repairs() != 0 {
-		t.Errorf("a restart: %v, %d repairs", err, again.Repairs())
+	generation := again.raw.generation()
+	if err := again.Apply("test", everyKind()); err != nil || again.Repairs() != 0 || again.raw.generation() != generation {
+		t.Errorf("a restart: %v, %d repairs, nftables were of generation %d and are of %d", err, again.Repairs(), generation, again.raw.generation())
 	}
 	if events := mon(); len(events) > 0 {
 		t.Errorf("a second Apply changed the kernel's state:\n%s", strings.Join(events, "\n"))

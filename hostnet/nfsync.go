@@ -183,35 +183,39 @@ func (h *Host) Counts(family nftables.TableFamily, tables ...string) (map[string
 
 func equal[T comparable](a, b *T) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }
 
-// syncElements makes the elements of a table's sets right.
-func syncElements(conn *nftables.Conn, t wantedTable) (bool, error) {
-	changed := false
+// syncElements makes the elements of a table's sets right, in one transaction: no packet finds some of them changed and others not.
+func syncElements(conn *nftables.Conn, t wantedTable) (changed bool, err error) {
 	for i := range t.Sets {
 		s := t.Sets[i].Set
 		s.Table = &nftables.Table{Name: t.Name, Family: t.Family}
 		have, err := conn.GetSetElements(&s)
 		if err != nil {
-			return changed, fmt.Errorf("hostnet: %s: read set %s: %w", t, s.Name, err)
+			return false, fmt.Errorf("hostnet: %s: read set %s: %w", t, s.Name, err)
+		}
+		if s.DataType == nftables.TypeVerdict {
+			for k := range have {
+				have[k].Val, have[k].VerdictData = nil, verdictOf(have[k].Val)
+			}
 		}
 		gone, come := differentElements(have, t.Sets[i].Elements)
-		if len(gone)+len(come) == 0 {
-			continue
-		}
 		if len(gone) > 0 {
 			err = conn.SetDeleteElements(&s, gone)
 		}
 		if err == nil && len(come) > 0 {
 			err = conn.SetAddElements(&s, come)
 		}
-		if err == nil {
-			err = conn.Flush()
-		}
 		if err != nil {
-			return true, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
+			return false, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
 		}
-		changed = true
+		changed = changed || len(gone)+len(come) > 0
 	}
-	return changed, nil
+	if !changed {
+		return false, nil
+	}
+	if err := conn.Flush(); err != nil {
+		return true, fmt.Errorf("hostnet: %s: change its sets: %w%s", t, err, hint(err))
+	}
+	return true, nil
 }
 
 func differentElements(have, want []nftables.SetElement) (gone, come []nftables.SetElement) {

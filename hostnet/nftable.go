@@ -1,13 +1,17 @@
 package hostnet
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"hash"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 // Table is an nftables table of ours. Chains and rules are put in force in one transaction, so that no packet finds them half made;
@@ -100,6 +104,25 @@ func element(e nftables.SetElement) string {
 		s += fmt.Sprintf(" %d %s", v.Kind, v.Chain)
 	}
 	return s
+}
+
+// verdictOf reads what the kernel says that an element of a verdict map maps to (NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN), which the library
+// leaves as bytes; nil for what ends an interval.
+func verdictOf(b []byte) *expr.Verdict {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil || len(attrs) == 0 {
+		return nil
+	}
+	v := &expr.Verdict{}
+	for _, a := range attrs {
+		switch {
+		case a.Attr.Type&nl.NLA_TYPE_MASK == unix.NFTA_VERDICT_CODE && len(a.Value) >= 4:
+			v.Kind = expr.VerdictKind(int32(binary.BigEndian.Uint32(a.Value)))
+		case a.Attr.Type&nl.NLA_TYPE_MASK == unix.NFTA_VERDICT_CHAIN:
+			v.Chain = string(bytes.TrimRight(a.Value, "\x00"))
+		}
+	}
+	return v
 }
 
 // elements tells one content of sets from another, without a look at each: a Want is never edited, so the same list has the same

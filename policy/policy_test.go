@@ -267,3 +267,15 @@ func TestMistakes(t *testing.T) {
 		}
 	}
 }
+
+// FuzzParse: nothing that a file holds breaks the reader, and what it takes compiles.
+func FuzzParse(f *testing.F) {
+	for _, c := range table {
+		f.Add([]byte(town + c.policies))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if w, err := Parse("f", data); err == nil {
+			w.Compile(nil)
+		}
+	})
+}

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"weft/policy"
 )
 
 // TestPolicyCommands: the example's connections are explained in words and in JSON, with the verdict in the exit code.
@@ -20,11 +22,12 @@ func TestPolicyCommands(t *testing.T) {
 		{"explain --file F lab/client shop/db 5432", exitFailed, []string{"denied: isolated by NetworkPolicy shop/db, shop/deny-all, of which no rule allows it", "remedy: allow TCP 5432 from pod lab/client"}},
 		{"explain --file F lab/client shop/web 23", exitFailed, []string{`denied by ClusterNetworkPolicy no-telnet of tier Admin, rule ingress[0] "telnet"`}},
 		{"explain --file F 192.0.2.9 lab/client icmp", exitDone, []string{"allowed: no policy is about it"}},
-		{"explain --file F shop/web shop/none 80", exitUsage, []string{"the file has no pod shop/none"}},
+		{"explain --file F shop/web shop/none 80", exitUsage, []string{"there is no pod shop/none among the workloads"}},
 		{"explain --file F shop/web 192.0.2.1 gre", exitUsage, []string{`"gre" is not a port`}},
 		{"explain --file F 10.0.0.1 2001:db8::1 80", exitUsage, []string{"no address of one family"}},
 		{"explain --file /nowhere a b 80", exitUsage, []string{"no such file"}},
-		{"explain shop/web shop/db 80", exitUsage, []string{"file"}},
+		{"explain --socket /nowhere/sock shop/web shop/db 80", exitUnreachable, []string{"/nowhere/sock"}},
+		{"explain shop/web shop/db", exitUsage, []string{"accepts 3 arg"}},
 		{"list --file F", exitDone, []string{"shop/db", "NetworkPolicy", "no-telnet", "Admin", "shop/web,shop/db"}},
 	} {
 		out, code := policyCommand("policy "+c.args, file)
@@ -38,7 +41,7 @@ func TestPolicyCommands(t *testing.T) {
 		}
 	}
 	out, _ := policyCommand("policy explain -o json --file F lab/client shop/db 5432", file)
-	var answers []explained
+	var answers []policy.Explained
 	if err := json.NewDecoder(strings.NewReader(out)).Decode(&answers); err != nil || len(answers) != 2 || answers[0].Allowed || len(answers[0].Ends) != 2 || answers[0].Ends[1].Remedy == "" {
 		t.Errorf("%v: %s", err, out)
 	}

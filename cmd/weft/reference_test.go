@@ -23,6 +23,7 @@ import (
 	"weft/node/metrics"
 	"weft/packet"
 	"weft/perf/probe"
+	"weft/policy"
 )
 
 const reference = "../../docs/reference.md"
@@ -164,7 +165,7 @@ func TestReferenceAPI(t *testing.T) {
 			t.Errorf("%s: %d", r[0], w.Code)
 		}
 	}
-	for _, file := range []string{"server.go", "podserver.go", "trace.go"} {
+	for _, file := range []string{"server.go", "podserver.go", "trace.go", "policy.go"} {
 		source, err := os.ReadFile("../../api/" + file)
 		if err != nil {
 			t.Fatal(err)
@@ -189,8 +190,10 @@ func (silent) Trace(_ context.Context, _ string, started func(), _ func(api.Trac
 	started()
 	return nil
 }
-func (silent) Path(api.PathQuestion) (api.Path, error) { return api.Path{}, nil }
-func (silent) Probe(api.PathQuestion) (string, error)  { return "", nil }
+func (silent) Path(api.PathQuestion) (api.Path, error)            { return api.Path{}, nil }
+func (silent) Policies() api.Policies                             { return api.Policies{} }
+func (silent) Explain(_, _, _ string) ([]policy.Explained, error) { return nil, nil }
+func (silent) Probe(api.PathQuestion) (string, error)             { return "", nil }
 func (silent) Attach(context.Context, api.AttachRequest) (api.AttachResult, error) {
 	return api.AttachResult{}, nil
 }

@@ -13,7 +13,7 @@ var floors = [][]string{
 	{"node"},
 	{"insight"},
 	{"api"},
-	{"backend"},
+	{"backend", "policy/nft"},
 	{"backend/status"},
 	{"hostnet"},
 	{"control/controltest", "control/etcd", "control/kubernetes", "control/static", "tun", "xdp", "underlay", "encap"},

@@ -39,7 +39,9 @@ var (
 		"backend":             {code: []string{"backend/status", "catalog/mode", "control", "dataplane", "packet", "hostnet/egress", "hostnet", unix, zap}},
 
 		// who may speak with whom: knows no kernel and no Kubernetes
-		"policy": {code: []string{"internal/config/strict"}},
+		"policy":            {[]string{"internal/config/strict"}, []string{"policy/policytest"}},
+		"policy/policytest": {code: []string{"policy"}},
+		"policy/nft":        {[]string{"hostnet", "policy", unix, "github.com/google/nftables/..."}, []string{"policy/policytest"}},
 
 		// the parts: vocabulary, ground, and the one library a part is about
 		"tun":         {[]string{"packet", "internal/holder", "internal/wait", unix, nl, "github.com/songgao/water"}, []string{"packet/packettest", nl, gopacket}},
@@ -99,12 +101,13 @@ var (
 		"perf/model":   {code: []string{"perf/result", "perf/probe", "internal/config/strict", "gonum.org/v1/gonum/stat/..."}},
 
 		// what one node does, and what other processes may ask of it
-		"api": {code: []string{"backend/status"}},
-		"node/daemon": {[]string{"backend", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/systemd", "internal/txloss",
+		"api": {code: []string{"backend/status", "policy"}},
+		"node/daemon": {[]string{"backend", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/policies", "node/systemd", "policy", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
-		"node/metrics": {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, nil}, // the library is nowhere else
-		"node/pods":    {code: []string{"internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
-		"node/systemd": {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
+		"node/metrics":  {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is nowhere else
+		"node/pods":     {code: []string{"internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
+		"node/policies": {code: []string{"hostnet", "policy", "policy/nft", zap}},
+		"node/systemd":  {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 
 		// what explains a node
 		"insight/capture": {[]string{"backend", "dataplane", "packet", "insight/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
@@ -121,7 +124,7 @@ var (
 		"internal/backoff":       {},
 		"internal/config":        {code: []string{"catalog/mode", "control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/e2e":           {tests: []string{"catalog", "catalog/mode", "api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
+		"internal/e2e":           {tests: []string{"policy", "catalog", "catalog/mode", "api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
 		"internal/ipnet":         {},
 		"internal/kernel":        {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
 		"internal/netlab":        {code: []string{"internal/ipnet", nl, netns, unix}},

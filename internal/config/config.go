@@ -25,6 +25,7 @@ const (
 	DefaultSocket   = "/run/weft/weft.sock"
 	DefaultStateDir = "/var/lib/weft"
 	DefaultKeyFile  = "/var/lib/weft/key"
+	DefaultPolicies = "/etc/weft/policies.yaml"
 )
 
 // Config is the effective configuration of one daemon.
@@ -36,6 +37,7 @@ type Config struct {
 	Encryption Encryption
 	Control    Control
 	CNI        CNI
+	Policy     Policy
 	API        API
 	StateDir   string
 
@@ -104,6 +106,12 @@ type CNI struct {
 	Attach     string // routed or bridge
 	SpoofCheck bool   // what pods send is checked at their links
 	Masquerade bool
+}
+
+// Policy is who may speak with whom.
+type Policy struct {
+	Enabled bool
+	File    string // of workloads and policies, absolute path
 }
 
 // API is what the daemon answers on.

@@ -47,6 +47,7 @@ control:
   etcd: {endpoints: ["http://127.0.0.1:2379"], prefix: "", schema: weft, lease: 1h, ca_file: "", cert_file: "", key_file: "", username: "", password_file: ""}
   subnet_env: ""
 cni:      {attach: routed, masquerade: true, spoofcheck: true}
+policy:   {enabled: false, file: /etc/weft/policies.yaml}
 api:      {socket: /run/weft/weft.sock, metrics: 127.0.0.1:9470}
 state_dir: /var/lib/weft
 `
@@ -90,6 +91,7 @@ control:
   kubernetes: {kubeconfig: /kc, server: "192.0.2.9:6443", schema: flannel}
   subnet_env: /run/flannel/subnet.env
 cni:      {attach: bridge, masquerade: false, spoofcheck: false}
+policy:   {enabled: false, file: /pol}
 api:      {socket: /s, metrics: ""}
 state_dir: /d
 `), full)
@@ -107,7 +109,7 @@ state_dir: /d
 		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",
 		"control.etcd.lease 1m30s", "control.etcd.ca_file /ca", "control.etcd.cert_file /c", "control.etcd.key_file /kk", "control.etcd.username u",
 		"control.etcd.password_file /pw", "control.kubernetes.kubeconfig /kc", "control.kubernetes.server 192.0.2.9:6443", "control.kubernetes.schema flannel", "control.subnet_env /run/flannel/subnet.env",
-		"cni.attach bridge", "cni.masquerade false", "cni.spoofcheck false", "api.socket /s", "api.metrics ", "state_dir /d",
+		"cni.attach bridge", "cni.masquerade false", "cni.spoofcheck false", "policy.enabled false", "policy.file /pol", "api.socket /s", "api.metrics ", "state_dir /d",
 	}
 	for i, s := range c.Show() {
 		if got := fmt.Sprintf("%s %v", s.Key, s.Value); got != want[i] {
@@ -249,6 +251,7 @@ func TestMistakes(t *testing.T) {
 		"same ports":       {"network: {prefixes: [10.0.0.0/8], port: 9}\nencryption: {cipher: auto, port: 9}", full, []string{"weft.yaml:2: encryption.port: is the plain tunnel's port too"}},
 		"cni unbuilt":      {net + "cni: {attach: bridge}", slim, []string{"weft.yaml:2: cni.attach: this weft is built without a CNI plugin"}},
 		"attach unknown":   {net + "cni: {attach: routd}", full, []string{`weft.yaml:2: cni.attach: "routd" is unknown: did you mean routed?`}},
+		"policy bridged":   {net + "cni: {attach: bridge}\npolicy: {enabled: true}", full, []string{"weft.yaml:3: policy.enabled: network policy cannot be enforced among bridged pods"}},
 		"masquerade":       {net + "cni: {masquerade: 1}", full, []string{"weft.yaml:2: cni.masquerade: is the number 1, wants true or false"}},
 		"metrics":          {net + "api: {metrics: \"9470\"}", full, []string{`weft.yaml:2: api.metrics: "9470" is not host:port`}},
 		"control":          {net + "control: {kind: statik}", slim, []string{`weft.yaml:2: control.kind: this weft has no control source "statik": did you mean static?`}},

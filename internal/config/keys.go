@@ -138,6 +138,16 @@ func keys() []key {
 				}
 			},
 			get: func(c *Config) any { return c.CNI.SpoofCheck }},
+		{name: "policy.enabled", initial: "false",
+			read: func(c *Config, v strict.Value) {
+				if b, ok := v.Bool(); ok {
+					c.Policy.Enabled = b
+				}
+			},
+			get: func(c *Config) any { return c.Policy.Enabled }},
+		{name: "policy.file", initial: DefaultPolicies,
+			read: func(c *Config, v strict.Value) { text(v, &c.Policy.File, absolute, notEmpty) },
+			get:  func(c *Config) any { return c.Policy.File }},
 		{name: "api.socket", initial: DefaultSocket,
 			read: func(c *Config, v strict.Value) { text(v, &c.API.Socket, absolute, notEmpty, socketLength) },
 			get:  func(c *Config) any { return c.API.Socket }},

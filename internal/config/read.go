@@ -208,6 +208,9 @@ func (r reader) check(doc *strict.Document) {
 	if cipher := r.values["encryption.cipher"]; cipher.Present() && c.Encryption.Cipher != CipherNone && !c.Mode.Seals() {
 		cipher.Fail("mode %s cannot seal: the kernel carries its packets; write mode: %s, or cipher: none", c.Mode.Name, mode.Default)
 	}
+	if on := r.values["policy.enabled"]; c.Policy.Enabled && c.CNI.Attach == "bridge" {
+		on.Fail("network policy cannot be enforced among bridged pods: their frames pass no forward hook; write cni: {attach: routed}")
+	}
 	plain := c.Network.Port
 	if plain == 0 {
 		plain = c.Mode.Port

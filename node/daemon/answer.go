@@ -102,6 +102,11 @@ func (d *Daemon) status() api.Status {
 	}
 	s.Endpoints, s.Prefixes = full(state.Self.Endpoints), full(state.Self.Prefixes)
 	s.Control.Nodes, s.Control.AsOf = len(state.Nodes)+1, state.AsOf
+	if d.policies != nil {
+		if p := d.policies.Problem(); p != "" {
+			s.Problems = append(s.Problems, api.Problem{Text: "network policy: " + p})
+		}
+	}
 	for _, p := range slices.Concat(state.Problems, d.leftOut(), b.Problems) {
 		s.Problems = append(s.Problems, api.Problem{Node: p.Node, Text: p.Text})
 	}
@@ -113,9 +118,23 @@ func (d *Daemon) status() api.Status {
 	return s
 }
 
+// ownPrefixes are those of this node, none while they are not known.
+func (d *Daemon) ownPrefixes() []netip.Prefix {
+	state, _ := d.look()
+	if state == nil {
+		return nil
+	}
+	return state.Self.Prefixes
+}
+
 // forPods is what attaching pods needs to know.
 func (d *Daemon) forPods() pods.Node {
 	s := d.status()
+	if d.policies != nil && s.Ready {
+		if err := d.policies.Ready(); err != nil {
+			s.Ready, s.Reason = false, err.Error()
+		}
+	}
 	return pods.Node{Prefixes: s.Prefixes, Network: s.Network, MTU: s.InnerMTU, Ports: overlayPorts(d.cfg), Ready: s.Ready, Reason: s.Reason}
 }
 

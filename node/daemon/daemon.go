@@ -24,6 +24,7 @@ import (
 	"weft/internal/txloss"
 	"weft/node/metrics"
 	"weft/node/pods"
+	"weft/node/policies"
 	"weft/node/systemd"
 )
 
@@ -64,7 +65,8 @@ type Daemon struct {
 	carried   bool         // a State has been in force
 	spared    spared       // likewise
 
-	losses lossWatch
+	losses   lossWatch
+	policies *policies.Manager // nil where policies are off
 
 	life     context.Context // ends with the daemon
 	captures atomic.Int32    // under way
@@ -108,7 +110,11 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	if watched != nil {
 		defer watched.Close()
 	}
-	host, err := hostnet.New(log, backend.Owner, pods.Owner)
+	owners := []string{backend.Owner, pods.Owner}
+	if cfg.Policy.Enabled {
+		owners = append(owners, policies.Owner)
+	}
+	host, err := hostnet.New(log, owners...)
 	if err != nil {
 		return err
 	}
@@ -139,6 +145,11 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		log.Warn("no address of this node that others could reach", zap.Error(err))
 	}
 
+	if cfg.Policy.Enabled {
+		if d.policies, err = policies.New(policies.Options{File: cfg.Policy.File, Node: d.ownPrefixes, Host: host, Log: log}); err != nil {
+			return errors.Join(fmt.Errorf("%w: policy.file: %w", ErrConfiguration, err), b.Close())
+		}
+	}
 	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, SpoofCheck: cfg.CNI.SpoofCheck, Node: d.forPods, Host: host, Log: log})
 	if err != nil {
 		return errors.Join(err, b.Close())
@@ -157,6 +168,9 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		group.Go(func() error { return metrics.Serve(ctx, watched, d, attached) })
 	}
 	group.Go(func() error { return host.Run(ctx) })
+	if d.policies != nil {
+		group.Go(func() error { return d.policies.Run(ctx) })
+	}
 	group.Go(func() error { return b.Run(ctx, d.lookAt) })
 	group.Go(func() error { return d.follow(ctx) })
 	group.Go(func() error { d.applyAll(ctx, parts); return nil })
@@ -243,6 +257,9 @@ func (d *Daemon) update(s control.State) {
 	same := d.state != nil && d.state.Revision == s.Revision
 	d.state = &s
 	d.mu.Unlock()
+	if d.policies != nil {
+		d.policies.Look()
+	}
 	if same {
 		return
 	}
@@ -259,6 +276,11 @@ func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 		return err
 	}
 	defer h.Close()
+	if cfg.Policy.Enabled {
+		if err := policies.Check(cfg.Policy.File); err != nil {
+			return fmt.Errorf("%w: %w", ErrConfiguration, err)
+		}
+	}
 	state, err := readAndRefuse(cfg, parts, h, log)
 	if err != nil || state == nil {
 		return err

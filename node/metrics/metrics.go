@@ -51,6 +51,7 @@ type describe struct {
 	laneTurns, laneReceived, laneCopied, laneSent, laneWaited, laneAge          *description
 	stageCalls, stagePackets, stageTimed, stageSeconds, stageDrops              *description
 	pods, podDrops                                                              *description
+	policies, policyDenied                                                      *description
 }
 
 func newCollector(d api.Daemon, p Pods) *collector {
@@ -101,6 +102,9 @@ func newCollector(d api.Daemon, p Pods) *collector {
 
 		pods:     gauge("pods", "Pods attached to this node."),
 		podDrops: count("pod_drops_total", "Packets of a pod that the check on its link did not let into the node; a series begins with its first drop.", "link", "namespace", "pod", "reason"),
+
+		policies:     gauge("policies", "Network policies that are in force on this node; absent where they are off."),
+		policyDenied: count("policy_denied_packets_total", "Packets that network policies denied; a series begins with the first policy that could.", "tier", "policy", "rule"),
 	}
 	return c
 }
@@ -150,6 +154,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	for _, p := range c.daemon.Peers() {
 		s.peer(p, status, len(lanes) > 0)
 	}
+	if p, ok := c.daemon.(api.Policer); ok {
+		s.policed(p.Policies())
+	}
 	pods, err := c.pods.Pods()
 	if err != nil {
 		return // the log and `weft pods` say so
@@ -157,6 +164,16 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	s.send(s.pods, float64(len(pods)))
 	for _, p := range pods {
 		s.byReason(s.podDrops, p.Drops, p.HostInterface, p.PodNamespace, p.PodName)
+	}
+}
+
+func (s scrape) policed(p api.Policies) {
+	if !p.Enabled || p.Since.IsZero() {
+		return
+	}
+	s.send(s.policies, float64(len(p.Policies)))
+	for _, d := range p.Denied {
+		s.send(s.policyDenied, float64(d.Packets), d.Tier, d.Policy, d.Rule)
 	}
 }
 

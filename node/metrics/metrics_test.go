@@ -19,6 +19,7 @@ import (
 
 	"weft/api"
 	"weft/node/metrics"
+	"weft/policy"
 )
 
 // watched is a daemon whose answers are what the test puts in.
@@ -28,11 +29,16 @@ type watched struct {
 	peers  []api.Peer
 	lanes  []api.Lane
 	pods   []api.Pod
+
+	policies api.Policies
 }
 
 func (w watched) Status() api.Status { return w.status }
 func (w watched) Peers() []api.Peer  { return w.peers }
 func (w watched) Lanes() []api.Lane  { return w.lanes }
+
+func (w watched) Policies() api.Policies                             { return w.policies }
+func (w watched) Explain(_, _, _ string) ([]policy.Explained, error) { return nil, nil }
 
 func (w watched) Pods() ([]api.Pod, error) { return w.pods, nil }
 
@@ -51,7 +57,8 @@ func full() watched {
 				CookiesSent: 26, CookiesReceived: 27}}},
 		lanes: []api.Lane{{Name: "out/0", Turns: 31, Received: 32, Copied: 33, Sent: 34, Waited: 1.5e9, Age: 2e9,
 			Stages: []api.Stage{{Name: "recv tun", Calls: 35, Packets: 36, Timed: 37, Nanos: 2.5e8, Drops: map[string]uint64{"no-route": 38, "not-ip": 39}}}}},
-		pods: []api.Pod{{HostInterface: "weft0123456789a", PodNamespace: "default", PodName: "web", Drops: map[string]uint64{"wrong-source": 40}}, {HostInterface: "weft0123456789b"}},
+		policies: api.Policies{Enabled: true, Since: now, Policies: make([]policy.Listed, 41), Denied: []api.PolicyDenied{{Tier: "Admin", Policy: "p", Rule: "ingress[0]", Packets: 42}}},
+		pods:     []api.Pod{{HostInterface: "weft0123456789a", PodNamespace: "default", PodName: "web", Drops: map[string]uint64{"wrong-source": 40}}, {HostInterface: "weft0123456789b"}},
 	}
 }
 
@@ -107,6 +114,8 @@ weft_peer_session_age_seconds{peer="b"} 30
 weft_peer_session_established{peer="b"} 1
 weft_pod_drops_total{link="weft0123456789a",namespace="default",pod="web",reason="wrong-source"} 40
 weft_pods 2
+weft_policies 41
+weft_policy_denied_packets_total{policy="p",rule="ingress[0]",tier="Admin"} 42
 weft_problems 2
 weft_ready 1
 weft_repairs_total 13

@@ -1,0 +1,57 @@
+package hostnet
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/internal/ipnet"
+)
+
+// Flow is what connection tracking knows of a connection: who began it, and where it ends up behind all address translation.
+type Flow struct {
+	Src, Dst netip.Addr
+	Protocol uint8
+	Port     uint16 // the destination's
+}
+
+// MarkFlows gives a bit of their mark to the flows of TCP, UDP and SCTP that are to have it, takes it from the others, and says how many it
+// changed. Other bits stay. Flows of other protocols have no answers that could begin one anew.
+func (h *Host) MarkFlows(bit uint32, marked func(Flow) bool) (changed int, err error) {
+	if h.ct == nil {
+		return 0, nil
+	}
+	var errs []error
+	for _, fam := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		flows, err := h.ct.ConntrackTableList(netlink.ConntrackTable, fam)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			errs = append(errs, fmt.Errorf("hostnet: list flows: %w%s", err, hint(err)))
+			continue
+		}
+		for _, f := range flows {
+			switch f.Forward.Protocol {
+			case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP:
+			default:
+				continue
+			}
+			mark := f.Mark &^ bit
+			if marked(Flow{Src: ipnet.Addr(f.Forward.SrcIP).Unmap(), Dst: ipnet.Addr(f.Reverse.SrcIP).Unmap(), Protocol: f.Forward.Protocol, Port: f.Reverse.SrcPort}) {
+				mark |= bit
+			}
+			if mark == f.Mark {
+				continue
+			}
+			f.Mark, f.ProtoInfo = mark, nil // the state may be another one by now
+			switch err := h.ct.ConntrackUpdate(netlink.ConntrackTable, fam, f); {
+			case err == nil:
+				changed++
+			case !errors.Is(err, unix.ENOENT): // it has ended by itself
+				errs = append(errs, fmt.Errorf("hostnet: mark the flow %s: %w%s", f, err, hint(err)))
+			}
+		}
+	}
+	return changed, errors.Join(errs...)
+}

@@ -1,0 +1,160 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Explained is a verdict and how it came about, for people and programs.
+type Explained struct {
+	Src      netip.Addr      `json:"src"`
+	SrcName  string          `json:"src_name"`
+	Dst      netip.Addr      `json:"dst"`
+	DstName  string          `json:"dst_name"`
+	Protocol Protocol        `json:"protocol"` // IP protocol number
+	Port     uint16          `json:"port"`
+	Allowed  bool            `json:"allowed"`
+	Ends     []ExplainedSide `json:"ends"` // those that are pods: the source's egress, the destination's ingress
+}
+
+// ExplainedSide is what the policies of one end say.
+type ExplainedSide struct {
+	Direction string          `json:"direction"`
+	Pod       string          `json:"pod"`
+	Allowed   bool            `json:"allowed"`
+	Tier      string          `json:"tier"` // "" = no policy had anything to say
+	Policy    string          `json:"policy"`
+	Rule      string          `json:"rule"`
+	Text      string          `json:"text"`
+	Remedy    string          `json:"remedy,omitempty"`
+	Asked     []ExplainedRule `json:"asked"`
+}
+
+// ExplainedRule is a rule that was looked at, up to the one that decided.
+type ExplainedRule struct {
+	Tier   string `json:"tier"`
+	Policy string `json:"policy"`
+	Rule   string `json:"rule"`
+	Action string `json:"action"`
+	Peer   bool   `json:"peer"` // the other end is one that the rule means
+	Port   bool   `json:"port"` // and so is the port
+}
+
+// Listed is a policy in short.
+type Listed struct {
+	Policy   string   `json:"policy"`
+	Tier     string   `json:"tier"`
+	Priority int      `json:"priority"`
+	Isolates []string `json:"isolates"` // directions
+	Rules    int      `json:"rules"`
+	Pods     []string `json:"pods"` // that it selects
+}
+
+// Explain judges connections from src to dst, each NAMESPACE/POD or an address, one in each family that both have. Port is 80, tcp/80,
+// udp/53, sctp/9, icmp, or another protocol as proto/47.
+func (w *World) Explain(src, dst, port string) ([]Explained, error) {
+	protocol, number, err := parsePort(port)
+	if err != nil {
+		return nil, err
+	}
+	from, err := w.addresses(src)
+	if err != nil {
+		return nil, err
+	}
+	to, err := w.addresses(dst)
+	if err != nil {
+		return nil, err
+	}
+	var list []Explained
+	families := map[bool]bool{}
+	for _, a := range from {
+		for _, b := range to {
+			if a.Is4() == b.Is4() && !families[a.Is4()] {
+				families[a.Is4()] = true
+				list = append(list, w.explain(Traffic{Src: a, Dst: b, Protocol: protocol, Port: number}))
+			}
+		}
+	}
+	if len(list) == 0 {
+		return nil, fmt.Errorf("policy: %s and %s have no address of one family", src, dst)
+	}
+	return list, nil
+}
+
+func (w *World) addresses(text string) ([]netip.Addr, error) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		return []netip.Addr{a.Unmap()}, nil
+	}
+	namespace, name, ok := strings.Cut(text, "/")
+	if !ok {
+		return nil, fmt.Errorf("policy: %q is neither an address nor NAMESPACE/POD", text)
+	}
+	pod := w.Pod(namespace, name)
+	if pod == nil {
+		return nil, fmt.Errorf("policy: there is no pod %s among the workloads", text)
+	}
+	return pod.Addresses, nil
+}
+
+func parsePort(text string) (Protocol, uint16, error) {
+	if text == "icmp" {
+		return 1, 0, nil
+	}
+	kind, number, ok := strings.Cut(text, "/")
+	if !ok {
+		kind, number = "tcp", text
+	}
+	bits := 16
+	if kind == "proto" {
+		bits = 8
+	}
+	n, err := strconv.ParseUint(number, 10, bits)
+	protocol, known := map[string]Protocol{"tcp": TCP, "udp": UDP, "sctp": SCTP}[kind]
+	switch {
+	case err == nil && kind == "proto":
+		return Protocol(n), 0, nil
+	case err == nil && known:
+		return protocol, uint16(n), nil
+	}
+	return 0, 0, fmt.Errorf("policy: %q is not a port: write it like 80, tcp/80, udp/53, sctp/9, icmp or proto/47", text)
+}
+
+func (w *World) explain(q Traffic) Explained {
+	a := w.Evaluate(q)
+	e := Explained{Src: q.Src, SrcName: w.Name(q.Src), Dst: q.Dst, DstName: w.Name(q.Dst), Protocol: q.Protocol, Port: q.Port, Allowed: a.Allowed, Ends: []ExplainedSide{}}
+	for d, o := range []Opinion{a.Egress, a.Ingress} {
+		if o.Pod == "" {
+			continue
+		}
+		s := ExplainedSide{Direction: Direction(d).String(), Pod: o.Pod, Allowed: !o.Reason.Deny, Tier: o.Reason.Tier.String(), Policy: o.Reason.Policy,
+			Rule: o.Reason.Rule, Text: o.Reason.String(), Remedy: o.Remedy, Asked: []ExplainedRule{}}
+		for _, r := range o.Asked {
+			s.Asked = append(s.Asked, ExplainedRule{r.Tier.String(), r.Policy, r.Rule, r.Action.String(), r.Peer, r.Port})
+		}
+		e.Ends = append(e.Ends, s)
+	}
+	return e
+}
+
+// List tells all policies in the order in which they are asked.
+func (w *World) List() []Listed {
+	list := []Listed{}
+	for _, p := range w.Policies() {
+		l := Listed{Policy: p.String(), Tier: p.Tier.String(), Priority: p.Priority, Isolates: []string{}, Pods: []string{}}
+		for _, d := range directions {
+			l.Rules += len(p.Rules[d])
+			if p.Isolates[d] {
+				l.Isolates = append(l.Isolates, d.String())
+			}
+		}
+		for _, pod := range w.pods {
+			if w.Selects(p, pod) {
+				l.Pods = append(l.Pods, pod.String())
+			}
+		}
+		list = append(list, l)
+	}
+	return list
+}

@@ -1,0 +1,331 @@
+// Package nft writes a policy.Program as the nftables table that enforces it.
+//
+// Packets are judged where they are forwarded: behind DNAT, before any mode has them. There are two base chains, for a verdict to accept
+// ends one: that of egress would else speak for ingress. Each asks three questions, whatever the number of rules and pods: is the
+// pod one that policies are about (a set), who is the other end (a map of addresses, then one of ranges), and which
+// ports may those two use (a map). A connection's answers belong to it (ct direction reply); its own direction is judged packet
+// by packet, so that a change bites at once. Flows of which a change denies the answers too are marked (Mark) in connection tracking.
+//
+// Not judged: what the node itself sends to its pods and gets from them (the output and input hooks), which NetworkPolicy always allows.
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"weft/hostnet"
+	"weft/policy"
+)
+
+// Name of the table, which is one of family inet.
+const Name = hostnet.LinkPrefix + "-policy"
+
+// Family of the table.
+const Family = nftables.TableFamilyINet
+
+// Mark is the bit of connection tracking's mark that flows have which are denied since they began. kube-proxy and portmap mark packets,
+// not flows.
+const Mark = 1 << 29
+
+// Counters that are no policy's.
+const (
+	Unknown = "unknown" // of pods of which nothing is known
+	Ended   = "ended"   // of flows that are denied since they began
+)
+
+// The base chains stand before a firewall's filter, priority 0.
+const egressPriority, ingressPriority = -6, -5
+
+// Rules are a Program as nftables has it.
+type Rules struct {
+	Table hostnet.Table
+	// Denied says what the table's counters count, by name; those that are no policy's are left out.
+	Denied map[string]policy.Reason
+}
+
+// Options say what the table needs to know besides.
+type Options struct {
+	// Prefixes are the node's own: whoever has an address of them and is not in Known is denied everything.
+	Prefixes []netip.Prefix
+	Known    []netip.Addr
+}
+
+// builder collects the parts.
+type builder struct {
+	program *policy.Program
+	rules   Rules
+	chains  map[string]bool
+}
+
+// family is what differs between IPv4 and IPv6.
+type family struct {
+	digit               string
+	number              byte // NFPROTO_…
+	source, destination uint32
+	size                uint32
+	key                 nftables.SetDatatype
+	has                 func(netip.Addr) bool
+}
+
+// Offsets of addresses: RFC 791, RFC 8200.
+var families = []family{
+	{"4", unix.NFPROTO_IPV4, 12, 16, 4, nftables.TypeIPAddr, netip.Addr.Is4},
+	{"6", unix.NFPROTO_IPV6, 8, 24, 16, nftables.TypeIP6Addr, netip.Addr.Is6},
+}
+
+// Table writes the table.
+func Table(g *policy.Program, o Options) Rules {
+	b := &builder{program: g, chains: map[string]bool{}, rules: Rules{Table: hostnet.Table{Name: Name, Family: Family}, Denied: map[string]policy.Reason{}}}
+	base := map[policy.Direction][][]expr.Any{}
+	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
+		side := &g.Sides[d]
+		base[d] = b.unknown(d, o)
+		if d == policy.Egress {
+			// Also where nobody is judged: it has connections tracked from their beginning, so that who began them is known when
+			// somebody is. Of one that is taken up in its midst (nf_conntrack_tcp_loose) whoever speaks next passes for the client.
+			b.drop(Ended)
+			base[d] = append(base[d], rule(flowMarked(), to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: chainOf(Ended)})))
+		}
+		if len(side.Profiles) > 0 {
+			base[d] = append(base[d], rule(flowState(expr.CtStateBitRELATED), accept()), rule(flowState(expr.CtStateBitESTABLISHED), flowReply(), accept()))
+		}
+		for _, f := range families {
+			base[d] = append(base[d], b.side(d, f)...)
+		}
+	}
+	for d, name := range []string{"egress", "ingress"} {
+		priority := nftables.ChainPriorityRef([]nftables.ChainPriority{egressPriority, ingressPriority}[d])
+		b.rules.Table.Chains = append(b.rules.Table.Chains, hostnet.TableChain{Name: name, Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
+			Priority: priority, Rules: base[policy.Direction(d)]})
+	}
+	return b.rules
+}
+
+// unknown denies pods of which nothing is known, in one direction.
+func (b *builder) unknown(d policy.Direction, o Options) (rules [][]expr.Any) {
+	if len(o.Prefixes) == 0 {
+		return nil
+	}
+	b.drop(Unknown)
+	for _, f := range families {
+		set := "known" + f.digit
+		if d == policy.Egress {
+			var elements []nftables.SetElement
+			for _, a := range slices.SortedFunc(slices.Values(o.Known), netip.Addr.Compare) {
+				if f.has(a) {
+					elements = append(elements, nftables.SetElement{Key: a.AsSlice()})
+				}
+			}
+			b.set(nftables.Set{Name: set, KeyType: f.key}, elements)
+		}
+		for _, p := range o.Prefixes {
+			if f.has(p.Addr()) {
+				rules = append(rules, rule(hostnet.Match(p, d == policy.Egress, true), f.own(d),
+					[]expr.Any{&expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}}, to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: chainOf(Unknown)})))
+			}
+		}
+	}
+	return rules
+}
+
+// side leads packets of pods that policies are about to the chain that asks who the other end is.
+func (b *builder) side(d policy.Direction, f family) [][]expr.Any {
+	side, name := &b.program.Sides[d], d.String()+f.digit
+	var own []netip.Addr
+	for a := range side.Profiles {
+		if f.has(a) {
+			own = append(own, a)
+		}
+	}
+	if len(own) == 0 {
+		return nil
+	}
+	slices.SortFunc(own, netip.Addr.Compare)
+	var judged, peers, nets []nftables.SetElement
+	for _, a := range own {
+		judged = append(judged, nftables.SetElement{Key: a.AsSlice()})
+	}
+	verdicts := map[int]*expr.Verdict{}
+	of := func(identity int) *expr.Verdict {
+		if verdicts[identity] == nil {
+			verdicts[identity] = b.identity(d, f, identity, own)
+		}
+		return verdicts[identity]
+	}
+	for _, a := range slices.SortedFunc(maps.Keys(side.Peers), netip.Addr.Compare) {
+		if f.has(a) {
+			peers = append(peers, nftables.SetElement{Key: a.AsSlice(), VerdictData: of(side.Peers[a])})
+		}
+	}
+	for _, n := range side.Nets {
+		if !f.has(n.First) {
+			continue
+		}
+		nets = append(nets, nftables.SetElement{Key: n.First.AsSlice(), VerdictData: of(n.Identity)})
+		if after := n.Last.Next(); after.IsValid() {
+			nets = append(nets, nftables.SetElement{Key: after.AsSlice(), IntervalEnd: true})
+		}
+	}
+	var rules [][]expr.Any
+	if len(peers) > 0 {
+		b.set(nftables.Set{Name: name + "_peers", IsMap: true, KeyType: f.key, DataType: nftables.TypeVerdict}, peers)
+		rules = append(rules, rule(f.other(d), lookup(name+"_peers")))
+	}
+	if len(nets) > 0 {
+		b.set(nftables.Set{Name: name + "_nets", IsMap: true, Interval: true, KeyType: f.key, DataType: nftables.TypeVerdict}, nets)
+		rules = append(rules, rule(f.other(d), lookup(name+"_nets")))
+	}
+	rules = append(rules, to(of(0)))
+	b.chain(name, rules)
+	b.set(nftables.Set{Name: name + "_pods", KeyType: f.key}, judged)
+	return [][]expr.Any{rule([]expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.number}}},
+		f.own(d), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: name + "_pods"}}, to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: name}))}
+}
+
+// identity is where packets go whose other end is of one identity: by the pod to its list of ports.
+func (b *builder) identity(d policy.Direction, f family, identity int, own []netip.Addr) *expr.Verdict {
+	side := &b.program.Sides[d]
+	var elements []nftables.SetElement
+	alike := true
+	first := b.list(side.Lists[identity][side.Profiles[own[0]]])
+	for _, a := range own {
+		v := b.list(side.Lists[identity][side.Profiles[a]])
+		alike = alike && *v == *first
+		elements = append(elements, nftables.SetElement{Key: a.AsSlice(), VerdictData: v})
+	}
+	if alike {
+		return first
+	}
+	name := fmt.Sprintf("%s%s_%d", d, f.digit, identity)
+	b.set(nftables.Set{Name: name, IsMap: true, KeyType: f.key, DataType: nftables.TypeVerdict}, elements)
+	b.chain(name, [][]expr.Any{rule(f.own(d), lookup(name))})
+	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: name}
+}
+
+// portKey is a protocol and a destination port, as a concatenation has them: each in four bytes.
+func portKey(p policy.Protocol, port uint16) []byte {
+	return append([]byte{byte(p), 0, 0, 0}, append(binary.BigEndian.AppendUint16(nil, port), 0, 0)...)
+}
+
+// list is where packets go that a list of ports decides about.
+func (b *builder) list(n int) *expr.Verdict {
+	spans := b.program.Lists[n]
+	rest := b.reason(spans[len(spans)-1].Reason) // of the protocols without ports
+	name := fmt.Sprintf("ports_%d", n)
+	switch {
+	case len(spans) == 1:
+		return rest
+	case b.chains[name]:
+		return &expr.Verdict{Kind: expr.VerdictGoto, Chain: name}
+	}
+	var elements []nftables.SetElement
+	for _, s := range spans {
+		v := b.reason(s.Reason)
+		for first := s.First; first <= s.Last; {
+			p, port := first.Protocol()
+			if p == 0 {
+				break
+			}
+			// Up to the protocol's end at most.
+			last := min(s.Last, first+policy.Place(65535-port))
+			_, lastPort := last.Protocol()
+			elements = append(elements, nftables.SetElement{Key: portKey(p, port), KeyEnd: portKey(p, lastPort), VerdictData: v})
+			first = last + 1
+		}
+	}
+	b.set(nftables.Set{Name: name, IsMap: true, Interval: true, Concatenation: true,
+		KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService), DataType: nftables.TypeVerdict}, elements)
+	b.chain(name, [][]expr.Any{
+		rule([]expr.Any{
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+			&expr.Payload{DestRegister: 9, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}, // NFT_REG32_01, the second word of register 1
+		}, lookup(name)),
+		to(rest),
+	})
+	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: name}
+}
+
+// reason is a verdict in nftables' terms.
+func (b *builder) reason(n int) *expr.Verdict {
+	r := b.program.Reasons[n]
+	if !r.Deny {
+		return &expr.Verdict{Kind: expr.VerdictAccept}
+	}
+	counter := fmt.Sprintf("denied_%d", n)
+	b.rules.Denied[counter] = r
+	b.drop(counter)
+	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainOf(counter)}
+}
+
+func chainOf(counter string) string { return "drop_" + counter }
+
+// drop makes the chain that counts and drops.
+func (b *builder) drop(counter string) {
+	if b.chains[chainOf(counter)] {
+		return
+	}
+	const object = 1 // NFT_OBJECT_COUNTER, linux/netfilter/nf_tables.h
+	b.rules.Table.Counters = append(b.rules.Table.Counters, counter)
+	b.chain(chainOf(counter), [][]expr.Any{{&expr.Objref{Type: object, Name: counter}, &expr.Verdict{Kind: expr.VerdictDrop}}})
+}
+
+func (b *builder) chain(name string, rules [][]expr.Any) {
+	b.chains[name] = true
+	b.rules.Table.Chains = append(b.rules.Table.Chains, hostnet.TableChain{Name: name, Rules: rules})
+}
+
+func (b *builder) set(s nftables.Set, elements []nftables.SetElement) {
+	b.rules.Table.Sets = append(b.rules.Table.Sets, hostnet.Set{Set: s, Elements: elements})
+}
+
+// own loads the pod's address, and other that of the other end.
+func (f family) own(d policy.Direction) []expr.Any   { return f.load(d == policy.Egress) }
+func (f family) other(d policy.Direction) []expr.Any { return f.load(d != policy.Egress) }
+
+func (f family) load(source bool) []expr.Any {
+	offset := f.destination
+	if source {
+		offset = f.source
+	}
+	return []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.size}}
+}
+
+func rule(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
+
+func to(v *expr.Verdict) []expr.Any { return []expr.Any{v} }
+
+func accept() []expr.Any { return to(&expr.Verdict{Kind: expr.VerdictAccept}) }
+
+// lookup ends a rule with the verdict that a map has for what register 1 holds.
+func lookup(set string) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: 1, DestRegister: 0, IsDestRegSet: true, SetName: set}}
+}
+
+// bits is true where a number in register 1 has one of them.
+func bits(mask uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(mask), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+func flowState(state uint32) []expr.Any {
+	return append([]expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}}, bits(state)...)
+}
+
+func flowMarked() []expr.Any {
+	return append([]expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}}, bits(Mark)...)
+}
+
+func flowReply() []expr.Any {
+	const reply = 1 // IP_CT_DIR_REPLY
+	return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{reply}}}
+}
