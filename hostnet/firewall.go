@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	mdlayher "github.com/mdlayher/netlink"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
@@ -25,13 +26,22 @@ type firewall struct {
 	looking    time.Duration   // the last call, whatever it did
 }
 
+// transaction bounds what one change of nftables may hold, bytes: the kernel takes it in one message.
+const transaction = 64 << 20
+
+// roomy makes room for a transaction of many elements; where it may not be made, a large one fails with EMSGSIZE.
+func roomy(c *mdlayher.Conn) error {
+	_ = errors.Join(c.SetWriteBuffer(transaction), c.SetReadBuffer(transaction))
+	return nil
+}
+
 // connect opens nftables in the Host's namespace, over one socket until CloseLasting.
 func (h *Host) connect() (*nftables.Conn, error) {
 	ns, err := h.elsewhere()
 	if err != nil {
 		return nil, err
 	}
-	options := []nftables.ConnOption{nftables.AsLasting()}
+	options := []nftables.ConnOption{nftables.AsLasting(), nftables.WithSockOptions(roomy)}
 	if ns.IsOpen() {
 		options = append(options, nftables.WithNetNSFd(int(ns)))
 	}

@@ -37,7 +37,11 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 	for i := range t.Sets {
 		s := t.Sets[i].Set
 		s.Table = k
-		if err := conn.AddSet(&s, t.Sets[i].Elements); err != nil {
+		err := conn.AddSet(&s, nil)
+		if err == nil {
+			err = inParts(t.Sets[i].Elements, func(part []nftables.SetElement) error { return conn.SetAddElements(&s, part) })
+		}
+		if err != nil {
 			return false, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
 		}
 	}
@@ -199,10 +203,10 @@ func syncElements(conn *nftables.Conn, t wantedTable) (changed bool, err error) 
 		}
 		gone, come := differentElements(have, t.Sets[i].Elements)
 		if len(gone) > 0 {
-			err = conn.SetDeleteElements(&s, gone)
+			err = inParts(gone, func(part []nftables.SetElement) error { return conn.SetDeleteElements(&s, part) })
 		}
 		if err == nil && len(come) > 0 {
-			err = conn.SetAddElements(&s, come)
+			err = inParts(come, func(part []nftables.SetElement) error { return conn.SetAddElements(&s, part) })
 		}
 		if err != nil {
 			return false, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
@@ -216,6 +220,16 @@ func syncElements(conn *nftables.Conn, t wantedTable) (changed bool, err error) 
 		return true, fmt.Errorf("hostnet: %s: change its sets: %w%s", t, err, hint(err))
 	}
 	return true, nil
+}
+
+// inParts hands over elements in as many messages as they need: an attribute of netlink holds 64 KiB, an element some 100 bytes.
+func inParts(elements []nftables.SetElement, add func([]nftables.SetElement) error) error {
+	for part := range slices.Chunk(elements, 256) {
+		if err := add(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func differentElements(have, want []nftables.SetElement) (gone, come []nftables.SetElement) {

@@ -44,12 +44,20 @@ type ExplainedRule struct {
 
 // Listed is a policy in short.
 type Listed struct {
-	Policy   string   `json:"policy"`
-	Tier     string   `json:"tier"`
-	Priority int      `json:"priority"`
-	Isolates []string `json:"isolates"` // directions
-	Rules    int      `json:"rules"`
-	Pods     []string `json:"pods"` // that it selects
+	Policy   string       `json:"policy"`
+	Tier     string       `json:"tier"`
+	Priority int          `json:"priority"`
+	Isolates []string     `json:"isolates"` // directions
+	Rules    []ListedRule `json:"rules"`
+	Pods     []string     `json:"pods"` // that it selects
+}
+
+// ListedRule is a rule in words.
+type ListedRule struct {
+	Rule   string   `json:"rule"`
+	Action string   `json:"action"`
+	Peers  []string `json:"peers"` // empty = everybody
+	Ports  []string `json:"ports"` // empty = all
 }
 
 // Explain judges connections from src to dst, each NAMESPACE/POD or an address, one in each family that both have. Port is 80, tcp/80,
@@ -140,11 +148,21 @@ func (w *World) explain(q Traffic) Explained {
 
 // List tells all policies in the order in which they are asked.
 func (w *World) List() []Listed {
-	list := []Listed{}
+	list := []Listed{} // never nil: in JSON a list is a list
 	for _, p := range w.Policies() {
-		l := Listed{Policy: p.String(), Tier: p.Tier.String(), Priority: p.Priority, Isolates: []string{}, Pods: []string{}}
+		l := Listed{Policy: p.String(), Tier: p.Tier.String(), Priority: p.Priority, Isolates: []string{}, Rules: []ListedRule{}, Pods: []string{}}
 		for _, d := range directions {
-			l.Rules += len(p.Rules[d])
+			for i := range p.Rules[d] {
+				r := &p.Rules[d][i]
+				k := ListedRule{Rule: r.name(d, i), Action: r.Action.String(), Peers: []string{}, Ports: []string{}}
+				for _, x := range r.Peers {
+					k.Peers = append(k.Peers, x.String())
+				}
+				for _, x := range r.Ports {
+					k.Ports = append(k.Ports, x.String())
+				}
+				l.Rules = append(l.Rules, k)
+			}
 			if p.Isolates[d] {
 				l.Isolates = append(l.Isolates, d.String())
 			}

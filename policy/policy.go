@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 )
 
 // Protocol is an IP protocol number. Rules name TCP, UDP and SCTP; every other is decided by rules without ports only.
@@ -154,6 +155,33 @@ type Peer struct {
 	Pods       *Selector // nil = all pods of those namespaces
 	Nodes      *Selector // not nil: nodes, and no pods
 	Blocks     []Block   // not nil: addresses, whoever has them
+}
+
+// String says who is meant, with selectors as `kubectl -l` takes them.
+func (p Peer) String() string {
+	selected := func(what string, s *Selector) string {
+		if s == nil || s.String() == "" {
+			return "all " + what
+		}
+		return fmt.Sprintf("%s with %s", what, s)
+	}
+	switch {
+	case p.Blocks != nil:
+		var all []string
+		for _, b := range p.Blocks {
+			text := b.Prefix.String()
+			if len(b.Except) > 0 {
+				text += fmt.Sprintf(" without %v", b.Except)
+			}
+			all = append(all, text)
+		}
+		return strings.Join(all, ", ")
+	case p.Nodes != nil:
+		return selected("nodes", p.Nodes)
+	case p.Namespace != "":
+		return selected("pods", p.Pods) + " of namespace " + p.Namespace
+	}
+	return selected("pods", p.Pods) + " of " + selected("namespaces", p.Namespaces)
 }
 
 // Block is a prefix without some parts of it.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +18,7 @@ import (
 // newPolicyCommand is `weft policy`.
 func newPolicyCommand() *cobra.Command {
 	c := &cobra.Command{Use: "policy", Short: "Network policies and what follows from them"}
-	c.AddCommand(newPolicyListCommand(), newPolicyExplainCommand())
+	c.AddCommand(newPolicyListCommand(), newPolicyShowCommand(), newPolicyExplainCommand())
 	return c
 }
 
@@ -40,24 +41,69 @@ func newPolicyListCommand() *cobra.Command {
 	}
 	file, socket, form := c.Flags().String("file", "", policyFileUsage), socketFlag(c), formatFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		var p api.Policies
-		if *file != "" {
-			w, err := readPolicies(*file)
-			if err != nil {
-				return err
-			}
-			p = api.Policies{File: *file, Pods: len(w.Pods()), Policies: w.List(), Denied: []api.PolicyDenied{}}
-		} else {
-			client := api.NewClient(*socket)
-			defer client.Close()
-			var err error
-			if p, err = client.Policies(c.Context()); err != nil {
-				return err
-			}
+		p, err := policiesOf(c.Context(), *file, *socket)
+		if err != nil {
+			return err
 		}
 		return show(c.OutOrStdout(), *form, p, func(out io.Writer) { printPolicies(out, p, *file != "") })
 	}
 	return c
+}
+
+// policiesOf asks a file, or where none is named the daemon.
+func policiesOf(ctx context.Context, file, socket string) (api.Policies, error) {
+	if file == "" {
+		client := api.NewClient(socket)
+		defer client.Close()
+		return client.Policies(ctx)
+	}
+	w, err := readPolicies(file)
+	if err != nil {
+		return api.Policies{}, err
+	}
+	return api.Policies{File: file, Pods: len(w.Pods()), Policies: w.List(), Denied: []api.PolicyDenied{}}, nil
+}
+
+func newPolicyShowCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "show POLICY",
+		Short: "One policy in words: whom it selects, and its rules in the order in which they are asked",
+		Long:  "POLICY is NAMESPACE/NAME, or the name of a ClusterNetworkPolicy.",
+		Args:  cobra.ExactArgs(1),
+	}
+	file, socket, form := c.Flags().String("file", "", policyFileUsage), socketFlag(c), formatFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		p, err := policiesOf(c.Context(), *file, *socket)
+		if err != nil {
+			return err
+		}
+		for _, l := range p.Policies {
+			if l.Policy == args[0] {
+				return show(c.OutOrStdout(), *form, l, func(out io.Writer) { printPolicy(out, l) })
+			}
+		}
+		return usageError{fmt.Errorf("policy: there is no policy %q: `weft policy list` has all", args[0])}
+	}
+	return c
+}
+
+func printPolicy(out io.Writer, l policy.Listed) {
+	fmt.Fprintf(out, "%s, tier %s, priority %d\n", l.Policy, l.Tier, l.Priority)
+	fmt.Fprintf(out, "selects: %s\n", orDash(strings.Join(l.Pods, ", ")))
+	if len(l.Isolates) > 0 {
+		fmt.Fprintf(out, "isolates: %s: what no rule allows is denied\n", strings.Join(l.Isolates, ", "))
+	}
+	row(out, "RULE", "ACTION", "PEERS", "PORTS")
+	for _, r := range l.Rules {
+		peers, ports := "everybody", "all"
+		if len(r.Peers) > 0 {
+			peers = strings.Join(r.Peers, "; ")
+		}
+		if len(r.Ports) > 0 {
+			ports = strings.Join(r.Ports, ", ")
+		}
+		row(out, r.Rule, r.Action, peers, ports)
+	}
 }
 
 func printPolicies(out io.Writer, p api.Policies, offline bool) {
@@ -76,7 +122,7 @@ func printPolicies(out io.Writer, p api.Policies, offline bool) {
 	}
 	row(out, "POLICY", "TIER", "PRIORITY", "ISOLATES", "RULES", "PODS")
 	for _, l := range p.Policies {
-		row(out, l.Policy, l.Tier, l.Priority, orDash(strings.Join(l.Isolates, ",")), l.Rules, orDash(strings.Join(l.Pods, ",")))
+		row(out, l.Policy, l.Tier, l.Priority, orDash(strings.Join(l.Isolates, ",")), len(l.Rules), orDash(strings.Join(l.Pods, ",")))
 	}
 	if len(p.Denied) > 0 {
 		fmt.Fprintln(out)

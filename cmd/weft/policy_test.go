@@ -28,6 +28,9 @@ func TestPolicyCommands(t *testing.T) {
 		{"explain --file /nowhere a b 80", exitUsage, []string{"no such file"}},
 		{"explain --socket /nowhere/sock shop/web shop/db 80", exitUnreachable, []string{"/nowhere/sock"}},
 		{"explain shop/web shop/db", exitUsage, []string{"accepts 3 arg"}},
+		{"show --file F shop/db", exitDone, []string{"selects: shop/db", "isolates: ingress", "ingress[0]  Accept  pods with app=web of namespace shop  TCP 5432"}},
+		{"show --file F no-telnet", exitDone, []string{"tier Admin, priority 10", `ingress[0] "telnet"`, "Deny", "all pods of all namespaces", "TCP 23"}},
+		{"show --file F shop/none", exitUsage, []string{"there is no policy"}},
 		{"list --file F", exitDone, []string{"shop/db", "NetworkPolicy", "no-telnet", "Admin", "shop/web,shop/db"}},
 	} {
 		out, code := policyCommand("policy "+c.args, file)

@@ -117,7 +117,7 @@ var (
 
 		// the kernel: one owner
 		"hostnet/egress": {code: []string{"control", "packet", "hostnet", unix}},
-		"hostnet":        {code: []string{"internal/holder", "internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/..."}},
+		"hostnet":        {code: []string{"internal/holder", "internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/...", "github.com/mdlayher/netlink"}},
 
 		// the ground
 		"internal/archtest":      {tests: []string{"catalog/mode"}},

@@ -280,3 +280,56 @@ func TestStays(t *testing.T) {
 		t.Errorf("the same policies were put in force once more, %d repairs:\n%s\n%s", r.host.Repairs(), text, again)
 	}
 }
+
+// TestMany: many pods and policies are put in force in one transaction, whatever netlink's messages hold, and so is a change among them.
+func TestMany(t *testing.T) {
+	r := newRoad(t)
+	const pods, local, each = 5000, 50, 200
+	world := func(labels string) *policy.World {
+		var all []policy.Pod
+		for i := range pods {
+			p := policy.Pod{Namespace: fmt.Sprint("n", i%each), Name: fmt.Sprint("p", i), Labels: map[string]string{"app": fmt.Sprint(i % 7)},
+				Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), netip.AddrFrom16([16]byte{0xfd, 1, 14: byte(i >> 8), 15: byte(i)})}}
+			if i == pods-1 {
+				p.Labels["app"] = labels
+			}
+			all = append(all, p)
+		}
+		var policies []policy.Policy
+		for i := range each {
+			p := policy.Policy{Namespace: fmt.Sprint("n", i), Name: "p", Tier: policy.Namespaced, Subject: policy.Peer{Namespace: fmt.Sprint("n", i)}, Isolates: [2]bool{true, true}}
+			for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
+				for k := range 10 {
+					p.Rules[d] = append(p.Rules[d], policy.Rule{Peers: []policy.Peer{{Namespaces: &policy.Selector{}, Pods: &policy.Selector{Labels: map[string]string{"app": fmt.Sprint(k)}}}},
+						Ports: []policy.Port{{Protocol: policy.TCP, First: uint16(1000 + 10*k), Last: uint16(1000 + 10*k + i%5)}}})
+				}
+			}
+			policies = append(policies, p)
+		}
+		w, err := policy.NewWorld(nil, all, nil, policies)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	for _, labels := range []string{"0", "3", "none"} {
+		w := world(labels)
+		n := 0
+		began := time.Now()
+		g := w.Compile(func(*policy.Pod) bool { n++; return n%(pods/local) == 0 })
+		rules := Table(g, Options{})
+		compiled := time.Since(began)
+		if err := r.host.Apply("policies", hostnet.Want{Tables: []hostnet.Table{rules.Table}}); err != nil {
+			t.Fatal(err)
+		}
+		elements := 0
+		for _, s := range rules.Table.Sets {
+			elements += len(s.Elements)
+		}
+		t.Logf("%d pods, %d of them here, %d policies: %d chains, %d elements; compiled in %v, in force after %v more", pods, local, each, len(rules.Table.Chains), elements,
+			compiled, time.Since(began)-compiled)
+		if elements < 10_000 {
+			t.Errorf("%d elements are not many", elements)
+		}
+	}
+}
