@@ -23,7 +23,6 @@ type road struct {
 	t               *testing.T
 	near, node, far *nettest.NS
 	host            *hostnet.Host
-	sockets         []int // of far: raw ones, by family and protocol
 
 	mu      sync.Mutex
 	arrived map[uint32]bool // numbers of packets
