@@ -86,7 +86,7 @@ func (k *sealer) Update(self control.Node, peers []userspace.SealedPeer) error {
 	}
 	list := make([]sealed.Peer, len(peers))
 	for i, p := range peers {
-		list[i] = sealed.Peer{ID: p.Hop.Peer.ID, Name: p.Node.Name, Public: k.public(&p.Node), Hop: p.Hop, Plain: p.Plain,
+		list[i] = sealed.Peer{ID: p.Hop.Peer.ID, Name: p.Node.Name, Public: k.public(p.Node), Hop: p.Hop, Plain: p.Plain,
 			PlainFrom: slices.Clone(p.Node.Endpoints)}
 	}
 	return k.Manager.Update(id, list)

@@ -30,13 +30,14 @@ type Sealer interface {
 
 // SealedPeer is a node that traffic is sealed for.
 type SealedPeer struct {
-	Node  control.Node
+	Node  *control.Node // a copy of its own: what is built next shares it, and holds no State for it
 	Hop   *packet.Hop
 	Plain *packet.Hop // where plaintext goes while there are no keys; nil = it never does
 }
 
 func sealedPeer(n *control.Node, hop *packet.Hop, set backend.Settings, path Path) SealedPeer {
-	p := SealedPeer{Node: *n, Hop: hop}
+	node := *n
+	p := SealedPeer{Node: &node, Hop: hop}
 	if path.Sealed && slices.Contains(set.Seal.PermitPlain, n.Name) {
 		plain := *hop
 		plain.Path = hop.Path.To(netip.AddrPortFrom(hop.Path.Dst.Addr(), path.PlainPort))
