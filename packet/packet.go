@@ -286,10 +286,10 @@ type RingCounters struct {
 	Counters map[string]uint64 // all that there are, by name
 }
 
-// Aside is implemented by outside ports that keep what is not for the lanes (handshakes) on sockets of
+// Handshakes is implemented by outside ports that keep what is not for the lanes (handshakes) on sockets of
 // its own, one for each local address. The port closes them.
-type Aside interface {
-	Aside() []Conn
+type Handshakes interface {
+	Handshakes() []Conn
 }
 
 // Conn is a bound UDP socket, as *net.UDPConn is one, that never waits for room to send in.

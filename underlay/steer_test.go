@@ -20,7 +20,7 @@ func TestSteer(t *testing.T) {
 			const queues = 2
 			p := open(t, ns, Config{Local: []netip.Addr{local}, Port: 8473, PlainPort: 4789, Batch: true, Offload: true,
 				Steer: &steer.Rule{Type: 4, Lane: 3}}, queues)
-			aside := p.(packet.Aside).Aside()
+			aside := p.(packet.Handshakes).Handshakes()
 			if len(aside) != 1 {
 				t.Fatalf("%d sockets aside", len(aside))
 			}

@@ -75,7 +75,7 @@ type Config struct {
 	// and returns 0 for what is to be refused. nil: none.
 	Filter []bpf.RawInstruction
 	// Steer, if set, brings all packets of a sender's lane to one queue, and what is not for lanes to
-	// sockets of its own (packet.Aside).
+	// sockets of its own (packet.Handshakes).
 	Steer *steer.Rule
 	// PlainPort is a second UDP port to receive on, which is not steered; 0 = none.
 	PlainPort uint16
@@ -135,7 +135,7 @@ func Listen(cfg Config, queues int) (_ packet.Port, err error) {
 	}
 	if cfg.Steer != nil {
 		for _, local := range cfg.Local {
-			c, err := cfg.Steer.Aside(netip.AddrPortFrom(local, cfg.Port), queues)
+			c, err := cfg.Steer.Handshakes(netip.AddrPortFrom(local, cfg.Port), queues)
 			if err != nil {
 				return nil, fmt.Errorf("underlay: %w", err)
 			}
@@ -213,8 +213,8 @@ func (p *port) Layer() packet.Layer { return packet.Tunnel }
 // Queues returns the queues.
 func (p *port) Queues() []packet.Queue { return p.queues }
 
-// Aside returns the sockets for what is not for lanes: one per local address with Config.Steer.
-func (p *port) Aside() []packet.Conn { return steer.Conns(p.aside) }
+// Handshakes returns the sockets for what is not for lanes: one per local address with Config.Steer.
+func (p *port) Handshakes() []packet.Conn { return steer.Conns(p.aside) }
 
 // Close wakes the receivers, waits until no lane is inside a system call and closes the sockets.
 func (p *port) Close() error {

@@ -80,7 +80,7 @@ func (k *kernelPath) steer(rule steer.Rule) (aside []*sock.Conn, err error) {
 		if err := s.Share(); err != nil {
 			return aside, err
 		}
-		c, err := rule.Aside(s.Bound(), 1)
+		c, err := rule.Handshakes(s.Bound(), 1)
 		if err != nil {
 			return aside, err
 		}

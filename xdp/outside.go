@@ -151,8 +151,8 @@ func (o *Outside) KernelDrops() map[string]uint64 {
 	return drops
 }
 
-// Aside returns the sockets for what is not for lanes: one per address with Config.Steer.
-func (o *Outside) Aside() []packet.Conn { return steer.Conns(o.aside) }
+// Handshakes returns the sockets for what is not for lanes: one per address with Config.Steer.
+func (o *Outside) Handshakes() []packet.Conn { return steer.Conns(o.aside) }
 
 // Close gives the device's traffic back to the kernel and frees the queues.
 func (o *Outside) Close() error {

@@ -22,7 +22,7 @@ func TestSteer(t *testing.T) {
 			out := openIn(t, u.a, OpenOutside, c)
 			timer := time.AfterFunc(patience, func() { out.Close() })
 			t.Cleanup(func() { timer.Stop() })
-			aside := out.Aside()
+			aside := out.Handshakes()
 			if len(aside) != len(addrsA) {
 				t.Fatalf("%d sockets aside", len(aside))
 			}

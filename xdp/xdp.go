@@ -41,7 +41,7 @@ type Config struct {
 	Device string       // the underlay interface, e.g. "eth0"
 	Local  []netip.Addr // our tunnel addresses on the underlay, at most one per address family
 	Port   uint16       // UDP port of the tunnel
-	// Steer, if set, leaves datagrams to Port that are not for lanes to the kernel, where Aside's sockets get them.
+	// Steer, if set, leaves datagrams to Port that are not for lanes to the kernel, where the sockets of Handshakes get them.
 	Steer *steer.Rule
 	// PlainPort is a second UDP port, all of whose datagrams are for lanes; 0 = none.
 	PlainPort uint16

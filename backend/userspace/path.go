@@ -22,7 +22,7 @@ type Path struct {
 	Device      string       // the inside interface, "weft0"
 	Local       []netip.Addr // our endpoints, at most one per address family
 	Port        uint16       // UDP port to receive on: the tunnel's, or that of sealed traffic
-	Sealed      bool         // outside ports keep apart what is not for the lanes (packet.Aside)
+	Sealed      bool         // outside ports keep apart what is not for the lanes (packet.Handshakes)
 	PlainPort   uint16       // a second port, for peers that may still send plaintext; 0 = none
 	VNI         uint32
 	MAC         control.MAC // our VTEP MAC
@@ -100,13 +100,13 @@ func start(kind Kind, path Path, route forwarder, seal Sealer, fault *backend.Fa
 			"hashed to the surplus ones are lost: set queues: 1", inside.Name(), len(ins), outside.Name(), len(outs))
 	}
 	if seal != nil {
-		aside, ok := outside.(packet.Aside)
-		if !ok || len(aside.Aside()) == 0 {
+		aside, ok := outside.(packet.Handshakes)
+		if !ok || len(aside.Handshakes()) == 0 {
 			inside.Close()
 			outside.Close()
 			return nil, fmt.Errorf("userspace: %s cannot keep handshakes out of the lanes: sealed traffic needs that", outside.Name())
 		}
-		e.sealed = seal.Serve(aside.Aside())
+		e.sealed = seal.Serve(aside.Handshakes())
 	}
 	room := path.UnderlayMTU + 64
 	for i := range ins {

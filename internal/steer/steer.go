@@ -42,10 +42,10 @@ func (r Rule) Program(lanes uint32) []bpf.Instruction {
 	}
 }
 
-// Aside binds the socket for what is not for lanes, and steers. The lanes' sockets must have been
+// Handshakes binds the socket for what is not for lanes, and steers. The lanes' sockets must have been
 // bound to the same address and port before, in the order of their queues, and nobody else's; all
 // must be shared by now.
-func (r Rule) Aside(at netip.AddrPort, lanes int) (*sock.Conn, error) {
+func (r Rule) Handshakes(at netip.AddrPort, lanes int) (*sock.Conn, error) {
 	code, err := bpf.Assemble(r.Program(uint32(lanes)))
 	if err != nil {
 		return nil, fmt.Errorf("steer: assemble: %w", err)
@@ -64,7 +64,7 @@ func (r Rule) Aside(at netip.AddrPort, lanes int) (*sock.Conn, error) {
 	return c, nil
 }
 
-// Conns are sockets as packet.Aside has them.
+// Conns are sockets as packet.Handshakes has them.
 func Conns(sockets []*sock.Conn) []packet.Conn {
 	list := make([]packet.Conn, len(sockets))
 	for i, s := range sockets {

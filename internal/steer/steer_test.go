@@ -37,7 +37,7 @@ func TestEveryFirstByteAndLane(t *testing.T) {
 						sockets = append(sockets, s)
 						t.Cleanup(func() { s.Close() })
 					}
-					if aside, err = rule.Aside(at, lanes); err != nil {
+					if aside, err = rule.Handshakes(at, lanes); err != nil {
 						return
 					}
 					from, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
