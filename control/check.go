@@ -247,12 +247,21 @@ func (c *checker) endpoints() {
 
 // stations leaves out nodes whose VTEP MAC or public key is another's: frames to it, and handshakes, would be taken for theirs.
 func (c *checker) stations() {
-	announced := slices.ContainsFunc(c.nodes, func(n Node) bool { return n.MAC != MAC{} })
+	announced, sealed := false, false
+	for i := range c.nodes {
+		announced, sealed = announced || c.nodes[i].MAC != MAC{}, sealed || c.nodes[i].PublicKey != ""
+	}
+	if !announced && !sealed {
+		return
+	}
 	var mac map[MAC]*Node
 	if announced { // else they follow from names, which differ
 		mac = owners(c, func(n *Node) []MAC { return []MAC{n.VTEP()} }, func(n *Node, _ MAC) Claim { return Claim{Node: n} })
 	}
-	key := owners(c, (*Node).keys, func(n *Node, _ string) Claim { return Claim{Node: n} })
+	var key map[string]*Node
+	if sealed {
+		key = owners(c, (*Node).keys, func(n *Node, _ string) Claim { return Claim{Node: n} })
+	}
 	if (mac == nil || len(mac) == len(c.nodes)) && !slices.ContainsFunc(c.nodes, func(n Node) bool { return n.PublicKey != "" && key[n.PublicKey].Name != n.Name }) {
 		return
 	}

@@ -533,7 +533,7 @@ func TestMetricsPortInUse(t *testing.T) {
 		return r.b, nil
 	}
 	err = r.run()()
-	if err == nil || !strings.Contains(err.Error(), `api.metrics: listen tcp 127.0.0.1:9470: bind: address already in use: give it`) {
+	if err == nil || !strings.Contains(err.Error(), `api.metrics: listen tcp 127.0.0.1:9470: bind: address already in use by process `) || !strings.Contains(err.Error(), "give it an address of this node") {
 		t.Errorf("got %v", err)
 	}
 	r.cfg.API.Metrics = ""
