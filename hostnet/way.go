@@ -112,6 +112,7 @@ type Device struct {
 	Index int
 	Kind  string // tun, veth, vxlan, …
 	MTU   int    // bytes
+	MAC   [6]byte
 	Up    bool
 	Inert bool // loopback or dummy: it holds addresses, and leads nowhere
 	VNI   int  // of a vxlan device
@@ -120,7 +121,7 @@ type Device struct {
 
 func deviceOf(l netlink.Link) Device {
 	is := l.Attrs()
-	d := Device{Name: is.Name, Index: is.Index, Kind: l.Type(), MTU: is.MTU, Up: is.Flags&net.FlagUp != 0,
+	d := Device{Name: is.Name, Index: is.Index, Kind: l.Type(), MTU: is.MTU, MAC: macOf(is.HardwareAddr), Up: is.Flags&net.FlagUp != 0,
 		Inert: is.Flags&net.FlagLoopback != 0 || l.Type() == "dummy"}
 	if v, ok := l.(*netlink.Vxlan); ok {
 		d.VNI, d.Port = v.VxlanId, v.Port

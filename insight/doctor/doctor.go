@@ -127,7 +127,7 @@ func daemon(s api.Status, err error) []Finding {
 		list = append(list, Finding{"cluster", Wrong, strings.TrimSpace(p.Node + " " + p.Text), "correct the cluster's data; it is read again by itself"})
 	}
 	for _, o := range s.Obstacles {
-		list = append(list, Finding{"forward path", Wrong, o, "let the network's prefixes pass there, as source and as destination"})
+		list = append(list, Finding{"forward path", Wrong, o, "mend that; it is found out again by itself"})
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Features)) {
 		if state := s.Features[name]; state != "on" {

@@ -26,6 +26,9 @@ type Node struct {
 	Mode   mode.Mode
 	Host   *hostnet.Host
 
+	Stopped    string // what this node is known to stop pods' packets by, and the remedy; "" = nothing
+	Masquerade bool   // what is none of the overlay's enters it under this node's address
+
 	// Decide is the running stage's own decision (userspace.Backend.Decide); nil where the kernel forwards.
 	Decide func(d dataplane.Direction, ip []byte, peer string, from netip.AddrPort) (hop *packet.Hop, drop packet.Drop, ok bool)
 	// Stages are a lane's steps by direction, as in `weft stages`; empty where the kernel forwards.
@@ -212,6 +215,9 @@ func (e *explanation) forwarded(iif string) {
 		e.add("kernel forwarding", pass, asked, "", "is on for %s", iif)
 	}
 	e.filters("forward", v6)
+	if e.Stopped != "" {
+		e.add("forward path", drop, asked, "see `weft doctor`", "%s", e.Stopped)
+	}
 }
 
 // fits compares the packet's size with a device's MTU.
@@ -274,7 +280,9 @@ func (e *explanation) deliver(w hostnet.Way, iif string) {
 		e.add("delivery", drop, asked, "see whether the pod runs, and how it is attached", "the route leads into the overlay (%s): no pod %v is attached here", w.Dev, e.q.Dst)
 		return
 	}
-	e.forwarded(iif)
+	if e.forwarded(iif); e.dead {
+		return
+	}
 	if e.fits("device", w.Dev, e.q.Size, w.MTU) {
 		to := e.q.Dst
 		if w.Via.IsValid() {
@@ -296,7 +304,9 @@ func (e *explanation) out(peer string) {
 	if !ok {
 		return
 	}
-	e.forwarded(iif)
+	if e.forwarded(iif); e.dead {
+		return
+	}
 	if !e.fits("device", w.Dev, e.q.Size, w.MTU) {
 		return
 	}

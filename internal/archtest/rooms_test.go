@@ -102,12 +102,13 @@ var (
 
 		// what one node does, and what other processes may ask of it
 		"api": {code: []string{"backend/status", "policy"}},
-		"node/daemon": {[]string{"backend", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/policies", "node/systemd", "policy", "internal/txloss",
+		"node/daemon": {[]string{"backend", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/policies", "node/probe", "node/systemd", "policy", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"node/metrics":  {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is nowhere else
-		"node/pods":     {code: []string{"internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
+		"node/pods":     {code: []string{"node/probe", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
 		"node/policies": {code: []string{"hostnet", "policy", "policy/nft", zap}},
 		"node/systemd":  {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
+		"node/probe":    {code: []string{"internal/ipnet", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/..."}},
 
 		// what explains a node
 		"insight/capture": {[]string{"backend", "dataplane", "packet", "insight/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},

@@ -32,6 +32,10 @@ func (d *Daemon) look() (*control.State, api.Apply) {
 func (d *Daemon) Status() api.Status {
 	s := d.status()
 	maps.Copy(s.KernelDrops, d.losses.since(s.Underlay, d.log))
+	// Pods are attached nevertheless: what stops their packets may be mended, and some of them may pass.
+	if wrong := d.probe.Wrong(); wrong != "" && s.Ready {
+		s.Ready, s.Reason = false, wrong
+	}
 	return s
 }
 
@@ -114,6 +118,9 @@ func (d *Daemon) status() api.Status {
 		for _, o := range d.host.Obstacles() {
 			s.Obstacles = append(s.Obstacles, o.String())
 		}
+	}
+	if wrong := d.probe.Wrong(); wrong != "" {
+		s.Obstacles = append(s.Obstacles, wrong)
 	}
 	return s
 }

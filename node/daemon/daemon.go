@@ -25,6 +25,7 @@ import (
 	"weft/node/metrics"
 	"weft/node/pods"
 	"weft/node/policies"
+	"weft/node/probe"
 	"weft/node/systemd"
 )
 
@@ -51,7 +52,8 @@ type Daemon struct {
 	backend backend.Backend
 	source  control.Source
 	host    *hostnet.Host
-	no6     error // why this node goes on without IPv6; nil = it need not
+	probe   *probe.Probe // nil = nobody finds out whether pods' packets are forwarded
+	no6     error        // why this node goes on without IPv6; nil = it need not
 	started time.Time
 	shown   []config.Shown // the configuration at the start
 	wake    chan struct{}  // holds a token while there is a State that Apply has not seen
@@ -110,7 +112,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	if watched != nil {
 		defer watched.Close()
 	}
-	owners := []string{backend.Owner, pods.Owner}
+	owners := []string{backend.Owner, pods.Owner, probe.Owner}
 	if cfg.Policy.Enabled {
 		owners = append(owners, policies.Owner)
 	}
@@ -155,6 +157,10 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		return errors.Join(err, b.Close())
 	}
 	defer attached.Close()
+	d.probe = probe.New(host, func() probe.Node {
+		n := d.forPods()
+		return probe.Node{Prefixes: n.Prefixes, MTU: n.MTU, Pods: attached.Count() > 0}
+	}, log)
 	if d.losses.watch, err = txloss.New(); err != nil {
 		return errors.Join(err, b.Close())
 	}
@@ -171,6 +177,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	if d.policies != nil {
 		group.Go(func() error { return d.policies.Run(ctx) })
 	}
+	group.Go(func() error { return d.probe.Run(ctx) })
 	group.Go(func() error { return b.Run(ctx, d.lookAt) })
 	group.Go(func() error { return d.follow(ctx) })
 	group.Go(func() error { d.applyAll(ctx, parts); return nil })

@@ -82,6 +82,9 @@ func (d *Daemon) summary() string {
 	if !s.Ready {
 		return "not ready: " + s.Reason
 	}
+	if wrong := d.probe.Wrong(); wrong != "" {
+		return "not ready: " + wrong
+	}
 	text := fmt.Sprintf("ready: mode %s, %d nodes, inner MTU %d", s.Mode, s.Control.Nodes, s.InnerMTU)
 	if n := len(s.Problems); n > 0 {
 		text += fmt.Sprintf(", %d problems", n)

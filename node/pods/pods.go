@@ -625,6 +625,13 @@ func (m *Manager) Pods() ([]api.Pod, error) {
 	return list, errors.Join(err, countErr)
 }
 
+// Count is how many attachments there are.
+func (m *Manager) Count() int {
+	m.planning.Lock()
+	defer m.planning.Unlock()
+	return len(m.held)
+}
+
 // PodStatus says whether pods can be attached.
 func (m *Manager) PodStatus() api.PodStatus {
 	n := m.o.Node()

@@ -16,6 +16,7 @@ import (
 
 	"weft/api"
 	"weft/control"
+	"weft/node/probe"
 )
 
 // File is the store's name in the state directory.
@@ -254,7 +255,7 @@ func next(tx *bolt.Tx, now time.Time, p netip.Prefix) (found netip.Addr, rested 
 // usable says whether an address of p may be a pod's: not the prefix's own (the subnet's, the routers' anycast), not
 // the node's, which is control.HostAddr, and not IPv4's broadcast.
 func usable(p netip.Prefix, a netip.Addr) bool {
-	if !p.Contains(a) || a == control.HostAddr(p) || a == p.Addr() {
+	if !p.Contains(a) || a == control.HostAddr(p) || a == p.Addr() || probe.Reserved(p, a) {
 		return false
 	}
 	return a.Is6() || p.Contains(a.Next())

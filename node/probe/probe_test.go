@@ -1,0 +1,94 @@
+package probe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zaptest"
+
+	"weft/hostnet"
+	"weft/internal/nettest"
+)
+
+// TestWrong: what stops forwarded packets is found out and named, whatever it is; and forgotten when it is gone. Without pods there is
+// nothing to judge, and nothing of the probe.
+func TestWrong(t *testing.T) {
+	nettest.RequireTool(t, "nft", "ip", "iptables-legacy")
+	t.Parallel()
+	ns := nettest.New(t)
+	for _, key := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		if err := ns.Sysctl(key, "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	node := Node{Prefixes: nettest.Prefixes("10.244.1.0/24", "fd00:10:244:1::/64"), MTU: 1450, Pods: true}
+	var h *hostnet.Host
+	var err error
+	ns.Do(func() { h, err = hostnet.New(zaptest.NewLogger(t), Owner) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := New(h, func() Node { return node }, zaptest.NewLogger(t))
+	p.every = 50 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := ns.Go(func() error { return p.Run(ctx) })
+	watched := ns.Go(func() error { return h.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-ended, <-watched, h.Close()); err != nil {
+			t.Error(err)
+		}
+		if out := ns.MustRun(t, "ip", "-br", "link"); strings.Contains(out, link) {
+			nettest.Eventually(t, time.Minute, func() error {
+				if out := ns.MustRun(t, "ip", "-br", "link"); strings.Contains(out, link) {
+					return errors.New("the link outlives the probe: " + out)
+				}
+				return nil
+			})
+		}
+	})
+	says := func(want string) {
+		t.Helper()
+		nettest.Eventually(t, time.Minute, func() error {
+			got := p.Wrong()
+			if got == "" && want != "" || !strings.Contains(got, want) || want == "" && got != "" {
+				return fmt.Errorf("%q, want %q", got, want)
+			}
+			return nil
+		})
+	}
+	nettest.Eventually(t, time.Minute, func() error { _, err := ns.Run("ip", "link", "show", link); return err })
+	for _, c := range []struct{ do, undo, want string }{
+		{"nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 10; }; add rule inet fw f reject with icmpx type admin-prohibited'", "nft delete table inet fw", "nftables chain inet fw f drops or rejects them by its rule of handle"},
+		{"nft 'add table ip6 fw; add chain ip6 fw f { type filter hook forward priority 10; policy drop; }'", "nft delete table ip6 fw", "IPv6 packets are not forwarded from pod to pod: nftables chain ip6 fw f drops them by its policy"},
+		{"nft 'add table inet fw; add chain inet fw x; add rule inet fw x ip saddr 10.0.0.0/8 drop; add chain inet fw f { type filter hook prerouting priority -200; }; add rule inet fw f ct state new jump x'", "nft delete table inet fw", "IPv4 packets are not forwarded from pod to pod: nftables chain inet fw x drops"},
+		{"iptables-legacy -P FORWARD DROP", "iptables-legacy -P FORWARD ACCEPT", "iptables-legacy has rules"},
+		{"echo 0 >/proc/sys/net/ipv6/conf/all/forwarding", "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding is 0"},
+	} {
+		says("")
+		ns.MustRun(t, "sh", "-ec", c.do)
+		says(c.want)
+		ns.MustRun(t, "sh", "-ec", c.undo)
+	}
+	says("")
+}
+
+// TestReserved: the last addresses of prefixes that have many.
+func TestReserved(t *testing.T) {
+	for text, want := range map[string]string{
+		"10.244.1.0/24": "[[10.244.1.253 10.244.1.254]]", "10.244.1.0/27": "[]", "fd00::/64": "[[fd00::ffff:ffff:ffff:fffe fd00::ffff:ffff:ffff:ffff]]", "fd00::/124": "[]",
+	} {
+		if got := fmt.Sprint(reserved([]netip.Prefix{netip.MustParsePrefix(text)})); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
+		}
+	}
+	p := netip.MustParsePrefix("10.244.1.0/24")
+	if !Reserved(p, netip.MustParseAddr("10.244.1.254")) || Reserved(p, netip.MustParseAddr("10.244.1.252")) {
+		t.Error("another address is reserved")
+	}
+}
