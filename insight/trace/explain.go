@@ -106,6 +106,16 @@ func (e *explanation) whereabouts() string {
 	return strings.Join(s, ", ")
 }
 
+// inner is this node's own address inside of the family asked for.
+func (e *explanation) inner() (netip.Addr, bool) {
+	for _, p := range e.State.Self.Prefixes {
+		if p.Addr().Is4() == e.q.Dst.Is4() {
+			return control.HostAddr(p), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
 func (e *explanation) local(a netip.Addr) bool {
 	w, err := e.Host.Way(a, netip.Addr{}, "")
 	return err == nil && w.Type == "local"
@@ -299,6 +309,18 @@ func (e *explanation) out(peer string) {
 		e.add("overlay", note, computed, "", "no node's prefix holds %v", e.q.Dst)
 	} else {
 		e.add("overlay", pass, computed, "", "%v belongs to %s", e.q.Dst, peer)
+	}
+	if peer != "" && e.owner(e.q.Src) != e.State.Self.Name {
+		switch own, ok := e.inner(); {
+		case e.Masquerade && ok:
+			e.add("masquerade", pass, computed, "", "%v is none of the overlay's: the packet enters it as %v (cni.masquerade)", e.q.Src, own)
+		case e.Decide != nil:
+			e.add("masquerade", drop, computed, "set cni.masquerade to true, or send from an address of this node's prefixes",
+				"wrong-source: %v is none of this node's prefixes, and %s takes no other sources from it", e.q.Src, peer)
+			return
+		default:
+			e.add("masquerade", note, computed, "", "%v is none of this node's prefixes: in modes with lanes %s would drop it as wrong-source", e.q.Src, peer)
+		}
 	}
 	w, ok := e.kernelRoute(iif)
 	if !ok {

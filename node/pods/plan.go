@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"weft/control"
 	"weft/hostnet"
@@ -27,10 +28,12 @@ type attachment struct {
 	furnish int // number of the node's end for which the pod's end was set up last; 0 = it was not
 }
 
-// plan says what the node's kernel must hold for attachments, sorted by name. A node without pods needs none of it: connection
-// tracking, which masquerading brings, costs.
+// plan says what the node's kernel must hold for attachments, sorted by name. A node without pods needs none of it but masquerading.
 func plan(all []*attachment, n Node, o Options) hostnet.Want {
 	var w hostnet.Want
+	if o.Masquerade && len(n.Prefixes) > 0 { // also without pods: what enters the overlay here does not ask for them
+		w.Tables = append(w.Tables, masquerade(n))
+	}
 	if len(all) == 0 {
 		return w
 	}
@@ -48,9 +51,6 @@ func plan(all []*attachment, n Node, o Options) hostnet.Want {
 		}
 	}
 	w.Passage = n.Network
-	if o.Masquerade {
-		w.Tables = append(w.Tables, masquerade(n))
-	}
 	return w
 }
 
@@ -83,7 +83,24 @@ var multicast = []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustP
 // the same, and of two packets with one port the later is lost.
 func masquerade(n Node) hostnet.Table {
 	chain := hostnet.TableChain{Name: "postrouting", Type: nftables.ChainTypeNAT, Hook: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource}
-	for _, p := range slices.Concat(n.Network, n.Prefixes, multicast) {
+	// What is none of the overlay's and enters it here (a process bound to the node's address, a host routed by this node) does so under the
+	// node's own inner address: peers take no other sources from it, and answer by the overlay.
+	for _, own := range n.Prefixes {
+		chain.Rules = append(chain.Rules, append(hostnet.Match(own, false, true), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictReturn}))
+	}
+	done := map[bool]bool{}
+	for _, own := range n.Prefixes {
+		if done[own.Addr().Is6()] {
+			continue
+		}
+		done[own.Addr().Is6()] = true
+		for _, p := range n.Network {
+			if p.Addr().Is6() == own.Addr().Is6() {
+				chain.Rules = append(chain.Rules, enter(p, n.Network, control.HostAddr(own)))
+			}
+		}
+	}
+	for _, p := range slices.Concat(n.Network, multicast) {
 		chain.Rules = append(chain.Rules, append(hostnet.Match(p, false, true), &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictReturn}))
 	}
 	for _, p := range n.Prefixes {
@@ -91,6 +108,25 @@ func masquerade(n Node) hostnet.Table {
 	}
 	return hostnet.Table{Name: table, Family: nftables.TableFamilyINet, Chains: []hostnet.TableChain{chain},
 		Masquerades: &hostnet.Masqueraded{From: n.Prefixes, Except: slices.Concat(n.Network, n.Prefixes, multicast)}}
+}
+
+// enter is the rule that gives what is for a prefix, and from none of the network's, another source address.
+func enter(to netip.Prefix, network []netip.Prefix, as netip.Addr) []expr.Any {
+	rule := hostnet.Match(to, false, true)
+	for _, p := range network {
+		if p.Addr().Is6() != to.Addr().Is6() {
+			continue
+		}
+		source := hostnet.Match(p, true, false)
+		source[len(source)-1].(*expr.Cmp).Op = expr.CmpOpNeq
+		rule = append(rule, source...)
+	}
+	fam := uint32(unix.NFPROTO_IPV4)
+	if as.Is6() {
+		fam = unix.NFPROTO_IPV6
+	}
+	return append(rule, &expr.Counter{}, &expr.Immediate{Register: 1, Data: as.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: fam, RegAddrMin: 1, FullyRandom: true})
 }
 
 // newAttachment returns what a record is about.
