@@ -359,7 +359,10 @@ func TestFirewall(t *testing.T) {
 	r := newRig(t, Routed)
 	r.host.MustRun(t, "iptables-nft", "-P", "FORWARD", "DROP")
 	r.host.MustRun(t, "nft", "add table inet guard; add chain inet guard entry { type filter hook forward priority 0; policy drop; }; add rule inet guard entry ip daddr 10.9.9.9 drop")
-	before := r.host.MustRun(t, "nft", "list", "ruleset")
+	others := func() string {
+		return r.host.MustRun(t, "nft", "list", "table", "ip", "filter") + r.host.MustRun(t, "nft", "list", "table", "inet", "guard")
+	}
+	before := others()
 	x, y := nettest.New(t), nettest.New(t)
 	r.attach(request(x, "x"))
 	b := r.attach(request(y, "y"))
@@ -399,8 +402,11 @@ func TestFirewall(t *testing.T) {
 			t.Errorf("%q, %v", removed, err)
 		}
 	})
-	if after := r.host.MustRun(t, "nft", "list", "ruleset"); after != before {
+	if after := others(); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	if left := r.host.MustRun(t, "nft", "list", "tables"); strings.Contains(left, "weft") {
+		t.Errorf("cleanup left %s", left)
 	}
 }
 

@@ -138,8 +138,11 @@ func (r *rig) mustHave(style, link, ip4, ip6 string) []string {
 // TestPlan: what is planned for pods needs no kernel.
 func TestPlan(t *testing.T) {
 	o := Options{Attach: Routed, Masquerade: true}
-	if w := plan(nil, node, o); len(w.Links)+len(w.Tables)+len(w.Passage) != 0 {
+	if w := plan(nil, node, o); len(w.Links)+len(w.Passage) != 0 || len(w.Tables) != 1 {
 		t.Errorf("without pods %+v", w)
+	}
+	if w := plan(nil, Node{}, o); len(w.Tables) != 0 {
+		t.Errorf("of a node that is not known %+v", w)
 	}
 	r := &record{Network: "weft", ContainerID: "x", IfName: "eth0", Netns: "/run/netns/x", Inode: 7, MAC: "02:00:00:00:00:09"}
 	for _, p := range prefixes("10.244.1.9/24", "fd00:10:244:1::9/64") {
@@ -150,7 +153,7 @@ func TestPlan(t *testing.T) {
 	if len(w.Links) != 1 || w.Links[0].Name != name || w.Links[0].Veth.Inode != 7 || w.Links[0].MTU != 1450 ||
 		!slices.Equal(w.Addrs, []hostnet.Addr{{Dev: name, Prefix: ipnet.Host(gateway4)}, {Dev: name, Prefix: ipnet.Host(gateway6)}}) ||
 		!slices.Equal(w.Routes, []hostnet.Route{{Dst: ipnet.Host(r.Addrs[0]), Dev: name}, {Dst: ipnet.Host(r.Addrs[1]), Dev: name}}) ||
-		len(w.Neighbors) != 2 || w.Neighbors[0].MAC != [6]byte{2, 0, 0, 0, 0, 9} || len(w.Tables) != 1 || len(w.Tables[0].Chains[0].Rules) != 8 ||
+		len(w.Neighbors) != 2 || w.Neighbors[0].MAC != [6]byte{2, 0, 0, 0, 0, 9} || len(w.Tables) != 1 || len(w.Tables[0].Chains[0].Rules) != 10 ||
 		!slices.Equal(w.Passage, node.Network) {
 		t.Errorf("%+v", w)
 	}
