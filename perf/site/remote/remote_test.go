@@ -149,9 +149,9 @@ func (h *hosts) daemon() string {
 	}
 	p := h.a.MustStart(h.t, weft, "daemon", "--config", file)
 	nettest.Eventually(h.t, patience, func() error {
-		out, err := h.a.Run(weft, "status", "--socket", socket)
-		if err != nil {
-			return fmt.Errorf("%w\n%s\n%s", err, out, p.Output())
+		out, err := h.a.Run("ip", "route", "show", "dev", "weft0") // its last part
+		if err != nil || !strings.Contains(out, "10.244.2.0/24") {
+			return fmt.Errorf("%v\n%s\n%s", err, out, p.Output())
 		}
 		return nil
 	})
