@@ -111,7 +111,14 @@ func (h *Host) settle(dev string) (wrong []string, err error) {
 		if err != nil || have == s.Value {
 			continue // without the family, or below its least MTU, there is nothing to set
 		}
-		if err := h.sysctls.set(s.Key, s.Value); err != nil {
+		if err := h.sysctls.set(s.Key, s.Value); err != nil && strings.HasSuffix(s.Key, "/accept_ra") {
+			// A second line of defence: pods' links let no advertisements in.
+			if !h.said[s.Key] {
+				h.said[s.Key] = true // it is tried again every second
+				h.log.Warn("a device of weft's takes router advertisements, which it should not", zap.String("device", dev), zap.Error(err))
+			}
+			continue
+		} else if err != nil {
 			errs = append(errs, fmt.Errorf("sysctl net/%s: %w: run as root, with /proc/sys writable", s, err))
 			continue
 		}
