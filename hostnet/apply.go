@@ -135,14 +135,36 @@ func (p *pass) hops() ([]NextHop, error) { return p.h.raw.nextHops(p.names) }
 
 // wantedRules are the owners' and, where others' rules ask for them, the guards.
 func (p *pass) wantedRules() wanted[Rule, Rule] {
-	guards, err := p.h.guardRules(p.h.network())
-	p.fail(err)
+	network := p.h.network()
+	var guards []Rule
+	for _, v6 := range []bool{false, true} {
+		list, err := p.h.guardRules(network, v6)
+		if err != nil { // nobody knows whether they are needed: those that stand do so until somebody does
+			p.fail(err)
+			list = p.standingGuards(network, v6)
+		}
+		guards = append(guards, list...)
+	}
 	return merge(p, func(w *Want) []Rule {
 		if len(w.Network) == 0 {
 			return w.rules()
 		}
 		return append(w.rules(), guards...)
 	})
+}
+
+// standingGuards are the guards of one address family that the last pass left in force, or an earlier daemon.
+func (p *pass) standingGuards(network []netip.Prefix, v6 bool) (list []Rule) {
+	standing := slices.Collect(maps.Values(p.before.rules))
+	if p.first {
+		standing, _ = p.rules() // syncTable tells of the error, and then leaves all rules alone
+	}
+	for _, r := range standing {
+		if r.V6 == v6 && slices.Contains(network, r.To) && r == guardRule(r.Priority, r.To) {
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 func (p *pass) rules() ([]Rule, error) { return dumpRules(p.h.rt) }

@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -78,10 +79,55 @@ func TestGuardsAmongRules(t *testing.T) {
 	}
 	b.host.doubt.Store(true)
 	b.apply(w)
+	b.guardsOutliveFailure(w)
+	b.host.doubt.Store(true)
+	b.apply(w)
 	if now := b.ip("rule"); now != none {
 		t.Errorf("rules are left:\n%s", now)
 	}
 	if got := b.host.holder(Route{Dst: w.Network[0]}.normal(), unix.ENOENT); got != "" {
 		t.Errorf("a holder of nothing: %s", got)
+	}
+}
+
+// guardsOutliveFailure: where others' rules of one address family cannot be listed, that family's guards stay, or come back, and the other
+// family's do as always; also in a daemon that has just begun.
+func (b *bench) guardsOutliveFailure(w Want) {
+	b.t.Helper()
+	for _, fam := range []string{"-4", "-6"} {
+		b.ip(fam, "rule", "add", "from", "all", "lookup", "100", "pref", "100")
+	}
+	b.host.doubt.Store(true)
+	b.apply(w)
+	guards := func() string {
+		return b.ip("-4", "rule", "show", "proto", "87") + b.ip("-6", "rule", "show", "proto", "87")
+	}
+	standing := guards()
+	for _, fam := range []string{"-4", "-6"} {
+		begun, _ := b.open()
+		for name, h := range map[string]*Host{"that runs": b.host, "that has just begun": begun} {
+			h.detours = func(rt *handle, v6 bool) ([]Rule, uint32, error) {
+				if v6 == (fam == "-6") {
+					return nil, 0, unix.EBUSY
+				}
+				return detours(rt, v6)
+			}
+			h.doubt.Store(true)
+			if err := h.Apply("test", w); !errors.Is(err, unix.EBUSY) {
+				b.t.Errorf("%s, a Host %s: %v", fam, name, err)
+			}
+			if now := guards(); now != standing || !strings.Contains(now, "10.244.0.0/16") || !strings.Contains(now, "fd00:10:244::/48") {
+				b.t.Errorf("%s, a Host %s: guards are\n%s\nwere\n%s", fam, name, now, standing)
+			}
+		}
+		b.ip(fam, "rule", "flush", "proto", "87")
+		b.host.doubt.Store(true)
+		if err := b.host.Apply("test", w); !errors.Is(err, unix.EBUSY) || guards() != standing {
+			b.t.Errorf("%s: removed, and not put back: %v\n%s", fam, err, guards())
+		}
+		b.host.detours = detours
+	}
+	for _, fam := range []string{"-4", "-6"} {
+		b.ip(fam, "rule", "del", "from", "all", "lookup", "100", "pref", "100")
 	}
 }

@@ -119,6 +119,7 @@ type Host struct {
 	said     map[string]bool // settings that could not be made, and are told of
 
 	firewall firewall
+	detours  func(rt *handle, v6 bool) (others []Rule, guard uint32, err error) // the function of the name, but in tests
 
 	listening    atomic.Bool // Run hears of every change
 	inside       atomic.Bool // it heard that something happened to the other end of a pod's link
@@ -147,7 +148,7 @@ func New(log *zap.Logger, owners ...string) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: open the network namespace: %w", err)
 	}
-	h := &Host{log: log, ns: ns, sysctls: openSysctls(), suspects: map[any]bool{}, said: map[string]bool{}}
+	h := &Host{log: log, ns: ns, sysctls: openSysctls(), suspects: map[any]bool{}, said: map[string]bool{}, detours: detours}
 	for _, name := range owners {
 		h.owner(name)
 	}

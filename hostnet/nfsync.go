@@ -21,25 +21,31 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 			return false, fmt.Errorf("hostnet: read %s: %w", t, err)
 		}
 		if reason == "" {
-			return syncElements(conn, t)
+			return h.syncElements(conn, t)
 		}
 	}
+	// A connection of its own: the library keeps what was queued before an error, and would send it with the next change.
+	change, err := h.connect()
+	if err != nil {
+		return false, err
+	}
+	defer change.CloseLasting()
 	k := &nftables.Table{Name: t.Name, Family: t.Family}
-	conn.AddTable(k)
-	conn.DelTable(k)
-	conn.AddTable(k)
+	change.AddTable(k)
+	change.DelTable(k)
+	change.AddTable(k)
 	for _, name := range t.Counters {
-		conn.AddObj(&nftables.CounterObj{Table: k, Name: name})
+		change.AddObj(&nftables.CounterObj{Table: k, Name: name})
 	}
 	for _, c := range t.Chains {
-		conn.AddChain(&nftables.Chain{Name: c.Name, Table: k, Type: c.Type, Hooknum: c.Hook, Priority: c.Priority, Device: c.Device})
+		change.AddChain(&nftables.Chain{Name: c.Name, Table: k, Type: c.Type, Hooknum: c.Hook, Priority: c.Priority, Device: c.Device})
 	}
 	for i := range t.Sets {
 		s := t.Sets[i].Set
 		s.Table = k
-		err := conn.AddSet(&s, nil)
+		err := change.AddSet(&s, nil)
 		if err == nil {
-			err = inParts(t.Sets[i].Elements, func(part []nftables.SetElement) error { return conn.SetAddElements(&s, part) })
+			err = inParts(t.Sets[i].Elements, func(part []nftables.SetElement) error { return change.SetAddElements(&s, part) })
 		}
 		if err != nil {
 			return false, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
@@ -48,11 +54,11 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 	n := 0
 	for _, c := range t.Chains {
 		for _, exprs := range c.Rules {
-			conn.AddRule(&nftables.Rule{Table: k, Chain: &nftables.Chain{Name: c.Name, Table: k}, Exprs: exprs, UserData: t.mark(n)})
+			change.AddRule(&nftables.Rule{Table: k, Chain: &nftables.Chain{Name: c.Name, Table: k}, Exprs: exprs, UserData: t.mark(n)})
 			n++
 		}
 	}
-	if err := conn.Flush(); err != nil {
+	if err := change.Flush(); err != nil {
 		return false, &ObjectError{Object: t.String(), Dev: t.device(), Err: fmt.Errorf("%w: the kernel may lack what its rules need", err)}
 	}
 	h.forgetMissed(t.Table)
@@ -188,7 +194,15 @@ func (h *Host) Counts(family nftables.TableFamily, tables ...string) (map[string
 func equal[T comparable](a, b *T) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }
 
 // syncElements makes the elements of a table's sets right, in one transaction: no packet finds some of them changed and others not.
-func syncElements(conn *nftables.Conn, t wantedTable) (changed bool, err error) {
+func (h *Host) syncElements(conn *nftables.Conn, t wantedTable) (changed bool, err error) {
+	if len(t.Sets) == 0 {
+		return false, nil
+	}
+	change, err := h.connect() // see syncTableOf
+	if err != nil {
+		return false, err
+	}
+	defer change.CloseLasting()
 	for i := range t.Sets {
 		s := t.Sets[i].Set
 		s.Table = &nftables.Table{Name: t.Name, Family: t.Family}
@@ -203,10 +217,10 @@ func syncElements(conn *nftables.Conn, t wantedTable) (changed bool, err error) 
 		}
 		gone, come := differentElements(have, t.Sets[i].Elements)
 		if len(gone) > 0 {
-			err = inParts(gone, func(part []nftables.SetElement) error { return conn.SetDeleteElements(&s, part) })
+			err = inParts(gone, func(part []nftables.SetElement) error { return change.SetDeleteElements(&s, part) })
 		}
 		if err == nil && len(come) > 0 {
-			err = inParts(come, func(part []nftables.SetElement) error { return conn.SetAddElements(&s, part) })
+			err = inParts(come, func(part []nftables.SetElement) error { return change.SetAddElements(&s, part) })
 		}
 		if err != nil {
 			return false, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
@@ -216,7 +230,7 @@ func syncElements(conn *nftables.Conn, t wantedTable) (changed bool, err error) 
 	if !changed {
 		return false, nil
 	}
-	if err := conn.Flush(); err != nil {
+	if err := change.Flush(); err != nil {
 		return true, fmt.Errorf("hostnet: %s: change its sets: %w%s", t, err, hint(err))
 	}
 	return true, nil

@@ -135,21 +135,26 @@ func (h *Host) letThroughChain(conn *nftables.Conn, c *nftables.Chain, passage [
 	if len(ours) == len(want) && right == len(want) {
 		return false, nil
 	}
+	change, err := h.connect() // of its own, so that what is queued before an error goes with it
+	if err != nil {
+		return false, err
+	}
+	defer change.CloseLasting()
 	for _, exprs := range want {
 		rule := &nftables.Rule{Table: c.Table, Chain: c, Exprs: exprs, UserData: mark}
 		if end >= 0 {
 			rule.Position = have[end].Handle
-			conn.InsertRule(rule)
+			change.InsertRule(rule)
 		} else {
-			conn.AddRule(rule)
+			change.AddRule(rule)
 		}
 	}
 	for _, r := range ours {
-		if err := conn.DelRule(r); err != nil {
+		if err := change.DelRule(r); err != nil {
 			return false, fmt.Errorf("remove a rule of it: %w", err)
 		}
 	}
-	if err := conn.Flush(); err != nil {
+	if err := change.Flush(); err != nil {
 		return true, err
 	}
 	h.log.Info("the firewall drops what is forwarded; pods are let through by rules in it, until `weft cleanup`",

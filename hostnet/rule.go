@@ -145,27 +145,27 @@ func detours(rt *handle, v6 bool) (list []Rule, guard uint32, err error) {
 	return list, guard, nil
 }
 
-// guardRules are the rules that lead packets to the network into the main table, where weft's routes and guards are, before somebody
-// else's rule leads them elsewhere: where there is such a rule, and only then, for the kernel looks up faster without any.
-func (h *Host) guardRules(network []netip.Prefix) (list []Rule, err error) {
-	for _, v6 := range []bool{false, true} {
-		if !slices.ContainsFunc(network, func(p netip.Prefix) bool { return p.Addr().Is6() == v6 }) {
-			continue
-		}
-		others, priority, err := detours(h.rt, v6)
-		if absentFamily(err) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, p := range network {
-			if p.Addr().Is6() == v6 && len(others) > 0 && priority > 0 {
-				list = append(list, Rule{Priority: priority, V6: v6, To: p, Table: MainTable}.normal())
-			}
+// guardRules are the rules that lead packets to the network's prefixes of one address family into the main table, where weft's routes and
+// guards are, before somebody else's rule leads them elsewhere: where there is such a rule, and only then, for the kernel looks up faster
+// without any.
+func (h *Host) guardRules(network []netip.Prefix, v6 bool) (list []Rule, err error) {
+	if !slices.ContainsFunc(network, func(p netip.Prefix) bool { return p.Addr().Is6() == v6 }) {
+		return nil, nil
+	}
+	others, priority, err := h.detours(h.rt, v6)
+	if err != nil && !absentFamily(err) {
+		return nil, err
+	}
+	for _, p := range network {
+		if p.Addr().Is6() == v6 && len(others) > 0 && priority > 0 {
+			list = append(list, guardRule(priority, p))
 		}
 	}
 	return list, nil
+}
+
+func guardRule(priority uint32, to netip.Prefix) Rule {
+	return Rule{Priority: priority, V6: to.Addr().Is6(), To: to, Table: MainTable}.normal()
 }
 
 func absentFamily(err error) bool {

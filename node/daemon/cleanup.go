@@ -41,10 +41,13 @@ func Cleanup(stateDir, socket string, log *zap.Logger) (removed []string, err er
 	if err := os.Remove(filepath.Join(stateDir, LockFile)); err != nil {
 		errs = append(errs, fmt.Errorf("daemon: state_dir: %w", err))
 	}
-	if err := os.Remove(filepath.Join(stateDir, pods.File)); err == nil {
-		removed = append(removed, "file "+filepath.Join(stateDir, pods.File))
-	} else if !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("daemon: state_dir: %w", err))
+	for _, name := range []string{pods.File, pods.File + pods.Damaged} {
+		file := filepath.Join(stateDir, name)
+		if err := os.Remove(file); err == nil {
+			removed = append(removed, "file "+file)
+		} else if !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("daemon: state_dir: %w", err))
+		}
 	}
 	// Only where it is empty: keys are a person's.
 	if os.Remove(stateDir) == nil && !madeHere {

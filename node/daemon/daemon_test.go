@@ -28,6 +28,7 @@ import (
 	"weft/internal/config"
 	"weft/internal/nettest"
 	"weft/node/daemon"
+	"weft/node/pods"
 	"weft/packet"
 )
 
@@ -444,7 +445,11 @@ func TestOneDaemonAtATime(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if removed, err := clean(); err != nil || len(removed) != 2 || removed[1] != "directory "+r.cfg.StateDir {
+	aside := filepath.Join(r.cfg.StateDir, pods.File+pods.Damaged)
+	if err := os.WriteFile(aside, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := clean(); err != nil || len(removed) != 3 || removed[1] != "file "+aside || removed[2] != "directory "+r.cfg.StateDir {
 		t.Errorf("cleanup: %q, %v", removed, err)
 	}
 	if removed, err := clean(); err != nil || len(removed) != 0 {

@@ -201,6 +201,9 @@ func (b *boltFile) freelist(id uint64) error {
 	if count == 0xFFFF { // more than that: the first says how many
 		count, list = int(binary.NativeEndian.Uint64(list)), list[8:]
 	}
+	if count < 0 || count > len(list)/8 {
+		return fmt.Errorf("page %d has no room for the %d free pages that it is said to list", id, uint64(count))
+	}
 	for i := range count {
 		if free := binary.NativeEndian.Uint64(list[8*i:]); free < 2 || free >= b.last || b.seen[free] {
 			return fmt.Errorf("page %d is said to be free", free)

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -218,6 +219,29 @@ func TestSoundMeansUsable(t *testing.T) {
 	}
 	if found == 0 || passed == 0 {
 		t.Errorf("%d were found damaged, %d sound: the test shows nothing", found, passed)
+	}
+}
+
+// TestFreePagesFit: a list of free pages is not longer than its page, whatever number it names.
+func TestFreePagesFit(t *testing.T) {
+	const pageSize, room = 4096, (4096 - pageHeader) / 8
+	for _, c := range []struct {
+		count uint16
+		more  uint64 // where count is 0xFFFF
+		fits  bool
+	}{
+		{count: 0, fits: true}, {count: 0xFFFF, more: 0, fits: true}, {count: room + 1}, {count: 0xFFFF, more: room}, {count: 0xFFFF, more: 1 << 61},
+		{count: 0xFFFF, more: 1<<63 - 1}, {count: 0xFFFF, more: 1 << 63}, {count: 0xFFFF, more: 1<<64 - 1},
+	} {
+		b := &boltFile{data: make([]byte, 3*pageSize), pageSize: pageSize, last: 3, seen: map[uint64]bool{}}
+		page := b.data[2*pageSize:]
+		binary.NativeEndian.PutUint64(page, 2)
+		binary.NativeEndian.PutUint16(page[8:], freelistPage)
+		binary.NativeEndian.PutUint16(page[10:], c.count)
+		binary.NativeEndian.PutUint64(page[pageHeader:], c.more)
+		if err := b.freelist(2); (err == nil) != c.fits {
+			t.Errorf("%d, %d: %v", c.count, c.more, err)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -122,6 +123,42 @@ func TestListeningLetsGo(t *testing.T) {
 		}
 		if out, err := r.outside.Run("ip", "link", "show", "canary"); err == nil {
 			return fmt.Errorf("the namespace is still there: %s", out)
+		}
+		return nil
+	})
+}
+
+// TestListenerThatFails: it is forgotten, and another one opened that hears again.
+func TestListenerThatFails(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, Routed)
+	pod := nettest.New(t)
+	r.attach(request(pod, "x"))
+	w := watches{r.m, map[string]*watch{}}
+	defer w.closeAll()
+	w.follow(r.m.attached())
+	k := key("weft", "x", "eth0")
+	number := w.open[k].inode
+	w.close(k)
+	none, end, err := os.Pipe() // no socket: to receive of it fails
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer end.Close()
+	broken := &watch{inode: number, file: none, closed: make(chan struct{})}
+	w.open[k] = broken
+	go r.m.hear(k, broken)
+	nettest.Eventually(t, nettest.Patience, func() error {
+		if w.follow(r.m.attached()); w.open[k] == broken {
+			return errors.New("the listener that failed is still there")
+		}
+		return nil
+	})
+	r.m.suspected()
+	pod.MustRun(t, "ip", "link", "set", "eth0", "mtu", "1300")
+	nettest.Eventually(t, nettest.Patience, func() error {
+		if !r.m.suspected()[k] {
+			return errors.New("a change in the pod was not heard")
 		}
 		return nil
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -30,8 +31,11 @@ type watches struct {
 }
 
 type watch struct {
-	inode uint64
-	file  *os.File // nil where the namespace cannot be listened to, which is said once
+	inode  uint64
+	file   *os.File      // nil where the namespace cannot be listened to, which is said once
+	tried  time.Time     // when it was opened, or that failed
+	closed chan struct{} // closes with it
+	failed atomic.Bool   // it does not tell of anything any more
 }
 
 // follow opens and closes sockets so that there is one for each attachment.
@@ -43,19 +47,25 @@ func (w *watches) follow(attached []attachment) {
 		if err != nil || number != a.Inode {
 			continue
 		}
-		if have := w.open[k]; have != nil && have.inode == number {
+		have := w.open[k]
+		if have != nil && have.inode == number && !have.failed.Load() && (have.file != nil || time.Since(have.tried) < w.m.every) {
 			stays[k] = true
 			continue
 		}
+		again := have != nil && have.inode == number && have.file == nil
 		file, err := listenInside(a.Netns, a.Inode)
 		w.close(k)
-		w.open[k], stays[k] = &watch{number, file}, true
+		now := &watch{inode: number, file: file, tried: time.Now(), closed: make(chan struct{})}
+		w.open[k], stays[k] = now, true
+		if err != nil && again {
+			continue
+		}
 		if err != nil {
 			w.m.o.Log.Warn("a pod's namespace does not tell of changes, and is looked at every few seconds", zap.String("container", a.ContainerID), zap.Error(err))
 			continue
 		}
 		w.m.suspect(k) // for what happened before
-		go w.m.hear(k, file)
+		go w.m.hear(k, now)
 	}
 	for k := range w.open {
 		if !stays[k] {
@@ -66,6 +76,7 @@ func (w *watches) follow(attached []attachment) {
 
 func (w *watches) close(k string) {
 	if have := w.open[k]; have != nil {
+		close(have.closed)
 		if have.file != nil {
 			have.file.Close()
 		}
@@ -108,23 +119,40 @@ func listenInside(path string, number uint64) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
-// hear has an attachment looked at whenever something happens in its namespace, until the socket is closed.
-func (m *Manager) hear(k string, file *os.File) {
+// hear has an attachment looked at whenever something happens in its namespace, until the socket is closed. One that fails is
+// marked, for follow to open another.
+func (m *Manager) hear(k string, w *watch) {
+	pause := func(d time.Duration) (closed bool) {
+		select {
+		case <-w.closed:
+			return true
+		case <-time.After(d):
+			return false
+		}
+	}
+	if m.listen(k, w.file, pause); !pause(watchSpacing) {
+		w.failed.Store(true)
+		m.poke()
+	}
+}
+
+// listen returns when the socket is closed, or fails.
+func (m *Manager) listen(k string, file *os.File, pause func(time.Duration) (closed bool)) {
 	conn, err := file.SyscallConn()
 	if err != nil {
 		return
 	}
 	buf := make([]byte, 4096)
 	for {
-		heard := false
+		read, heard := false, false
 		var failed error
 		err := conn.Read(func(fd uintptr) bool {
-			for {
+			for ; ; read = true {
 				n, from, err := unix.Recvfrom(int(fd), buf, unix.MSG_TRUNC)
 				sender, _ := from.(*unix.SockaddrNetlink)
 				switch {
 				case errors.Is(err, unix.EAGAIN):
-					return heard
+					return read
 				case errors.Is(err, unix.EINTR):
 				case errors.Is(err, unix.ENOBUFS):
 					heard = true
@@ -139,9 +167,16 @@ func (m *Manager) hear(k string, file *os.File) {
 		if errors.Join(err, failed) != nil {
 			return
 		}
-		time.Sleep(watchSettle)
-		m.suspect(k)
-		time.Sleep(watchSpacing - watchSettle)
+		// Also after what does not concern us: who makes noise wakes us no more often than this.
+		if pause(watchSettle) {
+			return
+		}
+		if heard {
+			m.suspect(k)
+		}
+		if pause(watchSpacing - watchSettle) {
+			return
+		}
 	}
 }
 
