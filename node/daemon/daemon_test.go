@@ -197,7 +197,7 @@ func (r *rig) run() (stop func() error) {
 // until waits for a status.
 func (r *rig) until(what string, ok func(api.Status) bool) api.Status {
 	r.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(nettest.Patience)
 	for {
 		s, err := r.client.Status(r.t.Context())
 		if err == nil && ok(s) {
@@ -368,7 +368,7 @@ func TestNewestStateWins(t *testing.T) {
 		r.source.states <- state(names...)
 	}
 	r.until("the sixth", func(s api.Status) bool { return s.Control.Nodes == 6 })
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(nettest.Patience)
 	for {
 		r.b.mu.Lock()
 		n := len(r.b.applied)

@@ -108,7 +108,7 @@ func TestListeningLetsGo(t *testing.T) {
 	r.attach(request(detached, "detached"))
 	gone.MustRun(t, "ip", "route", "del", "default") // and wait until it is listened to
 	q := api.CheckRequest{AttachRequest: request(gone, "gone")}
-	nettest.Eventually(t, 20*time.Second, func() error { return r.m.Check(t.Context(), q) })
+	nettest.Eventually(t, nettest.Patience, func() error { return r.m.Check(t.Context(), q) })
 	if err := r.m.Detach(t.Context(), api.DetachRequest{ContainerID: "detached", IfName: "eth0", Network: "weft"}); err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestListeningLetsGo(t *testing.T) {
 	if err := errors.Join(gone.Close(), detached.Close()); err != nil {
 		t.Fatal(err)
 	}
-	nettest.Eventually(t, 20*time.Second, func() error {
+	nettest.Eventually(t, nettest.Patience, func() error {
 		if left := r.left(); len(left) > 0 {
 			return fmt.Errorf("left behind: %q", left)
 		}

@@ -172,7 +172,7 @@ func TestSpecErrors(t *testing.T) {
 		"UDP size too small":  {func(s *Spec) { s.Params = Params{"size": 43} }, "at least 44"},
 		"unknown congestion":  {func(s *Spec) { s.Test, s.Congestion = "tcp-rr", "nonesuch" }, "tcp_available_congestion_control"},
 		"nonsense congestion": {func(s *Spec) { s.Test, s.Congestion = "tcp-rr", "a b" }, "is not a name"},
-		"nobody there":        {func(s *Spec) { s.Target = netip.AddrPortFrom(s.Target.Addr(), 1) }, "is `weft bench serve` running there?"},
+		"nobody there":        {func(s *Spec) { s.Target = netip.AddrPortFrom(s.Target.Addr(), 1) }, "is there a server?"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := good

@@ -200,7 +200,7 @@ func TestPackets(t *testing.T) {
 			}
 			r.send(q, number)
 		}
-		nettest.Eventually(t, 20*time.Second, func() error { // what is allowed arrives
+		nettest.Eventually(t, nettest.Patience, func() error { // what is allowed arrives
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			for n, a := range want {
@@ -260,12 +260,13 @@ func TestStays(t *testing.T) {
 	} {
 		before, _ := r.host.Counts(Family, Name)
 		n := uint32(i + 1)
-		r.send(policy.Traffic{Src: netip.MustParseAddr(c.src), Dst: netip.MustParseAddr(c.dst), Protocol: policy.UDP, Port: 9}, n)
-		nettest.Eventually(t, 20*time.Second, func() error {
+		nettest.Eventually(t, nettest.Patience, func() error {
+			// Again each time: a first packet may be lost to a link that has just come up.
+			r.send(policy.Traffic{Src: netip.MustParseAddr(c.src), Dst: netip.MustParseAddr(c.dst), Protocol: policy.UDP, Port: 9}, n)
 			after, err := r.host.Counts(Family, Name)
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			if dropped := after[Name][Unknown] - before[Name][Unknown]; err != nil || r.arrived[n] != c.passes || (dropped == 1) == c.passes {
+			if dropped := after[Name][Unknown] - before[Name][Unknown]; err != nil || r.arrived[n] != c.passes || (dropped > 0) == c.passes {
 				return fmt.Errorf("%s → %s: arrived %v, %d dropped as unknown, %v", c.src, c.dst, r.arrived[n], dropped, err)
 			}
 			return nil
