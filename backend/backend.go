@@ -94,7 +94,7 @@ type Status struct {
 	Rings       []Ring            // of AF_XDP ports
 	Repairs     uint64            // objects put back after somebody else removed or changed them
 	Hops        []Hop             // one per peer that traffic can reach, sorted by node
-	Problems    []control.Problem // peers that this way of carrying traffic cannot reach, and why
+	Problems    []control.Problem // peers that this way of carrying traffic cannot reach, or not with all that they are sent, and why
 
 	// Rejected counts handshake messages that no peer can be named for, by reason.
 	Rejected map[string]uint64

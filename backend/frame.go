@@ -133,7 +133,7 @@ func (f *Frame) tell(under, u *egress.Underlay, last, plan *Plan) {
 	}
 	for _, problem := range plan.Problems {
 		if !slices.Contains(last.Problems, problem) {
-			f.set.Log.Warn("peer refused", zap.String("peer", problem.Node), zap.String("reason", problem.Text))
+			f.set.Log.Warn("trouble with a peer", zap.String("peer", problem.Node), zap.String("reason", problem.Text))
 		}
 	}
 }

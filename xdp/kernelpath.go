@@ -65,6 +65,7 @@ func openKernelPath(local []netip.Addr, port uint16) (k *kernelPath, err error) 
 		if a.Is6() {
 			slot = 1
 		}
+		s.Sending()
 		k.sockets[slot], k.fds[slot] = s, s.FD()
 	}
 	return k, nil

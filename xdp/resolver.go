@@ -208,14 +208,14 @@ func (r *resolver) run() {
 		}
 		var count [8]byte
 		_, _ = unix.Read(r.wake, count[:])
-		again := map[netip.Addr]bool{}
+		again, lost := map[netip.Addr]bool{}, false
 		for _, fd := range fds[2:] {
 			if fd.Revents != 0 {
-				refused(int(fd.Fd), again)
+				lost = refused(int(fd.Fd), again) || lost
 			}
 		}
-		if len(again) > 0 { // a packet did not arrive there, and the kernel may know more of the path
-			r.each(func(d *destination) { d.visited = d.visited && !again[d.addr.Addr()] })
+		if lost || len(again) > 0 { // a packet did not arrive there, and the kernel may know more of the path
+			r.each(func(d *destination) { d.visited = d.visited && !lost && !again[d.addr.Addr()] })
 		}
 		if r.follow() {
 			dirty = true

@@ -14,6 +14,9 @@ import (
 // sourcePorts is how many there are for a family to carry the entropy of the inner flow: RFC 7348 §5.
 const sourcePorts = 64
 
+// errorBuffer has room for some errors, bytes. What does not fit, the kernel drops, and leaves an error without an address.
+const errorBuffer = 16 << 10
+
 // sources are the ports that outer headers name as theirs, each with a socket of our own. Nothing is sent or received there. But a
 // router's word that a packet was too big is the kernel's affair, and it takes it only for a port that somebody has: then it knows
 // the path's MTU for ten minutes, as it does for sockets (RFC 1191 §6.3, RFC 8201 §5.2), and says so to the resolver.
@@ -36,7 +39,7 @@ func openSources(local []netip.Addr) (s *sources, err error) {
 				return nil, errors.Join(fmt.Errorf("xdp: %w", err), s.close())
 			}
 			s.sockets = append(s.sockets, c)
-			if err := c.Set(level, option, 1, "IP_RECVERR"); err != nil {
+			if err := errors.Join(c.Set(level, option, 1, "IP_RECVERR"), c.Set(unix.SOL_SOCKET, unix.SO_RCVBUF, errorBuffer, "SO_RCVBUF")); err != nil {
 				return nil, errors.Join(fmt.Errorf("xdp: %w", err), s.close())
 			}
 			s.ports[family][i] = c.Bound().Port()
@@ -70,15 +73,15 @@ func (s *sources) pollFds() (fds []unix.PollFd) {
 }
 
 // refused takes in what a socket has heard of packets that did not arrive, errors of ICMP with the packet's destination in the place of
-// an address (IP_RECVERR, ip(7)), and adds these to the list.
-func refused(fd int, to map[netip.Addr]bool) {
+// an address (IP_RECVERR, ip(7)), and adds these to the list. lost says that there was an error about whose destination nothing is known.
+func refused(fd int, to map[netip.Addr]bool) (lost bool) {
 	var data [packet.UDPHeader]byte
 	var control [512]byte
 	for range sourcePorts { // more come with the next poll
 		_, _, _, dst, err := unix.Recvmsg(fd, data[:], control[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
 		if err != nil {
-			_, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR) // the same once more, for who does not read the queue
-			return
+			pending, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR) // what is still there was not in the queue
+			return err == nil && pending != 0
 		}
 		switch a := dst.(type) {
 		case *unix.SockaddrInet4:
@@ -87,4 +90,5 @@ func refused(fd int, to map[netip.Addr]bool) {
 			to[netip.AddrFrom16(a.Addr)] = true
 		}
 	}
+	return false
 }

@@ -120,6 +120,9 @@ func (v *planner) Plan(s *control.State, u *egress.Underlay) (backend.Plan, erro
 		if mtu < p.InnerMTU {
 			routeMTU = uint32(mtu)
 		}
+		if text := u.Narrow(endpoint, p.InnerMTU, v.set.Network); text != "" {
+			p.Problems = append(p.Problems, control.Problem{Node: n.Name, Text: text})
+		}
 		for _, prefix := range n.Prefixes {
 			hop := prefix.Masked().Addr()
 			w.Neighbors = append(w.Neighbors, hostnet.Neighbor{Dev: dev, IP: hop, MAC: vtep})

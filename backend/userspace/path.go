@@ -27,9 +27,10 @@ type Path struct {
 	VNI         uint32
 	MAC         control.MAC // our VTEP MAC
 	Queues      int
-	Underlay    string // the device by which packets leave
-	UnderlayMTU int    // bytes, its
-	InnerMTU    int    // bytes
+	Underlay    string         // the device by which packets leave
+	UnderlayMTU int            // bytes, its
+	InnerMTU    int            // bytes
+	Network     []netip.Prefix // the overlay's; the same for as long as the backend is
 
 	Outside *backend.Outside // where the outside port is; nil = where the inside one is
 }
@@ -41,8 +42,7 @@ func (p Path) equal(o Path) bool {
 
 // towards is the largest inner packet to the peer at an endpoint.
 func (p Path) towards(endpoint netip.Addr, under *egress.Underlay) int {
-	way, _ := under.To(endpoint)
-	return p.InnerMTU - (p.UnderlayMTU - way.MTU)
+	return under.Inner(endpoint, p.InnerMTU, p.Network)
 }
 
 // Kind is what distinguishes one userspace mode from another.

@@ -40,7 +40,13 @@ func (p *planner) Plan(s *control.State, under *egress.Underlay) (backend.Plan, 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.built = p.build(&state, path, under)
-	return backend.Plan{Want: p.want(&state, path, under), InnerMTU: path.InnerMTU, Devices: []string{device}, Hops: p.built.hops}, nil
+	var problems []control.Problem
+	for _, h := range p.built.hops {
+		if text := under.Narrow(h.Endpoint.Addr(), path.InnerMTU, p.set.Network); text != "" {
+			problems = append(problems, control.Problem{Node: h.Node, Text: text})
+		}
+	}
+	return backend.Plan{Want: p.want(&state, path, under), InnerMTU: path.InnerMTU, Devices: []string{device}, Hops: p.built.hops, Problems: problems}, nil
 }
 
 // last is what the last plan is made of.
@@ -61,7 +67,7 @@ func (p *planner) id(node string) (id uint32, known bool) {
 // path derives the fixed part of the path from what the source granted this node, and from how it reaches the others.
 func (p *planner) path(self control.Node, under *egress.Underlay) (Path, error) {
 	path := Path{Device: device, Local: under.Local, Underlay: under.Device, UnderlayMTU: under.MTU, Port: p.set.Port, VNI: p.set.VNI,
-		MAC: self.VTEP(), Queues: p.set.Queues, Outside: p.set.Outside}
+		MAC: self.VTEP(), Queues: p.set.Queues, Network: p.set.Network, Outside: p.set.Outside}
 	if seal := p.set.Seal; seal != nil {
 		path.Port, path.Sealed = seal.Port, true
 		if len(seal.PermitPlain) > 0 {

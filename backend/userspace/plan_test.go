@@ -73,6 +73,13 @@ func TestPlan(t *testing.T) {
 			}
 		})
 	}
+	dual := []netip.Prefix{prefix("10.244.0.0/16"), prefix("fd00:244::/48")}
+	spoken := *u
+	spoken.Paths = map[netip.Addr]egress.Path{addr("192.0.2.2"): {Source: addr("192.0.2.1"), Device: "eth0", MTU: 1500, Heard: 600}}
+	narrow := &planner{kind: Kind{Overhead: 22}, set: backend.Settings{Node: "a", Network: dual, Port: 4789, VNI: 1, Queues: 2}, ids: map[string]uint32{}}
+	if plan, err := narrow.Plan(s, &spoken); err != nil || plan.Hops[0].MTU != packet.MinIPv6MTU || len(plan.Problems) != 1 || plan.Problems[0].Node != "b" {
+		t.Errorf("a word of less than IPv6 needs: %+v, %v", plan, err)
+	}
 	small := *u
 	small.MTU = 80
 	p := &planner{kind: Kind{Overhead: 22}, set: backend.Settings{Network: []netip.Prefix{prefix("10.244.0.0/16")}}, ids: map[string]uint32{}}

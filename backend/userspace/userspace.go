@@ -71,7 +71,8 @@ func New(kind Kind) func(backend.Settings) (backend.Backend, error) {
 		if s.Seal != nil {
 			ports = append(ports, s.Seal.Port)
 		}
-		if b.ear, err = egress.Listen(ports...); err != nil {
+		// Where packets leave, routers' words of them come in.
+		if err = s.Outside.Do(func() (err error) { b.ear, err = egress.Listen(ports...); return err }); err != nil {
 			return nil, errors.Join(err, b.Close())
 		}
 		b.Hear(b.ear)

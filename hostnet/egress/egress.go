@@ -55,6 +55,7 @@ type Path struct {
 	Device string     // the first, where the route has several next hops
 	Via    netip.Addr // its router; invalid = the endpoint is on the link
 	MTU    int        // bytes, the least of all next hops' and of what the kernel has learnt of the path
+	Heard  int        // bytes, less than MTU: a router's word that only an Ear has heard, and that anybody may have made up; 0 = none
 }
 
 // To returns the path to a peer's endpoint, one that control.Endpoint chose. False where the kernel has no route.
@@ -64,6 +65,33 @@ func (u *Underlay) To(endpoint netip.Addr) (p Path, ok bool) {
 		p.MTU = u.MTU
 	}
 	return p, p.Device != ""
+}
+
+// Inner is how large inner packets to a peer's endpoint may be where those of the device may have so many bytes. A word that an Ear has heard
+// narrows that no further than the network's families need: below, nobody could be told.
+func (u *Underlay) Inner(endpoint netip.Addr, inner int, network []netip.Prefix) int {
+	p, _ := u.To(endpoint)
+	mtu := inner - (u.MTU - p.MTU)
+	if p.Heard == 0 || p.Heard >= p.MTU {
+		return mtu
+	}
+	heard := inner - (u.MTU - p.Heard)
+	return min(mtu, heard+u.Lacks(heard, network))
+}
+
+// Narrow is what is wrong with the path to a peer's endpoint where it carries less than the network's families need; "" = nothing.
+func (u *Underlay) Narrow(endpoint netip.Addr, inner int, network []netip.Prefix) string {
+	p, _ := u.To(endpoint)
+	carries := p.MTU
+	if p.Heard != 0 {
+		carries = min(carries, p.Heard)
+	}
+	lacks := u.Lacks(inner-(u.MTU-carries), network)
+	if lacks == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the path to %v carries packets of %d bytes, and %d are needed: large packets may be lost; raise the MTU on the way, or take IPv6 out of network.prefixes",
+		endpoint, carries, carries+lacks)
 }
 
 // V6 says whether any of the addresses is an IPv6 one.

@@ -164,7 +164,11 @@ func (f *Finder) follow(self control.Node, peers []control.Node, local []held) {
 	if !whole {
 		return
 	}
-	f.until = start.Add(max(lookAgain, share*f.now().Sub(start)))
+	wait := max(lookAgain, share*f.now().Sub(start))
+	f.until = start.Add(wait)
+	if f.ear != nil {
+		f.ear.keep(f.paths, wait)
+	}
 	for to, p := range f.paths {
 		if was, known := before[to]; known && was != p {
 			f.revision++

@@ -117,7 +117,7 @@ var (
 		"insight/trace":   {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "api", "insight/filter", "hostnet", unix}, tests: []string{gopacket}},
 
 		// the kernel: one owner
-		"hostnet/egress": {code: []string{"control", "packet", "hostnet", unix}},
+		"hostnet/egress": {code: []string{"control", "packet", "hostnet", "internal/sock", unix}},
 		"hostnet":        {code: []string{"internal/holder", "internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/...", "github.com/mdlayher/netlink"}},
 
 		// the ground

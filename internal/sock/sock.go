@@ -26,7 +26,36 @@ type Socket struct {
 
 	mu     sync.Mutex
 	closed bool
+	sends  bool // it is in senders
 	drops  drops
+}
+
+// senders are the addresses and ports that tunnel packets of this process leave from, and how many sockets have each: two may, in two
+// network namespaces.
+var senders = struct {
+	sync.Mutex
+	at map[netip.AddrPort]int
+}{at: map[netip.AddrPort]int{}}
+
+// Sends says whether a socket that packets leave by is bound to an address and port. What somebody says of a packet from elsewhere is not
+// about one of ours.
+func Sends(from netip.AddrPort) bool {
+	senders.Lock()
+	defer senders.Unlock()
+	return senders.at[from] > 0
+}
+
+// Sending takes note that packets leave by the socket, for Sends. By those of Source they do.
+func (s *Socket) Sending() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.sends {
+		return
+	}
+	s.sends = true
+	senders.Lock()
+	defer senders.Unlock()
+	senders.at[s.bound]++
 }
 
 // Listen opens a socket that receives at an address and port. It is alone there: what others have bound is an error, and what they
@@ -74,6 +103,7 @@ func Source(local netip.Addr) (*Socket, error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	s.Sending()
 	return s, nil
 }
 
@@ -215,6 +245,13 @@ func (s *Socket) Close() error {
 		return nil
 	}
 	s.closed = true
+	if s.sends {
+		senders.Lock()
+		if senders.at[s.bound]--; senders.at[s.bound] == 0 {
+			delete(senders.at, s.bound)
+		}
+		senders.Unlock()
+	}
 	s.drops.sample(s.fd)
 	if err := unix.Close(s.fd); err != nil {
 		return fmt.Errorf("close UDP %v: %w", s.bound, err)

@@ -19,6 +19,7 @@ const (
 	dropNeighbor  = "wrong-neighbour"      // ARP or a neighbour advertisement for an address that the pod was not given
 	dropRouter    = "router-advertisement" // of ICMPv6 or ICMP: pods and the node would take it for their router
 	dropRedirect  = "icmp-redirect"        // ICMP that changes the routes of who gets it
+	dropTooBig    = "icmp-too-big"         // ICMP that narrows paths, about a packet that was not for the pod
 	dropDHCP      = "dhcp-service"         // from the port of a DHCP server
 	dropOverlay   = "overlay-port"         // to a UDP port by which nodes talk: it could pass for a node's
 	dropNotIP     = "not-ip"               // neither IP nor ARP
@@ -26,15 +27,19 @@ const (
 	checkPriority = -500 // before what else there may be on the link
 )
 
-var checkNames = []string{dropMAC, dropSource, dropNeighbor, dropRouter, dropRedirect, dropDHCP, dropOverlay, dropNotIP}
+var checkNames = []string{dropMAC, dropSource, dropNeighbor, dropRouter, dropRedirect, dropTooBig, dropDHCP, dropOverlay, dropNotIP}
 
 // Of the headers: offsets and numbers (RFC 791, 792, 826, 1256, 4861, 8200, 8415, 2131).
 const (
 	etherSource           = 6
 	source4, source6      = 12, 8
 	destination6          = 24
-	arpSender             = 8 // sender's MAC, then its IPv4 address
-	targetAddress         = 8 // of a neighbour advertisement
+	arpSender             = 8      // sender's MAC, then its IPv4 address
+	targetAddress         = 8      // of a neighbour advertisement
+	quotedTo4, quotedTo6  = 24, 32 // the destination of the packet that an ICMP error is about
+	icmpUnreachable       = 3
+	icmpFragmentation     = 4 // code
+	icmp6TooBig           = 2
 	icmpRedirect          = 5
 	icmpRouter            = 9
 	icmp6Router           = 134
@@ -106,6 +111,17 @@ func check(a *attachment, ports []uint16) hostnet.Table {
 	}
 	body = append(body, icmp(unix.IPPROTO_ICMP, icmpRedirect, drop(dropRedirect)), icmp(unix.IPPROTO_ICMP, icmpRouter, drop(dropRouter)),
 		icmp(unix.IPPROTO_ICMPV6, icmp6Router, drop(dropRouter)), icmp(unix.IPPROTO_ICMPV6, icmp6Redirect, drop(dropRedirect)))
+	// A pod routes nothing: what is too big for it was sent to it. The node's kernel believes such words of any path.
+	tooBig4 := rule(protocol(unix.IPPROTO_ICMP), field(expr.PayloadBaseTransportHeader, 0, []byte{icmpUnreachable, icmpFragmentation}, expr.CmpOpEq))
+	tooBig6 := rule(protocol(unix.IPPROTO_ICMPV6), field(expr.PayloadBaseTransportHeader, 0, []byte{icmp6TooBig}, expr.CmpOpEq))
+	for _, ip := range a.Addrs {
+		about, at := tooBig4, uint32(quotedTo4)
+		if ip.Is6() {
+			about, at = tooBig6, quotedTo6
+		}
+		body = append(body, rule(about, field(expr.PayloadBaseTransportHeader, at, ip.AsSlice(), expr.CmpOpEq), one(accept)))
+	}
+	body = append(body, rule(tooBig4, drop(dropTooBig)), rule(tooBig6, drop(dropTooBig)))
 	for _, ip := range append([]netip.Addr{own}, a.Addrs...) {
 		if ip.Is6() {
 			body = append(body, icmp(unix.IPPROTO_ICMPV6, icmp6Advertisement,

@@ -49,6 +49,21 @@ func forgeries(mac net.HardwareAddr, own, other []netip.Addr) []frame {
 		return []gopacket.SerializableLayer{eth(mac, layers.EthernetTypeIPv6), ip6(src, layers.IPProtocolICMPv6, dst),
 			&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, 0)}, gopacket.Payload(append(make([]byte, 4), body...))}
 	}
+	quote := func(to netip.Addr) []byte { // a packet of the node's, of 1500 bytes, to the tunnel's port
+		b := make([]byte, 48)
+		b[0], b[9] = 0x45, 17
+		copy(b[16:], to.AsSlice())
+		if to.Is6() {
+			b[0], b[6], b[9] = 0x60, 17, 0
+			copy(b[24:], to.AsSlice())
+		}
+		return b
+	}
+	tooBig := func(to netip.Addr) []gopacket.SerializableLayer {
+		return []gopacket.SerializableLayer{eth(mac, layers.EthernetTypeIPv4), ip4(own[0], layers.IPProtocolICMPv4),
+			&layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(3, 4), Seq: 600}, gopacket.Payload(quote(to))}
+	}
+	far6 := netip.MustParseAddr("2001:db8::5")
 	hidden := icmp6(link, "ff02::1", 134, make([]byte, 8)...) // behind an extension header, RFC 7113
 	hidden = append(append([]gopacket.SerializableLayer{}, hidden[0], ip6(link, layers.IPProtocolIPv6Destination, "ff02::1"),
 		gopacket.Payload([]byte{58, 0, 1, 4, 0, 0, 0, 0})), hidden[2:]...)
@@ -67,6 +82,12 @@ func forgeries(mac net.HardwareAddr, own, other []netip.Addr) []frame {
 		{"to the sealed tunnel", dropOverlay, udp(own[0], 1000, 8473)},
 		{"echo", "", icmp(8)},
 		{"redirect", dropRedirect, icmp(5)},
+		{"too big, for itself", "", tooBig(own[0])},
+		{"too big, for another node", dropTooBig, tooBig(far)},
+		{"too big, and not of what", dropTooBig, tooBig(far)[:3]},
+		{"port unreachable", "", icmp(3)},
+		{"too big for itself, IPv6", "", icmp6(own[1], other[1].String(), 2, quote(own[1])...)},
+		{"too big for another node, IPv6", dropTooBig, icmp6(own[1], other[1].String(), 2, quote(far6)...)},
 		{"router advertisement of IPv4", dropRouter, icmp(9)},
 		{"ARP", "", arp(mac, own[0])},
 		{"ARP probe", "", arp(mac, netip.IPv4Unspecified())},
