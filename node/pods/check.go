@@ -3,6 +3,7 @@ package pods
 import (
 	"encoding/binary"
 	"maps"
+	"net"
 	"net/netip"
 
 	"github.com/google/nftables"
@@ -180,4 +181,36 @@ func (m *Manager) dropped() (map[string]map[string]uint64, error) {
 		maps.DeleteFunc(counts, func(_ string, n uint64) bool { return n == 0 })
 	}
 	return all, err
+}
+
+// checked reads the MAC and the addresses back that the check on a link lets pass; nothing where there is none.
+func (m *Manager) checked(link string) (mac net.HardwareAddr, addrs []netip.Addr) {
+	conn, err := nftables.New(nftables.WithNetNSFd(int(m.ns)))
+	if err != nil {
+		return nil, nil
+	}
+	fields := func(chain string, base expr.PayloadBase, offset uint32, op expr.CmpOp) (values [][]byte) {
+		t := &nftables.Table{Name: link, Family: checkFamily}
+		rules, _ := conn.GetRules(t, &nftables.Chain{Name: chain, Table: t})
+		for _, r := range rules {
+			if len(r.Exprs) < 2 || !hostnet.OurRule(r.UserData) {
+				continue
+			}
+			p, isField := r.Exprs[0].(*expr.Payload)
+			c, isCmp := r.Exprs[1].(*expr.Cmp)
+			if isField && isCmp && p.Base == base && p.Offset == offset && c.Op == op {
+				values = append(values, c.Data)
+			}
+		}
+		return values
+	}
+	for _, b := range fields(chainEntry, expr.PayloadBaseLLHeader, etherSource, expr.CmpOpNeq) {
+		mac = b
+	}
+	for _, b := range append(fields(chainIPv4, expr.PayloadBaseNetworkHeader, source4, expr.CmpOpEq), fields(chainIPv6, expr.PayloadBaseNetworkHeader, source6, expr.CmpOpEq)...) {
+		if a, ok := netip.AddrFromSlice(b); ok && a.IsGlobalUnicast() {
+			addrs = append(addrs, a)
+		}
+	}
+	return mac, addrs
 }

@@ -110,6 +110,81 @@ func TestDamagedStore(t *testing.T) {
 	}
 }
 
+// TestPodsWordDoesNotCount: when the list of pods is made anew, a pod that gave its interface another's addresses, and another MAC and
+// MTU, is written down with what it was given.
+func TestPodsWordDoesNotCount(t *testing.T) {
+	for _, style := range []string{Routed, Bridge} {
+		for name, c := range map[string]struct{ check, cache, nobody bool }{
+			"checked": {check: true}, "cached": {cache: true}, "checked and cached": {check: true, cache: true}, "nobody knows": {nobody: style == Bridge},
+		} {
+			t.Run(style+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				r := newRig(t, style)
+				r.o.ResultCache, r.o.SpoofCheck = t.TempDir(), c.check
+				r.restart()
+				ids, have, given := []string{"x", "y"}, map[string]api.AttachResult{}, map[netip.Addr]string{}
+				pods := map[string]*nettest.NS{}
+				for _, id := range ids {
+					pods[id] = nettest.New(t)
+					a := r.attach(request(pods[id], id))
+					have[id] = a
+					entry := fmt.Sprintf(`{"kind":"cniCacheV1","containerId":%q,"ifName":"eth0","networkName":"weft","result":{"interfaces":[{"name":%q},`+
+						`{"name":"eth0","mac":%q,"sandbox":%q}],"ips":[{"address":%q},{"address":%q}]}}`, id, a.HostInterface, a.PodInterface.MAC, pods[id].Path(), a.IPs[0].Address, a.IPs[1].Address)
+					if c.cache {
+						if err := os.WriteFile(filepath.Join(r.o.ResultCache, "weft-"+id+"-eth0"), []byte(entry), 0o600); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				link, err := r.host.Netlink().LinkByName(have["x"].HostInterface)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if c.check { // also of a pod whose namespace is not to be found
+					p, vouched, err := r.m.living(link.Attrs(), nil, nil, node.Prefixes)
+					if err != nil || !vouched || p.MAC != have["x"].PodInterface.MAC || len(p.Addrs) != 2 || p.Addrs[0] != have["x"].IPs[0].Address.Addr() {
+						t.Errorf("without its namespace: %+v, %t, %v", p, vouched, err)
+					}
+				}
+				r.close()
+				pods["x"].MustRun(t, "sh", "-c", "ip addr flush dev eth0 scope global; ip link set eth0 address 02:00:00:00:00:99 mtu 1300; ip addr add "+have["y"].IPs[0].Address.String()+
+					" dev eth0; ip -6 addr add "+have["y"].IPs[1].Address.String()+" dev eth0 nodad")
+				if err := os.Truncate(filepath.Join(r.o.StateDir, File), 0); err != nil {
+					t.Fatal(err)
+				}
+				r.start()
+				list, err := r.m.Pods()
+				if err != nil || len(list) != 2 {
+					t.Fatalf("%+v, %v", list, err)
+				}
+				for _, p := range list {
+					for _, a := range p.IPs {
+						if given[a] != "" {
+							t.Errorf("%s is written down for %s and %s", a, given[a], p.HostInterface)
+						}
+						given[a] = p.HostInterface
+					}
+				}
+				for _, a := range have {
+					for _, ip := range a.IPs {
+						if !c.nobody && given[ip.Address.Addr()] != a.HostInterface {
+							t.Errorf("%s of %s is written down for %q", ip.Address, a.HostInterface, given[ip.Address.Addr()])
+						}
+					}
+					for _, p := range list {
+						if p.HostInterface == a.HostInterface && !c.nobody && p.MAC != a.PodInterface.MAC {
+							t.Errorf("%s has MAC %s, not %s", p.HostInterface, p.MAC, a.PodInterface.MAC)
+						}
+					}
+				}
+				if link, err := r.host.Netlink().LinkByName(have["x"].HostInterface); err != nil || link.Attrs().MTU != node.MTU {
+					t.Errorf("the node's end: %+v, %v", link, err)
+				}
+			})
+		}
+	}
+}
+
 func addresses(a api.AttachResult) (list []netip.Prefix) {
 	for _, ip := range a.IPs {
 		list = append(list, ip.Address)

@@ -46,7 +46,7 @@ func plan(all []*attachment, n Node, o Options) hostnet.Want {
 	}
 	for _, a := range all {
 		planOne(&w, a)
-		if o.SpoofCheck {
+		if o.SpoofCheck && a.mac != [6]byte{} { // else nothing would pass; see rebuild
 			w.Tables = append(w.Tables, check(a, n.Ports))
 		}
 	}
@@ -72,7 +72,9 @@ func planOne(w *hostnet.Want, a *attachment) {
 			w.Addrs = append(w.Addrs, hostnet.Addr{Dev: name, Prefix: ipnet.Host(g)})
 		}
 		w.Routes = append(w.Routes, hostnet.Route{Dst: ipnet.Host(ip), Dev: name})
-		w.Neighbors = append(w.Neighbors, hostnet.Neighbor{Dev: name, IP: ip, MAC: a.mac})
+		if a.mac != [6]byte{} {
+			w.Neighbors = append(w.Neighbors, hostnet.Neighbor{Dev: name, IP: ip, MAC: a.mac})
+		}
 	}
 }
 

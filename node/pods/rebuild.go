@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,25 +63,58 @@ func (m *Manager) rebuild(records []*record) error {
 			known[hostName(r.key())] = r
 		}
 	}
-	var errs []error
-	var all []namespace
+	var near []*netlink.LinkAttrs
+	var prefixes []netip.Prefix // of the bridge
 	for _, l := range links {
-		is := l.Attrs()
-		if !hostnet.PodLink(is.Name) {
-			continue
+		switch is := l.Attrs(); {
+		case is.Name == hostnet.Bridge:
+			if prefixes, err = m.prefixesOf(l); err != nil {
+				return err
+			}
+		case hostnet.PodLink(is.Name):
+			near = append(near, is)
 		}
-		if all == nil {
-			all = m.namespaces()
-		}
-		r, err := m.living(is, known[is.Name], all)
-		if err != nil {
+	}
+	if len(near) == 0 {
+		return nil
+	}
+	all := m.namespaces()
+	var errs []error
+	var sure, claims []*record // a pod's own word counts behind all that the node knows
+	for _, is := range near {
+		r, vouched, err := m.living(is, known[is.Name], all, prefixes)
+		switch {
+		case err != nil:
 			errs = append(errs, fmt.Errorf("pods: %s lives, but cannot be written down: %w", is.Name, err))
-			continue
+		case vouched:
+			sure = append(sure, r)
+		default:
+			claims = append(claims, r)
 		}
-		m.o.Log.Info("a pod that lives is written down again", zap.String("device", is.Name), zap.String("container", r.ContainerID), zap.Stringers("addresses", r.Addrs))
-		errs = append(errs, m.store.restore(r))
+	}
+	for _, r := range append(sure, claims...) {
+		refused, err := m.store.restore(r)
+		if len(refused) > 0 {
+			m.o.Log.Error("a pod that lives has addresses that are another's, and does not keep them", zap.String("device", r.link()), zap.Stringers("addresses", refused))
+		}
+		m.o.Log.Info("a pod that lives is written down again", zap.String("device", r.link()), zap.String("container", r.ContainerID), zap.Stringers("addresses", r.Addrs))
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// prefixesOf returns the prefixes of the bridge's addresses.
+func (m *Manager) prefixesOf(bridge netlink.Link) (list []netip.Prefix, err error) {
+	addrs, err := m.rt.AddrList(bridge, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("pods: list addresses of %s: %w", hostnet.Bridge, err)
+	}
+	for _, a := range addrs {
+		if p := ipnet.Prefix(a.IPNet); !p.Addr().IsLinkLocalUnicast() {
+			list = append(list, p.Masked())
+		}
+	}
+	return list, nil
 }
 
 // namespace is a network namespace that a path leads to.
@@ -115,59 +149,94 @@ func (m *Manager) namespaces() (list []namespace) {
 	return list
 }
 
-// living describes the pod behind a link as it is now. know is what somebody knows of it, nil = nothing.
-func (m *Manager) living(near *netlink.LinkAttrs, know *record, all []namespace) (*record, error) {
+// living describes the pod behind a link as it is now. know is what somebody knows of it, nil = nothing. Who is root in a pod can give
+// its interface whatever MAC and addresses, so these are what the node has of it, or the runtime; where neither has any, which is so only
+// of a bridged pod whose packets are not checked, they are the pod's word: then vouched is false, and only addresses of the bridge count.
+func (m *Manager) living(near *netlink.LinkAttrs, know *record, all []namespace, prefixes []netip.Prefix) (r *record, vouched bool, err error) {
 	at := slices.IndexFunc(all, func(n namespace) bool { return n.id >= 0 && n.id == near.NetNsID })
 	if know != nil && know.Result != nil && at >= 0 && know.Inode == all[at].inode {
-		return know, nil
+		return know, true, nil
 	}
-	r := &record{Network: unknown, ContainerID: near.Name, IfName: "eth0", Link: near.Name, Since: time.Now().UTC()}
+	r = &record{Network: unknown, ContainerID: near.Name, IfName: "eth0", Link: near.Name, Since: time.Now().UTC()}
 	if know != nil {
 		r.Network, r.ContainerID, r.IfName, r.Link, r.PodNamespace, r.PodName = know.Network, know.ContainerID, know.IfName, "", know.PodNamespace, know.PodName
 	}
 	r.Bridged = near.MasterIndex != 0
-	if at < 0 {
-		return r, m.fromNode(r, near)
+	if err := m.fromNode(r, near); err != nil {
+		return nil, false, err
 	}
-	r.Netns, r.Inode = all[at].path, all[at].inode
+	if know != nil && len(r.Addrs) == 0 {
+		r.Addrs = know.Addrs
+	}
+	if know != nil && r.MAC == "" {
+		r.MAC = know.MAC
+	}
+	vouched = len(r.Addrs) > 0
+	lengths := map[netip.Addr]int{}
+	if at >= 0 {
+		if err := m.fromPod(r, near, all[at], know == nil, prefixes, lengths); err != nil {
+			return nil, false, err
+		}
+	}
+	result := api.AttachResult{HostInterface: near.Name, PodInterface: api.PodInterface{Name: r.IfName, MAC: r.MAC, Netns: r.Netns},
+		IPs: []api.PodIP{}, Routes: []api.PodRoute{}, MTU: near.MTU}
+	for _, a := range r.Addrs {
+		one := ipFor(a, prefixes, r.Bridged)
+		if bits, ok := lengths[a]; ok && r.Bridged && !one.Gateway.IsValid() {
+			one.Address = netip.PrefixFrom(a, bits)
+			one.Gateway = control.HostAddr(one.Address.Masked())
+		}
+		result.IPs = append(result.IPs, one)
+		if one.Gateway.IsValid() && at >= 0 {
+			result.Routes = append(result.Routes, api.PodRoute{Dst: ipnet.Everything(a), Gateway: one.Gateway})
+		}
+	}
+	r.Result = &result
+	if r.MAC == "" {
+		m.o.Log.Error("nobody knows the MAC of a pod that lives: what it sends is not checked until it is attached anew", zap.String("device", near.Name))
+	}
+	return r, vouched, nil
+}
+
+// fromPod adds what only the pod itself can tell, and what nobody else does. lengths are those of its addresses' prefixes.
+func (m *Manager) fromPod(r *record, near *netlink.LinkAttrs, at namespace, nameless bool, prefixes []netip.Prefix, lengths map[netip.Addr]int) error {
+	r.Netns, r.Inode = at.path, at.inode
 	ns, _, err := openNetns(r.Netns)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer ns.Close()
 	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("enter namespace %s: %w", r.Netns, err)
+		return fmt.Errorf("enter namespace %s: %w", r.Netns, err)
 	}
 	defer pod.Close()
 	far, err := pod.LinkByIndex(near.ParentIndex)
 	if err != nil {
-		return nil, fmt.Errorf("the pod's end: %w", err)
+		return fmt.Errorf("the pod's end: %w", err)
 	}
-	r.IfName, r.MAC = far.Attrs().Name, far.Attrs().HardwareAddr.String()
-	result := api.AttachResult{HostInterface: near.Name, PodInterface: api.PodInterface{Name: r.IfName, MAC: r.MAC, Netns: r.Netns},
-		IPs: []api.PodIP{}, Routes: []api.PodRoute{}, MTU: far.Attrs().MTU}
+	if nameless {
+		r.IfName = far.Attrs().Name
+	}
+	if r.MAC == "" {
+		r.MAC = far.Attrs().HardwareAddr.String()
+	}
 	addrs, err := pod.AddrList(far, netlink.FAMILY_ALL)
 	if err != nil {
-		return nil, fmt.Errorf("the pod's addresses: %w", err)
+		return fmt.Errorf("the pod's addresses: %w", err)
 	}
+	claims := len(r.Addrs) == 0 && r.Bridged
 	for _, a := range addrs {
 		ip := ipnet.Prefix(a.IPNet)
-		if ip.Addr().IsLinkLocalUnicast() {
-			continue
+		lengths[ip.Addr()] = ip.Bits()
+		if claims && slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return usable(p, ip.Addr()) }) {
+			r.Addrs = append(r.Addrs, ip.Addr())
 		}
-		one := api.PodIP{Address: ip, Gateway: gatewayOf(ip.Addr())}
-		if r.Bridged {
-			one.Gateway = control.HostAddr(ip.Masked())
-		}
-		r.Addrs, result.IPs = append(r.Addrs, ip.Addr()), append(result.IPs, one)
-		result.Routes = append(result.Routes, api.PodRoute{Dst: ipnet.Everything(ip.Addr()), Gateway: one.Gateway})
 	}
-	r.Result = &result
-	return r, nil
+	return nil
 }
 
-// fromNode describes a pod whose namespace is not to be found, by what the node has of it.
+// fromNode adds the addresses and the MAC that the node itself gave a pod: its routes and neighbours of them, and the check on its link.
 func (m *Manager) fromNode(r *record, near *netlink.LinkAttrs) error {
 	routes, err := m.rt.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: near.Index, Protocol: hostnet.Protocol}, netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
@@ -177,23 +246,23 @@ func (m *Manager) fromNode(r *record, near *netlink.LinkAttrs) error {
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
-	result := api.AttachResult{HostInterface: near.Name, IPs: []api.PodIP{}, Routes: []api.PodRoute{}, MTU: near.MTU}
+	mac, addrs := m.checked(near.Name)
 	for _, route := range routes {
 		if p := ipnet.Prefix(route.Dst); p.IsSingleIP() {
-			r.Addrs, result.IPs = append(r.Addrs, p.Addr()), append(result.IPs, api.PodIP{Address: p, Gateway: gatewayOf(p.Addr())})
+			addrs = append(addrs, p.Addr())
 		}
 	}
 	for _, n := range neighbors {
-		if n.State == netlink.NUD_PERMANENT && slices.Contains(r.Addrs, ipnet.Addr(n.IP)) {
-			r.MAC = n.HardwareAddr.String()
+		if ip := ipnet.Addr(n.IP); n.State == netlink.NUD_PERMANENT && len(n.HardwareAddr) == 6 && ip.IsGlobalUnicast() {
+			mac, addrs = n.HardwareAddr, append(addrs, ip)
 		}
 	}
-	result.PodInterface = api.PodInterface{Name: r.IfName, MAC: r.MAC}
-	r.Result = &result
+	slices.SortFunc(addrs, netip.Addr.Compare) // IPv4 first
+	r.Addrs, r.MAC = slices.Compact(addrs), mac.String()
 	return nil
 }
 
-// cached reads the names of attachments from a runtime's cache (libcni, kind cniCacheV1). What cannot be read is not there.
+// cached reads the names, addresses and MACs of attachments from a runtime's cache (libcni, kind cniCacheV1). What cannot be read is not there.
 func cached(dir string) (list []*record) {
 	files, _ := filepath.Glob(filepath.Join(dir, "*"))
 	for _, f := range files {
@@ -207,6 +276,16 @@ func cached(dir string) (list []*record) {
 			IfName      string      `json:"ifName"`
 			Network     string      `json:"networkName"`
 			Args        [][2]string `json:"cniArgs"`
+			Result      struct {
+				Interfaces []struct {
+					Name    string `json:"name"`
+					MAC     string `json:"mac"`
+					Sandbox string `json:"sandbox"`
+				} `json:"interfaces"`
+				IPs []struct {
+					Address string `json:"address"`
+				} `json:"ips"`
+			} `json:"result"`
 		}
 		if json.Unmarshal(data, &entry) != nil || entry.ContainerID == "" || entry.IfName == "" || entry.Network == "" {
 			continue
@@ -218,6 +297,16 @@ func cached(dir string) (list []*record) {
 				r.PodNamespace = a[1]
 			case "K8S_POD_NAME":
 				r.PodName = a[1]
+			}
+		}
+		for _, ip := range entry.Result.IPs {
+			if p, err := netip.ParsePrefix(ip.Address); err == nil {
+				r.Addrs = append(r.Addrs, p.Addr())
+			}
+		}
+		for _, i := range entry.Result.Interfaces {
+			if i.Sandbox != "" && i.Name == entry.IfName { // the pod's end
+				r.MAC = i.MAC
 			}
 		}
 		list = append(list, r)

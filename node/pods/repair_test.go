@@ -194,6 +194,11 @@ func TestPlan(t *testing.T) {
 		!slices.Equal(w.Passage, node.Network) {
 		t.Errorf("%+v", w)
 	}
+	nameless := *r
+	nameless.MAC = ""
+	if w := plan([]*attachment{newAttachment(&nameless, 1450)}, node, Options{Attach: Routed, SpoofCheck: true}); len(w.Tables)+len(w.Neighbors) != 0 || len(w.Routes) != 2 {
+		t.Errorf("of a pod whose MAC nobody knows %+v", w)
+	}
 	r.Bridged, o.Attach, o.Masquerade = true, Bridge, false
 	w = plan([]*attachment{newAttachment(r, 1450)}, node, o)
 	if len(w.Links) != 2 || w.Links[0].Name != hostnet.Bridge || w.Links[1].Master != hostnet.Bridge || len(w.Routes)+len(w.Neighbors)+len(w.Tables) != 0 ||

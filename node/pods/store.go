@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -266,19 +267,40 @@ func (s *store) finish(r *record) error {
 	return wrap(s.db.Update(func(tx *bolt.Tx) error { return put(tx, r) }))
 }
 
-// restore writes an attachment down with the addresses that it has.
-func (s *store) restore(r *record) error {
-	return wrap(s.db.Update(func(tx *bolt.Tx) error {
+// restore writes an attachment down with the addresses that it has, but those that are another's: they are taken out of it, and returned.
+func (s *store) restore(r *record) (refused []netip.Addr, err error) {
+	err = wrap(s.db.Update(func(tx *bolt.Tx) error {
 		for _, a := range r.Addrs {
 			if r.Delegated {
 				break
+			}
+			if has := tx.Bucket(bucketAddrs).Get(a.AsSlice()); has != nil && string(has) != r.key() {
+				refused = append(refused, a)
+				continue
 			}
 			if err := tx.Bucket(bucketAddrs).Put(a.AsSlice(), []byte(r.key())); err != nil {
 				return err
 			}
 		}
+		r.lose(refused)
 		return put(tx, r)
 	}))
+	return refused, err
+}
+
+// lose takes addresses out of an attachment.
+func (r *record) lose(addrs []netip.Addr) {
+	if len(addrs) == 0 {
+		return
+	}
+	lost := func(a netip.Addr) bool { return slices.Contains(addrs, a) }
+	r.Addrs = slices.DeleteFunc(r.Addrs, lost)
+	if r.Result != nil {
+		r.Result.IPs = slices.DeleteFunc(r.Result.IPs, func(ip api.PodIP) bool { return lost(ip.Address.Addr()) })
+		r.Result.Routes = slices.DeleteFunc(r.Result.Routes, func(route api.PodRoute) bool {
+			return !slices.ContainsFunc(r.Addrs, func(a netip.Addr) bool { return a.Is6() == route.Dst.Addr().Is6() })
+		})
+	}
 }
 
 // rename writes an attachment down under its name, that was under another.

@@ -160,3 +160,31 @@ func TestBootForgets(t *testing.T) {
 		t.Errorf("after a boot: %v, %v", all, err)
 	}
 }
+
+// TestRestoreTakesNothingAway: an address stays with whom it is written down for.
+func TestRestoreTakesNothingAway(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), File), "b")
+	first := &record{Network: "n", ContainerID: "first", IfName: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}
+	for range 2 {
+		if refused, err := s.restore(first); len(refused) > 0 || err != nil {
+			t.Fatalf("refused %v, %v", refused, err)
+		}
+	}
+	second := &record{Network: "n", ContainerID: "second", IfName: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}, Result: &api.AttachResult{
+		IPs:    []api.PodIP{{Address: netip.MustParsePrefix("10.0.0.2/24")}, {Address: netip.MustParsePrefix("fd00::2/64")}},
+		Routes: []api.PodRoute{{Dst: netip.MustParsePrefix("0.0.0.0/0")}, {Dst: netip.MustParsePrefix("::/0")}}}}
+	refused, err := s.restore(second)
+	if fmt.Sprint(refused) != "[10.0.0.2]" || err != nil {
+		t.Errorf("refused %v, %v", refused, err)
+	}
+	got, err := s.get(second.key())
+	if err != nil || fmt.Sprint(got.Addrs) != "[fd00::2]" || len(got.Result.IPs) != 1 || len(got.Result.Routes) != 1 || got.Result.Routes[0].Dst.Addr().Is4() {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := s.free(second); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.reserve(&record{Network: "n", ContainerID: "third", IfName: "eth0"}, first.Addrs, prefixes("10.0.0.0/24")); code(err) != api.CodeExists {
+		t.Errorf("the first one's address: %v", err)
+	}
+}
