@@ -72,6 +72,18 @@ func name(v, of strict.Value) string {
 	return s
 }
 
+// namespace is default where none is said. An empty one is a mistake: a Peer without a namespace means pods of all.
+func namespace(v strict.Value) string {
+	s, ok := v.String()
+	switch {
+	case !ok:
+		return "default"
+	case s == "":
+		v.Fail("is empty: write a namespace, or remove the key for default")
+	}
+	return s
+}
+
 func labels(v strict.Value) map[string]string {
 	if !v.Present() {
 		return nil
@@ -103,10 +115,7 @@ func addresses(v strict.Value) (all []netip.Addr) {
 
 func pod(v strict.Value) Pod {
 	f := v.Fields("name", "namespace", "labels", "addresses", "ports")
-	p := Pod{Name: name(v, f["name"]), Namespace: "default", Labels: labels(f["labels"]), Addresses: addresses(f["addresses"])}
-	if s, ok := f["namespace"].String(); ok {
-		p.Namespace = s
-	}
+	p := Pod{Name: name(v, f["name"]), Namespace: namespace(f["namespace"]), Labels: labels(f["labels"]), Addresses: addresses(f["addresses"])}
 	for _, e := range f["ports"].List() {
 		q := e.Fields("name", "port", "protocol")
 		n := NamedPort{Protocol: protocol(q["protocol"])}
@@ -157,10 +166,7 @@ func onePolicy(v strict.Value) Policy {
 	}
 	switch {
 	case version == networkPolicyAPI && kind == networkPolicy:
-		p.Namespace, p.Tier = "default", Namespaced
-		if s, ok := meta["namespace"].String(); ok {
-			p.Namespace = s
-		}
+		p.Namespace, p.Tier = namespace(meta["namespace"]), Namespaced
 		namespaced(f["spec"], &p)
 	case kind == clusterPolicy && slices.Contains(clusterPolicyAPIs, version):
 		if meta["namespace"].Present() {
@@ -267,8 +273,11 @@ func namespacedPort(v strict.Value) Port {
 		n, _ := port.Int(1, 65535)
 		p.First, p.Last = uint16(n), uint16(n)
 	case port.Present():
-		if p.Name, _ = port.String(); p.Name != "" && !isPortName(p.Name) {
-			port.Fail("%q is not the name of a port; a number goes without quotes", p.Name)
+		// An empty name is none either: without a name the port would be all of them.
+		if s, ok := port.String(); ok {
+			if p.Name = s; !isPortName(s) {
+				port.Fail("%q is not the name of a port; a number goes without quotes", s)
+			}
 		}
 	}
 	if !f["endPort"].Present() {

@@ -96,6 +96,9 @@ func clusterRule(v strict.Value, d Direction) Rule {
 			r.Peers = append(r.Peers, Peer{Nodes: selector(q["nodes"])})
 		case q["networks"].Present():
 			p := Peer{Blocks: []Block{}}
+			if len(q["networks"].List()) == 0 {
+				e.Fail("names no network: write prefixes, or remove the rule")
+			}
 			for _, x := range q["networks"].List() {
 				p.Blocks = append(p.Blocks, Block{Prefix: prefix(x)})
 			}
@@ -103,6 +106,9 @@ func clusterRule(v strict.Value, d Direction) Rule {
 		default:
 			r.Peers = append(r.Peers, clusterPods(q))
 		}
+	}
+	if f["protocols"].Present() && len(f["protocols"].List()) == 0 {
+		v.Fail("names no protocol: write some, or remove protocols for all")
 	}
 	for _, e := range f["protocols"].List() {
 		r.Ports = append(r.Ports, clusterPort(v, e))
