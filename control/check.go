@@ -10,7 +10,7 @@ import (
 
 // Check makes a State of what a source read. It is the one place that decides what a cluster may
 // look like, so that every source and every machine decides alike: the result depends on the set of
-// nodes and on who was there first, never on their order.
+// nodes, on what was granted before and on who was there first, never on their order.
 //
 // One node's garbage never harms the others: what cannot be used is left out, and named in Problems
 // with its remedy. The rules, in this order:
@@ -21,15 +21,18 @@ import (
 //     is one's, and a node without the MAC or the key that it claims is left out;
 //   - of prefixes that overlap, one stays.
 //
-// It is always the elder's, where the source knows who was there first. Where it does not, it is for
-// prefixes the one of the usual length (that most prefixes of the family have), then the longer one,
-// so that a slip of the pen harms the line it is in; then, for everything, the node's whose name sorts first. So
-// whoever comes later, with whatever claims, takes nothing from those who are there.
+// It is always the incumbent's: the node's that last, the State that was published last, gave it to. So whoever comes later,
+// and whoever was there and claims something else than before, takes nothing from those who have it. Of claims that last knows
+// nothing of (it is the zero State at a start) it is the elder's, where the source knows which was made first. Where it does not,
+// it is for prefixes the one of the usual length (that most prefixes of the family have), then the longer one,
+// so that a slip of the pen harms the line it is in; then, for everything, the node's whose name sorts first.
+//
+// The price: while a quarrel lasts, machines that have seen different pasts may decide it differently. It is a Problem on all.
 //
 // A node that self shares no address family with stays, and is a Problem: others reach it. The error
 // says that self is not among the nodes that are left, and why.
-func Check(self string, network []netip.Prefix, nodes []Node, elder Elder) (State, error) {
-	c := checker{network: network, elder: elder, nodes: make([]Node, 0, len(nodes))}
+func Check(self string, network []netip.Prefix, nodes []Node, last State, elder Elder) (State, error) {
+	c := checker{network: network, last: &last, elder: elder, nodes: make([]Node, 0, len(nodes))}
 	for i := range nodes {
 		c.add(nodes[i])
 	}
@@ -41,15 +44,20 @@ func Check(self string, network []netip.Prefix, nodes []Node, elder Elder) (Stat
 	return c.state(self)
 }
 
-// Claim is something that a node says is its own: a prefix, or an endpoint, or, with neither, whatever else.
+// Claim is something that a node says is its own: a prefix, an endpoint, a VTEP MAC or a public key, or, with none of these, its name.
 type Claim struct {
-	Node     *Node // as the source gave it, what was wrong by itself left out; not to be edited
-	Prefix   netip.Prefix
-	Endpoint netip.Addr
+	Node      *Node // as the source gave it, what was wrong by itself left out; not to be edited
+	Prefix    netip.Prefix
+	Endpoint  netip.Addr
+	MAC       MAC
+	PublicKey string
+
+	incumbent bool // the last State gave it to the node
 }
 
 // Elder says which of two claims on the same was made first: negative for a, positive for b, 0 where the source does
-// not know. It is asked only where there is a quarrel, and has to order all claims (a strict weak order). nil knows nothing.
+// not know. It is asked only where there is a quarrel that the last State does not decide, and has to order all claims on the same,
+// and all prefixes (a strict weak order). nil knows nothing.
 type Elder func(a, b Claim) int
 
 // WrongName says what is wrong with a node's name, "" when nothing is. Names become log fields, file
@@ -71,6 +79,7 @@ func WrongName(s string) string {
 
 type checker struct {
 	network  []netip.Prefix
+	last     *State
 	elder    Elder
 	nodes    []Node // our own copies, free to edit
 	problems []Problem
@@ -80,7 +89,38 @@ func (c *checker) problem(node, format string, args ...any) {
 	c.problems = append(c.problems, Problem{Node: node, Text: fmt.Sprintf(format, args...)})
 }
 
-// first orders claims by who was there first, then by name.
+// claim adds what the last State says of it.
+func (c *checker) claim(cl Claim) Claim {
+	cl.incumbent = c.last.granted(cl)
+	return cl
+}
+
+// granted says whether s gave the node what it claims. Of a name, that it was this node's which is described now.
+func (s *State) granted(cl Claim) bool {
+	was := &s.Self
+	if was.Name != cl.Node.Name {
+		at, ok := Find(s.Nodes, cl.Node.Name)
+		if !ok {
+			return false
+		}
+		was = &s.Nodes[at]
+	}
+	switch {
+	case len(was.Prefixes) == 0: // this node, waiting: nothing was granted
+		return false
+	case cl.Prefix.IsValid():
+		return slices.Contains(was.Prefixes, cl.Prefix)
+	case cl.Endpoint.IsValid():
+		return slices.Contains(was.Endpoints, cl.Endpoint)
+	case cl.MAC != MAC{}:
+		return was.VTEP() == cl.MAC
+	case cl.PublicKey != "":
+		return was.PublicKey == cl.PublicKey
+	}
+	return was.PublicKey == cl.Node.PublicKey && (slices.Equal(was.Prefixes, cl.Node.Prefixes) || slices.Equal(was.Endpoints, cl.Node.Endpoints))
+}
+
+// first orders claims by who has it or was there first, then by name.
 func (c *checker) first(a, b Claim) int {
 	if order := c.older(a, b); order != 0 {
 		return order
@@ -88,8 +128,14 @@ func (c *checker) first(a, b Claim) int {
 	return cmp.Compare(a.Node.Name, b.Node.Name)
 }
 
+// older orders claims (see claim): the incumbent's before others, then the elder's.
 func (c *checker) older(a, b Claim) int {
-	if c.elder == nil {
+	switch {
+	case a.incumbent != b.incumbent && a.incumbent:
+		return -1
+	case a.incumbent != b.incumbent:
+		return 1
+	case c.elder == nil:
 		return 0
 	}
 	return c.elder(a, b)
@@ -203,9 +249,9 @@ func (c *checker) oneOfEachName() {
 	}
 }
 
-// compareSameName orders nodes of one name by who was there first, and then by all that they say.
+// compareSameName orders nodes of one name by whose it was, who was there first, and then by all that they say.
 func (c *checker) compareSameName(a, b Node) int {
-	if order := c.older(Claim{Node: &a}, Claim{Node: &b}); order != 0 {
+	if order := c.older(c.claim(Claim{Node: &a}), c.claim(Claim{Node: &b})); order != 0 {
 		return order
 	}
 	return cmp.Or(slices.CompareFunc(a.Prefixes, b.Prefixes, netip.Prefix.Compare),
@@ -218,7 +264,7 @@ func owners[K comparable](c *checker, claimed func(*Node) []K, claim func(*Node,
 	for i := range c.nodes {
 		n := &c.nodes[i]
 		for _, x := range claimed(n) {
-			if other, taken := owner[x]; !taken || c.first(claim(n, x), claim(other, x)) < 0 {
+			if other, taken := owner[x]; !taken || c.first(c.claim(claim(n, x)), c.claim(claim(other, x))) < 0 {
 				owner[x] = n
 			}
 		}
@@ -256,11 +302,11 @@ func (c *checker) stations() {
 	}
 	var mac map[MAC]*Node
 	if announced { // else they follow from names, which differ
-		mac = owners(c, func(n *Node) []MAC { return []MAC{n.VTEP()} }, func(n *Node, _ MAC) Claim { return Claim{Node: n} })
+		mac = owners(c, func(n *Node) []MAC { return []MAC{n.VTEP()} }, func(n *Node, mac MAC) Claim { return Claim{Node: n, MAC: mac} })
 	}
 	var key map[string]*Node
 	if sealed {
-		key = owners(c, (*Node).keys, func(n *Node, _ string) Claim { return Claim{Node: n} })
+		key = owners(c, (*Node).keys, func(n *Node, key string) Claim { return Claim{Node: n, PublicKey: key} })
 	}
 	if (mac == nil || len(mac) == len(c.nodes)) && !slices.ContainsFunc(c.nodes, func(n Node) bool { return n.PublicKey != "" && key[n.PublicKey].Name != n.Name }) {
 		return
@@ -315,7 +361,7 @@ func (c *checker) prefixes() {
 	claims := make([]Claim, 0, 2*len(c.nodes))
 	for i := range c.nodes {
 		for _, p := range c.nodes[i].Prefixes {
-			claims = append(claims, Claim{Node: &c.nodes[i], Prefix: p})
+			claims = append(claims, c.claim(Claim{Node: &c.nodes[i], Prefix: p}))
 		}
 	}
 	usual := usualLengths(claims)

@@ -22,7 +22,7 @@ func BenchmarkCheck(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if s, err := control.Check("node-0007", network, nodes, nil); err != nil || len(s.Nodes) != 4999 || len(s.Problems) != 0 {
+		if s, err := control.Check("node-0007", network, nodes, control.State{}, nil); err != nil || len(s.Nodes) != 4999 || len(s.Problems) != 0 {
 			b.Fatal(err, len(s.Nodes), s.Problems)
 		}
 	}

@@ -92,7 +92,7 @@ func TestCheck(t *testing.T) {
 				in = append(in, node(t, s))
 			}
 			before := fmt.Sprint(in)
-			s, err := control.Check("a", network, in, nil)
+			s, err := control.Check("a", network, in, control.State{}, nil)
 			if fmt.Sprint(in) != before {
 				t.Error("the nodes it was given changed")
 			}
@@ -149,21 +149,21 @@ func TestCheckProperties(t *testing.T) {
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		nodes := randomNodes(r)
-		s, err := control.Check("a", network, nodes, nil)
+		s, err := control.Check("a", network, nodes, control.State{}, nil)
 		holds(t, s, err)
 
 		shuffled := slices.Clone(nodes)
 		r.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-		if s2, err2 := control.Check("a", network, shuffled, nil); !reflect.DeepEqual(s, s2) || fmt.Sprint(err) != fmt.Sprint(err2) {
+		if s2, err2 := control.Check("a", network, shuffled, control.State{}, nil); !reflect.DeepEqual(s, s2) || fmt.Sprint(err) != fmt.Sprint(err2) {
 			t.Fatalf("the order of the nodes matters:\n%+v\n%+v", s, s2)
 		}
 		// Another node must see the same cluster.
-		sb, _ := control.Check("b", network, nodes, nil)
+		sb, _ := control.Check("b", network, nodes, control.State{}, nil)
 		if !reflect.DeepEqual(all(s), all(sb)) {
 			t.Fatalf("a and b disagree:\n%+v\n%+v", all(s), all(sb))
 		}
 		// What was kept is beyond reproach.
-		again, err := control.Check("a", network, all(s), nil)
+		again, err := control.Check("a", network, all(s), control.State{}, nil)
 		if len(again.Problems) > 0 || !reflect.DeepEqual(all(again), all(s)) {
 			t.Fatalf("second thoughts: %+v, %v", again, err)
 		}
@@ -217,7 +217,7 @@ func FuzzCheck(f *testing.F) {
 		p, _ := netip.ParsePrefix(prefix)
 		a, _ := netip.ParseAddr(endpoint)
 		nodes = append(nodes, control.Node{Name: name, Prefixes: []netip.Prefix{p}, Endpoints: []netip.Addr{a}})
-		s, err := control.Check("a", network, nodes, nil)
+		s, err := control.Check("a", network, nodes, control.State{}, nil)
 		holds(t, s, err)
 	})
 }
@@ -243,7 +243,7 @@ func TestStations(t *testing.T) {
 			if fits := x.Fits(c); fits != (tc.left == "[b c]") {
 				t.Errorf("it fits: %v", fits)
 			}
-			s, err := control.Check("a", network, []control.Node{c, a, b}, nil)
+			s, err := control.Check("a", network, []control.Node{c, a, b}, control.State{}, nil)
 			var left []string
 			for _, n := range s.Nodes {
 				left = append(left, n.Name)
@@ -305,7 +305,7 @@ func nobodyIsHarmed(t *testing.T, seed uint64, more ...control.Node) {
 	}
 	nodes := append(slices.Clone(junk), old...)
 	r.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
-	s, err := control.Check("m0", network, nodes, elder)
+	s, err := control.Check("m0", network, nodes, control.State{}, elder)
 	if err != nil {
 		t.Fatalf("seed %d: %v", seed, err)
 	}
@@ -335,4 +335,93 @@ func FuzzNobodyIsHarmed(f *testing.F) {
 		}
 		nobodyIsHarmed(t, seed, n)
 	})
+}
+
+// TestIncumbent: what the last State granted goes before age, for every kind of claim; what it knows nothing of goes by age.
+func TestIncumbent(t *testing.T) {
+	const old, young, self = "old 192.0.2.1 10.244.1.0/24", "young 192.0.2.2 10.244.2.0/24", "self 192.0.2.3 10.244.3.0/24"
+	sealed := func(text, key string) control.Node {
+		n := node(t, text)
+		n.PublicKey = key
+		return n
+	}
+	elder := func(a, b control.Claim) int { return strings.Compare(a.Node.Name, b.Node.Name) } // "old" is the eldest
+	for name, claims := range map[string]control.Node{
+		"endpoint":       sealed("old 192.0.2.2 10.244.1.0/24", "old's"),
+		"two endpoints":  sealed("old 192.0.2.2,192.0.2.1 10.244.1.0/24", "old's"),
+		"public key":     sealed(old, "young's"),
+		"prefix":         sealed("old 192.0.2.1 10.244.2.0/24", "old's"),
+		"a wider prefix": sealed("old 192.0.2.1 10.244.0.0/22", "old's"),
+		"MAC": func() control.Node {
+			n := sealed(old, "old's")
+			n.MAC = control.VTEPMAC("young")
+			return n
+		}(),
+		"all":    sealed("old 192.0.2.2,192.0.2.3 10.244.2.0/24,10.244.3.0/24", "young's"),
+		"self's": sealed("old 192.0.2.3 10.244.3.0/24", "old's"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := []control.Node{sealed(old, "old's"), sealed(young, "young's"), sealed(self, "self's")}
+			last, err := control.Check("self", network, before, control.State{}, elder)
+			if err != nil || len(last.Problems) > 0 {
+				t.Fatal(err, last.Problems)
+			}
+			now := []control.Node{claims, before[1], before[2]}
+			s, err := control.Check("self", network, now, last, elder)
+			if err != nil || len(s.Problems) == 0 || !s.Self.Equal(last.Self) || !slices.ContainsFunc(s.Nodes, before[1].Equal) {
+				t.Errorf("%+v, %v; want self and young as they were", s, err)
+			}
+			for range 2 { // nor later
+				if s, err = control.Check("self", network, now, s, elder); err != nil || !slices.ContainsFunc(s.Nodes, before[1].Equal) {
+					t.Errorf("later %+v, %v", s, err)
+				}
+			}
+			// Who starts has no past; nor has a node that waits for what it would be granted.
+			for _, none := range []control.State{{}, {Self: control.Node{Name: "young", Endpoints: before[1].Endpoints, PublicKey: "young's"}}} {
+				s, _ = control.Check("young", network, now[:2], none, elder)
+				if young := slices.ContainsFunc(all(s), before[1].Equal); young != (name == "self's") {
+					t.Errorf("at a start young is as it was: %v, in %+v", young, s)
+				}
+			}
+		})
+	}
+}
+
+// TestNobodyIsHarmedByElders: whatever others claim who were there before, all that was granted stays.
+func TestNobodyIsHarmedByElders(t *testing.T) {
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 4))
+		settled, elder := elders(r)
+		last, err := control.Check("m0", network, settled, control.State{}, elder)
+		if err != nil || len(last.Problems) > 0 {
+			t.Fatal(seed, err, last.Problems)
+		}
+		now := slices.Clone(settled)
+		turned := r.IntN(len(now))
+		for i := range now { // one of them claims what others have
+			if i == turned {
+				continue
+			}
+			switch victim := now[i]; r.IntN(5) {
+			case 0:
+				now[turned].MAC = victim.VTEP()
+			case 1:
+				now[turned].PublicKey = victim.PublicKey
+			case 2:
+				now[turned].Endpoints = append(slices.Clone(victim.Endpoints), now[turned].Endpoints...)
+			case 3:
+				now[turned].Prefixes = append(slices.Clone(victim.Prefixes), now[turned].Prefixes...)
+			}
+		}
+		eldest := func(a, b control.Claim) int { // the one that turned
+			rank := map[bool]int{true: 0, false: 1}
+			return rank[a.Node.Name == now[turned].Name] - rank[b.Node.Name == now[turned].Name]
+		}
+		s, _ := control.Check("m0", network, now, last, eldest)
+		for i, want := range settled {
+			if i != turned && !slices.ContainsFunc(all(s), want.Equal) {
+				t.Fatalf("seed %d: %+v is not what it was among\n%+v\nby\n%+v", seed, want, all(s), now[turned])
+			}
+		}
+	}
 }

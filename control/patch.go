@@ -35,6 +35,6 @@ func (x *Index) Takes(self Node, network []netip.Prefix, n Node) bool {
 	if !x.Fits(n) {
 		return false
 	}
-	s, err := Check(self.Name, network, []Node{self, n}, nil)
+	s, err := Check(self.Name, network, []Node{self, n}, State{}, nil)
 	return err == nil && len(s.Problems) == 0 && len(s.Nodes) == 1 && s.Nodes[0].Equal(n)
 }

@@ -2,6 +2,8 @@
 // cluster and what a source must then publish. The scripts are in testdata, one command a line:
 //
 //	set NAME ENDPOINT,… PREFIX,…   put a node into the cluster (seen by sources at commit)
+//	key NAME KEY                   (after set) its public key is made of this one letter
+//	mac NAME OTHER                 (after set) it announces the VTEP MAC of the node of that other name
 //	unset NAME                     take it out
 //	commit                         make it so
 //	break                          make the cluster's data unreadable; the next commit mends it
@@ -25,6 +27,7 @@ package controltest
 import (
 	"context"
 	"embed"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -113,6 +116,14 @@ func (r *runner) run(lines []string) {
 		case len(f) == 0 || f[0] == "#":
 		case f[0] == "set":
 			r.nodes[f[1]] = r.node(f[1:])
+		case f[0] == "key":
+			n := r.nodes[f[1]]
+			n.PublicKey = base64.StdEncoding.EncodeToString([]byte(strings.Repeat(f[2], 32)))
+			r.nodes[f[1]] = n
+		case f[0] == "mac":
+			n := r.nodes[f[1]]
+			n.MAC = control.VTEPMAC(f[2])
+			r.nodes[f[1]] = n
 		case f[0] == "unset":
 			delete(r.nodes, f[1])
 		case f[0] == "commit":

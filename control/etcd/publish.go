@@ -95,7 +95,7 @@ func (m *member) state() control.State {
 		return control.State{Self: m.self, Problems: problems}
 	}
 	at, _ := control.Find(nodes, m.self.Name)
-	s, err := control.Check(m.self.Name, m.set.Network, slices.Insert(nodes, at, m.grant.node), elder)
+	s, err := control.Check(m.self.Name, m.set.Network, slices.Insert(nodes, at, m.grant.node), m.incumbents(), elder)
 	switch {
 	case err != nil:
 		s.Self, s.Nodes = m.last.Self, m.last.Nodes
@@ -108,6 +108,17 @@ func (m *member) state() control.State {
 	}
 	s.Problems = append(problems, s.Problems...)
 	return s
+}
+
+// incumbents is the last State without the nodes that the store forgot: they give way to whoever is there.
+func (m *member) incumbents() control.State {
+	last := m.last
+	if m.recovering() {
+		last.Nodes = slices.DeleteFunc(slices.Clone(last.Nodes), func(n control.Node) bool {
+			return slices.ContainsFunc(m.forgotten.nodes, func(f control.Node) bool { return f.Name == n.Name })
+		})
+	}
+	return last
 }
 
 // problems are those of this node and of the store.

@@ -92,8 +92,9 @@ func (v *view) remove(key string) {
 	delete(v.entries, key)
 }
 
-// cluster is the view as a list of nodes for control.Check, what is wrong with it, and who was there first: a key's creation
-// decides, so that nobody who joins later can push another out. All nodes see the same revisions, so all decide alike.
+// cluster is the view as a list of nodes for control.Check, what is wrong with it, and who was there first: by a key's creation, which
+// all see alike. For a prefix that is the age of the claim, for whatever else the age of the node, which may have begun to claim it
+// later: what the last State granted goes before (control.Check).
 func (v *view) cluster() (nodes []control.Node, problems []control.Problem, elder control.Elder) {
 	holder := make(map[netip.Prefix]*entry, len(v.entries))
 	for _, e := range v.entries {

@@ -340,6 +340,9 @@ func object(n control.Node) *corev1.Node {
 // registered is a Node whose daemon has written its annotations.
 func registered(n control.Node, schema string) *corev1.Node {
 	o := object(n)
+	if n.PublicKey != "" {
+		o.Annotations["weft.network/public-key"] = n.PublicKey
+	}
 	if schema == kubernetes.SchemaWeft {
 		o.Annotations["weft.network/vtep-mac"], o.Annotations["weft.network/vni"] = n.VTEP().String(), "1"
 		return o

@@ -34,7 +34,7 @@ func FuzzNode(f *testing.F) {
 			if r.wrong != "" {
 				continue
 			}
-			state, err := control.Check(name, []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, []control.Node{r.node}, nil)
+			state, err := control.Check(name, []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, []control.Node{r.node}, control.State{}, nil)
 			if err != nil {
 				continue
 			}

@@ -168,6 +168,39 @@ func TestRegistration(t *testing.T) {
 	f.annotations("a", want)
 }
 
+// A wish that there is no more need for is not written later: the Node says what it is to say again.
+func TestWithdrawn(t *testing.T) {
+	t.Parallel()
+	f := startFake(t)
+	self := node("a", "192.0.2.1")
+	f.put("a", object(node("a", "192.0.2.1", "10.244.1.0/24")))
+	d := run(t, f.settings, self)
+	f.annotations("a", map[string]string{"weft.network/vtep-mac": control.VTEPMAC("a").String(), "weft.network/vni": "1"})
+	deny := func(status int) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.deny = status
+	}
+	deny(http.StatusForbidden) // the watch that is under way goes on
+	other := self
+	other.Endpoints = node("a", "203.0.113.1").Endpoints
+	d.source.Announce(other)
+	d.tells("a", "cannot be written")
+	d.source.Announce(self)
+	d.await("nothing is left to be said", content(0))
+	deny(0)
+	self.Features = []string{"x"} // the next that is written
+	d.source.Announce(self)
+	f.annotations("a", map[string]string{"weft.network/vtep-mac": control.VTEPMAC("a").String(), "weft.network/vni": "1", "weft.network/features": "x"})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.events {
+		if at := e.Object.Annotations["weft.network/endpoints"]; at != "" {
+			t.Errorf("%s was written after it had been taken back", at)
+		}
+	}
+}
+
 // unavailable is a Node as a cloud makes it: nothing is scheduled there before its network is up.
 func unavailable(n control.Node) *corev1.Node {
 	o := object(n)

@@ -27,7 +27,7 @@ type member struct {
 	client *client
 	name   string // of this node, and of its Node object
 	update func(control.State)
-	say    chan pending // what is to be written; the newest only
+	say    chan pending // what is to be written, empty where nothing is; the newest only
 	events chan string  // texts of Events about this node
 
 	mu       sync.Mutex
@@ -54,6 +54,8 @@ type pending struct {
 	annotations map[string]string // all of this node's; nil = it says them
 	network     condition         // "" = it says it
 }
+
+func (p pending) empty() bool { return p.annotations == nil && p.network == "" }
 
 // listen takes over what this node announces by now.
 func (m *member) listen() error {
@@ -176,8 +178,7 @@ func (m *member) Transformer() cache.TransformFunc {
 
 // register keeps this node's Node object as it is to be.
 func (m *member) register(ctx context.Context) {
-	again := backoff.Backoff{First: 200 * time.Millisecond, Most: 30 * time.Second}
-	var last time.Time
+	p := pace{Backoff: backoff.Backoff{First: 200 * time.Millisecond, Most: 30 * time.Second}}
 	var want pending
 	for {
 		select {
@@ -185,16 +186,15 @@ func (m *member) register(ctx context.Context) {
 			return
 		case want = <-m.say:
 		}
-		// Where somebody else keeps changing them, this must not become a race.
-		if time.Since(last) > again.Most {
-			again.Reset()
+		if want.empty() {
+			continue
 		}
+		p.begin()
 		for {
 			err := m.tell(ctx, want)
 			if ctx.Err() != nil {
 				return
 			}
-			last = time.Now()
 			m.mu.Lock()
 			m.unsaid = ""
 			if err != nil {
@@ -202,18 +202,42 @@ func (m *member) register(ctx context.Context) {
 			}
 			m.mu.Unlock()
 			m.wake()
-			if !backoff.Sleep(ctx, again.Next()) {
+			if !backoff.Sleep(ctx, p.after(err)) {
 				return
 			}
 			if err == nil {
 				break
 			}
-			select {
+			select { // what is wished by now may be nothing at all
 			case want = <-m.say:
 			default:
 			}
 		}
 	}
+}
+
+// pace is how long register pauses. Where somebody else keeps changing what it writes, that must not become a race; what worked at
+// last, after failures, was no race.
+type pace struct {
+	backoff.Backoff
+	last    time.Time // of the last attempt
+	failing bool      // that one failed
+}
+
+// begin is for a wish that comes after what was wished before had been written.
+func (p *pace) begin() {
+	if time.Since(p.last) > p.Most {
+		p.Reset()
+	}
+}
+
+// after returns the pause after an attempt that ended so.
+func (p *pace) after(err error) time.Duration {
+	if err == nil && p.failing {
+		p.Reset()
+	}
+	p.last, p.failing = time.Now(), err != nil
+	return p.Next()
 }
 
 // tell writes what is pending.
@@ -382,13 +406,11 @@ func (m *member) announce(r *record) control.Node {
 	if !same {
 		fresh.annotations = want
 	}
-	select { // the newest only
+	select { // the newest only, and it alone: one that there is no more need for must not be written later
 	case <-m.say:
 	default:
 	}
-	if fresh.annotations != nil || fresh.network != "" {
-		m.say <- fresh
-	}
+	m.say <- fresh
 	return n
 }
 
@@ -402,7 +424,7 @@ func (m *member) whole(self control.Node, problems []control.Problem) control.St
 			nodes = append(nodes, r.node)
 		}
 	}
-	s, err := control.Check(m.self.Name, m.set.Network, append(nodes, self), m.elder)
+	s, err := control.Check(m.self.Name, m.set.Network, append(nodes, self), m.last, m.elder)
 	switch {
 	case err != nil && m.published && len(m.last.Self.Prefixes) > 0:
 		s.Self, s.Nodes = m.last.Self, m.last.Nodes
@@ -416,15 +438,22 @@ func (m *member) whole(self control.Node, problems []control.Problem) control.St
 	return s
 }
 
-// elder implements control.Elder: the Node object that was made first. The lock is held.
+// elder implements control.Elder: an address that Kubernetes itself knows for the node's goes before one that is only annotated, then
+// the Node object that was made first. That is the age of the node and not of the claim. The lock is held.
 func (m *member) elder(a, b control.Claim) int {
-	created := func(c control.Claim) int64 {
-		if r := m.records[c.Node.Name]; r != nil {
-			return r.created
+	rank := func(c control.Claim) (annotated int, created int64) {
+		r := m.records[c.Node.Name]
+		if r == nil {
+			return 1, math.MaxInt64
 		}
-		return math.MaxInt64
+		if c.Endpoint.IsValid() && !slices.Contains(r.internal, c.Endpoint) {
+			annotated = 1
+		}
+		return annotated, r.created
 	}
-	return cmp.Compare(created(a), created(b))
+	aAnnotated, aCreated := rank(a)
+	bAnnotated, bCreated := rank(b)
+	return cmp.Or(cmp.Compare(aAnnotated, bAnnotated), cmp.Compare(aCreated, bCreated))
 }
 
 // problems are those of this node, of the server and of the Node objects by themselves.

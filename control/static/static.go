@@ -4,8 +4,8 @@
 //	nodes:
 //	  - {name: a, endpoints: [192.0.2.1, "2001:db8::1"], prefixes: [10.244.1.0/24], public_key: ""}
 //
-// Where two lines claim the same, what was in force before the file was changed stays: a slip of the pen harms the line it is in. A
-// daemon that starts has seen no before; then control.Check decides by what prefixes have the usual length, and by names.
+// Where two lines claim the same, control.Check keeps what was in force before the file was changed: a slip of the pen harms the line
+// it is in. A daemon that starts has seen no before, and a file tells no ages: then the usual length of prefixes decides, and names.
 //
 // A file that cannot be used never takes the cluster down: at start it is an error, later the last
 // good one stays in force and the State says so. Without a file the node is alone and owns the
@@ -20,7 +20,6 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -192,7 +191,7 @@ func (s *Source) state(data []byte, self control.Node, before control.State) (co
 	if err != nil {
 		return control.State{}, err
 	}
-	st, err := control.Check(self.Name, s.network, nodes, remember(before).elder)
+	st, err := control.Check(self.Name, s.network, nodes, before, nil)
 	if err != nil {
 		err = fmt.Errorf("%s: %w", s.file, err)
 		for _, p := range problems {
@@ -217,49 +216,6 @@ func (s *Source) Hear(control.InForce) {}
 
 // Store implements control.Source: the network is each node's own configuration.
 func (s *Source) Store() control.NetworkStore { return nil }
-
-// past is who had what before the file was changed.
-type past struct {
-	nodes     map[string]control.Node
-	prefixes  map[netip.Prefix]string
-	endpoints map[netip.Addr]string
-}
-
-func remember(s control.State) past {
-	p := past{map[string]control.Node{}, map[netip.Prefix]string{}, map[netip.Addr]string{}}
-	for _, n := range append([]control.Node{s.Self}, s.Nodes...) {
-		p.nodes[n.Name] = n
-		for _, prefix := range n.Prefixes {
-			p.prefixes[prefix] = n.Name
-		}
-		for _, a := range n.Endpoints {
-			p.endpoints[a] = n.Name
-		}
-	}
-	return p
-}
-
-// elder implements control.Elder: who had it before is.
-func (p past) elder(a, b control.Claim) int {
-	switch had, other := p.had(a), p.had(b); {
-	case had == other:
-		return 0
-	case had:
-		return -1
-	}
-	return 1
-}
-
-func (p past) had(c control.Claim) bool {
-	switch {
-	case c.Prefix.IsValid():
-		return p.prefixes[c.Prefix] == c.Node.Name
-	case c.Endpoint.IsValid():
-		return p.endpoints[c.Endpoint] == c.Node.Name
-	}
-	was, known := p.nodes[c.Node.Name]
-	return known && was.PublicKey == c.Node.PublicKey && (slices.Equal(was.Prefixes, c.Node.Prefixes) || slices.Equal(was.Endpoints, c.Node.Endpoints))
-}
 
 // publish logs what was left out and hands the State on.
 func (s *Source) publish(st control.State, update func(control.State)) {

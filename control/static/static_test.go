@@ -34,6 +34,9 @@ func yaml(nodes []control.Node) string {
 		for _, p := range n.Prefixes {
 			fmt.Fprintf(&b, "  - %q\n", p)
 		}
+		if n.PublicKey != "" {
+			fmt.Fprintf(&b, "  public_key: %q\n", n.PublicKey)
+		}
 	}
 	return b.String()
 }
