@@ -49,6 +49,7 @@ func (h *Host) Run(ctx context.Context) error {
 		return err
 	}
 	h.doubt.Store(true) // for what happened before we listened
+	h.underlayNews.Add(1)
 	h.terrainNews.Add(1)
 	notify()
 	h.listening.Store(true)
@@ -158,7 +159,8 @@ func (h *Host) follow(ctx context.Context, listener *nl.NetlinkSocket, notify fu
 	}
 }
 
-// UnderlayNews counts what was heard, or may have been missed, of devices named in a Want.Watch and of their addresses.
+// UnderlayNews counts what was heard, or may have been missed, of devices named in a Want.Watch and of their addresses; of all devices
+// while none is named.
 func (h *Host) UnderlayNews() uint64 { return h.underlayNews.Load() }
 
 // listenAgain opens a new socket after one that broke with err; nil when ctx ended first.
@@ -276,11 +278,12 @@ func (h *Host) elsewhere() (netns.NsHandle, error) {
 	return h.ns, nil
 }
 
-// concerns says whether a notification may be about the underlay or the loopback device's addresses, or cannot be read.
+// concerns says whether a notification may be about the underlay or the loopback device's addresses, or cannot be read. While nothing is
+// watched, any device may be the underlay to come.
 func (h *Host) concerns(m syscall.NetlinkMessage) bool {
 	watched := func(index int) bool {
 		set := h.watched.Load()
-		return set != nil && (*set)[index]
+		return set == nil || len(*set) == 0 || (*set)[index]
 	}
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:

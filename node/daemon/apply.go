@@ -69,9 +69,11 @@ func (d *Daemon) applyAll(ctx context.Context, parts Parts) {
 			return
 		case <-d.wake:
 		case <-a.due:
+			d.announceAgain()
 		case <-parts.Reload:
 			d.log.Info("reloading")
 			d.reread(parts.Reread)
+			d.announceAgain()
 			if a.since.IsZero() && a.due == nil { // the first State, when it comes, is applied anyway
 				continue
 			}

@@ -64,6 +64,7 @@ type Daemon struct {
 
 	announced control.Node // the last that the source was told; of the goroutine of applyAll
 	heard     uint64       // Host.UnderlayNews when that was made
+	unsure    error        // why it may lack something; nil = it does not
 	carried   bool         // a State has been in force
 	spared    spared       // likewise
 
@@ -236,6 +237,7 @@ func self(cfg *config.Config, host *hostnet.Host, of control.Node) (control.Node
 func (d *Daemon) announce() error {
 	d.heard = d.host.UnderlayNews()
 	now, err := self(d.cfg, d.host, d.backend.Self())
+	d.unsure = err
 	first := d.announced.Name == ""
 	if err != nil && !first || now.Equal(d.announced) {
 		return err // for the time being; what was said stays
@@ -248,9 +250,9 @@ func (d *Daemon) announce() error {
 	return err
 }
 
-// announceAgain is announce, once something has happened to the underlay's devices.
+// announceAgain is announce, once something has happened to the underlay's devices, or while what leads there is not known.
 func (d *Daemon) announceAgain() {
-	if d.host != nil && d.host.UnderlayNews() != d.heard {
+	if d.host != nil && (d.unsure != nil || d.host.UnderlayNews() != d.heard) {
 		_ = d.announce() // a device without an address is the backend's to tell of
 	}
 }

@@ -356,6 +356,48 @@ func TestAnnouncesAnew(t *testing.T) {
 	says("[192.0.2.9]")
 }
 
+// TestAnnouncesBeforeTheFirstState: what comes late at the start (a lease of DHCP, an IPv6 address that was tentative, the way out) is
+// announced while there is no State yet, and so nothing is watched.
+func TestAnnouncesBeforeTheFirstState(t *testing.T) {
+	for name, c := range map[string]struct {
+		device string // node.interface
+		before string // commands
+		first  string // what is announced
+		steps  [][2]string
+	}{
+		"an address": {"eth0", "", "[]", [][2]string{{"ip addr add 192.0.2.1/24 dev eth0", "[192.0.2.1]"},
+			{"ip addr add 2001:db8::1/64 dev eth0", "[192.0.2.1 2001:db8::1]"}, {"ip addr del 192.0.2.1/24 dev eth0", "[2001:db8::1]"}}},
+		"the way out": {"", "ip addr add 192.0.2.1/24 dev eth0", "[]", [][2]string{{"ip route add default via 192.0.2.254", "[192.0.2.1]"},
+			{"ip addr add 192.0.2.7/24 dev eth0", "[192.0.2.1 192.0.2.7]"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.ns.MustRun(t, "sh", "-ec", "ip link add eth0 type veth peer name eth1; ip link set eth0 up; ip link set eth1 up; "+c.before)
+			r.cfg.Node.Interface = c.device
+			r.b.host = make(chan *hostnet.Host, 1)
+			r.parts.Backend = func(s backend.Settings) (backend.Backend, error) {
+				r.b.host <- s.Host
+				return r.b, nil
+			}
+			r.run()
+			says := func(want string) {
+				t.Helper()
+				nettest.Eventually(t, nettest.Patience, func() error {
+					if self, _ := r.source.Announced(); self.Name != "a" || fmt.Sprint(self.Endpoints) != want {
+						return fmt.Errorf("announced is %+v, want %s", self, want)
+					}
+					return nil
+				})
+			}
+			says(c.first)
+			for _, s := range c.steps {
+				r.ns.MustRun(t, "sh", "-ec", s[0])
+				says(s[1])
+			}
+		})
+	}
+}
+
 // Between slow Applies only the newest State matters.
 func TestNewestStateWins(t *testing.T) {
 	r := newRig(t)
