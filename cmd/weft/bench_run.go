@@ -175,11 +175,11 @@ func (f *benchFlags) run(cmd *cobra.Command, args []string) error {
 
 // dryRun is what a run would send.
 type dryRun struct {
-	Hosts      []string `json:"hosts"`
-	Contenders []string `json:"contenders"`
-	Paths      int      `json:"paths"` // ordered pairs of hosts
-	Samples    []planned
-	Seconds    float64 `json:"seconds_about"`
+	Hosts      []string  `json:"hosts"`
+	Contenders []string  `json:"contenders"`
+	Paths      int       `json:"paths"` // ordered pairs of hosts
+	Samples    []planned `json:"samples"`
+	Seconds    float64   `json:"seconds_about"`
 }
 
 type planned struct {

@@ -75,7 +75,7 @@ func newCNIInstallCommand() *cobra.Command {
 		Short: "Set up the CNI plugin for the container runtimes of this node",
 		Long: `Copy weft-cni into the runtimes' directory of plugins, by rename, so that it may be in use; then,
 once the daemon can attach pods, write ` + conflistName + ` with the plugins of --chain behind it. Runtimes take a
-node for ready for pods as soon as that file is there. It offers CNI 1.1.0 where all plugins of the chain know
+node for ready for pods as soon as that file is there. One that says something else is kept, as ` + conflistName + `.before. It offers CNI 1.1.0 where all plugins of the chain know
 it, else 1.0.0. It is harmless to repeat.
 
 In a cluster's pods it runs with --plugins-only before the daemon does, which then writes that file itself
@@ -152,7 +152,7 @@ lacks them, or has some that do not know CNI 1.1.0.`,
 		if err != nil {
 			return err
 		}
-		if err := r.write(filepath.Join(*conf, conflistName), list, 0o644); err != nil {
+		if err := r.writeConflist(filepath.Join(*conf, conflistName), list); err != nil {
 			return err
 		}
 		r.noteEarlier(*conf)
@@ -279,6 +279,23 @@ func (r *cniReport) writeDirect(kubeconfig, file string) error {
 		return err
 	}
 	return r.write(file, []byte(server+"\n"), 0o644)
+}
+
+// writeConflist writes the runtimes' configuration. What else was there stays beside it, by a name that no runtime reads: somebody may
+// have edited it.
+func (r *cniReport) writeConflist(file string, list []byte) error {
+	had, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read what is there: %w", err)
+	}
+	if err == nil && !bytes.Equal(had, list) {
+		backup := file + ".before"
+		if err := r.write(backup, had, 0o644); err != nil {
+			return err
+		}
+		r.Notes = append(r.Notes, fmt.Sprintf("%s said something else, and is kept as %s: put back what you had edited, or add the plugins again", file, backup))
+	}
+	return r.write(file, list, 0o644)
 }
 
 // write puts a file in place by rename, where it is not there as it should be.

@@ -120,8 +120,11 @@ func TestCNIInstall(t *testing.T) {
 	}
 	chained("bandwidth", `["0.4.0","1.0.0"]`)
 	code, r, log = run(install...)
+	if kept, err := os.ReadFile(written + ".before"); err != nil || !bytes.Equal(kept, data) || len(r.Notes) != 3 || !strings.Contains(r.Notes[1], written+".before") {
+		t.Errorf("what was there before: %v, %s; %+v", err, kept, r)
+	}
 	data, err = os.ReadFile(written)
-	if code != 0 || len(r.Notes) != 2 || !strings.Contains(r.Notes[0], "bandwidth does not know CNI 1.1.0") || err != nil || json.Unmarshal(data, &list) != nil || len(list.CNIVersions) != 1 {
+	if code != 0 || len(r.Notes) != 3 || !strings.Contains(r.Notes[0], "bandwidth does not know CNI 1.1.0") || err != nil || json.Unmarshal(data, &list) != nil || len(list.CNIVersions) != 1 {
 		t.Errorf("with a plugin that knows 1.0.0 only: exit %d, %+v: %s\n%s", code, r, log, data)
 	}
 	for _, d := range []string{bin, conf} {

@@ -14,8 +14,10 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -28,17 +30,23 @@ const (
 	least = 16
 	// nonceSize is how long each end's share of the preface is, bytes.
 	nonceSize = 16
-	// patience is how long a stranger may take to prove itself, and a handshake.
+	// first is how long a stranger may take to say the first thing: the preface, or the beginning of a handshake.
+	first = time.Second
+	// patience is how long a handshake may take, once it has begun.
 	patience = 5 * time.Second
 	// handshakes a second are made at most with those who have proven nothing, where there are certificates alone.
 	handshakes = 20
+	// strangers is how many connections may be unproven at once, and strangersEach how many of them from one address; further
+	// ones are closed unseen.
+	strangers     = 64
+	strangersEach = 2
 )
 
 // Identity is how the two ends of a control connection know each other: by a secret that both have, or by certificates.
 //
 // With a secret, the server's first bytes are a nonce, and the client's its own nonce and a MAC of both; who cannot make it is hung up on
 // before TLS. The keys of the certificates are derived from the secret, one for each end, and are all that is compared: no name, no
-// date, so clocks do not matter. With certificates alone whoever comes gets a handshake, one at a time and 20 a second at most.
+// date, so clocks do not matter. With certificates alone whoever comes gets a handshake, in turn and 20 a second at most.
 type Identity struct {
 	secret         []byte // nil = certificates
 	server, client *tls.Config
@@ -131,34 +139,67 @@ func FromCertificates(cert, key, ca string) (*Identity, error) {
 type gate struct {
 	*Identity
 	allowed *rate.Limiter
-	one     chan struct{} // held while a handshake with somebody unproven is made
+	config  *tls.Config // the server's, which waits its turn before anything is computed
+
+	mu      sync.Mutex
+	inside  int                // unproven connections
+	sources map[netip.Addr]int // of them from an address
 }
 
 func newGate(i *Identity) *gate {
-	return &gate{i, rate.NewLimiter(handshakes, 1), make(chan struct{}, 1)}
+	g := &gate{Identity: i, allowed: rate.NewLimiter(handshakes, 1), config: i.server.Clone(), sources: map[netip.Addr]int{}}
+	g.config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if err := hello.Conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			return nil, err
+		}
+		if g.secret != nil {
+			return nil, nil // it has proven itself
+		}
+		ctx, cancel := context.WithTimeout(hello.Context(), patience)
+		defer cancel()
+		return nil, g.allowed.Wait(ctx)
+	}
+	return g
+}
+
+// enter has a stranger from an address wait for being admitted; leave has to be called once it has been, or not. An address has few
+// places of many, so that whoever says nothing, or the wrong thing again and again, is in nobody's way but its own.
+func (g *gate) enter(from netip.Addr) (ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.inside == strangers || g.sources[from] == strangersEach {
+		return false
+	}
+	g.inside++
+	g.sources[from]++
+	return true
+}
+
+func (g *gate) leave(from netip.Addr) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside--
+	if g.sources[from]--; g.sources[from] == 0 {
+		delete(g.sources, from)
+	}
 }
 
 var errStranger = errors.New("a stranger")
 
 // admit is the server's side.
 func (g *gate) admit(ctx context.Context, c net.Conn) (*tls.Conn, error) {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(first)); err != nil {
 		return nil, err
 	}
-	if g.secret == nil {
-		if !g.allowed.Allow() {
-			return nil, fmt.Errorf("%w: more than %d handshakes a second", errStranger, handshakes)
+	if g.secret != nil {
+		if err := g.preface(c); err != nil {
+			return nil, err
 		}
-		select {
-		case g.one <- struct{}{}:
-			defer func() { <-g.one }()
-		default:
-			return nil, fmt.Errorf("%w: another handshake is being made", errStranger)
+		if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+			return nil, err
 		}
-	} else if err := g.preface(c); err != nil {
-		return nil, err
 	}
-	t := tls.Server(c, g.server)
+	t := tls.Server(c, g.config)
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("%w: %w", errStranger, err)
 	}

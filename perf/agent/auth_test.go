@@ -14,9 +14,11 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -188,23 +190,77 @@ func TestStranger(t *testing.T) {
 	}
 }
 
-// TestHandshakesAreRationed: with certificates alone, strangers get 20 handshakes a second and not one more.
+// TestHandshakesAreRationed: with certificates alone, strangers get 20 handshakes a second and not one more, each in its turn.
 func TestHandshakesAreRationed(t *testing.T) {
+	t.Parallel()
 	ca, issue := authority(t, time.Now())
-	g := newGate(certificates(t, ca, issue))
-	rationed := 0
-	const tries = 200
+	own := certificates(t, ca, issue)
+	g := newGate(own)
+	const tries = 30
 	begin := time.Now()
+	var all sync.WaitGroup
 	for range tries {
-		a, b := tcpPair(t)
-		b.Close()
-		if _, err := g.admit(context.Background(), a); err != nil && strings.Contains(err.Error(), "handshakes a second") {
-			rationed++
-		}
-		a.Close()
+		all.Go(func() {
+			if server, client := meet(t, g, own); server != nil || client != nil {
+				t.Errorf("the server says %v, the client %v", server, client)
+			}
+		})
 	}
-	if begun := tries - rationed; begun > 1+int(time.Since(begin).Seconds()*handshakes+1) {
-		t.Errorf("%d handshakes were begun in %s", begun, time.Since(begin))
+	all.Wait()
+	if took := time.Since(begin); tries > 1+int(took.Seconds()*handshakes+1) {
+		t.Errorf("%d handshakes were made in %s", tries, took)
+	}
+}
+
+// TestSilence: who says nothing keeps nobody out, and is hung up on.
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	ca, issue := authority(t, time.Now())
+	for name, i := range map[string]*Identity{"certificates": certificates(t, ca, issue), "a secret": secret(t, "a secret of many bytes")} {
+		g := newGate(i)
+		a, _ := tcpPair(t)
+		silent := make(chan error, 1)
+		go func() {
+			_, err := g.admit(context.Background(), a)
+			silent <- err
+		}()
+		if server, client := meet(t, g, i); server != nil || client != nil {
+			t.Errorf("%s: the server says %v, the client %v", name, server, client)
+		}
+		if err := <-silent; !errors.Is(err, errStranger) {
+			t.Errorf("%s: of a silent one it says %v", name, err)
+		}
+	}
+}
+
+// TestPlaces: an address has two places for strangers, all addresses together 64.
+func TestPlaces(t *testing.T) {
+	g := newGate(secret(t, "a secret of many bytes"))
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	for i, want := range []bool{true, true, false} {
+		if got := g.enter(a); got != want {
+			t.Errorf("connection %d of an address: %v", i+1, got)
+		}
+	}
+	if !g.enter(b) {
+		t.Error("another address is kept out by it")
+	}
+	g.leave(a)
+	if !g.enter(a) || g.enter(a) {
+		t.Error("a place that was left is not one more, and no more than one")
+	}
+	var in []netip.Addr
+	for at := netip.MustParseAddr("198.51.100.1"); g.enter(at); at = at.Next() {
+		in = append(in, at)
+	}
+	if len(in)+3 != strangers {
+		t.Errorf("%d strangers at once", len(in)+3)
+	}
+	for _, at := range append(in, a, a, b) {
+		g.leave(at)
+	}
+	if g.inside != 0 || len(g.sources) != 0 {
+		t.Errorf("all have left, and %d are inside: %v", g.inside, g.sources)
 	}
 }
 

@@ -23,8 +23,6 @@ const (
 	// DefaultData is the first of the two ports of its generators: TCP for their control connections, and the next one, TCP and UDP, for data.
 	DefaultData = 8480
 
-	// strangers is how many connections may be unproven at once; further ones are closed unseen.
-	strangers = 64
 	// silence is how long a client may say nothing while nothing is being done for it.
 	silence = 2 * time.Minute
 )
@@ -75,7 +73,6 @@ func Serve(ctx context.Context, cfg Config) error {
 	a := &agent{Config: cfg, here: place, netns: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), own.Fd()), busy: make(chan struct{}, 1), gate: newGate(cfg.Identity)}
 	var all sync.WaitGroup
 	defer all.Wait()
-	places := make(chan struct{}, strangers)
 	for {
 		c, err := l.Accept()
 		if ctx.Err() != nil {
@@ -87,16 +84,15 @@ func Serve(ctx context.Context, cfg Config) error {
 		if err != nil {
 			return fmt.Errorf("bench serve: %w", err)
 		}
-		select {
-		case places <- struct{}{}:
-		default:
+		from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
+		if !a.gate.enter(from) {
 			c.Close()
 			continue
 		}
 		all.Go(func() {
 			defer c.Close()
 			t, err := a.gate.admit(ctx, c)
-			<-places
+			a.gate.leave(from)
 			if err == nil {
 				a.client(ctx, t)
 			}

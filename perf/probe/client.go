@@ -29,6 +29,15 @@ func connect(ctx context.Context, s Spec, j job) (*client, message, error) {
 	if j.Role == roleMixed && s.Key != nil {
 		return nil, message{}, errMixed
 	}
+	if j.Congestion != "" {
+		if err := registered(j.Congestion); err != nil {
+			return nil, message{}, err
+		}
+	}
+	rate := s.Limit.rate(0, s.param(size.Name))
+	if j.Role == roleTCPAccept {
+		rate = s.Limit.connections()
+	}
 	d := s.dialer("tcp")
 	conn, err := d.DialContext(ctx, "tcp", s.Target.String())
 	if err != nil {
@@ -41,7 +50,7 @@ func connect(ctx context.Context, s Spec, j job) (*client, message, error) {
 			return nil, message{}, fmt.Errorf("control connection: %w", err)
 		}
 	}
-	c := &client{control: newControl(conn), inbox: make(chan message), dead: make(chan struct{}), pace: allowance{rate: s.Limit.rate(0, s.param(size.Name))}}
+	c := &client{control: newControl(conn), inbox: make(chan message), dead: make(chan struct{}), pace: allowance{rate: rate}}
 	c.release = context.AfterFunc(ctx, func() {
 		c.stop.Store(true)
 		c.Close()

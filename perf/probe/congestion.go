@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,4 +24,18 @@ func Congestion(name string) error {
 	}
 	has, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
 	return fmt.Errorf("this kernel has no TCP congestion control %q, it has %s: load the module tcp_%s", name, strings.TrimSpace(string(has)), name)
+}
+
+// registered says why a TCP congestion control may not be asked for at the other end's word: to ask the kernel for one that it does
+// not have would load a module.
+func registered(name string) error {
+	const file = "/proc/sys/net/ipv4/tcp_available_congestion_control"
+	has, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("which TCP congestion controls the kernel has: %w", err)
+	}
+	if !slices.Contains(strings.Fields(string(has)), name) {
+		return fmt.Errorf("this host has no TCP congestion control %q: choose one of its net.ipv4.tcp_available_congestion_control (%s), or load the module tcp_%s there", name, strings.TrimSpace(string(has)), name)
+	}
+	return nil
 }

@@ -171,6 +171,12 @@ func (l Limit) rate(asked float64, payload int) float64 {
 	return asked
 }
 
+// connections bounds the connections a second of tcp-crr: an end sends up to four packets for each (SYN, ACK, payload, RST).
+func (l Limit) connections() float64 {
+	l.Packets /= 4
+	return l.rate(0, 1)
+}
+
 // bytes bounds bytes a second of a stream; asked 0 is as fast as possible. A segment is the smallest there can be, where packets are bounded.
 func (l Limit) bytes(asked float64) float64 {
 	const segment = 1200

@@ -106,6 +106,9 @@ func TestLimit(t *testing.T) {
 	if got := l.rate(0, 1); got != 100 {
 		t.Errorf("packets of a byte: %v", got)
 	}
+	if got := (Limit{Packets: 100}).connections(); got != 25 {
+		t.Errorf("connections of tcp-crr: %v", got)
+	}
 	if got := (Limit{}).rate(0, 1); got != 0 {
 		t.Errorf("without a limit: %v", got)
 	}

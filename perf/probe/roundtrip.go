@@ -268,7 +268,7 @@ func (s *session) serveTCPAccept() error {
 	}
 	defer l.close()
 	var n uint64
-	wait := background(func() { n = answer(l, s.pattern(), &s.stop) })
+	wait := background(func() { n = answer(l, s.pattern(), allowance{rate: s.limit.connections()}, &s.stop) })
 	over := s.watch()
 	err = s.ready(port)
 	if err == nil {
@@ -283,7 +283,7 @@ func (s *session) serveTCPAccept() error {
 }
 
 // answer accepts until stop. A connection that says nothing holds it up for a tick at most.
-func answer(l socket, p *pattern, stop *atomic.Bool) (n uint64) {
+func answer(l socket, p *pattern, allowed allowance, stop *atomic.Bool) (n uint64) {
 	buf := make([]byte, 1)
 	for clock := startClock(); !stop.Load(); clock.now() {
 		fd, _, err := unix.Accept4(int(l), unix.SOCK_CLOEXEC)
@@ -299,6 +299,7 @@ func answer(l socket, p *pattern, stop *atomic.Bool) (n uint64) {
 		// It inherits the listener's timeouts.
 		if k, err := unix.Read(fd, buf); err == nil && k == 1 {
 			buf[0] = p.reply(buf[0])
+			allowed.wait(stop)
 			if k, err := unix.Write(fd, buf); err == nil && k == 1 {
 				n++
 			}

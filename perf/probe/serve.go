@@ -161,6 +161,11 @@ func (s *session) hello() error {
 	if err := m.Job.validate(); err != nil {
 		return err
 	}
+	if m.Job.Congestion != "" {
+		if err := registered(m.Job.Congestion); err != nil {
+			return err
+		}
+	}
 	s.job = *m.Job
 	if s.job.Role == roleMixed && s.key != nil {
 		return errMixed
