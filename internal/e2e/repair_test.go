@@ -122,6 +122,7 @@ func objects(t *testing.T, ns *nettest.NS, pod bool) map[string]removal {
 	add := func(what, cmd string) { all[where+" "+what] = removal{ns, cmd} }
 	ours := func(dev string) bool { return pod && dev == "eth0" || !pod && strings.HasPrefix(dev, "weft") }
 	for i, list := range lists {
+		shown[i] = withoutProbe(shown[i])
 		ip := "ip -4 "
 		if strings.Contains(list, "-6") {
 			ip = "ip -6 "
