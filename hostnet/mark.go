@@ -19,7 +19,8 @@ type Flow struct {
 }
 
 // MarkFlows gives a bit of their mark to the flows of TCP, UDP and SCTP that are to have it, takes it from the others, and says how many it
-// changed. Other bits stay. Flows of other protocols have no answers that could begin one anew.
+// changed. Other bits stay. Flows of other protocols have no answers that could begin one anew. On an error some flows may not be as they are
+// to be, and it is to be called again: also where the kernel's list was cut short by a change of its table.
 func (h *Host) MarkFlows(bit uint32, marked func(Flow) bool) (changed int, err error) {
 	if h.ct == nil {
 		return 0, nil
@@ -27,9 +28,11 @@ func (h *Host) MarkFlows(bit uint32, marked func(Flow) bool) (changed int, err e
 	var errs []error
 	for _, fam := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
 		flows, err := h.ct.ConntrackTableList(netlink.ConntrackTable, fam)
-		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		if err != nil {
 			errs = append(errs, fmt.Errorf("hostnet: list flows: %w%s", err, hint(err)))
-			continue
+			if !errors.Is(err, netlink.ErrDumpInterrupted) { // what it did list is right
+				continue
+			}
 		}
 		for _, f := range flows {
 			switch f.Forward.Protocol {

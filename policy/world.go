@@ -135,6 +135,12 @@ func (w *World) Selects(p *Policy, pod *Pod) bool { return w.contains(&p.Subject
 // Name is what is known of an address: the pod or node that has it, or the address.
 func (w *World) Name(a netip.Addr) string { return w.end(a).String() }
 
+// Known says whether a pod or a node that is listed has the address.
+func (w *World) Known(a netip.Addr) bool {
+	_, known := w.at[a.Unmap().WithZone("")]
+	return known
+}
+
 func (w *World) end(a netip.Addr) endpoint {
 	a = a.Unmap().WithZone("")
 	if e, ok := w.at[a]; ok {

@@ -151,7 +151,7 @@ func newPolicyExplainCommand() *cobra.Command {
 udp/53, sctp/9, or icmp, or another protocol's number as proto/47. Pods of two families are judged in each. Exit
 code 1 when the connection is denied.
 
-The daemon answers by the policies that it has read. With --file a file is read and nothing else: no daemon is
+The daemon answers by the policies in force. With --file a file is read and nothing else: no daemon is
 asked, and what it says need not be in force anywhere.`,
 		Example: "  weft policy explain shop/web shop/db tcp/5432\n  weft policy explain --file policies.yaml 192.0.2.7 shop/web 80",
 		Args:    cobra.ExactArgs(3),
