@@ -200,7 +200,7 @@ func (f *benchFlags) dryRun() dryRun {
 		d.Hosts = append(d.Hosts, name)
 	}
 	d.Paths = len(p.Hosts) * (len(p.Hosts) - 1)
-	stands := (len(p.Contenders)-len(p.Paths))*d.Paths + 2*len(p.Paths)
+	setups := (len(p.Contenders)-len(p.Paths))*d.Paths + 2*len(p.Paths)
 	for _, t := range p.Tests {
 		load := "as much as the path carries"
 		if rate := t.Params["rate"]; rate > 0 {
@@ -209,7 +209,7 @@ func (f *benchFlags) dryRun() dryRun {
 		if strings.HasSuffix(t.Test, "-rr") && t.Params["rate"] == 0 || t.Test == "tcp-crr" {
 			load = "one packet at a time"
 		}
-		times := stands * (p.Warmup + p.Repeat)
+		times := setups * (p.Warmup + p.Repeat)
 		d.Samples = append(d.Samples, planned{t.String(), times, p.Duration.Seconds(), load})
 		d.Seconds += float64(times)*(p.Duration.Seconds()+0.5) + float64(p.Warmup+p.Repeat)*min(p.Duration.Seconds(), 0.5)
 	}

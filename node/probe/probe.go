@@ -110,7 +110,7 @@ func (p *Probe) Run(ctx context.Context) error {
 			p.say("")
 			continue
 		}
-		if err := p.stand(n, pairs); err != nil {
+		if err := p.setup(n, pairs); err != nil {
 			if !standing {
 				p.log.Warn("whether pods' packets are forwarded cannot be found out", zap.Error(err))
 			}
@@ -186,8 +186,8 @@ func reserved(prefixes []netip.Prefix) (pairs [][2]netip.Addr) {
 	return pairs
 }
 
-// stand makes namespace and link be there.
-func (p *Probe) stand(n Node, pairs [][2]netip.Addr) error {
+// setup makes namespace and link be there.
+func (p *Probe) setup(n Node, pairs [][2]netip.Addr) error {
 	if !p.ns.IsOpen() {
 		if err := p.unshare(); err != nil {
 			return err

@@ -92,9 +92,9 @@ func (c *Client) ask(ctx context.Context, q request, within time.Duration) (r re
 // short is how long an agent may take for what it does at once.
 const short = 15 * time.Second
 
-// Serve starts the server of a stand's generators at an address of the agent's host.
-func (c *Client) Serve(ctx context.Context, stand string, at netip.Addr) (*Target, error) {
-	r, err := c.ask(ctx, request{Op: opServe, Stand: stand, Serve: &ServeChoice{at}}, short)
+// Serve starts the server of a setup's generators at an address of the agent's host.
+func (c *Client) Serve(ctx context.Context, setup string, at netip.Addr) (*Target, error) {
+	r, err := c.ask(ctx, request{Op: opServe, Setup: setup, Serve: &ServeChoice{at}}, short)
 	if err == nil && r.Served == nil {
 		err = errors.New("the agent does not say where it serves")
 	}
@@ -102,14 +102,14 @@ func (c *Client) Serve(ctx context.Context, stand string, at netip.Addr) (*Targe
 }
 
 // Stop ends that server.
-func (c *Client) Stop(ctx context.Context, stand string) error {
-	_, err := c.ask(ctx, request{Op: opStop, Stand: stand}, short)
+func (c *Client) Stop(ctx context.Context, setup string) error {
+	_, err := c.ask(ctx, request{Op: opStop, Setup: setup}, short)
 	return err
 }
 
 // Path has the agent prove a server, and say what the path to it carries, bytes.
-func (c *Client) Path(ctx context.Context, stand string, t Target) (mtu int, err error) {
-	r, err := c.ask(ctx, request{Op: opPath, Stand: stand, Target: &t}, slack+short)
+func (c *Client) Path(ctx context.Context, setup string, t Target) (mtu int, err error) {
+	r, err := c.ask(ctx, request{Op: opPath, Setup: setup, Target: &t}, slack+short)
 	if err == nil && r.Path == nil {
 		err = errors.New("the agent says nothing of the path")
 	}
@@ -120,17 +120,17 @@ func (c *Client) Path(ctx context.Context, stand string, t Target) (mtu int, err
 }
 
 // Generate has the agent run one test.
-func (c *Client) Generate(ctx context.Context, stand string, t Target, o TestOrder) (*Generated, error) {
-	r, err := c.ask(ctx, request{Op: opGenerate, Stand: stand, Target: &t, Generate: &o}, o.Duration+slack+short)
+func (c *Client) Generate(ctx context.Context, setup string, t Target, o TestOrder) (*Generated, error) {
+	r, err := c.ask(ctx, request{Op: opGenerate, Setup: setup, Target: &t, Generate: &o}, o.Duration+slack+short)
 	if err == nil && r.Generated == nil {
 		err = errors.New("the agent has no result")
 	}
 	return r.Generated, err
 }
 
-// Count reads what is around a stand's generators at the agent's end.
-func (c *Client) Count(ctx context.Context, stand string) (*Counted, error) {
-	r, err := c.ask(ctx, request{Op: opCount, Stand: stand}, short)
+// Count reads what is around a setup's generators at the agent's end.
+func (c *Client) Count(ctx context.Context, setup string) (*Counted, error) {
+	r, err := c.ask(ctx, request{Op: opCount, Setup: setup}, short)
 	if err == nil && r.Counted == nil {
 		err = errors.New("the agent has no counters")
 	}
@@ -138,8 +138,8 @@ func (c *Client) Count(ctx context.Context, stand string) (*Counted, error) {
 }
 
 // Open brings a contender up at the agent's end.
-func (c *Client) Open(ctx context.Context, stand string, o OpenOrder) (*OpenedStand, error) {
-	r, err := c.ask(ctx, request{Op: opOpen, Stand: stand, Open: &o}, settle+short)
+func (c *Client) Open(ctx context.Context, setup string, o OpenOrder) (*OpenedSetup, error) {
+	r, err := c.ask(ctx, request{Op: opOpen, Setup: setup, Open: &o}, settle+short)
 	if err == nil && r.Opened == nil {
 		err = errors.New("the agent says nothing of the contender")
 	}
@@ -147,8 +147,8 @@ func (c *Client) Open(ctx context.Context, stand string, o OpenOrder) (*OpenedSt
 }
 
 // Shut takes a contender down at the agent's end.
-func (c *Client) Shut(ctx context.Context, stand string) error {
-	_, err := c.ask(ctx, request{Op: opShut, Stand: stand}, short)
+func (c *Client) Shut(ctx context.Context, setup string) error {
+	_, err := c.ask(ctx, request{Op: opShut, Setup: setup}, short)
 	return err
 }
 

@@ -26,11 +26,11 @@ type session struct {
 
 	greeted bool
 	proven  map[netip.Addr]bool // have answered a nonce over the path itself
-	stands  map[string]*stand
+	setups  map[string]*setup
 }
 
-// stand is a contender that is up at this end, with the server of its generators.
-type stand struct {
+// setup is a contender that is up at this end, with the server of its generators.
+type setup struct {
 	place   place
 	inside  []netip.Addr // addresses that the generators use; nil = any of the host's
 	overlay instance     // nil for the underlay itself, and others' paths
@@ -46,13 +46,13 @@ type instance interface {
 }
 
 func newSession(a *agent) *session {
-	return &session{agent: a, spawn: spawn, proven: map[netip.Addr]bool{}, stands: map[string]*stand{}}
+	return &session{agent: a, spawn: spawn, proven: map[netip.Addr]bool{}, setups: map[string]*setup{}}
 }
 
 // close ends everything.
 func (s *session) close() error {
 	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(s.stands)) {
+	for _, name := range slices.Sorted(maps.Keys(s.setups)) {
 		errs = append(errs, s.shut(name))
 	}
 	return errors.Join(errs...)
@@ -87,44 +87,44 @@ func (s *session) do(ctx context.Context, q request, r *reply) (err error) {
 	if !s.greeted {
 		return fmt.Errorf("%q where %q was due", q.Op, opHello)
 	}
-	if q.Stand == "" || len(q.Stand) > 200 {
-		return errors.New("no stand is named")
+	if q.Setup == "" || len(q.Setup) > 200 {
+		return errors.New("no contender is named")
 	}
 	switch q.Op {
 	case opServe:
-		r.Served, err = s.serve(ctx, q.Stand, q.Serve)
+		r.Served, err = s.serve(ctx, q.Setup, q.Serve)
 	case opStop:
-		s.stopServer(q.Stand)
+		s.stopServer(q.Setup)
 	case opPath:
-		r.Path, err = s.path(ctx, q.Stand, q.Target)
+		r.Path, err = s.path(ctx, q.Setup, q.Target)
 	case opGenerate:
-		r.Generated, err = s.generate(ctx, q.Stand, q.Target, q.Generate)
+		r.Generated, err = s.generate(ctx, q.Setup, q.Target, q.Generate)
 	case opCount:
-		r.Counted, err = s.count(ctx, q.Stand)
+		r.Counted, err = s.count(ctx, q.Setup)
 	case opOpen:
-		r.Opened, err = s.open(ctx, q.Stand, q.Open)
+		r.Opened, err = s.open(ctx, q.Setup, q.Open)
 	case opShut:
-		err = s.shut(q.Stand)
+		err = s.shut(q.Setup)
 	default:
 		err = fmt.Errorf("unknown operation %q", q.Op)
 	}
 	return err
 }
 
-// at is the stand of a name. One that was not opened is the host itself: the underlay, or a path that somebody else made.
-func (s *session) at(name string) (*stand, error) {
-	if st := s.stands[name]; st != nil {
+// at is the setup of a name. One that was not opened is the host itself: the underlay, or a path that somebody else made.
+func (s *session) at(name string) (*setup, error) {
+	if st := s.setups[name]; st != nil {
 		return st, nil
 	}
 	const most = 64
-	if len(s.stands) == most {
-		return nil, fmt.Errorf("more than %d stands", most)
+	if len(s.setups) == most {
+		return nil, fmt.Errorf("more than %d contenders", most)
 	}
-	s.stands[name] = &stand{place: s.here}
-	return s.stands[name], nil
+	s.setups[name] = &setup{place: s.here}
+	return s.setups[name], nil
 }
 
-// serve starts the server of a stand's generators, with a key of its own.
+// serve starts the server of a setup's generators, with a key of its own.
 func (s *session) serve(ctx context.Context, name string, choice *ServeChoice) (*Target, error) {
 	st, err := s.at(name)
 	if err != nil {
@@ -161,7 +161,7 @@ func (s *session) serve(ctx context.Context, name string, choice *ServeChoice) (
 }
 
 func (s *session) stopServer(name string) {
-	st := s.stands[name]
+	st := s.setups[name]
 	if st == nil || st.server == nil {
 		return
 	}
@@ -191,7 +191,7 @@ func (s *session) path(ctx context.Context, name string, t *Target) (*PathFound,
 	if err != nil {
 		return nil, err
 	}
-	if s.stands[name].overlay == nil {
+	if s.setups[name].overlay == nil {
 		s.proven[spec.Target.Addr().Unmap()] = true
 	}
 	return &PathFound{a.MTU}, nil
@@ -271,13 +271,13 @@ func (s *session) count(ctx context.Context, name string) (*Counted, error) {
 }
 
 // open brings a contender up. Those that it will send to must have proven that they expect it.
-func (s *session) open(ctx context.Context, name string, o *OpenOrder) (*OpenedStand, error) {
+func (s *session) open(ctx context.Context, name string, o *OpenOrder) (*OpenedSetup, error) {
 	switch {
 	case o == nil || o.Self < 0 || o.Self >= len(o.Nodes) || len(o.Nodes) < 2 || len(o.Nodes) > maxNodes:
 		return nil, fmt.Errorf("open: %d hosts at most, of which this is one", maxNodes)
 	case o.Slot < 0 || o.Slot >= maxSlots:
 		return nil, fmt.Errorf("open: at most %d overlays at once", maxSlots)
-	case s.stands[name] != nil:
+	case s.setups[name] != nil:
 		return nil, fmt.Errorf("%s is up already", name)
 	case name == result.Baseline:
 		return nil, errors.New("the underlay is there without being opened")
@@ -291,18 +291,18 @@ func (s *session) open(ctx context.Context, name string, o *OpenOrder) (*OpenedS
 	if err != nil {
 		return nil, err
 	}
-	s.stands[name] = &stand{place: up.place(), inside: up.addresses(), overlay: up}
-	return &OpenedStand{InnerMTU: up.mtu(), Addresses: up.addresses()}, nil
+	s.setups[name] = &setup{place: up.place(), inside: up.addresses(), overlay: up}
+	return &OpenedSetup{InnerMTU: up.mtu(), Addresses: up.addresses()}, nil
 }
 
-// shut takes down a stand.
+// shut takes down a setup.
 func (s *session) shut(name string) error {
-	st := s.stands[name]
+	st := s.setups[name]
 	if st == nil {
 		return nil
 	}
 	s.stopServer(name)
-	delete(s.stands, name)
+	delete(s.setups, name)
 	if st.overlay != nil {
 		return st.overlay.Close()
 	}

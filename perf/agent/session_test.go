@@ -41,13 +41,13 @@ func requests() []request {
 	target := &Target{At: netip.MustParseAddrPort("192.0.2.2:8480"), Key: make([]byte, probe.KeySize)}
 	return []request{
 		{Op: opHello, Version: Version},
-		{Op: opServe, Stand: "bare", Serve: &ServeChoice{netip.MustParseAddr("127.0.0.1")}},
-		{Op: opPath, Stand: "bare", Target: target},
-		{Op: opGenerate, Stand: "bare", Target: target, Generate: &TestOrder{Test: "udp-stream", Params: probe.Params{"rate": 1e12}, Duration: time.Second}},
-		{Op: opCount, Stand: "bare"},
-		{Op: opOpen, Stand: "tun", Open: &OpenOrder{Nodes: []Node{{"a", netip.MustParseAddr("192.0.2.1")}, {"b", netip.MustParseAddr("192.0.2.2")}}}},
-		{Op: opStop, Stand: "bare"},
-		{Op: opShut, Stand: "tun"},
+		{Op: opServe, Setup: "bare", Serve: &ServeChoice{netip.MustParseAddr("127.0.0.1")}},
+		{Op: opPath, Setup: "bare", Target: target},
+		{Op: opGenerate, Setup: "bare", Target: target, Generate: &TestOrder{Test: "udp-stream", Params: probe.Params{"rate": 1e12}, Duration: time.Second}},
+		{Op: opCount, Setup: "bare"},
+		{Op: opOpen, Setup: "tun", Open: &OpenOrder{Nodes: []Node{{"a", netip.MustParseAddr("192.0.2.1")}, {"b", netip.MustParseAddr("192.0.2.2")}}}},
+		{Op: opStop, Setup: "bare"},
+		{Op: opShut, Setup: "tun"},
 	}
 }
 
@@ -64,16 +64,16 @@ func TestRefused(t *testing.T) {
 	}{
 		{"another version", 0, request{Op: opHello, Version: "weft.agent/0"}, "use the same weft"},
 		{"no hello", 0, all[3], `where "hello" was due`},
-		{"unknown", 1, request{Op: "exec", Stand: "bare"}, "unknown operation"},
-		{"no stand", 1, request{Op: opCount}, "no stand"},
-		{"an address of somebody else", 1, request{Op: opServe, Stand: "bare", Serve: &ServeChoice{netip.MustParseAddr("192.0.2.99")}}, "no address of this host"},
-		{"no key", 1, request{Op: opGenerate, Stand: "bare", Target: &Target{At: target.At}, Generate: all[3].Generate}, "without its key"},
-		{"a group", 1, request{Op: opGenerate, Stand: "bare", Target: &Target{At: netip.MustParseAddrPort("224.0.0.1:8480"), Key: target.Key}, Generate: all[3].Generate}, "no host's address"},
+		{"unknown", 1, request{Op: "exec", Setup: "bare"}, "unknown operation"},
+		{"no contender", 1, request{Op: opCount}, "no contender"},
+		{"an address of somebody else", 1, request{Op: opServe, Setup: "bare", Serve: &ServeChoice{netip.MustParseAddr("192.0.2.99")}}, "no address of this host"},
+		{"no key", 1, request{Op: opGenerate, Setup: "bare", Target: &Target{At: target.At}, Generate: all[3].Generate}, "without its key"},
+		{"a group", 1, request{Op: opGenerate, Setup: "bare", Target: &Target{At: netip.MustParseAddrPort("224.0.0.1:8480"), Key: target.Key}, Generate: all[3].Generate}, "no host's address"},
 		{"no such test", 1, change(all[3], func(q *request) { q.Generate = &TestOrder{Test: "ping", Duration: time.Second} }), "unknown test"},
 		{"too long", 1, change(all[3], func(q *request) { q.Generate = &TestOrder{Test: "tcp-rr", Duration: time.Hour} }), "at most 1m0s"},
-		{"a program", 1, change(all[5], func(q *request) { q.Stand = "exec:/bin/sh" }), "has not proven"},
+		{"a program", 1, change(all[5], func(q *request) { q.Setup = "exec:/bin/sh" }), "has not proven"},
 		{"an overlay to a third", 1, all[5], "has not proven"},
-		{"the underlay", 1, change(all[5], func(q *request) { q.Stand = "bare" }), "without being opened"},
+		{"the underlay", 1, change(all[5], func(q *request) { q.Setup = "bare" }), "without being opened"},
 	} {
 		var orders []Order
 		s := scripted(t, &orders)

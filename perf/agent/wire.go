@@ -33,7 +33,7 @@ const maxLine = 4 << 20
 type request struct {
 	Op       string       `json:"op"`
 	Version  string       `json:"version,omitempty"`
-	Stand    string       `json:"stand,omitempty"` // a contender
+	Setup    string       `json:"setup,omitempty"` // a contender
 	Open     *OpenOrder   `json:"open,omitempty"`
 	Target   *Target      `json:"target,omitempty"`
 	Generate *TestOrder   `json:"generate,omitempty"`
@@ -94,7 +94,7 @@ type reply struct {
 	Path        *PathFound   `json:"path,omitempty"`
 	Generated   *Generated   `json:"generated,omitempty"`
 	Counted     *Counted     `json:"counted,omitempty"`
-	Opened      *OpenedStand `json:"opened,omitempty"`
+	Opened      *OpenedSetup `json:"opened,omitempty"`
 }
 
 // Welcome is what an agent says of its host.
@@ -126,8 +126,8 @@ type Counted struct {
 	Lanes []site.Lane                `json:"lanes,omitempty"`
 }
 
-// OpenedStand is a contender that is up.
-type OpenedStand struct {
+// OpenedSetup is a contender that is up.
+type OpenedSetup struct {
 	InnerMTU  int          `json:"inner_mtu"`
 	Addresses []netip.Addr `json:"addresses"` // inside, IPv4 first
 }

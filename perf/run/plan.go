@@ -46,5 +46,5 @@ func (p *Plan) Check() error {
 	return errors.Join(errs...)
 }
 
-// rounds is how often each test is run over each stand.
+// rounds is how often each test is run over each setup.
 func (p *Plan) rounds() int { return p.Warmup + p.Repeat }

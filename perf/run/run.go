@@ -36,7 +36,7 @@ type run struct {
 	site   site.Site
 	show   func(Event)
 	result *result.Result
-	stands []site.Stand // those of one path beside each other
+	setups []site.Setup // those of one path beside each other
 	done   int
 }
 
@@ -74,12 +74,12 @@ func Run(ctx context.Context, s site.Site, p *Plan, show func(Event)) (_ *result
 }
 
 func (r *run) event(text string) {
-	r.show(Event{Text: text, Done: r.done, Total: max(len(r.stands), len(r.plan.Contenders)) * len(r.plan.Tests) * r.plan.rounds()})
+	r.show(Event{Text: text, Done: r.done, Total: max(len(r.setups), len(r.plan.Contenders)) * len(r.plan.Tests) * r.plan.rounds()})
 }
 
 // open brings one contender up, or says in the result why not.
 func (r *run) open(ctx context.Context, name string) error {
-	stands, err := r.site.Open(ctx, name)
+	setups, err := r.site.Open(ctx, name)
 	if ctx.Err() != nil {
 		return errors.Join(ctx.Err(), err)
 	}
@@ -90,26 +90,26 @@ func (r *run) open(ctx context.Context, name string) error {
 	case err != nil:
 		r.result.Failed = append(r.result.Failed, result.Failure{Contender: name, Reason: err.Error()})
 	}
-	r.stands = append(r.stands, stands...) // of those paths that work
+	r.setups = append(r.setups, setups...) // of those paths that work
 	return nil
 }
 
 // neighbours puts the contenders of a path beside each other, so that they are measured one right after the other.
 func (r *run) neighbours() {
 	var paths []string
-	for _, s := range r.stands {
+	for _, s := range r.setups {
 		if p := s.About().Path; !slices.Contains(paths, p) {
 			paths = append(paths, p)
 		}
 	}
-	slices.SortStableFunc(r.stands, func(a, b site.Stand) int {
+	slices.SortStableFunc(r.setups, func(a, b site.Setup) int {
 		return slices.Index(paths, a.About().Path) - slices.Index(paths, b.About().Path)
 	})
 }
 
 // checkSizes refuses packets that do not fit into every contender's tunnel.
 func (r *run) checkSizes() error {
-	for _, s := range r.stands {
+	for _, s := range r.setups {
 		for _, t := range r.plan.Tests {
 			if size := int(max(t.Params["size"], t.Params["second"])); size > s.About().InnerMTU {
 				return fmt.Errorf("test %s: packets of %d bytes do not fit the inner MTU of %s, %d", t, size, s.About().Contender, s.About().InnerMTU)
@@ -122,15 +122,15 @@ func (r *run) checkSizes() error {
 // test measures one test over all contenders in interleaved rounds: A B C A B C …, so that what
 // drifts on the machine drifts for all of them.
 func (r *run) test(ctx context.Context, t probe.Selection) error {
-	samples := map[site.Stand][]*sample{}
-	failed := map[site.Stand]error{}
+	samples := map[site.Setup][]*sample{}
+	failed := map[site.Setup]error{}
 	for round := -r.plan.Warmup; round < r.plan.Repeat; round++ {
 		r.event(fmt.Sprintf("%s, %s, watching the idle machine", t, roundName(round, r.plan.Repeat)))
 		idle, err := r.idle(ctx, failed)
 		if err != nil {
 			return err
 		}
-		for _, s := range r.stands {
+		for _, s := range r.setups {
 			about := s.About()
 			name := about.Contender
 			if about.Path != "" {
@@ -158,7 +158,7 @@ func (r *run) test(ctx context.Context, t probe.Selection) error {
 			}
 		}
 	}
-	for _, s := range r.stands {
+	for _, s := range r.setups {
 		about := s.About()
 		if err := failed[s]; err != nil {
 			r.result.Failed = append(r.result.Failed, result.Failure{Contender: about.Contender, Path: about.Path, Test: t.String(), Reason: err.Error()})
@@ -177,12 +177,12 @@ func (r *run) test(ctx context.Context, t probe.Selection) error {
 	return nil
 }
 
-// idle watches the machines while nothing is measured: what others do is the background of the samples that follow. A stand whose machines
+// idle watches the machines while nothing is measured: what others do is the background of the samples that follow. A setup whose machines
 // do not say is noted in failed.
-func (r *run) idle(ctx context.Context, failed map[site.Stand]error) (map[site.Stand]machine.Cores, error) {
-	before, cores := map[site.Stand]machine.Busy{}, map[site.Stand]machine.Cores{}
-	look := func(each func(s site.Stand, b machine.Busy)) {
-		for _, s := range r.stands {
+func (r *run) idle(ctx context.Context, failed map[site.Setup]error) (map[site.Setup]machine.Cores, error) {
+	before, cores := map[site.Setup]machine.Busy{}, map[site.Setup]machine.Cores{}
+	look := func(each func(s site.Setup, b machine.Busy)) {
+		for _, s := range r.setups {
 			if failed[s] != nil || s.Dead() != nil {
 				continue
 			}
@@ -194,13 +194,13 @@ func (r *run) idle(ctx context.Context, failed map[site.Stand]error) (map[site.S
 			each(s, b)
 		}
 	}
-	look(func(s site.Stand, b machine.Busy) { before[s] = b })
+	look(func(s site.Setup, b machine.Busy) { before[s] = b })
 	select {
 	case <-time.After(min(idleMost, r.plan.Duration)):
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	look(func(s site.Stand, b machine.Busy) { cores[s], _ = b.Since(before[s]) })
+	look(func(s site.Setup, b machine.Busy) { cores[s], _ = b.Since(before[s]) })
 	return cores, ctx.Err()
 }
 

@@ -28,7 +28,7 @@ type sample struct {
 const settle = 15 * time.Second
 
 // measure takes one sample; idle is what the machines do without it.
-func measure(ctx context.Context, s site.Stand, t probe.Selection, d time.Duration, idle machine.Cores) (*sample, error) {
+func measure(ctx context.Context, s site.Setup, t probe.Selection, d time.Duration, idle machine.Cores) (*sample, error) {
 	before, err := quiet(ctx, s)
 	if err != nil {
 		return nil, err
@@ -101,7 +101,7 @@ func metrics(t probe.Selection, r probe.Result, c machine.Cores) (map[string]flo
 }
 
 // quiet reads the counters once nothing moves any more: two equal readings.
-func quiet(ctx context.Context, s site.Stand) (site.Reading, error) {
+func quiet(ctx context.Context, s site.Setup) (site.Reading, error) {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
 	last, err := s.Count(ctx)

@@ -17,17 +17,17 @@ type Site interface {
 	Hosts() []result.Host
 	// Settings are those of a run that only the site knows: MTU, nodes, layout and what else rows depend on.
 	Settings() result.Settings
-	// Open brings a contender up, by the name that the run knows it by: a Stand for each path. A contender that cannot run here is an
+	// Open brings a contender up, by the name that the run knows it by: a Setup for each path. A contender that cannot run here is an
 	// *UnsupportedError. On an error nothing of it is left.
-	Open(ctx context.Context, contender string) ([]Stand, error)
+	Open(ctx context.Context, contender string) ([]Setup, error)
 	// Alone starts the generators where nothing but they is measured; nil where there is no such place.
 	Alone(ctx context.Context) (Alone, error)
 	// Close takes down whatever Open and Alone made. Idempotent.
 	Close() error
 }
 
-// Stand is one contender that is up between two ends, and what can be read around them.
-type Stand interface {
+// Setup is one contender that is up between two ends, and what can be read around them.
+type Setup interface {
 	About() About
 	// Generate runs one test from the near end to the far one. The time is what a generator used that has ended by now.
 	Generate(ctx context.Context, t probe.Selection, d time.Duration) (probe.Result, machine.CPUTime, error)
@@ -37,11 +37,11 @@ type Stand interface {
 	Times(ctx context.Context) (map[string]machine.CPUTime, error)
 	// Busy is what the machines at both ends did so far.
 	Busy(ctx context.Context) (machine.Busy, error)
-	// Dead is why the stand takes no more samples; nil = it does.
+	// Dead is why the setup takes no more samples; nil = it does.
 	Dead() error
 }
 
-// About is what does not change while a Stand is up.
+// About is what does not change while a Setup is up.
 type About struct {
 	Contender string
 	Path      string // from which host to which; "" where there is only one path

@@ -43,7 +43,7 @@ func Run(ctx context.Context, p *Plan, show func(run.Event)) (*result.Result, er
 type lab struct {
 	plan   *Plan
 	dir    string
-	stands []*stand
+	setups []*setup
 }
 
 // Hosts implements site.Site.
@@ -58,37 +58,37 @@ func (l *lab) Settings() result.Settings {
 }
 
 // Open implements site.Site.
-func (l *lab) Open(ctx context.Context, name string) ([]site.Stand, error) {
+func (l *lab) Open(ctx context.Context, name string) ([]site.Setup, error) {
 	i := slices.Index(l.plan.names(), name)
 	if i < 0 {
 		return nil, fmt.Errorf("no contender of the plan is called %q", name)
 	}
-	s, err := openStand(ctx, l.plan, l.plan.Contenders[i], l.plan.labels()[i], l.dir)
+	s, err := openSetup(ctx, l.plan, l.plan.Contenders[i], l.plan.labels()[i], l.dir)
 	if err != nil {
 		return nil, err
 	}
-	l.stands = append(l.stands, s)
-	return []site.Stand{s}, nil
+	l.setups = append(l.setups, s)
+	return []site.Setup{s}, nil
 }
 
 // Close implements site.Site.
 func (l *lab) Close() error {
 	var errs []error
-	for _, s := range l.stands {
+	for _, s := range l.setups {
 		errs = append(errs, s.close())
 	}
-	l.stands = nil
+	l.setups = nil
 	return errors.Join(append(errs, os.RemoveAll(l.dir))...)
 }
 
 // Alone implements site.Site: from node to node over the bare wire, in the nodes' own namespaces, without pods, routing or overlay. It is
 // in the testbed of the contender without overlay, whose wire nobody else touches; without one there is none.
 func (l *lab) Alone(ctx context.Context) (site.Alone, error) {
-	i := slices.IndexFunc(l.stands, func(s *stand) bool { return s.Name == result.Baseline })
+	i := slices.IndexFunc(l.setups, func(s *setup) bool { return s.Name == result.Baseline })
 	if i < 0 {
 		return nil, nil
 	}
-	s := l.stands[i]
+	s := l.setups[i]
 	_, far := s.ends()
 	server, err := s.startServer(ctx, far.Host)
 	if err != nil {
@@ -99,7 +99,7 @@ func (l *lab) Alone(ctx context.Context) (site.Alone, error) {
 
 // alone implements site.Alone.
 type alone struct {
-	*stand
+	*setup
 	server *testbed.Process
 }
 

@@ -16,16 +16,16 @@ type reading struct {
 	drops  site.Drops
 }
 
-// Count implements site.Stand.
-func (s *stand) Count(ctx context.Context) (site.Reading, error) {
+// Count implements site.Setup.
+func (s *setup) Count(ctx context.Context) (site.Reading, error) {
 	r, err := s.read(ctx)
 	if err != nil {
-		return nil, s.because(err)
+		return nil, s.explain(err)
 	}
 	return r, nil
 }
 
-func (s *stand) read(ctx context.Context) (r reading, err error) {
+func (s *setup) read(ctx context.Context) (r reading, err error) {
 	if r.lanes, err = s.overlay.Lanes(ctx); err != nil {
 		return r, err
 	}
@@ -44,7 +44,7 @@ func (r reading) Same(other site.Reading) bool {
 
 // Since implements site.Reading.
 func (r reading) Since(earlier site.Reading) (m site.Moved, err error) {
-	before := earlier.(reading) // of the same stand
+	before := earlier.(reading) // of the same setup
 	if m.Lanes, err = site.LanesSince(r.lanes, before.lanes); err != nil {
 		return m, err
 	}

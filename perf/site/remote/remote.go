@@ -153,26 +153,26 @@ func (h *hosts) Close() error {
 }
 
 // Open implements site.Site.
-func (h *hosts) Open(ctx context.Context, name string) ([]site.Stand, error) {
-	var stands []site.Stand
+func (h *hosts) Open(ctx context.Context, name string) ([]site.Setup, error) {
+	var setups []site.Setup
 	var errs []error
 	connect := func(from, to *end, source netip.Addr, target []netip.Addr, mtu int) {
-		s := &stand{hosts: h, name: name, near: from, far: to, source: source, at: target}
+		s := &setup{hosts: h, name: name, near: from, far: to, source: source, at: target}
 		if err := s.reach(ctx, mtu); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.path(), err))
 			return
 		}
-		stands = append(stands, s)
+		setups = append(setups, s)
 	}
 	for _, p := range h.plan.Paths {
 		if PathName(p) == name {
 			a, b := h.holder(p[0]), h.holder(p[1])
 			connect(a, b, p[0], p[1:], 0)
 			connect(b, a, p[1], p[:1], 0)
-			return stands, errors.Join(errs...)
+			return setups, errors.Join(errs...)
 		}
 	}
-	inside := map[*end]*agent.OpenedStand{}
+	inside := map[*end]*agent.OpenedSetup{}
 	if name != result.Baseline {
 		if err := h.join(ctx, name, inside); err != nil {
 			return nil, err
@@ -189,11 +189,11 @@ func (h *hosts) Open(ctx context.Context, name string) ([]site.Stand, error) {
 			}
 		}
 	}
-	return stands, errors.Join(errs...)
+	return setups, errors.Join(errs...)
 }
 
 // join brings a contender up on every host. On an error it is nowhere.
-func (h *hosts) join(ctx context.Context, name string, inside map[*end]*agent.OpenedStand) (err error) {
+func (h *hosts) join(ctx context.Context, name string, inside map[*end]*agent.OpenedSetup) (err error) {
 	defer func() {
 		if err != nil {
 			for _, e := range h.ends {
@@ -251,8 +251,8 @@ func (h *hosts) introduce(ctx context.Context) error {
 	return nil
 }
 
-// stand implements site.Stand: one direction between two hosts over one contender.
-type stand struct {
+// setup implements site.Setup: one direction between two hosts over one contender.
+type setup struct {
 	*hosts
 	name      string
 	near, far *end
@@ -262,15 +262,15 @@ type stand struct {
 	mtu       int
 }
 
-func (s *stand) path() string { return s.near.Name + " → " + s.far.Name }
+func (s *setup) path() string { return s.near.Name + " → " + s.far.Name }
 
-// About implements site.Stand.
-func (s *stand) About() site.About {
+// About implements site.Setup.
+func (s *setup) About() site.About {
 	return site.About{Contender: s.name, Path: s.path(), InnerMTU: s.mtu, Super: true}
 }
 
-// listen starts the far end's server. One path of a stand after the other has it.
-func (s *stand) listen(ctx context.Context, at netip.Addr) error {
+// listen starts the far end's server. One path of a setup after the other has it.
+func (s *setup) listen(ctx context.Context, at netip.Addr) error {
 	t, err := s.far.Serve(ctx, s.name, at)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.far.Name, err)
@@ -280,7 +280,7 @@ func (s *stand) listen(ctx context.Context, at netip.Addr) error {
 }
 
 // reach asks the path what it carries; known is that, where it is known.
-func (s *stand) reach(ctx context.Context, known int) error {
+func (s *setup) reach(ctx context.Context, known int) error {
 	if err := s.listen(ctx, s.at[0]); err != nil {
 		return err
 	}
@@ -292,8 +292,8 @@ func (s *stand) reach(ctx context.Context, known int) error {
 	return err
 }
 
-// Generate implements site.Stand. The time is among Times.
-func (s *stand) Generate(ctx context.Context, t probe.Selection, d time.Duration) (probe.Result, machine.CPUTime, error) {
+// Generate implements site.Setup. The time is among Times.
+func (s *setup) Generate(ctx context.Context, t probe.Selection, d time.Duration) (probe.Result, machine.CPUTime, error) {
 	i := slices.IndexFunc(s.at, func(a netip.Addr) bool { return a.Unmap().Is4() == (t.Params["family"] == 4) })
 	if i < 0 {
 		return probe.Result{}, machine.CPUTime{}, fmt.Errorf("%s: the path has no address of IPv%v: name the hosts by addresses of that family", s.path(), t.Params["family"])
@@ -328,7 +328,7 @@ func (r reading) Since(before site.Reading) (m site.Moved, err error) {
 }
 
 // both reads at both ends, the near one first.
-func (s *stand) both(ctx context.Context) (list [2]*agent.Counted, err error) {
+func (s *setup) both(ctx context.Context) (list [2]*agent.Counted, err error) {
 	for i, e := range []*end{s.near, s.far} {
 		if list[i], err = e.Count(ctx, s.name); err != nil {
 			return list, fmt.Errorf("%s: %w", e.Name, err)
@@ -337,8 +337,8 @@ func (s *stand) both(ctx context.Context) (list [2]*agent.Counted, err error) {
 	return list, nil
 }
 
-// Count implements site.Stand.
-func (s *stand) Count(ctx context.Context) (site.Reading, error) {
+// Count implements site.Setup.
+func (s *setup) Count(ctx context.Context) (site.Reading, error) {
 	both, err := s.both(ctx)
 	if err != nil {
 		return nil, err
@@ -346,8 +346,8 @@ func (s *stand) Count(ctx context.Context) (site.Reading, error) {
 	return append(slices.Clone(reading(both[0].Lanes)), both[1].Lanes...), nil
 }
 
-// Times implements site.Stand.
-func (s *stand) Times(ctx context.Context) (map[string]machine.CPUTime, error) {
+// Times implements site.Setup.
+func (s *setup) Times(ctx context.Context) (map[string]machine.CPUTime, error) {
 	both, err := s.both(ctx)
 	if err != nil {
 		return nil, err
@@ -361,8 +361,8 @@ func (s *stand) Times(ctx context.Context) (map[string]machine.CPUTime, error) {
 	return all, nil
 }
 
-// Busy implements site.Stand.
-func (s *stand) Busy(ctx context.Context) (machine.Busy, error) {
+// Busy implements site.Setup.
+func (s *setup) Busy(ctx context.Context) (machine.Busy, error) {
 	both, err := s.both(ctx)
 	if err != nil {
 		return nil, err
@@ -370,8 +370,8 @@ func (s *stand) Busy(ctx context.Context) (machine.Busy, error) {
 	return machine.Busy{both[0].Busy, both[1].Busy}, nil
 }
 
-// Dead implements site.Stand.
-func (s *stand) Dead() error {
+// Dead implements site.Setup.
+func (s *setup) Dead() error {
 	for _, e := range []*end{s.near, s.far} {
 		if err := e.Err(); err != nil {
 			return fmt.Errorf("%s: %w", e.Name, err)

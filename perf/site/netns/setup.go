@@ -28,8 +28,8 @@ const (
 	slack = 20 * time.Second
 )
 
-// stand implements site.Stand: one contender in its own testbed, with a generator's server in the far pod.
-type stand struct {
+// setup implements site.Setup: one contender in its own testbed, with a generator's server in the far pod.
+type setup struct {
 	contender.Contender
 	overlay contender.Overlay
 	bed     *testbed.Bed
@@ -39,8 +39,8 @@ type stand struct {
 	dead    error  // why it takes no more samples
 }
 
-// openStand brings a contender up until its pods reach each other. On an error nothing is left.
-func openStand(ctx context.Context, p *Plan, c contender.Contender, label, dir string) (_ *stand, err error) {
+// openSetup brings a contender up until its pods reach each other. On an error nothing is left.
+func openSetup(ctx context.Context, p *Plan, c contender.Contender, label, dir string) (_ *setup, err error) {
 	if err := c.Needs(); err != nil {
 		return nil, &contender.UnsupportedError{Reason: err.Error()}
 	}
@@ -51,7 +51,7 @@ func openStand(ctx context.Context, p *Plan, c contender.Contender, label, dir s
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	s := &stand{Contender: c, plan: p, log: filepath.Join(dir, "bench.log")}
+	s := &setup{Contender: c, plan: p, log: filepath.Join(dir, "bench.log")}
 	s.bed, err = testbed.Open(testbed.Config{
 		Label: label, Nodes: p.Nodes, MTU: p.MTU, Layout: p.Layout, Dir: dir,
 	})
@@ -82,20 +82,20 @@ func openStand(ctx context.Context, p *Plan, c contender.Contender, label, dir s
 		return nil, err
 	}
 	if err := s.bed.Reach(ctx, s.overlay.InnerMTU()); err != nil {
-		return nil, s.because(err)
+		return nil, s.explain(err)
 	}
 	return s, s.serve(ctx)
 }
 
 // serve starts the generator's server in the far pod and waits until it listens.
-func (s *stand) serve(ctx context.Context) (err error) {
+func (s *setup) serve(ctx context.Context) (err error) {
 	_, far := s.ends()
 	s.server, err = s.startServer(ctx, far.Pod)
 	return err
 }
 
 // startServer starts a generator's server in a namespace.
-func (s *stand) startServer(ctx context.Context, ns *testbed.Namespace) (*testbed.Process, error) {
+func (s *setup) startServer(ctx context.Context, ns *testbed.Namespace) (*testbed.Process, error) {
 	return ns.StartReady(ctx, site.Generator, s.log,
 		s.plan.Weft, "lab", "generator", "serve", "--listen", netip.AddrPortFrom(anyAddr(), probe.DefaultPort).String())
 }
@@ -108,7 +108,7 @@ func anyAddr() netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
-func (s *stand) close() error {
+func (s *setup) close() error {
 	var err error
 	if d, ok := s.overlay.(contender.Downer); ok {
 		err = d.Down()
@@ -117,10 +117,10 @@ func (s *stand) close() error {
 }
 
 // ends are the nodes whose pods the generators are in: traffic is sent from the first.
-func (s *stand) ends() (near, far *testbed.Node) { return s.bed.Nodes[0], s.bed.Nodes[1] }
+func (s *setup) ends() (near, far *testbed.Node) { return s.bed.Nodes[0], s.bed.Nodes[1] }
 
-// because prefers the death of a process, which explains everything, over err, its consequence.
-func (s *stand) because(err error) error {
+// explain prefers the death of a process, which explains everything, over err, its consequence.
+func (s *setup) explain(err error) error {
 	processes := s.overlay.Processes()
 	if s.server != nil {
 		processes = append(processes[:len(processes):len(processes)], s.server)
@@ -134,35 +134,35 @@ func (s *stand) because(err error) error {
 	return err
 }
 
-// About implements site.Stand.
-func (s *stand) About() site.About {
+// About implements site.Setup.
+func (s *setup) About() site.About {
 	return site.About{Contender: s.Name, InnerMTU: s.overlay.InnerMTU(), Super: s.Super}
 }
 
-// Dead implements site.Stand.
-func (s *stand) Dead() error { return s.dead }
+// Dead implements site.Setup.
+func (s *setup) Dead() error { return s.dead }
 
-// Busy implements site.Stand: this machine is both ends.
-func (s *stand) Busy(context.Context) (machine.Busy, error) {
+// Busy implements site.Setup: this machine is both ends.
+func (s *setup) Busy(context.Context) (machine.Busy, error) {
 	r, err := machine.Read()
 	return machine.Busy{r}, err
 }
 
-// Times implements site.Stand.
-func (s *stand) Times(context.Context) (map[string]machine.CPUTime, error) {
+// Times implements site.Setup.
+func (s *setup) Times(context.Context) (map[string]machine.CPUTime, error) {
 	times := map[string]machine.CPUTime{}
 	for _, p := range append(slices.Clone(s.overlay.Processes()), s.server) {
 		used, err := p.CPU()
 		if err != nil {
-			return nil, s.because(err)
+			return nil, s.explain(err)
 		}
 		times[p.Name] = times[p.Name].Plus(used)
 	}
 	return times, nil
 }
 
-// Generate implements site.Stand: from the near pod to the far one.
-func (s *stand) Generate(ctx context.Context, t probe.Selection, d time.Duration) (probe.Result, machine.CPUTime, error) {
+// Generate implements site.Setup: from the near pod to the far one.
+func (s *setup) Generate(ctx context.Context, t probe.Selection, d time.Duration) (probe.Result, machine.CPUTime, error) {
 	near, far := s.ends()
 	target := netip.AddrPortFrom(far.PodAddr(int(t.Params["family"])), probe.DefaultPort)
 	return s.generate(ctx, near.Pod, target, t, d)
@@ -170,7 +170,7 @@ func (s *stand) Generate(ctx context.Context, t probe.Selection, d time.Duration
 
 // generate runs one test from a namespace and returns what it found, and the processor time of
 // the generator that has ended by now.
-func (s *stand) generate(ctx context.Context, from *testbed.Namespace, target netip.AddrPort, t probe.Selection, duration time.Duration) (probe.Result, machine.CPUTime, error) {
+func (s *setup) generate(ctx context.Context, from *testbed.Namespace, target netip.AddrPort, t probe.Selection, duration time.Duration) (probe.Result, machine.CPUTime, error) {
 	ctx, cancel := context.WithTimeout(ctx, duration+slack)
 	defer cancel()
 	var out bytes.Buffer
@@ -180,7 +180,7 @@ func (s *stand) generate(ctx context.Context, from *testbed.Namespace, target ne
 		return probe.Result{}, machine.CPUTime{}, err
 	}
 	if err := p.Wait(ctx); err != nil && !foundCorrupt(err) {
-		return probe.Result{}, machine.CPUTime{}, s.because(err)
+		return probe.Result{}, machine.CPUTime{}, s.explain(err)
 	}
 	used, err := p.CPU()
 	if err != nil {
