@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,7 +34,12 @@ func TestWrong(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := New(h, func() Node { return node }, zaptest.NewLogger(t))
+	var gone atomic.Bool // the last pod
+	p := New(h, func() Node {
+		now := node
+		now.Pods = !gone.Load()
+		return now
+	}, zaptest.NewLogger(t))
 	p.every = 50 * time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := ns.Go(func() error { return p.Run(ctx) })
@@ -76,6 +82,14 @@ func TestWrong(t *testing.T) {
 		ns.MustRun(t, "sh", "-ec", c.undo)
 	}
 	says("")
+	before := ns.MustRun(t, "sh", "-c", "nft list tables; ip route show proto 87; ip -6 route show proto 87")
+	gone.Store(true)
+	nettest.Eventually(t, time.Minute, func() error {
+		if out := ns.MustRun(t, "sh", "-c", "ip -br link; nft list tables; ip route show proto 87; ip -6 route show proto 87"); strings.Contains(out, link) || !strings.Contains(before, link) {
+			return errors.New("left without pods: " + out)
+		}
+		return nil
+	})
 }
 
 // TestReserved: the last addresses of prefixes that have many.
