@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink/nl"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
+
+// setNumbers is held while the library numbers a set: it counts those of the whole process, without a lock.
+var setNumbers sync.Mutex
 
 // syncTableOf makes one table right, and says whether it changed anything.
 func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chains map[tableKey]map[string]*nftables.Chain) (bool, error) {
@@ -43,7 +47,9 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 	for i := range t.Sets {
 		s := t.Sets[i].Set
 		s.Table = k
+		setNumbers.Lock()
 		err := change.AddSet(&s, nil)
+		setNumbers.Unlock()
 		if err == nil {
 			err = inParts(t.Sets[i].Elements, func(part []nftables.SetElement) error { return change.SetAddElements(&s, part) })
 		}

@@ -43,7 +43,7 @@ func (m *member) writeEvents(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case text := <-m.events:
-			if err := m.client.event(ctx, m.self.Name, text); err != nil && ctx.Err() == nil {
+			if err := m.client.event(ctx, m.name, text); err != nil && ctx.Err() == nil {
 				m.log.Info("an Event about this node is not written", zap.Error(err))
 			}
 		}
