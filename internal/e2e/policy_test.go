@@ -216,7 +216,7 @@ func TestPolicy(t *testing.T) {
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, m := range catalog.Modes {
-		if os.Getenv("WEFT_TEST_LONG") == "" && !slices.Contains([]string{"vxlan", "tun-gso", "host-gw", "xdp"}, m.Name) {
+		if os.Getenv("WEFT_TEST_LONG") == "" && !slices.Contains([]string{"vxlan", "tun-gso"}, m.Name) {
 			continue
 		}
 		t.Run(m.Name, func(t *testing.T) {
