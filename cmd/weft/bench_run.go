@@ -15,8 +15,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/perf/contender"
-	perfrun "weft/perf/run"
-	"weft/perf/site"
 	"weft/perf/site/remote"
 )
 
@@ -153,16 +151,7 @@ func (f *benchFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		f.unmake()
 	}
-	var wrong *perfrun.UsageError
-	var unsupported *site.UnsupportedError
-	switch {
-	case ctx.Err() != nil:
-		return interruptedError{err}
-	case errors.As(err, &wrong):
-		return usageError{err}
-	case errors.As(err, &unsupported):
-		return unsupportedError{err}
-	case err != nil:
+	if err := ended(ctx, err); err != nil {
 		return err
 	}
 	found.Command = append([]string{"weft", "bench", "run"}, args...)

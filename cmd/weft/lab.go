@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"weft/perf/contender"
 	"weft/perf/result"
 	perfrun "weft/perf/run"
+	"weft/perf/site"
 	"weft/perf/site/netns"
 	"weft/perf/testbed"
 )
@@ -101,6 +103,22 @@ func (f *labFlags) run(cmd *cobra.Command) error {
 	return f.runOne(cmd)
 }
 
+// ended is how a command that ran a plan ends, with its exit code; nil = the plan was carried out.
+func ended(ctx context.Context, err error) error {
+	var wrong *perfrun.UsageError
+	var contenders *contender.UnsupportedError
+	var sites *site.UnsupportedError
+	switch {
+	case ctx.Err() != nil:
+		return interruptedError{err}
+	case errors.As(err, &wrong):
+		return usageError{err}
+	case errors.As(err, &contenders), errors.As(err, &sites):
+		return unsupportedError{err}
+	}
+	return err
+}
+
 // runOne runs one plan, which is complete.
 func (f *labFlags) runOne(cmd *cobra.Command) error {
 	// Beyond what ends every command: a terminal that goes away. And a second Ctrl-C must not cut
@@ -113,16 +131,7 @@ func (f *labFlags) runOne(cmd *cobra.Command) error {
 	if err != nil {
 		f.unmake()
 	}
-	var wrong *perfrun.UsageError
-	var unsupported *contender.UnsupportedError
-	switch {
-	case ctx.Err() != nil:
-		return interruptedError{err}
-	case errors.As(err, &wrong):
-		return usageError{err}
-	case errors.As(err, &unsupported):
-		return unsupportedError{err}
-	case err != nil:
+	if err := ended(ctx, err); err != nil {
 		return err
 	}
 	result.Command = reproduce(cmd.Flags())

@@ -426,6 +426,20 @@ func (m *Manager) verifyNear(r *record, near netlink.Link) error {
 	return nil
 }
 
+// podNetlink opens netlink in a pod's namespace; close the handle.
+func podNetlink(path string) (*netlink.Handle, error) {
+	ns, _, err := openNetns(path)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close() // the sockets stay in it
+	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("pods: enter namespace %s: %w", path, err)
+	}
+	return pod, nil
+}
+
 // verify compares an attachment with the kernel, on the node and in the pod.
 func (m *Manager) verify(r *record) error {
 	name := r.link()
@@ -436,14 +450,9 @@ func (m *Manager) verify(r *record) error {
 	if err := m.verifyNear(r, near); err != nil {
 		return err
 	}
-	ns, _, err := openNetns(r.Netns)
+	pod, err := podNetlink(r.Netns)
 	if err != nil {
 		return err
-	}
-	defer ns.Close()
-	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("pods: enter namespace %s: %w", r.Netns, err)
 	}
 	defer pod.Close()
 	return verifyPod(pod, r, near.Attrs())

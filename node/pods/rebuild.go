@@ -14,7 +14,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"weft/api"
 	"weft/control"
@@ -201,14 +200,9 @@ func (m *Manager) living(near *netlink.LinkAttrs, know *record, all []namespace,
 // fromPod adds what only the pod itself can tell, and what nobody else does. lengths are those of its addresses' prefixes.
 func (m *Manager) fromPod(r *record, near *netlink.LinkAttrs, at namespace, nameless bool, prefixes []netip.Prefix, lengths map[netip.Addr]int) error {
 	r.Netns, r.Inode = at.path, at.inode
-	ns, _, err := openNetns(r.Netns)
+	pod, err := podNetlink(r.Netns)
 	if err != nil {
 		return err
-	}
-	defer ns.Close()
-	pod, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("enter namespace %s: %w", r.Netns, err)
 	}
 	defer pod.Close()
 	far, err := pod.LinkByIndex(near.ParentIndex)
