@@ -37,8 +37,11 @@ const every = time.Second
 type Options struct {
 	File string                // absolute path
 	Node func() []netip.Prefix // the node's own prefixes, none while they are not known; cheap, from any goroutine
-	Host *hostnet.Host
-	Log  *zap.Logger
+	// NoPods are the addresses of the node's prefixes that the daemon itself sends from and to: nothing is known of a pod
+	// there, and they pass all the same. nil = there are none.
+	NoPods func(prefixes []netip.Prefix) []netip.Addr
+	Host   *hostnet.Host
+	Log    *zap.Logger
 }
 
 // Manager keeps one file's policies in force. Safe for concurrent use.
@@ -188,6 +191,9 @@ func (m *Manager) put() {
 	var known []netip.Addr
 	for _, p := range m.world.Pods() {
 		known = append(known, p.Addresses...)
+	}
+	if m.o.NoPods != nil {
+		known = append(known, m.o.NoPods(m.nodes)...)
 	}
 	rules := nft.Table(program, nft.Options{Prefixes: m.nodes, Known: known})
 	m.mu.Lock()

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -154,14 +155,17 @@ func (p *Probe) say(text string) {
 // smallest are the shortest prefixes whose addresses would be missed: longer ones give none to the probe.
 const smallest4, smallest6 = 26, 120
 
+// Addresses are the reserved ones among a node's prefixes, from which and to which the probe sends.
+func Addresses(prefixes []netip.Prefix) (list []netip.Addr) {
+	for _, pair := range reserved(prefixes) {
+		list = append(list, pair[:]...)
+	}
+	return list
+}
+
 // Reserved says whether an address of a node's prefix is the probe's, and no pod's.
 func Reserved(prefix netip.Prefix, a netip.Addr) bool {
-	for _, pair := range reserved([]netip.Prefix{prefix}) {
-		if a == pair[0] || a == pair[1] {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(Addresses([]netip.Prefix{prefix}), a)
 }
 
 // reserved are the last two addresses of the first prefix of each family, IPv4's broadcast left aside.
