@@ -48,6 +48,7 @@ type Node struct {
 	PublicKey string         // base64 X25519, "" where the cluster is not sealed
 	MAC       MAC            // VTEP MAC; zero = VTEPMAC(Name)
 	Features  []string       // what the node announced, e.g. "rco"
+	Ways      []Way          // by which it takes packets, always all of them, the one it likes best first; empty = it does not say
 	Attrs     map[string]string
 }
 
@@ -67,6 +68,9 @@ func VTEPMAC(name string) MAC {
 	m[0] = m[0]&^0x01 | 0x02
 	return m
 }
+
+// FeatureProbe is announced by nodes that answer probes of the ways to them (docs/wire.md).
+const FeatureProbe = "probe"
 
 // FeatureRCO is announced by nodes that take and send remote checksum offload (docs/wire.md).
 const FeatureRCO = "rco"
@@ -116,5 +120,5 @@ func HostAddr(p netip.Prefix) netip.Addr {
 // Equal says whether both describe the same node in the same way.
 func (n Node) Equal(o Node) bool {
 	return n.Name == o.Name && n.PublicKey == o.PublicKey && n.MAC == o.MAC && slices.Equal(n.Endpoints, o.Endpoints) &&
-		slices.Equal(n.Prefixes, o.Prefixes) && slices.Equal(n.Features, o.Features) && maps.Equal(n.Attrs, o.Attrs)
+		slices.Equal(n.Prefixes, o.Prefixes) && slices.Equal(n.Features, o.Features) && slices.Equal(n.Ways, o.Ways) && maps.Equal(n.Attrs, o.Attrs)
 }

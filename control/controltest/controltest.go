@@ -3,6 +3,7 @@
 //
 //	set NAME ENDPOINT,… PREFIX,…   put a node into the cluster (seen by sources at commit)
 //	key NAME KEY                   (after set) its public key is made of this one letter
+//	ways NAME WAY,…                (after set) it takes packets by these ways
 //	mac NAME OTHER                 (after set) it announces the VTEP MAC of the node of that other name
 //	unset NAME                     take it out
 //	commit                         make it so
@@ -11,8 +12,9 @@
 //	start NAME                     commit, and run a source for this node
 //	stop                           end that source; what it left in the cluster stays
 //	start-fails NAME               commit; a source for this node must refuse to run
-//	announce ENDPOINT,…            the running source's node has these endpoints, a key and a feature to tell by now
-//	expect announced               the node itself has that key and that feature in its State
+//	announce ENDPOINT,…            the running source's node has these endpoints, a key, a feature and a way to tell by now
+//	expect announced               the node itself has that key, that feature and that way in its State
+//	expect takes NAME WAY,…        that node takes packets by exactly these ways
 //	expect self NAME ENDPOINTS PREFIXES, expect node …, expect problem NAME|source, expect problems 0
 //	expect nodes COUNT             so many other nodes; the node lines are then not all of them
 //	only written                   (first) the script is for sources whose cluster is written down by a
@@ -120,6 +122,10 @@ func (r *runner) run(lines []string) {
 			n := r.nodes[f[1]]
 			n.PublicKey = base64.StdEncoding.EncodeToString([]byte(strings.Repeat(f[2], 32)))
 			r.nodes[f[1]] = n
+		case f[0] == "ways":
+			n := r.nodes[f[1]]
+			n.Ways = waysOf(f[2])
+			r.nodes[f[1]] = n
 		case f[0] == "mac":
 			n := r.nodes[f[1]]
 			n.MAC = control.VTEPMAC(f[2])
@@ -140,7 +146,7 @@ func (r *runner) run(lines []string) {
 			r.start(f[1])
 		case f[0] == "announce":
 			r.self = r.node([]string{r.self.Name, f[1], ""})
-			r.self.PublicKey, r.self.Features, r.self.MAC = announcedKey, []string{announcedFeature}, announcedMAC
+			r.self.PublicKey, r.self.Features, r.self.MAC, r.self.Ways = announcedKey, []string{announcedFeature}, announcedMAC, waysOf(announcedWays)
 			r.source.Announce(r.self)
 		case f[0] == "start-fails":
 			r.commit()
@@ -169,10 +175,20 @@ func (r *runner) node(f []string) control.Node {
 	return n
 }
 
+func waysOf(text string) (ways []control.Way) {
+	for t := range strings.SplitSeq(text, ",") {
+		var w control.Way
+		_ = w.UnmarshalText([]byte(t)) // takes anything
+		ways = append(ways, w)
+	}
+	return ways
+}
+
 // What `announce` announces besides endpoints.
 const (
 	announcedKey     = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 	announcedFeature = "rco"
+	announcedWays    = "sealed:8473,vxlan:4789"
 )
 
 var announcedMAC = control.MAC{2, 0, 0, 0, 0, 0x77}
@@ -297,7 +313,8 @@ func (r *runner) differs(s control.State, want [][]string) string {
 				return fmt.Sprintf("self is %q, want %q", got, w[1:])
 			}
 		case "announced":
-			if s.Self.PublicKey != announcedKey || s.Self.MAC != announcedMAC || !slices.Equal(s.Self.Features, []string{announcedFeature}) {
+			if s.Self.PublicKey != announcedKey || s.Self.MAC != announcedMAC || !slices.Equal(s.Self.Features, []string{announcedFeature}) ||
+				!slices.Equal(s.Self.Ways, waysOf(announcedWays)) {
 				return fmt.Sprintf("self is %+v, and was announced as %+v", s.Self, r.self)
 			}
 		case "node":
@@ -305,6 +322,11 @@ func (r *runner) differs(s control.State, want [][]string) string {
 			i := slices.IndexFunc(s.Nodes, func(n control.Node) bool { return n.Name == w[1] })
 			if i < 0 || describe(s.Nodes[i]) != strings.Join(w[1:], " ") {
 				return fmt.Sprintf("no node %q", w[1:])
+			}
+		case "takes":
+			i := slices.IndexFunc(s.Nodes, func(n control.Node) bool { return n.Name == w[1] })
+			if i < 0 || !slices.Equal(s.Nodes[i].Ways, waysOf(w[2])) {
+				return fmt.Sprintf("no node that takes %q", w[1:])
 			}
 		case "nodes":
 			count, _ = strconv.Atoi(w[1])

@@ -106,7 +106,7 @@ func (c *cluster) keysOf(n control.Node) []string {
 func (c *cluster) node(all map[string]string, n control.Node) {
 	by := map[string]any{"id": "owner of " + n.Name, "epoch": 1}
 	keys := c.keysOf(n)
-	all[keys[0]] = encode(c.t, map[string]any{"endpoints": n.Endpoints, "prefixes": n.Prefixes, "mac": n.VTEP().String(), "public_key": n.PublicKey, "owner": by})
+	all[keys[0]] = encode(c.t, map[string]any{"endpoints": n.Endpoints, "prefixes": n.Prefixes, "mac": n.VTEP().String(), "public_key": n.PublicKey, "ways": n.Ways, "owner": by})
 	for _, key := range keys[1:] {
 		if _, taken := all[key]; !taken {
 			all[key] = encode(c.t, map[string]any{"node": n.Name, "owner": by})

@@ -17,6 +17,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -73,7 +74,7 @@ func New(s Settings) *Source {
 		if s.Prefix == "" {
 			s.Prefix = DefaultPrefixFlannel
 		}
-		src.schema = flannel{s.Prefix, s.VNI}
+		src.schema = flannel{s.Prefix, s.VNI, cmp.Or(s.Port, FlannelPort)}
 	} else {
 		if s.Prefix == "" {
 			s.Prefix = DefaultPrefixWeft

@@ -24,6 +24,7 @@ import (
 type flannel struct {
 	prefix string
 	vni    uint32 // of this node
+	port   uint16 // of the tunnel: Flannel's leases do not tell
 }
 
 type flannelNetwork struct {
@@ -62,10 +63,11 @@ type flannelVTEP struct {
 }
 
 type flannelWeft struct {
-	Name      string   `json:"name"`
-	Features  []string `json:"features,omitempty"`
-	PublicKey string   `json:"public_key,omitempty"`
-	Owner     owner    `json:"owner"`
+	Name      string        `json:"name"`
+	Features  []string      `json:"features,omitempty"`
+	Ways      []control.Way `json:"ways,omitempty"`
+	PublicKey string        `json:"public_key,omitempty"`
+	Owner     owner         `json:"owner"`
 }
 
 // FlannelPort is the UDP port of VXLAN where Flannel's configuration names none: Linux's own default.
@@ -204,7 +206,7 @@ func (s flannel) keys(n control.Node) []string {
 }
 
 func (s flannel) values(n control.Node, by owner) ([]string, error) {
-	v := flannelLease{BackendType: "vxlan", Weft: &flannelWeft{n.Name, n.Features, n.PublicKey, by}}
+	v := flannelLease{BackendType: "vxlan", Weft: &flannelWeft{n.Name, n.Features, n.Ways, n.PublicKey, by}}
 	for _, a := range n.Endpoints {
 		switch {
 		case a.Is4() && !v.PublicIP.IsValid():
@@ -263,9 +265,10 @@ func (s flannel) decodeLease(prefixes []netip.Prefix, value []byte) record {
 	var by owner
 	switch {
 	case v.Weft != nil:
-		n.Name, n.Features, n.PublicKey, by = v.Weft.Name, v.Weft.Features, v.Weft.PublicKey, v.Weft.Owner
+		n.Name, n.Features, n.Ways, n.PublicKey, by = v.Weft.Name, v.Weft.Features, v.Weft.Ways, v.Weft.PublicKey, v.Weft.Owner
 	case len(n.Endpoints) > 0:
 		n.Name = strings.ReplaceAll(n.Endpoints[0].String(), ":", "-")
+		n.Ways = control.KernelVXLAN(s.port)
 	}
 	if wrong := control.WrongName(n.Name); wrong != "" {
 		return garbage("", "the node of %v is left out: it has neither PublicIP nor a name: restart its daemon, or delete the key", prefixes)

@@ -22,7 +22,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(key, []byte(value))
 	}
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
-		for _, s := range []schema{own{"/x"}, flannel{"/x", 1}} {
+		for _, s := range []schema{own{"/x"}, flannel{"/x", 1, FlannelPort}} {
 			if n, err := s.decodeNetwork(value); err == nil {
 				if n.Wrong() != "" {
 					t.Errorf("accepted %+v: %s", n, n.Wrong())

@@ -13,7 +13,7 @@ import (
 // own is weft's schema:
 //
 //	PREFIX/network                  {"pools":[{"prefix":"10.244.0.0/16","node_length":24}],"vni":1,"reservations":{"a":["10.244.1.0/24"]}}
-//	PREFIX/nodes/a                  {"endpoints":["192.0.2.1"],"prefixes":["10.244.1.0/24"],"mac":"02:…","features":["rco"],"public_key":"","owner":{"id":"…","epoch":3}}
+//	PREFIX/nodes/a                  {"endpoints":["192.0.2.1"],"prefixes":["10.244.1.0/24"],"mac":"02:…","features":["rco"],"ways":["vxlan:4789"],"public_key":"","owner":{"id":"…","epoch":3}}
 //	PREFIX/prefixes/10.244.1.0-24   {"node":"a","owner":{"id":"…","epoch":3}}
 //
 // A node's key and the keys of its prefixes are written by one transaction and hang on one lease. A
@@ -31,6 +31,7 @@ type ownNode struct {
 	Prefixes  []netip.Prefix `json:"prefixes"`
 	MAC       string         `json:"mac"`
 	Features  []string       `json:"features,omitempty"`
+	Ways      []control.Way  `json:"ways,omitempty"`
 	PublicKey string         `json:"public_key,omitempty"`
 	Owner     owner          `json:"owner"`
 }
@@ -70,7 +71,7 @@ func (s own) keys(n control.Node) []string {
 }
 
 func (s own) values(n control.Node, by owner) ([]string, error) {
-	value, err := json.Marshal(ownNode{n.Endpoints, n.Prefixes, n.VTEP().String(), n.Features, n.PublicKey, by})
+	value, err := json.Marshal(ownNode{n.Endpoints, n.Prefixes, n.VTEP().String(), n.Features, n.Ways, n.PublicKey, by})
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +104,7 @@ func decodeNode(name string, value []byte) record {
 	if err := json.Unmarshal(value, &v); err != nil {
 		return garbage(name, "the node is left out, its value in etcd cannot be read: %v: restart its daemon, or delete the key", err)
 	}
-	n := control.Node{Name: name, Endpoints: v.Endpoints, Prefixes: v.Prefixes, PublicKey: v.PublicKey, Features: v.Features}
+	n := control.Node{Name: name, Endpoints: v.Endpoints, Prefixes: v.Prefixes, PublicKey: v.PublicKey, Features: v.Features, Ways: v.Ways}
 	var err error
 	if v.MAC != "" {
 		n.MAC, err = control.ParseMAC(v.MAC)

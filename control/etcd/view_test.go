@@ -68,7 +68,7 @@ func TestClaims(t *testing.T) {
 					n.Prefixes = append(n.Prefixes, netip.MustParsePrefix(p))
 				}
 				by := owner{ID: "of " + name, Epoch: 1}
-				put("/weft/nodes/"+name, ownNode{n.Endpoints, n.Prefixes, n.VTEP().String(), nil, "", by})
+				put("/weft/nodes/"+name, ownNode{n.Endpoints, n.Prefixes, n.VTEP().String(), nil, nil, "", by})
 				for _, p := range n.Prefixes {
 					if claims {
 						put("/weft/prefixes/"+dashed(p), ownPrefix{name, by})

@@ -343,6 +343,12 @@ func registered(n control.Node, schema string) *corev1.Node {
 	if n.PublicKey != "" {
 		o.Annotations["weft.network/public-key"] = n.PublicKey
 	}
+	for i, w := range n.Ways {
+		if i > 0 {
+			o.Annotations["weft.network/ways"] += ","
+		}
+		o.Annotations["weft.network/ways"] += w.String()
+	}
 	if schema == kubernetes.SchemaWeft {
 		o.Annotations["weft.network/vtep-mac"], o.Annotations["weft.network/vni"] = n.VTEP().String(), "1"
 		return o

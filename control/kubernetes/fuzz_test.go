@@ -26,7 +26,7 @@ func FuzzNode(f *testing.F) {
 		}
 		n.Spec.PodCIDR = cidr
 		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: ip}}
-		for _, s := range []schema{own{1}, flannel{1}} {
+		for _, s := range []schema{own{1}, flannel{1, flannelPort}} {
 			r := read(s, n)
 			if !read(s, thin(n)).equal(r) {
 				t.Fatalf("thin takes away what read looks at: %+v", r)

@@ -13,6 +13,7 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/netip"
@@ -42,6 +43,7 @@ type Settings struct {
 
 	Network []netip.Prefix // the cluster's podCIDRs lie in it
 	VNI     uint32
+	Port    uint16 // of Flannel's nodes; 0 = 8472
 	Log     *zap.Logger
 }
 
@@ -64,7 +66,7 @@ type Source struct {
 func New(s Settings) *Source {
 	src := &Source{set: s, log: s.Log, schema: own{s.VNI}, poke: make(chan struct{}, 1), downAfter: downAfter}
 	if s.Schema == SchemaFlannel {
-		src.schema = flannel{s.VNI}
+		src.schema = flannel{s.VNI, cmp.Or(s.Port, flannelPort)}
 	}
 	return src
 }

@@ -22,6 +22,7 @@ const (
 	annotationAt      = prefixWeft + "endpoints"  // "192.0.2.1,2001:db8::1", where those are not the node's InternalIPs
 	annotationKey     = prefixWeft + "public-key" // base64 X25519, where the cluster is sealed
 	annotationFeature = prefixWeft + "features"   // "rco,…"
+	annotationWays    = prefixWeft + "ways"       // "vxlan:4789,…"
 )
 
 // Flannel's annotations (flannel, pkg/subnet/kube).
@@ -186,6 +187,14 @@ func extras(n *control.Node, annotations map[string]string) string {
 	if list := annotations[annotationFeature]; list != "" {
 		n.Features = strings.Split(list, ",")
 	}
+	if list := annotations[annotationWays]; list != "" {
+		n.Ways = nil
+		for text := range strings.SplitSeq(list, ",") {
+			var way control.Way
+			_ = way.UnmarshalText([]byte(text)) // takes anything
+			n.Ways = append(n.Ways, way)
+		}
+	}
 	return ""
 }
 
@@ -217,19 +226,28 @@ func addExtras(all map[string]string, n control.Node) {
 	if len(n.Features) > 0 {
 		all[annotationFeature] = strings.Join(n.Features, ",")
 	}
+	if len(n.Ways) > 0 {
+		all[annotationWays] = join(n.Ways)
+	}
 }
 
-func join(addrs []netip.Addr) string {
+func join[T fmt.Stringer](list []T) string {
 	var words []string
-	for _, a := range addrs {
-		words = append(words, a.String())
+	for _, x := range list {
+		words = append(words, x.String())
 	}
 	return strings.Join(words, ",")
 }
 
 // flannel is the schema that flanneld keeps with --kube-subnet-mgr, so that weft nodes and flanneld
 // nodes are one cluster. What Flannel has no place for stands in weft's own annotations beside it.
-type flannel struct{ vni uint32 }
+type flannel struct {
+	vni  uint32
+	port uint16 // of the tunnel: Flannel's annotations do not tell
+}
+
+// flannelPort is the UDP port of VXLAN where Flannel's configuration names none: Linux's own default.
+const flannelPort = 8472
 
 type flannelVTEP struct {
 	VNI     uint32
@@ -271,6 +289,7 @@ func (s flannel) decode(n *control.Node, annotations map[string]string, _ []neti
 			n.MAC = mac
 		}
 	}
+	n.Ways = control.KernelVXLAN(s.port) // unless it says otherwise, which flanneld does not
 	return extras(n, annotations)
 }
 

@@ -43,7 +43,7 @@ func (p *parser) problem(v strict.Value, node, format string, args ...any) {
 
 func (p *parser) node(v strict.Value) {
 	var n control.Node
-	f := v.Fields("name", "endpoints", "prefixes", "public_key", "features")
+	f := v.Fields("name", "endpoints", "prefixes", "public_key", "features", "ways")
 	n.Name, _ = f["name"].String()
 	if wrong := control.WrongName(n.Name); wrong != "" {
 		p.problem(v, "", "the node is left out: %s", wrong)
@@ -79,6 +79,16 @@ func (p *parser) node(v strict.Value) {
 	for _, e := range f["features"].List() {
 		if s, ok := e.String(); ok {
 			n.Features = append(n.Features, s)
+		}
+	}
+	for _, e := range f["ways"].List() {
+		if s, ok := e.String(); ok {
+			way, err := control.ParseWay(s)
+			if err != nil {
+				p.problem(e, n.Name, "%v", err)
+				continue
+			}
+			n.Ways = append(n.Ways, way)
 		}
 	}
 	if n.Name != "" {

@@ -37,6 +37,12 @@ func yaml(nodes []control.Node) string {
 		if n.PublicKey != "" {
 			fmt.Fprintf(&b, "  public_key: %q\n", n.PublicKey)
 		}
+		for i, w := range n.Ways {
+			if i == 0 {
+				b.WriteString("  ways:\n")
+			}
+			fmt.Fprintf(&b, "  - %q\n", w)
+		}
 	}
 	return b.String()
 }
