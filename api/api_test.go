@@ -28,7 +28,8 @@ func (daemon) Status() api.Status {
 	return api.Status{Version: "v1", PID: 7, Started: when, Now: when, Node: "a", Mode: "tun", Network: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
 		Features: map[string]string{"gso": "off: old kernel"}, Apply: api.Apply{Failures: 2, Error: "no", Retry: when}, Problems: []api.Problem{{Node: "b", Text: "t"}}}
 }
-func (daemon) Nodes() []api.Node { return nil }
+func (daemon) Nodes() []api.Node                { return nil }
+func (daemon) Choice(string) (api.Choice, bool) { return api.Choice{}, false }
 func (daemon) Peers() []api.Peer {
 	return []api.Peer{{Node: "b", Endpoint: netip.MustParseAddrPort("[2001:db8::1]:4789"), TxPackets: 1 << 60}}
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 )
 
@@ -40,6 +41,11 @@ func (c *Client) Nodes(ctx context.Context) (n []Node, err error) { return n, c.
 
 // Peers asks how the other nodes are reached.
 func (c *Client) Peers(ctx context.Context) (p []Peer, err error) { return p, c.get(ctx, "peers", &p) }
+
+// Choice asks how one of them is reached, and why so; CodeNotFound where nobody knows it.
+func (c *Client) Choice(ctx context.Context, node string) (w Choice, err error) {
+	return w, c.get(ctx, "peers/"+url.PathEscape(node), &w)
+}
 
 // Routes asks where the overlay's prefixes lead.
 func (c *Client) Routes(ctx context.Context) (r []Route, err error) {

@@ -20,6 +20,7 @@ type Daemon interface {
 	Status() Status
 	Nodes() []Node
 	Peers() []Peer
+	Choice(node string) (c Choice, known bool)
 	Routes() []Route
 	Lanes() []Lane
 
@@ -124,6 +125,14 @@ func Handler(d Daemon, p Pods) http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, d.Status()) })
 	mux.HandleFunc("GET /v1/nodes", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Nodes())) })
 	mux.HandleFunc("GET /v1/peers", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Peers())) })
+	mux.HandleFunc("GET /v1/peers/{node}", func(w http.ResponseWriter, r *http.Request) {
+		c, known := d.Choice(r.PathValue("node"))
+		if !known {
+			send(w, http.StatusNotFound, failure{Error: fmt.Sprintf("no other node %q is known here: see `weft nodes`", r.PathValue("node")), Code: CodeNotFound})
+			return
+		}
+		reply(w, c)
+	})
 	mux.HandleFunc("GET /v1/routes", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Routes())) })
 	mux.HandleFunc("GET /v1/stages", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Lanes())) })
 	handlePods(mux, p)

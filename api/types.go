@@ -5,6 +5,7 @@
 //	GET /v1/status   Status
 //	GET /v1/nodes    []Node
 //	GET /v1/peers    []Peer
+//	GET /v1/peers/{node}  Choice
 //	GET /v1/routes   []Route
 //	GET /v1/stages   []Lane
 //	GET /v1/trace    Traced, one a line, while they come
@@ -39,7 +40,8 @@ type Status struct {
 	Now     time.Time `json:"now"` // the daemon's clock, for ages
 
 	Node      string         `json:"node"`
-	Mode      string         `json:"mode"`
+	Mode      string         `json:"mode"`  // the first of modes
+	Modes     []string       `json:"modes"` // by which packets are carried, the preferred first
 	Network   []netip.Prefix `json:"network"`
 	VNI       uint32         `json:"vni"`
 	Port      uint16         `json:"port"`
@@ -102,11 +104,15 @@ type Node struct {
 	Prefixes  []netip.Prefix `json:"prefixes"`
 	MAC       string         `json:"mac"`
 	Features  []string       `json:"features"`
+	Ways      []string       `json:"ways"` // by which it takes packets: vxlan:4789
 }
 
 // Peer is another node as traffic reaches it, with what has passed since the daemon began. Packets
 // and bytes count inner packets through userspace lanes; they are zero where the kernel forwards.
 type Peer = status.Peer
+
+// Choice is how one peer is reached, what else there is, and what was before.
+type Choice = status.Choice
 
 // Session is how it stands with the keys towards a peer.
 type Session = status.Session

@@ -32,6 +32,7 @@ type Settings struct {
 	Seal        *Seal          // how traffic between nodes is sealed; nil = it is not
 	Fault       *Fault         // a stage slowed on purpose; nil = none. A backend without such a stage must not start
 	Host        *hostnet.Host  // the kernel's owner; somebody else runs and closes it
+	Compose     Composer       // chooses among this way to carry traffic and others, peer by peer; nil = it is for all of them
 	Outside     *Outside       // where packets to peers leave; nil = in the Host's namespace. A backend that cannot do it must not start
 	Log         *zap.Logger
 }
@@ -45,6 +46,18 @@ type Seal struct {
 	PermitPlain []string // names of nodes that may be spoken to in clear while they have no session with us
 
 	RekeyAfter time.Duration // age of keys that are replaced
+}
+
+// Composer makes of one way to carry traffic a Chooser that has it besides others, or alone.
+type Composer func(own Planner) Chooser
+
+// Chooser is a Planner that chooses for each peer how it is reached.
+type Chooser interface {
+	Planner
+	// Tell fills in by which way each of the peers of the last plan is reached; unreached are those that no way leads to, and why.
+	Tell(hops []Hop) (unreached []Hop)
+	// Choice says what there is to choose from for a node; false where it is not known.
+	Choice(node string) (Choice, bool)
 }
 
 // Backend makes this machine carry packets for a State. All but Apply and Close may be called at any time.
@@ -66,6 +79,8 @@ type Backend interface {
 	InnerMTU() int
 	// Lanes returns what carries packets in this process; nil where the kernel forwards.
 	Lanes() Lanes
+	// Choice says how a peer is reached, and what else there is; false where it is not known.
+	Choice(node string) (Choice, bool)
 }
 
 // Lanes is what can be seen of packets that pass through this process.
@@ -94,6 +109,7 @@ type Status struct {
 	Rings       []Ring            // of AF_XDP ports
 	Repairs     uint64            // objects put back after somebody else removed or changed them
 	Hops        []Hop             // one per peer that traffic can reach, sorted by node
+	Unreached   []Hop             // peers that no way leads to, and why; sorted by node
 	Problems    []control.Problem // peers that this way of carrying traffic cannot reach, or not with all that they are sent, and why
 
 	// Rejected counts handshake messages that no peer can be named for, by reason.
@@ -104,6 +120,9 @@ type Status struct {
 
 // Hop is how one peer is reached.
 type Hop = status.Peer
+
+// Choice is how one peer is reached, and what else there is.
+type Choice = status.Choice
 
 // Session is how it stands with the keys towards one peer.
 type Session = status.Session

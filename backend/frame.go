@@ -36,8 +36,9 @@ type Plan struct {
 type Frame struct {
 	set     Settings
 	planner Planner
+	choice  Chooser                       // the same; nil where nothing is chosen
 	carry   func() (anew bool, err error) // makes this process follow the last plan; anew = traffic stopped for it. nil = the kernel forwards
-	ways    *egress.Finder
+	paths   *egress.Finder
 
 	applying sync.Mutex // held by Apply; mu, which Status takes, is not held while the kernel works
 
@@ -58,11 +59,16 @@ func NewFrame(s Settings, p Planner, carry func() (anew bool, err error)) (*Fram
 	if s.Outside != nil {
 		underlay = s.Outside.Host
 	}
-	return &Frame{set: s, planner: p, carry: carry, ways: egress.NewFinder(underlay, egress.Choice{Interface: s.Interface, MTU: s.UnderlayMTU})}, nil
+	f := &Frame{set: s, planner: p, carry: carry, paths: egress.NewFinder(underlay, egress.Choice{Interface: s.Interface, MTU: s.UnderlayMTU})}
+	if s.Compose != nil {
+		f.choice = s.Compose(p)
+		f.planner = f.choice
+	}
+	return f, nil
 }
 
 // Hear makes the paths to the peers follow what an Ear hears. Call it before the first Apply.
-func (f *Frame) Hear(e *egress.Ear) { f.ways.Hear(e) }
+func (f *Frame) Hear(e *egress.Ear) { f.paths.Hear(e) }
 
 // Self implements Backend.
 func (f *Frame) Self() control.Node { return f.planner.Self() }
@@ -76,7 +82,7 @@ func (f *Frame) Apply(s control.State) error {
 	under, last := f.under, f.plan
 	f.mu.Unlock()
 	plan, err := last, error(nil)
-	u, err := f.ways.Derive(s.Self, s.Nodes)
+	u, err := f.paths.Derive(s.Self, s.Nodes)
 	if err == nil {
 		plan, err = f.planner.Plan(&s, u)
 	}
@@ -138,6 +144,14 @@ func (f *Frame) tell(under, u *egress.Underlay, last, plan *Plan) {
 	}
 }
 
+// Choice implements Backend.
+func (f *Frame) Choice(node string) (Choice, bool) {
+	if f.choice == nil {
+		return Choice{}, false
+	}
+	return f.choice.Choice(node)
+}
+
 // InnerMTU implements Backend.
 func (f *Frame) InnerMTU() int {
 	f.mu.Lock()
@@ -156,6 +170,9 @@ func (f *Frame) Status() Status {
 	}
 	if s.Features == nil {
 		s.Features = map[string]string{}
+	}
+	if f.choice != nil {
+		s.Unreached = f.choice.Tell(s.Hops)
 	}
 	switch {
 	case f.err != nil:

@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"weft/backend"
+	"weft/backend/compose"
 	"weft/backend/hostgw"
 	"weft/backend/kernelvxlan"
 	"weft/backend/userspace"
@@ -13,6 +14,7 @@ import (
 	"weft/encap/ipudp"
 	"weft/encap/vxlan"
 	"weft/packet"
+	"weft/reach/link"
 	"weft/tun"
 	"weft/underlay"
 	"weft/xdp"
@@ -22,16 +24,17 @@ import (
 // Mode is one way to carry traffic between nodes, and what makes its backend.
 type Mode struct {
 	mode.Mode
-	New func(backend.Settings) (backend.Backend, error)
+	New func(backend.Settings) (backend.Backend, error) // of this mode alone
+	making
 }
 
 // Modes lists every mode, in the order of the list.
 var Modes = bind(mode.All(), makers)
 
-var makers = map[string]func(mode.Mode) maker{
-	"host-gw":      kernel(hostgw.New),
-	"vxlan":        kernel(kernelvxlan.New),
-	"vxlan-nocsum": kernel(kernelvxlan.NewWithoutChecksum),
+var makers = map[string]func(mode.Mode) making{
+	"host-gw":      kernel(hostgw.NewPlanner),
+	"vxlan":        kernel(kernelvxlan.NewPlanner),
+	"vxlan-nocsum": kernel(kernelvxlan.NewPlannerWithoutChecksum),
 	"udp":          lanes(singleTUN, ipudpStages),
 	"tun":          lanes(plainTUN, vxlanStages),
 	"tap":          lanes(plainTAP, frameStages),
@@ -42,32 +45,98 @@ var makers = map[string]func(mode.Mode) maker{
 	"tun-xdp":      lanes(outsideXDP, vxlanStages),
 }
 
-// maker makes a backend.
-type maker = func(backend.Settings) (backend.Backend, error)
+// making is what makes a mode's part: the one that plans what the kernel forwards, or a backend with lanes.
+type making struct {
+	plan  func(backend.Settings) (backend.Planner, error)
+	carry func(backend.Settings) (backend.Backend, error)
+}
 
 // bind joins the list of modes to what makes them.
-func bind(list []mode.Mode, makers map[string]func(mode.Mode) maker) (modes []Mode) {
+func bind(list []mode.Mode, makers map[string]func(mode.Mode) making) (modes []Mode) {
 	for _, m := range list {
 		made := Mode{Mode: m}
 		if mk, ok := makers[m.Name]; ok { // a test asks that it is
-			made.New = mk(m)
+			made.making = mk(m)
+			made.New = func(s backend.Settings) (backend.Backend, error) { return Backend(s, Use{made, s.Port}) }
 		}
 		modes = append(modes, made)
 	}
 	return modes
 }
 
+// Use is a mode, and the UDP port of its tunnel on this node; 0 where it has none.
+type Use struct {
+	Mode
+	Port uint16
+}
+
+// Backend makes what carries traffic by modes, the preferred first. At most one of them may have lanes.
+func Backend(s backend.Settings, uses ...Use) (backend.Backend, error) {
+	carriers := make([]compose.Carrier, len(uses))
+	own := 0 // the one with lanes, where there is one
+	for i, u := range uses {
+		set := s
+		set.Mode, set.Port = u.Name, u.Port
+		var sealed uint16
+		if s.Seal != nil {
+			sealed = s.Seal.Port
+		}
+		carriers[i] = compose.Carrier{Mode: u.Name, Ways: u.Ways(u.Port, sealed, sealed != 0 && len(s.Seal.PermitPlain) > 0)}
+		if u.carry != nil {
+			own = i
+			continue
+		}
+		var err error
+		if carriers[i].Planner, err = u.plan(set); err != nil {
+			return nil, err
+		}
+	}
+	s.Mode, s.Port = uses[own].Name, uses[own].Port
+	var prober *link.Prober // where there is something to choose from
+	if len(uses) > 1 {
+		prober = link.New(s.Log)
+	}
+	s.Compose = func(p backend.Planner) backend.Chooser {
+		carriers[own].Planner = p
+		choice := compose.New(s, carriers...)
+		if prober != nil {
+			choice.Probe(prober)
+		}
+		return choice
+	}
+	carry := uses[own].carry
+	if carry == nil {
+		carry = func(s backend.Settings) (backend.Backend, error) { return kernelBackend(s, carriers[own].Planner) }
+	}
+	b, err := carry(s)
+	if err != nil || prober == nil {
+		return b, err
+	}
+	return compose.WithProber(b, prober), nil
+}
+
+// kernelBackend is backend.ByKernel without a nil in an interface.
+func kernelBackend(s backend.Settings, p backend.Planner) (backend.Backend, error) {
+	b, err := backend.ByKernel(s, p)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
 // kernel is a mode whose packets the kernel forwards.
-func kernel(mk maker) func(mode.Mode) maker { return func(mode.Mode) maker { return mk } }
+func kernel(plan func(backend.Settings) (backend.Planner, error)) func(mode.Mode) making {
+	return func(mode.Mode) making { return making{plan: plan} }
+}
 
 // lanes is a mode whose packets pass through this process, sealed where the configuration says so.
-func lanes(open func(userspace.Path) (inside, outside packet.Port, err error), stages func(userspace.Path) []packet.Stage) func(mode.Mode) maker {
-	return func(m mode.Mode) maker {
+func lanes(open func(userspace.Path) (inside, outside packet.Port, err error), stages func(userspace.Path) []packet.Stage) func(mode.Mode) making {
+	return func(m mode.Mode) making {
 		inner := packet.IP
 		if m.Inside == mode.TAP {
 			inner = packet.Ethernet
 		}
-		return userspace.New(userspace.Kind{Overhead: m.Wire.Overhead(), Features: m.Features, Inner: inner, Open: open, Stages: stages, Seal: newSealer})
+		return making{carry: userspace.New(userspace.Kind{Overhead: m.Wire.Overhead(), Features: m.Features, Inner: inner, Open: open, Stages: stages, Seal: newSealer})}
 	}
 }
 

@@ -120,8 +120,10 @@ func TestEveryModeIsMade(t *testing.T) {
 		}
 	}
 	made := false
-	grown := bind(append(mode.All(), mode.Mode{Name: "planted"}), map[string]func(mode.Mode) maker{
-		"planted": kernel(func(backend.Settings) (backend.Backend, error) { made = true; return nil, nil })})
+	grown := bind(append(mode.All(), mode.Mode{Name: "planted"}), map[string]func(mode.Mode) making{
+		"planted": func(mode.Mode) making {
+			return making{carry: func(s backend.Settings) (backend.Backend, error) { made = s.Compose != nil; return nil, nil }}
+		}})
 	if _, err := grown[len(grown)-1].New(backend.Settings{}); err != nil || !made {
 		t.Errorf("a mode that was added is not made: %v", err)
 	}

@@ -26,7 +26,7 @@ var Sources = []Source{
 	{"etcd", "an etcd cluster, where every node leases its prefixes; Flannel's schema too", newEtcd},
 	{"kubernetes", "a Kubernetes API server: podCIDRs and annotations of its nodes; Flannel's too", func(c *config.Config, log *zap.Logger) control.Source {
 		k := c.Control.Kubernetes
-		return kubernetes.New(kubernetes.Settings{Kubeconfig: k.Kubeconfig, Server: k.Server, Schema: k.Schema, Network: c.Network.Prefixes, VNI: c.Network.VNI, Log: log})
+		return kubernetes.New(kubernetes.Settings{Kubeconfig: k.Kubeconfig, Server: k.Server, Schema: k.Schema, Network: c.Network.Prefixes, VNI: c.Network.VNI, Port: c.Network.Port, Log: log})
 	}},
 }
 

@@ -40,14 +40,23 @@ type planner struct {
 
 // New makes the backend of mode host-gw; see backend.ByKernel. It works in the network namespace of the calling thread.
 func New(s backend.Settings) (backend.Backend, error) {
-	if s.Outside != nil {
-		return nil, errors.New("hostgw: routes lead to the underlay's next hops, which are in another network namespace")
+	p, err := NewPlanner(s)
+	if err != nil {
+		return nil, err
 	}
-	b, err := backend.ByKernel(s, &planner{s, s.Host.OnLink})
+	b, err := backend.ByKernel(s, p)
 	if err != nil {
 		return nil, err
 	}
 	return b, nil
+}
+
+// NewPlanner makes what New's backend plans by, for one that has other ways besides.
+func NewPlanner(s backend.Settings) (backend.Planner, error) {
+	if s.Outside != nil {
+		return nil, errors.New("hostgw: routes lead to the underlay's next hops, which are in another network namespace")
+	}
+	return &planner{s, s.Host.OnLink}, nil
 }
 
 // Self returns what to publish about this node.

@@ -49,6 +49,14 @@ func New(s backend.Settings) (backend.Backend, error) { return open(s, true) }
 // VXLAN header is the link's own check.
 func NewWithoutChecksum(s backend.Settings) (backend.Backend, error) { return open(s, false) }
 
+// NewPlanner makes what New's backend plans by, for one that has other ways besides.
+func NewPlanner(s backend.Settings) (backend.Planner, error) { return &planner{s, true}, nil }
+
+// NewPlannerWithoutChecksum is the same for NewWithoutChecksum.
+func NewPlannerWithoutChecksum(s backend.Settings) (backend.Planner, error) {
+	return &planner{s, false}, nil
+}
+
 func open(s backend.Settings, checksum bool) (backend.Backend, error) {
 	b, err := backend.ByKernel(s, &planner{s, checksum})
 	if err != nil {

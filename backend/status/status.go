@@ -24,6 +24,10 @@ type Peer struct {
 	Device   string         `json:"device"` // by which packets leave; "" = the kernel has no route
 	Router   netip.Addr     `json:"router"` // on it; "" = the endpoint is on the link
 	Prefixes []netip.Prefix `json:"prefixes"`
+	Way      string         `json:"way"`              // what is on the wire, and its port: vxlan:4789; "" = no way leads there
+	State    string         `json:"state,omitempty"`  // of that way, of State…
+	Reason   string         `json:"reason,omitempty"` // why it is no better one, or none
+	Changes  uint64         `json:"way_changes"`      // of the way, since the daemon began
 	VNI      uint32         `json:"vni"`
 	MTU      int            `json:"mtu"`
 	MAC      string         `json:"mac"`

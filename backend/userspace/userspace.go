@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -179,12 +180,13 @@ func (b *Backend) Status() backend.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	_, tx, rx, kernel := b.past.total(b.engine)
-	s.KernelDrops, s.Devices = kernel, nil
+	s.KernelDrops = kernel
 	if b.engine == nil {
 		s.Ready, s.Reason = false, cmp.Or(s.Reason, "the path is being reopened")
+		s.Devices = slices.DeleteFunc(s.Devices, func(name string) bool { return name == device })
 	} else {
-		s.Devices = []string{device}
-		s.Features = features(b.engine)
+		s.Features = maps.Clone(s.Features) // the plan's
+		maps.Copy(s.Features, features(b.engine))
 		s.Rings = rings(b.engine)
 	}
 	sessions := map[uint32]backend.Session{}
@@ -194,7 +196,10 @@ func (b *Backend) Status() backend.Status {
 	}
 	for i := range s.Hops {
 		h := &s.Hops[i]
-		id, _ := b.plan.id(h.Node)
+		id, known := b.plan.id(h.Node)
+		if !known { // it was always reached by another way
+			continue
+		}
 		if session, ok := sessions[id]; ok {
 			h.Session = &session
 		}

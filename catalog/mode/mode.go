@@ -74,6 +74,31 @@ func (w Wire) InnerMTU(underlay int, v6, sealed bool) int {
 	return packet.InnerMTU(underlay, v6, overhead)
 }
 
+// Ways are those by which a node in this mode takes packets and sends them, the one it likes best first. port is the tunnel's; sealed that of
+// sealed traffic, 0 where nothing is; plain says that of some nodes plaintext is taken besides.
+func (m Mode) Ways(port, sealed uint16, plain bool) []control.Way {
+	name, seal := control.WayVXLAN, control.WaySealed
+	switch {
+	case m.Wire == Direct:
+		return []control.Way{{Name: control.WayDirect}}
+	case m.Wire == IPUDP:
+		name, seal = control.WayIPUDP, control.WaySealedIPUDP
+	case m.Inside == TAP:
+		name, seal = control.WayFrames, control.WaySealedFrames
+	}
+	clear := []control.Way{{Name: name, Port: port}}
+	if !m.Lanes() {
+		clear = control.KernelVXLAN(port)
+	}
+	switch {
+	case sealed == 0:
+		return clear
+	case plain:
+		return append([]control.Way{{Name: seal, Port: sealed}}, clear...)
+	}
+	return []control.Way{{Name: seal, Port: sealed}}
+}
+
 // Lanes says whether packets pass through the daemon, which then can count, capture and seal them. Else the kernel forwards, also
 // without it.
 func (m Mode) Lanes() bool { return m.Inside != Kernel }

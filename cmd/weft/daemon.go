@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -18,6 +19,7 @@ import (
 
 	"weft/backend"
 	"weft/catalog"
+	"weft/catalog/mode"
 	"weft/control/kubernetes"
 	"weft/internal/config"
 	"weft/node/daemon"
@@ -127,12 +129,17 @@ func load(file string) (*config.Config, daemon.Parts, error) {
 		}
 		return nil, daemon.Parts{}, err
 	}
-	mode, ok := catalog.ModeByName(cfg.Mode.Name)
-	source, ok2 := catalog.SourceByKind(cfg.Control.Kind)
-	if !ok || !ok2 { // the configuration was held against the same lists
-		return nil, daemon.Parts{}, fmt.Errorf("mode %s, control %s: not in the catalog", cfg.Mode.Name, cfg.Control.Kind)
+	source, ok := catalog.SourceByKind(cfg.Control.Kind)
+	var uses []catalog.Use
+	for _, m := range cfg.Modes {
+		made, known := catalog.ModeByName(m.Name)
+		uses, ok = append(uses, catalog.Use{Mode: made, Port: m.Port}), ok && known
 	}
-	return cfg, daemon.Parts{Backend: mode.New, Source: source.New, Version: version().String()}, nil
+	if !ok { // the configuration was held against the same lists
+		return nil, daemon.Parts{}, fmt.Errorf("mode %s, control %s: not in the catalog", strings.Join(mode.Names(cfg.Modes), ", "), cfg.Control.Kind)
+	}
+	return cfg, daemon.Parts{Backend: func(s backend.Settings) (backend.Backend, error) { return catalog.Backend(s, uses...) },
+		Source: source.New, Version: version().String()}, nil
 }
 
 // checkKeys reads the keys and the password that a daemon with this configuration would.

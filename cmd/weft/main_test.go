@@ -117,7 +117,7 @@ type oracle struct {
 
 func (oracle) Status() api.Status {
 	now := time.Now()
-	return api.Status{Node: "a", Mode: "tun", Now: now, Started: now.Add(-90 * time.Second), Reason: "no device", Control: api.Control{Kind: "static", Nodes: 2, AsOf: now.Add(-5 * time.Second)},
+	return api.Status{Node: "a", Mode: "tun", Modes: []string{"tun"}, Now: now, Started: now.Add(-90 * time.Second), Reason: "no device", Control: api.Control{Kind: "static", Nodes: 2, AsOf: now.Add(-5 * time.Second)},
 		Apply: api.Apply{Failures: 3, Error: "EPERM", Retry: now.Add(1500 * time.Millisecond)}, Problems: []api.Problem{{Node: "b", Text: "has no endpoint"}, {Text: "old data"}},
 		Features: map[string]string{"gso": "on", "gro": "off: EINVAL"}}
 }

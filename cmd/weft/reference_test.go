@@ -181,11 +181,12 @@ func TestReferenceAPI(t *testing.T) {
 // silent is a daemon that has nothing to say.
 type silent struct{}
 
-func (silent) Status() api.Status  { return api.Status{} }
-func (silent) Nodes() []api.Node   { return nil }
-func (silent) Peers() []api.Peer   { return nil }
-func (silent) Routes() []api.Route { return nil }
-func (silent) Lanes() []api.Lane   { return nil }
+func (silent) Status() api.Status               { return api.Status{} }
+func (silent) Nodes() []api.Node                { return nil }
+func (silent) Choice(string) (api.Choice, bool) { return api.Choice{}, false }
+func (silent) Peers() []api.Peer                { return nil }
+func (silent) Routes() []api.Route              { return nil }
+func (silent) Lanes() []api.Lane                { return nil }
 func (silent) Trace(_ context.Context, _ string, started func(), _ func(api.Traced) error) error {
 	started()
 	return nil

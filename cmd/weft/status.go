@@ -37,7 +37,7 @@ func printStatus(w io.Writer, s api.Status) {
 	}
 	row(w, "ready", ready)
 	row(w, "node", s.Node)
-	row(w, "mode", s.Mode)
+	row(w, "mode", commas(s.Modes))
 	row(w, "network", commas(s.Network))
 	row(w, "vni, port", fmt.Sprintf("%d, %d", s.VNI, s.Port))
 	row(w, "endpoints", commas(s.Endpoints))

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,24 +35,91 @@ func newListCommand[T any](use, about string, question func(*api.Client, context
 // newNodesCommand is `weft nodes`.
 func newNodesCommand() *cobra.Command {
 	return newListCommand("nodes", "Who is in the cluster", (*api.Client).Nodes,
-		[]any{"NODE", "ENDPOINTS", "PREFIXES", "MAC", "FEATURES"},
+		[]any{"NODE", "ENDPOINTS", "PREFIXES", "MAC", "WAYS", "FEATURES"},
 		func(n api.Node) []any {
-			return []any{n.Name + star(n.Self), commas(n.Endpoints), commas(n.Prefixes), n.MAC, commas(n.Features)}
+			return []any{n.Name + star(n.Self), commas(n.Endpoints), commas(n.Prefixes), n.MAC, commas(n.Ways), commas(n.Features)}
 		})
 }
 
 // newPeersCommand is `weft peers`.
 func newPeersCommand() *cobra.Command {
-	return newListCommand("peers", "How the other nodes are reached, and what passed (userspace modes)", (*api.Client).Peers,
-		[]any{"NODE", "ENDPOINT", "BY", "PREFIXES", "VNI", "MTU", "SENT", "RECEIVED", "SEALED"},
+	c := newListCommand("peers", "How the other nodes are reached, and what passed (userspace modes)", (*api.Client).Peers,
+		[]any{"NODE", "WAY", "ENDPOINT", "BY", "PREFIXES", "VNI", "MTU", "SENT", "RECEIVED", "SEALED"},
 		func(p api.Peer) []any {
-			return []any{p.Node, p.Endpoint, leaves(p), commas(p.Prefixes), p.VNI, p.MTU, volume(p.TxPackets, p.TxBytes), volume(p.RxPackets, p.RxBytes), sealing(p.Session)}
+			endpoint := "-"
+			if p.Endpoint.IsValid() {
+				endpoint = p.Endpoint.String()
+			}
+			return []any{p.Node, wayOf(p), endpoint, leaves(p), commas(p.Prefixes), p.VNI, p.MTU, volume(p.TxPackets, p.TxBytes), volume(p.RxPackets, p.RxBytes), sealing(p.Session)}
 		})
+	why := c.Flags().String("why", "", "one node: by which way it is reached, what else there is, and what was before")
+	list := c.RunE
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if *why == "" {
+			return list(c, args)
+		}
+		choice, err := ask(c.Context(), c.Flag("socket").Value.String(), func(a *api.Client, ctx context.Context) (api.Choice, error) { return a.Choice(ctx, *why) })
+		if err != nil {
+			return err
+		}
+		return show(c.OutOrStdout(), format(c.Flag("output").Value.String()), choice, func(w io.Writer) { printChoice(w, choice, time.Now()) })
+	}
+	return c
+}
+
+// wayOf prints what is on the wire towards a peer.
+func wayOf(p api.Peer) string {
+	switch {
+	case !p.Reached():
+		return "none: " + p.Reason
+	case p.Reason != "":
+		return p.Way + ", for " + p.Reason
+	}
+	return p.Way
+}
+
+// printChoice prints how a peer is reached, what else there is, and what was before.
+func printChoice(w io.Writer, c api.Choice, now time.Time) {
+	way := c.Way
+	if way == "" {
+		way = "none"
+	}
+	if !c.Since.IsZero() {
+		way += ", since " + age(c.Since, now)
+	}
+	row(w, "node", c.Node)
+	row(w, "reached by", way)
+	takes := commas(c.Takes)
+	if len(c.Takes) == 0 {
+		takes = "it does not say"
+	}
+	row(w, "takes", takes)
+	for i, is := range c.Candidates {
+		text := fmt.Sprintf("%s, mode %s: %s", is.Way, is.Mode, is.State)
+		if is.Chosen {
+			text = "> " + text
+		}
+		if !is.Since.IsZero() {
+			text += " " + age(is.Since, now)
+		}
+		if !is.Until.IsZero() {
+			text += fmt.Sprintf(", for %v more", max(is.Until.Sub(now), 0).Round(100*time.Millisecond))
+		}
+		if is.Reason != "" {
+			text += ": " + is.Reason
+		}
+		row(w, fmt.Sprintf("choice %d", i+1), text)
+	}
+	for _, ch := range slices.Backward(c.Changes) {
+		row(w, "changed", fmt.Sprintf("%s, from %s to %s: %s", age(ch.At, now), cmp.Or(ch.From, "none"), cmp.Or(ch.To, "none"), ch.Reason))
+	}
 }
 
 // leaves prints how packets to a peer leave this node.
 func leaves(p api.Peer) string {
 	switch {
+	case !p.Reached():
+		return "-"
 	case p.Device == "":
 		return "no route"
 	case p.Router.IsValid():

@@ -27,7 +27,9 @@ func peers(ctx context.Context, s api.Status, list []api.Peer, err error) []Find
 	switch {
 	case err != nil:
 		return []Finding{{name, Wrong, err.Error(), "use a daemon and a command of one version"}}
-	case len(list) == 0:
+	}
+	list = slices.DeleteFunc(slices.Clone(list), func(p api.Peer) bool { return !p.Reached() }) // the problems say why
+	if len(list) == 0 {
 		return []Finding{{name, OK, "none can be reached, or there are none", ""}}
 	}
 	found := make([]Finding, len(list))
@@ -51,7 +53,7 @@ func peers(ctx context.Context, s api.Status, list []api.Peer, err error) []Find
 // narrow names the peers to which packets have to be smaller than elsewhere, as the kernel or a router on the way says.
 func narrow(s api.Status, list []api.Peer) (found []Finding) {
 	for _, p := range list {
-		if less := s.InnerMTU - p.MTU; p.MTU > 0 && less > 0 {
+		if less := s.InnerMTU - p.MTU; p.Reached() && p.MTU > 0 && less > 0 {
 			found = append(found, Finding{"peer " + p.Node, Note, fmt.Sprintf("packets of at most %d bytes, not %d: the path to %v carries %d bytes and not %d, by a route, a device or a router's word",
 				p.MTU, s.InnerMTU, p.Endpoint.Addr(), s.UnderlayMTU-less, s.UnderlayMTU), fmt.Sprintf("nothing to do, pods are told; `ip route get %v` may say where it is from", p.Endpoint.Addr())})
 		}

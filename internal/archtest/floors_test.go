@@ -15,7 +15,7 @@ var floors = [][]string{
 	{"api"},
 	{"backend", "policy/nft"},
 	{"backend/status"},
-	{"hostnet"},
+	{"hostnet", "reach"},
 	{"control/controltest", "control/etcd", "control/kubernetes", "control/static", "tun", "xdp", "underlay", "encap"},
 	{"dataplane", "policy"},
 	{"internal/config"},

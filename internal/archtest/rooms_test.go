@@ -65,13 +65,17 @@ var (
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest", "encap/ipudp", "encap/sealed", "encap/vxlan"}},
 
 		"backend/userspace":   {code: []string{"internal/ipnet", "backend", "control", "dataplane", "packet", "hostnet/egress", "hostnet", "internal/wait", "golang.org/x/time/rate", unix, zap}},
+		"backend/compose":     {code: []string{"backend", "backend/status", "control", "hostnet/egress", "hostnet", "reach/link", zap}},
 		"backend/hostgw":      {code: []string{"backend", "control", "hostnet/egress", "hostnet", zap}},
 		"backend/kernelvxlan": {code: []string{"internal/ipnet", "backend", "control", "packet", "hostnet/egress", "hostnet", zap}},
 
+		// what is learnt beside the membership
+		"reach/link": {code: []string{"control", "golang.org/x/net/ipv4", "golang.org/x/net/ipv6", unix, zap}},
+
 		// the roof. The list of modes is data, which anybody may read
 		"catalog/mode": {code: []string{"control", "packet"}},
-		"catalog": {code: []string{"backend", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
-			"internal/config", "internal/steer", "packet", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
+		"catalog": {code: []string{"backend", "backend/compose", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
+			"internal/config", "internal/steer", "packet", "reach/link", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
 		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/run", "perf/scenario", "perf/agent", "perf/site", "perf/site/netns", "perf/site/remote", "perf/testbed",
 			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet", "policy",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "node/metrics", "insight/trace"}},
@@ -102,7 +106,7 @@ var (
 
 		// what one node does, and what other processes may ask of it
 		"api": {code: []string{"backend/status", "policy"}},
-		"node/daemon": {[]string{"backend", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/policies", "node/probe", "node/systemd", "policy", "internal/txloss",
+		"node/daemon": {[]string{"backend", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/policies", "node/probe", "node/systemd", "policy", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"node/metrics":  {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is nowhere else
 		"node/pods":     {code: []string{"node/probe", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},

@@ -32,8 +32,9 @@ const (
 type Config struct {
 	Node       Node
 	Network    Network
-	Mode       mode.Mode
-	Queues     int // queue pairs; ≥ 1 once detected
+	Mode       mode.Mode   // the first of Modes
+	Modes      []mode.Mode // by which packets are carried, the preferred first; Port is the one in use once detected
+	Queues     int         // queue pairs; ≥ 1 once detected
 	Encryption Encryption
 	Control    Control
 	CNI        CNI

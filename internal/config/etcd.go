@@ -108,8 +108,10 @@ func (r reader) checkFlannel() {
 		return
 	}
 	schema := r.values["control."+r.config.Control.Kind+".schema"]
-	if m := r.config.Mode; m.Wire != mode.VXLAN {
-		schema.Fail("Flannel's nodes speak VXLAN here, mode %s does not: write `mode: %s` or another VXLAN mode", m.Name, mode.Default)
+	for _, m := range r.config.Modes {
+		if m.Wire != mode.VXLAN {
+			schema.Fail("Flannel's nodes speak VXLAN here, mode %s does not: write `mode: %s` or another VXLAN mode", m.Name, mode.Default)
+		}
 	}
 	v4 := 0
 	for _, p := range r.config.Network.Prefixes {

@@ -52,7 +52,12 @@ func keys() []key {
 			get:  func(c *Config) any { return c.Network.Port }},
 		{name: "mode",
 			read: readMode,
-			get:  func(c *Config) any { return c.Mode.Name }},
+			get: func(c *Config) any {
+				if len(c.Modes) == 1 {
+					return c.Mode.Name
+				}
+				return mode.Names(c.Modes)
+			}},
 		{name: "queues", initial: "0", feature: FeatureQueues,
 			read: func(c *Config, v strict.Value) { number(v, &c.Queues, 0, 256) },
 			get:  func(c *Config) any { return c.Queues }},

@@ -28,6 +28,7 @@ func (r reader) defaults() {
 		r.config.origins[k.name] = Origin{From: FromDefault}
 	}
 	r.config.Mode, _ = mode.Find(r.config.built.Modes, r.config.built.DefaultMode)
+	r.config.Modes = []mode.Mode{r.config.Mode}
 }
 
 // read walks the section at path ("" = the whole file).
@@ -150,19 +151,54 @@ func parsePrefix(s string) (p netip.Prefix, wrong string) {
 	return p, ""
 }
 
+// readMode reads a mode, or several in order of preference.
 func readMode(c *Config, v strict.Value) {
+	list := []strict.Value{v}
+	if v.IsList() {
+		if list = v.List(); len(list) == 0 {
+			v.Fail("is empty: write a mode, or several in order of preference")
+			return
+		}
+	}
+	c.Modes = nil
+	for _, e := range list {
+		m, ok := oneMode(c, e)
+		if !ok {
+			return
+		}
+		for _, have := range c.Modes {
+			switch {
+			case have.Name == m.Name:
+				e.Fail("mode %s is listed twice: remove one", m.Name)
+			case have.Lanes() && m.Lanes():
+				e.Fail("the packets of one mode only can pass through the daemon, and those of %s do already: remove one of the two", have.Name)
+			case !have.Lanes() && !m.Lanes() && have.Wire == m.Wire:
+				e.Fail("modes %s and %s are of one device of the kernel: remove one of the two", have.Name, m.Name)
+			}
+		}
+		if m.Inside == mode.TAP && len(list) > 1 {
+			e.Fail("mode %s learns where stations are from the frames of one way: it cannot be one of several; write it alone", m.Name)
+		}
+		c.Modes = append(c.Modes, m)
+	}
+	c.Mode = c.Modes[0]
+}
+
+func oneMode(c *Config, v strict.Value) (m mode.Mode, known bool) {
 	s, ok := v.String()
 	if !ok {
-		return
+		return m, false
 	}
 	names := mode.Names(c.built.Modes)
-	if m, known := mode.Find(c.built.Modes, s); known {
-		c.Mode = m
-	} else if base, cipher, sealed := strings.Cut(s, "+"); sealed {
+	if m, known = mode.Find(c.built.Modes, s); known {
+		return m, true
+	}
+	if base, cipher, sealed := strings.Cut(s, "+"); sealed {
 		v.Fail("%q names a cipher: write `mode: %s` and `encryption: {cipher: %s}`", s, base, cipher)
 	} else {
 		v.Fail("%q is not a mode%s", s, meant(s, names))
 	}
+	return m, false
 }
 
 func readPermitPlain(c *Config, v strict.Value) {
@@ -202,18 +238,20 @@ func (r reader) check(doc *strict.Document) {
 	}
 	r.checkMTU()
 	r.checkEtcd()
-	if c.Mode.Port == 0 && c.Network.Port != 0 {
+	if c.ported() == nil && c.Network.Port != 0 {
 		r.values["network.port"].Fail("mode %s sends no UDP: remove the key", c.Mode.Name)
 	}
-	if cipher := r.values["encryption.cipher"]; cipher.Present() && c.Encryption.Cipher != CipherNone && !c.Mode.Seals() {
-		cipher.Fail("mode %s cannot seal: the kernel carries its packets; write mode: %s, or cipher: none", c.Mode.Name, mode.Default)
+	for _, m := range c.Modes {
+		if cipher := r.values["encryption.cipher"]; cipher.Present() && c.Encryption.Cipher != CipherNone && !m.Seals() {
+			cipher.Fail("mode %s cannot seal: the kernel carries its packets; write mode: %s, or cipher: none", m.Name, mode.Default)
+		}
 	}
 	if on := r.values["policy.enabled"]; c.Policy.Enabled && c.CNI.Attach == "bridge" {
 		on.Fail("network policy cannot be enforced among bridged pods: their frames pass no forward hook; write cni: {attach: routed}")
 	}
 	plain := c.Network.Port
-	if plain == 0 {
-		plain = c.Mode.Port
+	if first := c.ported(); plain == 0 && first != nil {
+		plain = first.Port
 	}
 	if port := r.values["encryption.port"]; port.Present() && c.Encryption.Cipher != CipherNone && c.Encryption.Port == plain {
 		port.Fail("is the plain tunnel's port too: sealed traffic needs one of its own")
@@ -233,8 +271,11 @@ func (r reader) checkMTU() {
 			least, what = packet.MinIPv6MTU, "IPv6"
 		}
 	}
-	if inner := c.Mode.Wire.InnerMTU(c.Node.MTU, false, c.Encryption.Cipher != CipherNone); inner < least {
-		r.values["node.mtu"].Fail("%d leaves %d bytes inside, %s needs %d: write at least %d, or 0 to detect it",
-			c.Node.MTU, inner, what, least, c.Node.MTU+least-inner)
+	for _, m := range c.Modes {
+		if inner := m.Wire.InnerMTU(c.Node.MTU, false, c.Encryption.Cipher != CipherNone); inner < least {
+			r.values["node.mtu"].Fail("%d leaves %d bytes inside, %s needs %d: write at least %d, or 0 to detect it",
+				c.Node.MTU, inner, what, least, c.Node.MTU+least-inner)
+			return
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"weft/catalog/mode"
 	"weft/control"
 )
 
@@ -58,15 +59,17 @@ func (c *Config) Detect(h Host) error {
 		c.Node.Name = name
 		c.Detected("node.name", "the host name")
 	}
+	first := c.ported()
 	switch {
-	case c.Network.Port != 0 || c.Mode.Port == 0:
+	case c.Network.Port != 0 || first == nil:
 	case c.flannel():
 		c.Network.Port = flannelPort
 		c.Detected("network.port", "schema "+SchemaFlannel)
 	default:
-		c.Network.Port = c.Mode.Port
-		c.Detected("network.port", "mode "+c.Mode.Name)
+		c.Network.Port = first.Port
+		c.Detected("network.port", "mode "+first.Name)
 	}
+	c.givePorts()
 	if c.Queues == 0 {
 		c.Queues = 1
 		if slices.Contains(c.built.Features, FeatureQueues) {
@@ -76,6 +79,36 @@ func (c *Config) Detect(h Host) error {
 		}
 	}
 	return nil
+}
+
+// ported is the first mode with a UDP port, which network.port is about; nil = none has one.
+func (c *Config) ported() *mode.Mode {
+	i := slices.IndexFunc(c.Modes, func(m mode.Mode) bool { return m.Port != 0 })
+	if i < 0 {
+		return nil
+	}
+	return &c.Modes[i]
+}
+
+// givePorts gives each mode a port of its own: the first network.port, others the one they have by default, or the next below that is
+// not taken. All nodes with one list come to the same.
+func (c *Config) givePorts() {
+	taken := map[uint16]bool{0: true, c.Encryption.Port: c.Encryption.Cipher != CipherNone}
+	if first := c.ported(); first != nil {
+		first.Port = c.Network.Port
+		taken[first.Port] = true
+		for i := range c.Modes {
+			m := &c.Modes[i]
+			if m == first || m.Port == 0 {
+				continue
+			}
+			for taken[m.Port] {
+				m.Port--
+			}
+			taken[m.Port] = true
+		}
+	}
+	c.Mode = c.Modes[0]
 }
 
 // DetectedUnderlay records what was found out about the underlay; values the file holds stay.

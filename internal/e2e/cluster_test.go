@@ -57,6 +57,8 @@ type cluster struct {
 	prefix func(n *nettest.ClusterNode) []string
 
 	features string          // that nodes.yaml says all nodes announce
+	told     bool            // nodes.yaml says by which ways each node takes packets
+	dual     bool            // nodes have endpoints of both families
 	absent   map[string]bool // nodes that nodes.yaml leaves out
 
 	// encryption is the section of a node's weft.yaml, "" = none; publicKey what nodes.yaml says.
@@ -133,8 +135,12 @@ func (c *cluster) writeNodes() {
 		if c.absent[n.Name] {
 			continue
 		}
-		fmt.Fprintf(&b, "  - {name: %s, endpoints: [%s], prefixes: [%q, %q], public_key: %q, features: [%s]}\n",
-			n.Name, c.endpoints(n), n.Prefixes[0], n.Prefixes[1], c.publicKey[n.Name], c.features)
+		ways := ""
+		if c.told {
+			ways = fmt.Sprintf(", ways: [%s]", c.waysOf(n))
+		}
+		fmt.Fprintf(&b, "  - {name: %s, endpoints: [%s], prefixes: [%q, %q], public_key: %q, features: [%s]%s}\n",
+			n.Name, c.endpoints(n), n.Prefixes[0], n.Prefixes[1], c.publicKey[n.Name], c.features, ways)
 	}
 	c.writeFile(c.nodesFile(), b.String())
 }
@@ -161,7 +167,7 @@ func (c *cluster) endpoint(n *nettest.ClusterNode) netip.Addr {
 // endpoints is what nodes.yaml says of a node. Without a tunnel IPv6 needs an IPv6 next hop, while IPv4 can do with one.
 func (c *cluster) endpoints(n *nettest.ClusterNode) string {
 	list := strconv.Quote(c.endpoint(n).String())
-	if known(c.mode).Wire == mode.Direct && c.family == 4 {
+	if (c.dual || known(c.mode).Wire == mode.Direct) && c.family == 4 {
 		list += ", " + strconv.Quote(n.Underlay[1].String())
 	}
 	return list

@@ -171,7 +171,10 @@ func script(c *cluster, n *nettest.ClusterNode, format string, args ...any) {
 }
 
 // stream is numbered UDP packets from one pod to another for as long as the test runs, some hundred a second.
-type stream struct{ sent, received, refused atomic.Uint64 }
+type stream struct {
+	sent, received, refused atomic.Uint64
+	pause                   atomic.Bool // nothing is sent
+}
 
 func startStream(t *testing.T, from, to *nettest.NS, addr netip.Addr) *stream {
 	t.Helper()
@@ -196,6 +199,9 @@ func startStream(t *testing.T, from, to *nettest.NS, addr netip.Addr) *stream {
 			case <-stop:
 				return nil
 			case <-tick.C:
+			}
+			if s.pause.Load() {
+				continue
 			}
 			var b [64]byte
 			binary.BigEndian.PutUint64(b[:], s.sent.Load())

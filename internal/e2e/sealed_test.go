@@ -54,6 +54,9 @@ func (c *cluster) sealing(n *nettest.ClusterNode, cipher, permit string) string 
 // peer is what `weft peers` says.
 type peer struct {
 	Node    string `json:"node"`
+	Way     string `json:"way"`
+	State   string `json:"state"`
+	Reason  string `json:"reason"`
 	Session *struct {
 		Established bool              `json:"established"`
 		Reason      string            `json:"reason"`

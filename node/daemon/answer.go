@@ -13,6 +13,7 @@ import (
 
 	"weft/api"
 	"weft/backend"
+	"weft/catalog/mode"
 	"weft/control"
 	"weft/internal/config"
 	"weft/internal/txloss"
@@ -75,7 +76,7 @@ func (d *Daemon) status() api.Status {
 	b := d.backend.Status()
 	s := api.Status{
 		Version: d.version, PID: os.Getpid(), Started: d.started, Now: time.Now(),
-		Node: d.cfg.Node.Name, Mode: d.cfg.Mode.Name, Network: d.cfg.Network.Prefixes, VNI: d.cfg.Network.VNI, Port: d.cfg.Network.Port,
+		Node: d.cfg.Node.Name, Mode: d.cfg.Mode.Name, Modes: mode.Names(d.cfg.Modes), Network: d.cfg.Network.Prefixes, VNI: d.cfg.Network.VNI, Port: d.cfg.Network.Port,
 		Ready: b.Ready && state != nil, Reason: cmp.Or(b.Reason, apply.Error),
 		Underlay: full(b.Underlay), UnderlayMTU: b.UnderlayMTU, InnerMTU: b.InnerMTU, Devices: full(b.Devices),
 		Features: b.Features, KernelDrops: b.KernelDrops, Repairs: b.Repairs,
@@ -147,8 +148,10 @@ func (d *Daemon) forPods() pods.Node {
 
 // overlayPorts are the UDP ports by which nodes talk.
 func overlayPorts(cfg *config.Config) (ports []uint16) {
-	if cfg.Network.Port != 0 {
-		ports = append(ports, cfg.Network.Port)
+	for _, m := range cfg.Modes {
+		if m.Port != 0 {
+			ports = append(ports, m.Port)
+		}
 	}
 	if cfg.Encryption.Cipher != config.CipherNone && cfg.Encryption.Port != cfg.Network.Port {
 		ports = append(ports, cfg.Encryption.Port)
@@ -171,13 +174,25 @@ func (d *Daemon) Nodes() []api.Node {
 }
 
 func node(n control.Node, self bool) api.Node {
+	ways := []string{}
+	for _, w := range n.Ways {
+		ways = append(ways, w.String())
+	}
 	return api.Node{Name: n.Name, Self: self, Endpoints: full(n.Endpoints), Prefixes: full(n.Prefixes),
-		MAC: n.VTEP().String(), Features: full(n.Features)}
+		MAC: n.VTEP().String(), Features: full(n.Features), Ways: ways}
 }
 
-// Peers lists how the other nodes are reached.
+// Choice says how a peer is reached, and what else there is.
+func (d *Daemon) Choice(node string) (api.Choice, bool) { return d.backend.Choice(node) }
+
+// Peers lists how the other nodes are reached, sorted by name; also those that are not, if that is because of their ways.
 func (d *Daemon) Peers() []api.Peer {
-	peers := d.backend.Status().Hops
+	s := d.backend.Status()
+	peers := s.Hops
+	if len(s.Unreached) > 0 {
+		peers = append(peers, s.Unreached...)
+		slices.SortFunc(peers, func(a, b api.Peer) int { return cmp.Compare(a.Node, b.Node) })
+	}
 	for i := range peers {
 		peers[i].Prefixes = full(peers[i].Prefixes)
 	}

@@ -47,10 +47,11 @@ func (b *troubled) surroundings() uint64 {
 	}
 	return b.around
 }
-func (b *troubled) InnerMTU() int          { return 1450 }
-func (b *troubled) Lanes() backend.Lanes   { return nil }
-func (b *troubled) Status() backend.Status { return backend.Status{} }
-func (b *troubled) Close() error           { return nil }
+func (b *troubled) InnerMTU() int                      { return 1450 }
+func (*troubled) Choice(string) (backend.Choice, bool) { return backend.Choice{}, false }
+func (b *troubled) Lanes() backend.Lanes               { return nil }
+func (b *troubled) Status() backend.Status             { return backend.Status{} }
+func (b *troubled) Close() error                       { return nil }
 
 // Run asks for a look a hundred times a second, as hostnet's Watch would at most.
 func (b *troubled) Run(ctx context.Context, look func(error)) error {

@@ -79,10 +79,11 @@ func (c *carrier) Status() backend.Status {
 	return backend.Status{Ready: len(c.applied) > 0, Reason: "no state", InnerMTU: 1450, UnderlayMTU: 1500,
 		Hops: []backend.Hop{{Node: "b", Endpoint: netip.MustParseAddrPort("192.0.2.2:4789"), MTU: 1450, TxPackets: 5}}}
 }
-func (c *carrier) InnerMTU() int                     { return 1450 }
-func (c *carrier) Lanes() backend.Lanes              { return c }
-func (c *carrier) Observe(dataplane.Observer) func() { return func() {} }
-func (c *carrier) Tunnel() backend.Tunnel            { return backend.Tunnel{} }
+func (c *carrier) InnerMTU() int                      { return 1450 }
+func (*carrier) Choice(string) (backend.Choice, bool) { return backend.Choice{}, false }
+func (c *carrier) Lanes() backend.Lanes               { return c }
+func (c *carrier) Observe(dataplane.Observer) func()  { return func() {} }
+func (c *carrier) Tunnel() backend.Tunnel             { return backend.Tunnel{} }
 func (c *carrier) Decide(dataplane.Direction, []byte, string, netip.AddrPort) (*packet.Hop, packet.Drop, bool) {
 	return nil, packet.Alive, false
 }

@@ -45,7 +45,7 @@ type describe struct {
 	rings                                                                       *description
 	underlayMTU, innerMTU, nodes, problems, dataAge                             *description
 	applyAttempts, applyFailures                                                *description
-	peerPackets, peerBytes, peerMTU                                             *description
+	peerWay, peerWayChanges, peerPackets, peerBytes, peerMTU                    *description
 	peerEstablished, peerSessionAge, peerHandshakes, peerAttempts, peerRejected *description
 	cookies, peerCookies                                                        *description
 	laneTurns, laneReceived, laneCopied, laneSent, laneWaited, laneAge          *description
@@ -80,6 +80,8 @@ func newCollector(d api.Daemon, p Pods) *collector {
 
 		peerPackets:     count("peer_packets_total", "Inner packets that passed (userspace modes).", "peer", "direction"),
 		peerBytes:       count("peer_bytes_total", "Bytes of inner packets that passed (userspace modes).", "peer", "direction"),
+		peerWay:         gauge("peer_way", "1 for the way by which the peer is reached, and its state; no way where none leads there.", "peer", "way", "state"),
+		peerWayChanges:  count("peer_way_changes_total", "Times that the peer was reached by another way than before.", "peer"),
 		peerMTU:         gauge("peer_mtu_bytes", "Largest inner IP packet towards the peer.", "peer"),
 		peerEstablished: gauge("peer_session_established", "1 while there are keys with the peer (sealed traffic).", "peer"),
 		peerSessionAge:  gauge("peer_session_age_seconds", "Time since the last handshake with the peer (sealed traffic).", "peer"),
@@ -202,6 +204,11 @@ func (s scrape) status(v api.Status) {
 
 // peer tells of a peer's traffic only where there are lanes that count it: elsewhere zero would be untrue.
 func (s scrape) peer(p api.Peer, v api.Status, counted bool) {
+	s.send(s.peerWay, 1, p.Node, p.Way, p.State)
+	s.send(s.peerWayChanges, float64(p.Changes), p.Node)
+	if !p.Reached() {
+		return
+	}
 	s.send(s.peerMTU, float64(p.MTU), p.Node)
 	if counted {
 		s.send(s.peerPackets, float64(p.TxPackets), p.Node, "out")

@@ -33,9 +33,10 @@ type watched struct {
 	policies api.Policies
 }
 
-func (w watched) Status() api.Status { return w.status }
-func (w watched) Peers() []api.Peer  { return w.peers }
-func (w watched) Lanes() []api.Lane  { return w.lanes }
+func (w watched) Status() api.Status             { return w.status }
+func (watched) Choice(string) (api.Choice, bool) { return api.Choice{}, false }
+func (w watched) Peers() []api.Peer              { return w.peers }
+func (w watched) Lanes() []api.Lane              { return w.lanes }
 
 func (w watched) Policies() api.Policies                             { return w.policies }
 func (w watched) Explain(_, _, _ string) ([]policy.Explained, error) { return nil, nil }
@@ -52,7 +53,7 @@ func full() watched {
 			Rings: []api.Ring{{Device: "eth0", Queue: 1, Attach: "native", Counters: map[string]uint64{"rx-dropped": 17}}}, Rejected: map[string]uint64{"unknown": 14}, CookiesSent: 16,
 			Control: api.Control{Kind: "static", Nodes: 2, AsOf: now.Add(-90 * time.Second)}, Apply: api.Apply{Attempts: 15, Failures: 3},
 			Problems: []api.Problem{{Text: "x"}, {Text: "y"}}},
-		peers: []api.Peer{{Node: "b", MTU: 1418, TxPackets: 21, TxBytes: 22, RxPackets: 23, RxBytes: 1 << 60,
+		peers: []api.Peer{{Node: "b", Way: "sealed:8473", State: "up", Changes: 28, MTU: 1418, TxPackets: 21, TxBytes: 22, RxPackets: 23, RxBytes: 1 << 60,
 			Session: &api.Session{Established: true, Since: now.Add(-30 * time.Second), Handshakes: 24, Attempts: 2, Rejected: map[string]uint64{"replayed": 25},
 				CookiesSent: 26, CookiesReceived: 27}}},
 		lanes: []api.Lane{{Name: "out/0", Turns: 31, Received: 32, Copied: 33, Sent: 34, Waited: 1.5e9, Age: 2e9,
@@ -112,6 +113,8 @@ weft_peer_packets_total{direction="out",peer="b"} 21
 weft_peer_rejected_total{peer="b",reason="replayed"} 25
 weft_peer_session_age_seconds{peer="b"} 30
 weft_peer_session_established{peer="b"} 1
+weft_peer_way{peer="b",state="up",way="sealed:8473"} 1
+weft_peer_way_changes_total{peer="b"} 28
 weft_pod_drops_total{link="weft0123456789a",namespace="default",pod="web",reason="wrong-source"} 40
 weft_pods 2
 weft_policies 41
