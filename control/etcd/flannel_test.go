@@ -31,7 +31,7 @@ func TestFlannel(t *testing.T) {
 	s.put("/coreos.com/network/subnets/10.244.7.0-24", flanneldLease)
 	a := run(t, s.of("a", flannelSettings), node("a", "192.0.2.1"))
 	st := a.await("joined", joined(1))
-	if n := st.Nodes[0]; n.Name != "192.0.2.7" || n.MAC.String() != "5e:3c:a1:04:9f:10" || fmt.Sprint(n.Endpoints, n.Prefixes) != "[192.0.2.7] [10.244.7.0/24]" {
+	if n := st.Nodes[0]; n.Name != "192.0.2.7" || n.MAC.String() != "5e:3c:a1:04:9f:10" || fmt.Sprint(n.Endpoints, n.Prefixes, n.Ways) != "[192.0.2.7] [10.244.7.0/24] [vxlan:8472 frames:8472]" {
 		t.Errorf("flanneld's node is %+v", n)
 	}
 	own := st.Self.Prefixes[0]

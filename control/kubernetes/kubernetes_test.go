@@ -426,7 +426,7 @@ func TestFlannelSchema(t *testing.T) {
 	s := d.tells("c", "host-gw")
 	d.tells("d", "VNI is 7")
 	d.tells("e", "neither flanneld nor weft")
-	if len(s.Nodes) != 1 || s.Nodes[0].MAC != control.VTEPMAC("b") || fmt.Sprint(s.Nodes[0].Endpoints) != "[192.0.2.2 2001:db8::2]" {
+	if len(s.Nodes) != 1 || s.Nodes[0].MAC != control.VTEPMAC("b") || fmt.Sprint(s.Nodes[0].Endpoints, s.Nodes[0].Ways) != "[192.0.2.2 2001:db8::2] [vxlan:8472 frames:8472]" {
 		t.Errorf("nodes %+v", s.Nodes)
 	}
 	f.annotations("a", map[string]string{
