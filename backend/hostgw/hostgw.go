@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"weft/backend"
 	"weft/control"
@@ -118,7 +119,7 @@ type link struct {
 // there is one.
 func (h *planner) nextHop(prefix netip.Prefix, endpoints []netip.Addr, links map[netip.Addr]link) (via netip.Addr, dev string, err error) {
 	v4 := prefix.Addr().Is4()
-	var errs []error
+	var reasons []string
 	for _, same := range []bool{true, false} {
 		if !same && !v4 {
 			break
@@ -135,11 +136,11 @@ func (h *planner) nextHop(prefix netip.Prefix, endpoints []netip.Addr, links map
 			if l.err == nil {
 				return a, l.device, nil
 			}
-			errs = append(errs, l.err)
+			reasons = append(reasons, l.err.Error())
 		}
 	}
-	if len(errs) == 0 {
+	if len(reasons) == 0 {
 		return via, "", errors.New("IPv6 needs an IPv6 next hop: give the node an IPv6 endpoint, or choose another mode")
 	}
-	return via, "", fmt.Errorf("%w: join the nodes to one link, or choose another mode", errors.Join(errs...))
+	return via, "", fmt.Errorf("%s: join the nodes to one link, or choose another mode", strings.Join(reasons, "; "))
 }
