@@ -59,6 +59,24 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
+// peer is the process at the other end of a unix socket, 0 where the kernel does not say.
+func peer(c net.Conn) (pid int) {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return 0
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if of, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
+			pid = int(of.Pid)
+		}
+	})
+	return pid
+}
+
 // RemoveStale removes a socket that nobody listens on. A live one is ErrInUse, and a file that is no
 // socket is an error too; where there is nothing there is nothing to do.
 func RemoveStale(path string) error {
@@ -74,8 +92,12 @@ func RemoveStale(path string) error {
 	c, err := dial(context.Background(), path)
 	switch {
 	case err == nil:
+		by := ""
+		if pid := peer(c); pid > 0 {
+			by = fmt.Sprintf(" (pid %d)", pid)
+		}
 		c.Close()
-		return fmt.Errorf("api: socket %s: %w: stop that daemon or set api.socket", path, ErrInUse)
+		return fmt.Errorf("api: socket %s: %w%s: stop that daemon or set api.socket", path, ErrInUse, by)
 	case !errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("api: socket: %w", err)
 	}

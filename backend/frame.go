@@ -60,6 +60,7 @@ func NewFrame(s Settings, p Planner, carry func() (anew bool, err error)) (*Fram
 		underlay = s.Outside.Host
 	}
 	f := &Frame{set: s, planner: p, carry: carry, paths: egress.NewFinder(underlay, egress.Choice{Interface: s.Interface, MTU: s.UnderlayMTU})}
+	f.paths.Measure(s.Measured)
 	if s.Compose != nil {
 		f.choice = s.Compose(p)
 		f.planner = f.choice

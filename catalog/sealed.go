@@ -6,8 +6,6 @@ import (
 	"io/fs"
 	"slices"
 
-	"go.uber.org/zap"
-
 	"weft/backend"
 	"weft/backend/userspace"
 	"weft/control"
@@ -38,39 +36,35 @@ func newSealer(s backend.Settings) (userspace.Sealer, error) {
 		return nil, err
 	}
 	k := &sealer{set: *s.Seal, derived: map[string][32]byte{}}
-	var useless error
-	if k.password, k.own, useless, err = readKeys(k.set.KeyFile, k.set.PSKFile); err != nil {
+	if k.password, k.own, err = readKeys(k.set.KeyFile, k.set.PSKFile); err != nil {
 		return nil, err
-	}
-	if useless != nil {
-		s.Log.Warn("the key file is of no use, and no public key is announced: correct it, or remove it", zap.Error(useless))
 	}
 	k.Manager, err = sealed.New(sealed.Config{Cipher: cipher, Lanes: s.Queues, RekeyAfter: s.Seal.RekeyAfter, Log: s.Log})
 	return k, err
 }
 
 // readKeys reads the password, nil where there is to be none, and this node's public key, "" where it follows from the
-// password. useless says why a key file that is there is not used.
-func readKeys(keyFile, pskFile string) (password *sealed.Password, own string, useless, err error) {
+// password. A key file that is there and of no use is an error, also where there is a password: who has made it relies on it.
+func readKeys(keyFile, pskFile string) (password *sealed.Password, own string, err error) {
 	if pskFile != "" {
 		if password, err = sealed.LoadPassword(pskFile); err != nil {
-			return nil, "", nil, fmt.Errorf("encryption.psk_file: %w", err)
+			return nil, "", fmt.Errorf("encryption.psk_file: %w", err)
 		}
 	}
 	switch own, err = ShowKey(keyFile); {
 	case err == nil:
-		return password, own, nil, nil
+		return password, own, nil
 	case password == nil:
-		return nil, "", nil, fmt.Errorf("encryption.key_file: %w, or set encryption.psk_file on all nodes", err)
+		return nil, "", fmt.Errorf("encryption.key_file: %w, or set encryption.psk_file on all nodes", err)
 	case errors.Is(err, fs.ErrNotExist):
-		return password, "", nil, nil
+		return password, "", nil
 	}
-	return password, "", err, nil
+	return nil, "", fmt.Errorf("encryption.key_file: %w; or remove the file, where the password is to be all", err)
 }
 
 // CheckKeys says what keeps a daemon that seals from reading its keys.
 func CheckKeys(keyFile, pskFile string) error {
-	_, _, _, err := readKeys(keyFile, pskFile)
+	_, _, err := readKeys(keyFile, pskFile)
 	return err
 }
 

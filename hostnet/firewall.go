@@ -153,7 +153,7 @@ func (h *Host) syncFirewall() {
 		}
 		now[t.key()] = t.digest
 	}
-	did, err := h.letThrough(conn, passage, there)
+	did, err := h.letThrough(conn, passage)
 	changed = changed || did
 	if err != nil {
 		fail(err)
@@ -168,7 +168,10 @@ func (h *Host) syncFirewall() {
 		}
 		conn.DelTable(k)
 		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-			h.log.Warn("an nftables table of ours that nobody wants stays", zap.String("table", k.Name), zap.Error(err))
+			if said := "table " + k.Name; !h.said[said] { // it is tried again
+				h.said[said] = true
+				h.log.Warn("an nftables table with a name of ours that nobody wants stays", zap.String("table", k.Name), zap.Error(h.tableTrouble(key, err)))
+			}
 			right = false
 			continue
 		}

@@ -1,15 +1,58 @@
 package hostnet
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/holder"
 	"weft/internal/ipnet"
 )
+
+// Of linux/netfilter/nf_tables.h.
+const tableOwner = 7 // NFTA_TABLE_OWNER: the port number of a netlink socket
+
+// tableHolder names the process that alone may change a table of nftables, "" where anybody may.
+func (h *Host) tableHolder(t tableKey) string {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, 0)
+	req.Sockets = h.raw
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(t.family), Version: nl.NFNETLINK_V0})
+	req.AddData(nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(t.name)))
+	answers, err := req.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE)
+	const header = 4 // struct nfgenmsg
+	if err != nil || len(answers) != 1 || len(answers[0]) < header {
+		return ""
+	}
+	port := attribute(answers[0][header:], tableOwner)
+	if len(port) != 4 {
+		return ""
+	}
+	by := holder.Unseen
+	_ = h.here(func() error {
+		if list, err := holder.Netlink(unix.NETLINK_NETFILTER, binary.BigEndian.Uint32(port)); err == nil && len(list) > 0 {
+			by = strings.Join(list, " and ")
+		}
+		return nil
+	})
+	return by
+}
+
+// tableTrouble is an error of changing a table of nftables, with who has it, where somebody has.
+func (h *Host) tableTrouble(t tableKey, err error) error {
+	switch by := h.tableHolder(t); {
+	case by != "":
+		return fmt.Errorf("%w: %s owns the table, and it alone may change it: stop that, or have it give its table another name", err, by)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w%s", err, hint(err))
+	}
+	return fmt.Errorf("%w: the kernel may lack what its rules need", err)
+}
 
 // holder says what has the place of an object that could not be added, and what to do about it; "" where that is not known.
 func (h *Host) holder(o any, err error) string {

@@ -65,7 +65,7 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 		}
 	}
 	if err := change.Flush(); err != nil {
-		return false, &ObjectError{Object: t.String(), Dev: t.device(), Err: fmt.Errorf("%w: the kernel may lack what its rules need", err)}
+		return false, &ObjectError{Object: t.String(), Dev: t.device(), Err: h.tableTrouble(t.key(), err)}
 	}
 	h.forgetMissed(t.Table)
 	if h.firewall.tables[t.key()] == t.digest {
@@ -237,7 +237,7 @@ func (h *Host) syncElements(conn *nftables.Conn, t wantedTable) (changed bool, e
 		return false, nil
 	}
 	if err := change.Flush(); err != nil {
-		return true, fmt.Errorf("hostnet: %s: change its sets: %w%s", t, err, hint(err))
+		return true, fmt.Errorf("hostnet: %s: change its sets: %w", t, h.tableTrouble(t.key(), err))
 	}
 	return true, nil
 }

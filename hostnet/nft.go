@@ -30,7 +30,7 @@ func (h *Host) removeTables() ([]string, error) {
 		}
 		conn.DelTable(t)
 		if err := conn.Flush(); err != nil {
-			errs = append(errs, fmt.Errorf("hostnet: remove nftables table %s: %w%s", t.Name, err, hint(err)))
+			errs = append(errs, fmt.Errorf("hostnet: remove nftables table %s: %w", t.Name, h.tableTrouble(tableKey{t.Family, t.Name}, err)))
 			continue
 		}
 		removed = append(removed, "nftables table "+t.Name)

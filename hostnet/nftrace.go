@@ -5,9 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/google/nftables"
@@ -113,18 +110,4 @@ func number(b []byte) uint32 {
 		return 1
 	}
 	return binary.BigEndian.Uint32(b)
-}
-
-// LegacyTables returns what iptables-legacy has of tables in this namespace, of either family: rules that nftables does not know of.
-func LegacyTables() (list []string) {
-	for _, f := range []string{"ip_tables_names", "ip6_tables_names"} {
-		data, err := os.ReadFile("/proc/thread-self/net/" + f)
-		if err != nil {
-			continue
-		}
-		if slices.Contains(strings.Fields(string(data)), "filter") {
-			list = append(list, map[string]string{"ip_tables_names": "iptables-legacy", "ip6_tables_names": "ip6tables-legacy"}[f])
-		}
-	}
-	return list
 }

@@ -2,7 +2,6 @@ package hostnet
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"net"
@@ -37,7 +36,7 @@ func (h *Host) Obstacles() []Obstacle {
 // rules that accept what comes from or goes to the prefixes: at its end where its policy is drop, and before a rule that drops or rejects all
 // that meets it. Whatever the firewall's owner says about pods comes first. They are marked, put back when the firewall is loaded anew, and
 // removed by Cleanup. It says whether it changed anything. What it may not change is an Obstacle.
-func (h *Host) letThrough(conn *nftables.Conn, passage []netip.Prefix, tables []*nftables.Table) (changed bool, err error) {
+func (h *Host) letThrough(conn *nftables.Conn, passage []netip.Prefix) (changed bool, err error) {
 	if len(passage) == 0 && !h.settled() {
 		return false, nil // somebody may want it who has not spoken yet
 	}
@@ -60,8 +59,8 @@ func (h *Host) letThrough(conn *nftables.Conn, passage []netip.Prefix, tables []
 			continue
 		}
 		o := Obstacle{ChainName(c), fmt.Sprintf("pods are not let through: %v", err)}
-		if at := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Family == c.Table.Family && t.Name == c.Table.Name }); at >= 0 && owned(tables[at]) {
-			o.Why = fmt.Sprintf("another process owns the table and it alone may change it (%v): let it accept what comes from and goes to %v", err, passage)
+		if by := h.tableHolder(tableKey{c.Table.Family, c.Table.Name}); by != "" {
+			o.Why = fmt.Sprintf("%s owns the table and it alone may change it (%v): have it accept what comes from and goes to %v", by, err, passage)
 		}
 		obstacles = append(obstacles, o)
 		if !slices.Contains(before, o) {
@@ -69,13 +68,6 @@ func (h *Host) letThrough(conn *nftables.Conn, passage []netip.Prefix, tables []
 		}
 	}
 	return changed, nil
-}
-
-// owned says whether only the process that made a table may change it. The library reads the flags in the machine's byte order; they
-// come in the network's.
-func owned(t *nftables.Table) bool {
-	const owner = 2 // NFT_TABLE_F_OWNER
-	return binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, t.Flags))&owner != 0
 }
 
 // ChainName is a chain as nft names it: family, table and chain.

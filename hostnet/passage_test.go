@@ -81,15 +81,28 @@ func TestPassage(t *testing.T) {
 	}
 	t.Run("owned", func(t *testing.T) {
 		b := newBench(t)
-		owner := b.ns.MustStart(t, "sh", "-ec", "mkfifo $0; exec 3<>$0; echo 'add table inet fw { flags owner; }; add chain inet fw f { type filter hook forward priority 0; policy drop; }' >&3; exec nft -i <&3", filepath.Join(t.TempDir(), "fifo"))
+		owner := b.ns.MustStart(t, "sh", "-ec", "mkfifo $0; exec 3<>$0; echo 'add table inet fw { flags owner; }; add chain inet fw f { type filter hook forward priority 0; policy drop; }; add table inet weft-fw { flags owner; }' >&3; exec nft -i <&3", filepath.Join(t.TempDir(), "fifo"))
 		nettest.Eventually(t, 10*time.Second, func() error {
 			_, err := b.ns.Run("nft", "list", "chain", "inet", "fw", "f")
 			return err
 		})
 		b.apply(Want{Passage: nettest.Prefixes("10.244.0.0/16")})
-		if got := b.host.Obstacles(); len(got) != 1 || got[0].Chain != "inet fw f" || !strings.Contains(got[0].Why, "owns the table") || strings.Contains(got[0].Why, "CAP_NET_ADMIN") {
+		if got := b.host.Obstacles(); len(got) != 1 || got[0].Chain != "inet fw f" || !strings.Contains(got[0].Why, "(nft) owns the table") || strings.Contains(got[0].Why, "CAP_NET_ADMIN") {
 			t.Errorf("%v", got)
 		}
+		// One of our own name.
+		table := policy("10.244.1.7")
+		table.Name = "fw"
+		for name, want := range map[string]string{"fw": "is not ours", "weft-fw": "(nft) owns the table"} {
+			table.Name = name
+			if err := b.host.Apply("test", Want{Tables: []Table{table}}); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("table %s: %v, want %q", name, err, want)
+			}
+		}
+		if _, err := b.host.Cleanup(); err == nil || !strings.Contains(err.Error(), "(nft) owns the table") {
+			t.Errorf("cleanup: %v", err)
+		}
+		b.apply(Want{Passage: nettest.Prefixes("10.244.0.0/16")})
 		owner.Kill()
 		nettest.Eventually(t, 10*time.Second, func() error {
 			if out := b.ns.MustRun(t, "nft", "list", "tables"); strings.Contains(out, "fw") {

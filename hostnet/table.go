@@ -3,6 +3,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -166,6 +167,9 @@ func (e *ObjectError) Error() string {
 	}
 	if errors.Is(e.Err, unix.EEXIST) && e.Object != "link "+e.Dev { // of a link, whoever makes it says what is in the way
 		return fmt.Sprintf("hostnet: add %s: %v: something that is not weft's has its place; remove that", e.Object, e.Err)
+	}
+	if strings.HasPrefix(e.Object, "nftables") { // it says so itself
+		return fmt.Sprintf("hostnet: add %s: %v", e.Object, e.Err)
 	}
 	return fmt.Sprintf("hostnet: add %s: %v%s", e.Object, e.Err, hint(e.Err))
 }

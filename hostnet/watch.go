@@ -278,6 +278,24 @@ func (h *Host) elsewhere() (netns.NsHandle, error) {
 	return h.ns, nil
 }
 
+// here runs f on a thread in the Host's namespace.
+func (h *Host) here(f func() error) error {
+	ns, err := h.elsewhere()
+	if err != nil || !ns.IsOpen() {
+		return errors.Join(err, f())
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked
+		if err := netns.Set(ns); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
 // concerns says whether a notification may be about the underlay or the loopback device's addresses, or cannot be read. While nothing is
 // watched, any device may be the underlay to come.
 func (h *Host) concerns(m syscall.NetlinkMessage) bool {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -114,7 +115,7 @@ type Device struct {
 	MTU   int    // bytes
 	MAC   [6]byte
 	Up    bool
-	Inert bool // loopback or dummy: it holds addresses, and leads nowhere
+	Inert bool // loopback, dummy, or the loopback of a VRF: it holds addresses, and leads nowhere
 	VNI   int  // of a vxlan device
 	Port  int  // of a vxlan device
 }
@@ -122,7 +123,7 @@ type Device struct {
 func deviceOf(l netlink.Link) Device {
 	is := l.Attrs()
 	d := Device{Name: is.Name, Index: is.Index, Kind: l.Type(), MTU: is.MTU, MAC: macOf(is.HardwareAddr), Up: is.Flags&net.FlagUp != 0,
-		Inert: is.Flags&net.FlagLoopback != 0 || l.Type() == "dummy"}
+		Inert: is.Flags&net.FlagLoopback != 0 || slices.Contains([]string{"dummy", "vrf"}, l.Type())}
 	if v, ok := l.(*netlink.Vxlan); ok {
 		d.VNI, d.Port = v.VxlanId, v.Port
 	}

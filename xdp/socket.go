@@ -3,10 +3,13 @@ package xdp
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"weft/internal/holder"
 )
 
 // bindPatience is how long bind is retried while the queue is busy. The kernel frees the queue of a closed socket, or
@@ -79,13 +82,21 @@ func (s *socket) bind(ifindex, queue, share int) error {
 		case errors.Is(err, unix.EBUSY) && time.Now().Before(deadline):
 			time.Sleep(pause)
 		case errors.Is(err, unix.EBUSY):
-			return fmt.Errorf("bind to queue %d: %w: another AF_XDP socket has it; stop the process that `ss --xdp -p` names", queue, err)
+			return fmt.Errorf("bind to queue %d: %w: %s", queue, err, TakenBy(ifindex, queue))
 		case errors.Is(err, unix.EINVAL):
 			return fmt.Errorf("bind to queue %d: %w: the device has fewer queues; set `queues` to what `ethtool -l` shows", queue, err)
 		default:
 			return fmt.Errorf("bind to queue %d: %w", queue, err)
 		}
 	}
+}
+
+// TakenBy says who has the AF_XDP socket of a device's queue, and what to do about it.
+func TakenBy(ifindex, queue int) string {
+	if list, err := holder.XDP(ifindex, queue); err == nil && len(list) > 0 {
+		return strings.Join(list, " and ") + " has an AF_XDP socket there: stop that"
+	}
+	return "another AF_XDP socket has it: stop the process that `ss --xdp -p` names"
 }
 
 // zeroCopy says whether the driver receives into the UMEM itself.

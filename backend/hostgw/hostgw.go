@@ -88,14 +88,21 @@ func (h *planner) Plan(s *control.State, u *egress.Underlay) (backend.Plan, erro
 				problems = append(problems, control.Problem{Node: n.Name, Text: fmt.Sprintf("mode %s does not reach %s: %v", h.set.Mode, prefix, err)})
 				continue
 			}
+			way, _ := u.To(via)
+			mtu := u.Inner(via, u.MTU, h.set.Network)
 			r := hostnet.Route{Dst: prefix, Via: via, Dev: dev, MTU: uint32(h.set.UnderlayMTU)}
+			if mtu < u.MTU {
+				r.MTU = uint32(mtu)
+			}
 			if own := slices.IndexFunc(w.Own, func(a netip.Addr) bool { return a.Is4() == prefix.Addr().Is4() }); own >= 0 {
 				r.Src = w.Own[own]
 			}
 			w.Routes = append(w.Routes, r)
 			if !hop.Endpoint.IsValid() {
-				way, _ := u.To(via)
-				hop.Endpoint, hop.Source, hop.Device, hop.MTU = netip.AddrPortFrom(via, 0), way.Source, dev, way.MTU
+				hop.Endpoint, hop.Source, hop.Device, hop.MTU, hop.Narrowed = netip.AddrPortFrom(via, 0), way.Source, dev, mtu, way.By
+				if text := u.Narrow(via, u.MTU, h.set.Network); text != "" {
+					problems = append(problems, control.Problem{Node: n.Name, Text: text})
+				}
 			}
 			hop.Prefixes = append(hop.Prefixes, prefix)
 			if !slices.Contains(w.Watch, dev) {

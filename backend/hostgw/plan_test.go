@@ -42,4 +42,14 @@ func TestPlan(t *testing.T) {
 		len(p.Hops) != 1 || p.Hops[0].Node != "b" || len(p.Problems) != 2 || !strings.Contains(p.Problems[0].Text, "IPv6 next hop") || p.Problems[1].Node != "c" {
 		t.Errorf("%+v", p)
 	}
+	// What is heard of a path on the link counts as it does elsewhere.
+	via := netip.MustParseAddr("192.0.2.2")
+	for heard, want := range map[int]int{1400: 1400, 500: 576} {
+		u.Paths = map[netip.Addr]egress.Path{via: {Source: u.Local[0], Device: "eth0", MTU: 1500, Heard: heard, By: egress.ByProbes}}
+		p, err := h.Plan(s, u)
+		if err != nil || p.Want.Routes[0].MTU != uint32(want) || p.Hops[0].MTU != want || p.Hops[0].Narrowed != egress.ByProbes ||
+			slices.ContainsFunc(p.Problems, func(p control.Problem) bool { return strings.Contains(p.Text, "carries packets of 500 bytes") }) != (heard == 500) {
+			t.Errorf("%d bytes: %+v, %v", heard, p, err)
+		}
+	}
 }

@@ -124,7 +124,7 @@ func (v *planner) Plan(s *control.State, u *egress.Underlay) (backend.Plan, erro
 		dev, vtep := deviceFor(endpoint), n.VTEP()
 		w.FDB = append(w.FDB, hostnet.FDBEntry{Dev: dev, MAC: vtep, Remote: endpoint})
 		way, _ := u.To(endpoint)
-		mtu, routeMTU := p.InnerMTU-(u.MTU-way.MTU), uint32(0)
+		mtu, routeMTU := u.Inner(endpoint, p.InnerMTU, v.set.Network), uint32(0)
 		if mtu < p.InnerMTU {
 			routeMTU = uint32(mtu)
 		}
@@ -138,7 +138,7 @@ func (v *planner) Plan(s *control.State, u *egress.Underlay) (backend.Plan, erro
 		}
 		hops = append(hops, backend.Hop{
 			Node: n.Name, Endpoint: netip.AddrPortFrom(endpoint, v.set.Port), Source: way.Source, Device: way.Device, Router: way.Via, Prefixes: n.Prefixes,
-			VNI: v.set.VNI, MTU: mtu, MAC: vtep.String(),
+			VNI: v.set.VNI, MTU: mtu, Narrowed: way.By, MAC: vtep.String(),
 		})
 	}
 	if len(p.Devices) == 2 {

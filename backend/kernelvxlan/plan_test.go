@@ -9,6 +9,7 @@ import (
 	"weft/control"
 	"weft/hostnet"
 	"weft/hostnet/egress"
+	"weft/packet"
 )
 
 // TestPlan: what is planned needs no kernel. One peer with a prefix of each family, one that shares no family of the underlay.
@@ -40,6 +41,11 @@ func TestPlan(t *testing.T) {
 	if p, err = v.Plan(s, u); err != nil || p.InnerMTU != 1450 || p.Want.Routes[0].MTU != 1370 || p.Want.Routes[1].MTU != 1370 || p.Hops[0].MTU != 1370 ||
 		p.Hops[0].Device != "vpn0" || p.Hops[0].Source != u.Local[0] {
 		t.Errorf("towards a peer by a narrower device: %+v, %v", p, err)
+	}
+	// What routers have told the kernel narrows no further than IPv6 needs, and is named.
+	u.Paths = map[netip.Addr]egress.Path{s.Nodes[0].Endpoints[0]: {Source: u.Local[0], Device: "eth0", MTU: 1500, Heard: 600, By: egress.ByKernel}}
+	if p, err = v.Plan(s, u); err != nil || p.Hops[0].MTU != packet.MinIPv6MTU || p.Want.Routes[0].MTU != packet.MinIPv6MTU || p.Hops[0].Narrowed != egress.ByKernel || len(p.Problems) != 1 {
+		t.Errorf("towards a peer that a router says little of: %+v, %v", p, err)
 	}
 	u.MTU = 1300
 	if _, err := v.Plan(s, u); err == nil {

@@ -29,7 +29,8 @@ type Peer struct {
 	Reason   string         `json:"reason,omitempty"` // why it is no better one, or none
 	Changes  uint64         `json:"way_changes"`      // of the way, since the daemon began
 	VNI      uint32         `json:"vni"`
-	MTU      int            `json:"mtu"`
+	MTU      int            `json:"mtu"`                // of inner packets
+	Narrowed string         `json:"narrowed,omitempty"` // who says that it is less than devices and routes have; "" = nobody
 	MAC      string         `json:"mac"`
 
 	// Inner packets through userspace lanes; zero where the kernel forwards.

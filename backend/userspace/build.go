@@ -18,6 +18,7 @@ type built struct {
 	nodes []control.Node
 	path  Path
 	ways  uint64 // egress.Underlay.Revision
+	under *egress.Underlay
 
 	table *dataplane.Table
 	hops  []backend.Hop // of the nodes that can be reached, sorted by name; traffic is filled in by Status
@@ -33,7 +34,7 @@ func (p *planner) build(s *control.State, path Path, under *egress.Underlay) bui
 	if last.table != nil && last.path.equal(path) && last.ways != under.Revision {
 		last.follow(under)
 	}
-	now := built{self: s.Self, nodes: s.Nodes, path: path, ways: under.Revision}
+	now := built{self: s.Self, nodes: s.Nodes, path: path, ways: under.Revision, under: under}
 	first, old, fresh := changed(last.nodes, s.Nodes)
 	if last.table != nil && last.path.equal(path) && last.ways == now.ways && last.self.Equal(s.Self) && last.table.Unambiguous() && len(old)+len(fresh) <= patchMost {
 		if len(old)+len(fresh) == 0 {
@@ -73,7 +74,7 @@ func (l *built) follow(under *egress.Underlay) {
 		if way.Source != h.Source {
 			return
 		}
-		h.Device, h.Router, h.MTU = way.Device, way.Via, l.path.towards(h.Endpoint.Addr(), under)
+		h.Device, h.Router, h.MTU, h.Narrowed = way.Device, way.Via, l.path.towards(h.Endpoint.Addr(), under), way.By
 	}
 	l.hops, l.ways = hops, under.Revision
 }
@@ -81,7 +82,7 @@ func (l *built) follow(under *egress.Underlay) {
 // learn tells the hops of the table, published or not, the MTU of their paths.
 func (l *built) learn() {
 	for i := range l.hops {
-		l.peers[i].Hop.Path.SetMTU(l.hops[i].MTU)
+		l.peers[i].Hop.Path.SetMTU(l.path.carries(l.hops[i].Endpoint.Addr(), l.under))
 	}
 }
 
@@ -126,7 +127,7 @@ func (p *planner) insert(t *dataplane.Table, self control.Node, nodes []control.
 		way, _ := under.To(at)
 		h := &packet.Hop{
 			Peer: packet.Peer{ID: id, VNI: path.VNI, MAC: n.VTEP(), RCO: rco && slices.Contains(n.Features, control.FeatureRCO)},
-			Path: packet.NewPath(way.Source, netip.AddrPortFrom(at, path.Port), path.towards(at, under)),
+			Path: packet.NewPath(way.Source, netip.AddrPortFrom(at, path.Port), path.carries(at, under)),
 		}
 		if p.kind.Inner == packet.Ethernet {
 			t.InsertStation(h)
@@ -142,7 +143,7 @@ func (p *planner) insert(t *dataplane.Table, self control.Node, nodes []control.
 			}
 		}
 		hops = append(hops, backend.Hop{Node: n.Name, Endpoint: h.Path.Dst, Source: way.Source, Device: way.Device, Router: way.Via,
-			Prefixes: n.Prefixes, VNI: path.VNI, MTU: h.Path.MTU(), MAC: n.VTEP().String()})
+			Prefixes: n.Prefixes, VNI: path.VNI, MTU: path.towards(at, under), Narrowed: way.By, MAC: n.VTEP().String()})
 	}
 	return hops, peers
 }

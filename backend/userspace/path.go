@@ -40,9 +40,15 @@ func (p Path) equal(o Path) bool {
 		p.Queues == o.Queues && p.UnderlayMTU == o.UnderlayMTU && p.InnerMTU == o.InnerMTU
 }
 
-// towards is the largest inner packet to the peer at an endpoint.
+// towards is the largest inner packet to the peer at an endpoint: what pods and the kernel's routes are told.
 func (p Path) towards(endpoint netip.Addr, under *egress.Underlay) int {
 	return under.Inner(endpoint, p.InnerMTU, p.Network)
+}
+
+// carries is the largest inner packet that lanes send there. It is not narrowed by what others say of the path: the kernel's routes let no other packet by
+// that is larger than towards, and one that is sent in spite of them finds out whether it is true.
+func (p Path) carries(endpoint netip.Addr, under *egress.Underlay) int {
+	return under.Certain(endpoint, p.InnerMTU)
 }
 
 // Kind is what distinguishes one userspace mode from another.

@@ -30,8 +30,9 @@ const (
 // is sooner.
 //
 // Anybody can send such a message. It counts where it quotes a packet that we may have sent: from an address and port that a socket
-// of ours sends from, to a tunnel port of an endpoint that the Finder has asked for. And where it says less of that path than is known, and
-// did not come from inside the overlay.
+// of ours sends from, to a tunnel port of an endpoint that the Finder has asked for, longer than what the path is
+// said to carry. And where it says less of that path than is known, and did not come from inside the overlay. Who guesses all that is believed until packets
+// of full size have shown otherwise (Measured), and no more then.
 type Ear struct {
 	ports []uint16
 	news  chan struct{} // for whoever has a Finder look
@@ -42,13 +43,14 @@ type Ear struct {
 	sends  func(netip.AddrPort) bool // sock.Sends
 	inside func(index int) bool      // the device with this number is one of the overlay's
 
-	mu     sync.Mutex
-	closed bool
-	asked  map[netip.Addr]Path // what the Finder has asked for, by the peer's endpoint
-	heard  map[netip.Addr]word // of these
-	pause  time.Duration       // between two tokens, at least
-	next   time.Time           // no token before
-	timer  *time.Timer         // gives the next token; nil = nothing is new
+	mu      sync.Mutex
+	closed  bool
+	asked   map[netip.Addr]Path      // what the Finder has asked for, by the peer's endpoint
+	heard   map[netip.Addr]word      // of these
+	refuted map[netip.Addr]time.Time // of these, when what was heard proved false
+	pause   time.Duration            // between two tokens, at least
+	next    time.Time                // no token before
+	timer   *time.Timer              // gives the next token; nil = nothing is new
 }
 
 // word is what a router said.
@@ -61,6 +63,7 @@ type word struct {
 // message is a router's word and what it quotes of the packet.
 type message struct {
 	from, to netip.AddrPort
+	length   int // of the packet that was too large, bytes
 	mtu      int // bytes
 }
 
@@ -83,7 +86,7 @@ func Listen(ports ...uint16) (*Ear, error) {
 
 func newEar(ports []uint16) *Ear {
 	e := &Ear{ports: ports, news: make(chan struct{}, 1), told: make(chan struct{}, 1), sends: sock.Sends,
-		asked: map[netip.Addr]Path{}, heard: map[netip.Addr]word{}, pause: lookAgain}
+		asked: map[netip.Addr]Path{}, heard: map[netip.Addr]word{}, refuted: map[netip.Addr]time.Time{}, pause: lookAgain}
 	e.inside = e.overlay
 	return e
 }
@@ -162,10 +165,14 @@ func (e *Ear) hear(m message, device int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p, asked := e.asked[m.to.Addr()]
-	if !asked || p.Source != m.from.Addr() || m.mtu >= p.MTU {
+	// What fits is not too large. How much larger it may be is not known: a router that is a virtual one quotes super-packets.
+	if !asked || p.Source != m.from.Addr() || m.mtu >= p.MTU || m.length <= m.mtu {
 		return
 	}
 	now := time.Now()
+	if at, lied := e.refuted[m.to.Addr()]; lied && now.Sub(at) < believed {
+		return
+	}
 	if w, known := e.heard[m.to.Addr()]; known && m.mtu >= w.mtu && !now.After(w.until) {
 		return
 	}
@@ -243,7 +250,12 @@ func tooBig(b []byte, v4 bool) (m message, ok bool) {
 		m.mtu = int(binary.BigEndian.Uint16(icmp[6:]))
 		quoted := icmp[8:]
 		inner := int(quoted[0]&0x0f) * 4
-		if quoted[0]>>4 != 4 || inner < 20 || len(quoted) < inner+8 || quoted[9] != unix.IPPROTO_UDP || m.mtu < least4 {
+		// Ours have no options, and may not be cut: DF, and no part of a packet.
+		if quoted[0] != 0x45 || len(quoted) < inner+8 || quoted[6]&^0x80 != 0x40 || quoted[7] != 0 || quoted[9] != unix.IPPROTO_UDP || m.mtu < least4 {
+			return m, false
+		}
+		m.length = int(binary.BigEndian.Uint16(quoted[2:]))
+		if int(binary.BigEndian.Uint16(quoted[inner+4:])) != m.length-inner {
 			return m, false
 		}
 		m.from = netip.AddrPortFrom(netip.AddrFrom4([4]byte(quoted[12:])), binary.BigEndian.Uint16(quoted[inner:]))
@@ -256,6 +268,10 @@ func tooBig(b []byte, v4 bool) (m message, ok bool) {
 	m.mtu = int(min(binary.BigEndian.Uint32(b[4:]), 1<<16))
 	quoted := b[8:]
 	if quoted[0]>>4 != 6 || quoted[6] != unix.IPPROTO_UDP || m.mtu < least6 {
+		return m, false
+	}
+	payload := binary.BigEndian.Uint16(quoted[4:])
+	if m.length = 40 + int(payload); binary.BigEndian.Uint16(quoted[40+4:]) != payload {
 		return m, false
 	}
 	m.from = netip.AddrPortFrom(netip.AddrFrom16([16]byte(quoted[8:])), binary.BigEndian.Uint16(quoted[40:]))
@@ -272,6 +288,7 @@ func (e *Ear) keep(paths map[netip.Addr]Path, pause time.Duration) {
 		if _, still := paths[to]; !still {
 			delete(e.asked, to)
 			delete(e.heard, to)
+			delete(e.refuted, to)
 		}
 	}
 }
@@ -295,7 +312,16 @@ func (e *Ear) limit(to netip.Addr, p *Path, now time.Time) {
 		delete(e.heard, to)
 		return
 	}
-	if w.mtu < p.MTU {
-		p.Heard = w.mtu
+	p.hear(w.mtu, ByRouter)
+}
+
+// refute forgets what was heard of a path before packets as large as its devices carry went over it. Whoever said that may say it again: nobody is heard of
+// this path for a while.
+func (e *Ear) refute(to netip.Addr, whole time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if w, ok := e.heard[to]; ok && w.until.Add(-believed).Before(whole) {
+		delete(e.heard, to)
+		e.refuted[to] = whole
 	}
 }

@@ -21,7 +21,9 @@ func message4(from, to netip.AddrPort, mtu uint16) []byte {
 	b[20], b[21] = 3, 4
 	binary.BigEndian.PutUint16(b[26:], mtu)
 	quoted := b[28:]
-	quoted[0], quoted[9] = 0x45, 17
+	quoted[0], quoted[6], quoted[9] = 0x45, 0x40, 17
+	binary.BigEndian.PutUint16(quoted[2:], 1500)
+	binary.BigEndian.PutUint16(quoted[24:], 1480)
 	copy(quoted[12:], from.Addr().AsSlice())
 	copy(quoted[16:], to.Addr().AsSlice())
 	binary.BigEndian.PutUint16(quoted[20:], from.Port())
@@ -34,6 +36,8 @@ func message6(from, to netip.AddrPort, mtu uint32) []byte {
 	b[0] = 2
 	binary.BigEndian.PutUint32(b[4:], mtu)
 	b[8], b[14] = 0x60, 17
+	binary.BigEndian.PutUint16(b[8+4:], 1460)
+	binary.BigEndian.PutUint16(b[8+44:], 1460)
 	copy(b[8+8:], from.Addr().AsSlice())
 	copy(b[8+24:], to.Addr().AsSlice())
 	binary.BigEndian.PutUint16(b[8+40:], from.Port())
@@ -51,20 +55,24 @@ func TestTooBig(t *testing.T) {
 		to  netip.AddrPort
 		mtu int // 0 = it is not one
 	}{
-		"v4":                      {message4(own[true], v4, 1400), true, v4, 1400},
-		"v6":                      {message6(own[false], v6, 1400), false, v6, 1400},
-		"less than any path":      {message4(own[true], v4, 68), true, v4, 0},
-		"an old router's":         {message4(own[true], v4, 0), true, v4, 0},
-		"less than IPv6 has":      {message6(own[false], v6, 1279), false, v6, 0},
-		"port unreachable":        {edited(message4(own[true], v4, 1400), 21, 3), true, v4, 0},
-		"about TCP":               {edited(message4(own[true], v4, 1400), 28+9, 6), true, v4, 0},
-		"a header beyond the end": {edited(message4(own[true], v4, 1400), 28, 0x4f), true, v4, 0},
-		"cut":                     {message4(own[true], v4, 1400)[:50], true, v4, 0},
-		"nothing":                 {nil, true, v4, 0},
-		"nothing, v6":             {nil, false, v6, 0},
+		"v4":                        {message4(own[true], v4, 1400), true, v4, 1400},
+		"v6":                        {message6(own[false], v6, 1400), false, v6, 1400},
+		"less than any path":        {message4(own[true], v4, 68), true, v4, 0},
+		"an old router's":           {message4(own[true], v4, 0), true, v4, 0},
+		"less than IPv6 has":        {message6(own[false], v6, 1279), false, v6, 0},
+		"port unreachable":          {edited(message4(own[true], v4, 1400), 21, 3), true, v4, 0},
+		"about TCP":                 {edited(message4(own[true], v4, 1400), 28+9, 6), true, v4, 0},
+		"a header beyond the end":   {edited(message4(own[true], v4, 1400), 28, 0x4f), true, v4, 0},
+		"about a part":              {edited(message4(own[true], v4, 1400), 28+7, 1), true, v4, 0},
+		"about what may be cut":     {edited(message4(own[true], v4, 1400), 28+6, 0), true, v4, 0},
+		"about lengths that differ": {edited(message4(own[true], v4, 1400), 28+25, 0), true, v4, 0},
+		"the same, v6":              {edited(message6(own[false], v6, 1400), 8+45, 0), false, v6, 0},
+		"cut":                       {message4(own[true], v4, 1400)[:50], true, v4, 0},
+		"nothing":                   {nil, true, v4, 0},
+		"nothing, v6":               {nil, false, v6, 0},
 	} {
 		m, ok := tooBig(c.in, c.v4)
-		if ok != (c.mtu > 0) || ok && m != (message{own[c.v4], c.to, c.mtu}) {
+		if ok != (c.mtu > 0) || ok && m != (message{own[c.v4], c.to, 1500, c.mtu}) {
 			t.Errorf("%s: %+v %v", name, m, ok)
 		}
 	}
@@ -126,7 +134,7 @@ func TestHear(t *testing.T) {
 		e.sends = func(a netip.AddrPort) bool { return a == own || a == netip.AddrPortFrom(other, own.Port()) }
 		e.inside = func(index int) bool { return index == 7 }
 		e.limit(to.Addr(), &Path{Source: own.Addr(), Device: "eth0", MTU: 1500}, time.Now())
-		said := message{own, to, 1400}
+		said := message{own, to, 1500, 1400}
 		edit := func(change func(*message)) message { m := said; change(&m); return m }
 		for _, c := range []struct {
 			name string
@@ -139,6 +147,7 @@ func TestHear(t *testing.T) {
 			{"from a port that nobody sends from", edit(func(m *message) { m.from = netip.AddrPortFrom(own.Addr(), 50001) }), 0, false},
 			{"from an address that is not the path's", edit(func(m *message) { m.from = netip.AddrPortFrom(other, own.Port()) }), 0, false},
 			{"as much as the path carries", edit(func(m *message) { m.mtu = 1500 }), 0, false},
+			{"about a packet that fits", edit(func(m *message) { m.length = 1400 }), 0, false},
 			{"from a pod", said, 7, false},
 			{"from a router", said, 2, true},
 			{"the same once more", said, 2, false},
@@ -308,7 +317,7 @@ func TestFinderHears(t *testing.T) {
 		}
 	}
 	heard(0, 0)
-	e.hear(message{own, to, 1300}, 2)
+	e.hear(message{own, to, 1400, 1300}, 2)
 	<-e.News()
 	heard(1, 1300)
 	m.devices[3].MTU = 1410

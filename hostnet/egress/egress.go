@@ -2,11 +2,12 @@
 // large they may be. It is the one derivation: every mode, the pods' MTU, `weft doctor` and `weft config show` have it from here.
 //
 // The addresses are the node's endpoints: of each family the first, or, where node.interface is set, the first that this device
-// has. The device is node.interface, or the one that has the first of those addresses. A loopback or dummy device may have addresses
+// has. The device is node.interface, or the one that has the first of those addresses. A loopback or dummy device or a VRF may have addresses
 // too, but nothing leaves by it: for such an address the device is the one that the routes to the peers name.
 //
 // The MTU is that device's, or node.mtu. Towards a single peer it is less where a device by which the kernel's routes lead there
-// from our address carries less, the route says so, or a router in the middle has told the kernel. It is never more: devices inside and pods have one MTU.
+// from our address carries less, or the route says so; and where a router in the middle does, or packets of that size are lost. It is never more: devices
+// inside and pods have one MTU.
 package egress
 
 import (
@@ -54,8 +55,29 @@ type Path struct {
 	Source netip.Addr // ours
 	Device string     // the first, where the route has several next hops
 	Via    netip.Addr // its router; invalid = the endpoint is on the link
-	MTU    int        // bytes, the least of all next hops' and of what the kernel has learnt of the path
-	Heard  int        // bytes, less than MTU: a router's word that only an Ear has heard, and that anybody may have made up; 0 = none
+	MTU    int        // bytes, the least of all next hops'
+	Heard  int        // bytes, less than MTU: what was heard of the path, or measured, and is not this machine's own to say; 0 = nothing
+	By     string     // who says that
+}
+
+// Who says that a path carries less than its devices and routes do.
+const (
+	ByKernel = "the kernel, by a router's word"
+	ByRouter = "a router"
+	ByProbes = "full-size packets that were lost"
+)
+
+// hear narrows the path to what somebody says.
+func (p *Path) hear(mtu int, by string) {
+	if mtu < p.MTU && (p.Heard == 0 || mtu < p.Heard) {
+		p.Heard, p.By = mtu, by
+	}
+}
+
+// certain is the path without what was heard of it.
+func (p Path) certain() Path {
+	p.Heard, p.By = 0, ""
+	return p
 }
 
 // To returns the path to a peer's endpoint, one that control.Endpoint chose. False where the kernel has no route.
@@ -64,15 +86,25 @@ func (u *Underlay) To(endpoint netip.Addr) (p Path, ok bool) {
 	if p.Device == "" || p.MTU > u.MTU {
 		p.MTU = u.MTU
 	}
+	if p.Heard >= p.MTU {
+		p.Heard, p.By = 0, ""
+	}
 	return p, p.Device != ""
 }
 
-// Inner is how large inner packets to a peer's endpoint may be where those of the device may have so many bytes. A word that an Ear has heard
-// narrows that no further than the network's families need: below, nobody could be told.
+// Certain is how large inner packets to a peer's endpoint may be by this machine's own devices and routes, where those of the underlay's device may have
+// so many bytes.
+func (u *Underlay) Certain(endpoint netip.Addr, inner int) int {
+	p, _ := u.To(endpoint)
+	return inner - (u.MTU - p.MTU)
+}
+
+// Inner is how large they may be by all that is known. What was heard narrows that no further than the network's families need: below, nobody
+// could be told.
 func (u *Underlay) Inner(endpoint netip.Addr, inner int, network []netip.Prefix) int {
 	p, _ := u.To(endpoint)
-	mtu := inner - (u.MTU - p.MTU)
-	if p.Heard == 0 || p.Heard >= p.MTU {
+	mtu := u.Certain(endpoint, inner)
+	if p.Heard == 0 {
 		return mtu
 	}
 	heard := inner - (u.MTU - p.Heard)

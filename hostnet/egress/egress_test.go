@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -185,7 +186,7 @@ func TestLooksAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p, _ := u.To(peers[1].Endpoints[0]); u.Revision != revision || m.asked != asked || p.MTU != mtu {
+		if p, _ := u.To(peers[1].Endpoints[0]); u.Revision != revision || m.asked != asked || cmp.Or(p.Heard, p.MTU) != mtu {
 			t.Fatalf("revision %d, %d routes asked for, %+v; want %d, %d, MTU %d", u.Revision, m.asked, p, revision, asked, mtu)
 		}
 	}
@@ -232,5 +233,113 @@ func TestFits(t *testing.T) {
 	}
 	if err := u.Fits(575, []netip.Prefix{v4}); err == nil {
 		t.Error("576 bytes are needed")
+	}
+}
+
+// TestMeasured: what packets of full size have shown narrows a path until they show something else, refutes what a router has said, and is of the
+// path that they went over.
+func TestMeasured(t *testing.T) {
+	m, now := two(), time.Unix(1000, 0)
+	f, e, sized := NewFinder(m, Choice{}), newEar([]uint16{4789}), NewMeasured()
+	defer e.Close()
+	f.now = func() time.Time { return now }
+	f.Hear(e)
+	f.Measure(sized)
+	to := netip.MustParseAddr("192.0.2.2")
+	peers := []control.Node{node("b", to.String())}
+	derive := func(what string, revision uint64, heard int, by string) (p Path) {
+		t.Helper()
+		u, err := f.Derive(node("self", "192.0.2.1"), peers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, _ = u.To(to); u.Revision != revision || p.Heard != heard || p.By != by {
+			t.Fatalf("%s: revision %d, %+v; want %d, %d %q", what, u.Revision, p, revision, heard, by)
+		}
+		return p
+	}
+	news := func() bool {
+		select {
+		case <-sized.News():
+			return true
+		default:
+			return false
+		}
+	}
+	found := func(of Path, carries int, told bool) {
+		t.Helper()
+		now = now.Add(time.Millisecond)
+		if sized.Found(to, of, carries, now); news() != told {
+			t.Errorf("%d bytes: told %v", carries, !told)
+		}
+	}
+	if _, ok := sized.Path(to); ok {
+		t.Error("a path that nobody has asked for")
+	}
+	derive("nothing is known", 0, 0, "")
+	p, ok := sized.Path(to)
+	if !ok || p.MTU != 1500 {
+		t.Fatalf("%+v", p)
+	}
+	found(p, 1500, false)
+	derive("as large as it should be", 0, 0, "")
+	found(p, 1400, true)
+	derive("narrower", 1, 1400, ByProbes)
+	found(p, 1400, false) // the same once more
+	now = now.Add(2 * lookAgain)
+	derive("as it was", 1, 1400, ByProbes)
+	m.learnt = map[string]int{to.String(): 1300}
+	now = now.Add(2 * lookAgain)
+	derive("the kernel knows of less", 2, 1300, ByKernel)
+	m.learnt = nil
+	now = now.Add(2 * lookAgain)
+	derive("and no more", 3, 1400, ByProbes)
+	found(p, 1500, true)
+	derive("wide again", 4, 0, "")
+	// A router says less: believed until packets arrive that are larger, and not again.
+	heard := func(revision uint64, mtu int, by string) {
+		t.Helper()
+		e.heard[to] = word{mtu: 1350, until: now.Add(believed)}
+		e.told <- struct{}{}
+		derive("a router's word", revision, mtu, by)
+	}
+	heard(5, 1350, ByRouter)
+	found(p, 1500, true)
+	derive("refuted", 6, 0, "")
+	if _, told := e.refuted[to]; !told || len(e.heard) != 0 {
+		t.Errorf("heard %v, refuted %v", e.heard, e.refuted)
+	}
+	m.learnt = map[string]int{to.String(): 1380}
+	now = now.Add(2 * lookAgain)
+	derive("the kernel has heard somebody", 7, 1380, ByKernel)
+	found(p, 1500, true)
+	derive("refuted", 8, 0, "")
+	now = now.Add(2 * lookAgain)
+	derive("the kernel still believes it", 8, 0, "")
+	m.learnt[to.String()] = 1370
+	now = now.Add(2 * lookAgain)
+	derive("and now something else", 9, 1370, ByKernel)
+	m.learnt = nil
+	now = now.Add(2 * lookAgain)
+	derive("and nothing any more", 10, 0, "")
+	found(p, 1400, true)
+	derive("narrower", 11, 1400, ByProbes)
+	now = now.Add(believed + time.Second)
+	derive("nobody has measured for long", 12, 0, "")
+	found(p, 1400, true)
+	derive("narrower", 13, 1400, ByProbes)
+	m.devices[1].MTU = 1450
+	now = now.Add(2 * lookAgain)
+	derive("another path", 14, 0, "")
+	if found(p, 1300, false); len(sized.found) != 0 {
+		t.Errorf("found of a path that is not any more: %+v", sized.found)
+	}
+	peers = nil
+	now = now.Add(2 * lookAgain)
+	if _, err := f.Derive(node("self", "192.0.2.1"), peers); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := sized.Path(to); ok {
+		t.Error("the path of a peer that has left")
 	}
 }

@@ -24,7 +24,9 @@ type Finder struct {
 	kernel Kernel
 	choice Choice
 	now    func() time.Time
-	ear    *Ear // nil = nobody listens
+	ear    *Ear                  // nil = nobody listens
+	sized  *Measured             // nil = nobody measures
+	learnt map[netip.Addr]learnt // what the kernel has learnt of paths
 
 	local    []held
 	paths    map[netip.Addr]Path    // from local, by the peer's endpoint; zero = there is no route
@@ -39,11 +41,22 @@ type held struct {
 	on   hostnet.Device
 }
 
+// learnt is a path's MTU, bytes, and since when the kernel has it.
+type learnt struct {
+	mtu   int
+	since time.Time
+}
+
 // NewFinder returns a Finder that knows nothing yet.
-func NewFinder(k Kernel, c Choice) *Finder { return &Finder{kernel: k, choice: c, now: time.Now} }
+func NewFinder(k Kernel, c Choice) *Finder {
+	return &Finder{kernel: k, choice: c, now: time.Now, learnt: map[netip.Addr]learnt{}}
+}
 
 // Hear makes the Finder take in what an Ear hears.
 func (f *Finder) Hear(e *Ear) { f.ear = e }
+
+// Measure makes the Finder take in what is found out by packets of full size.
+func (f *Finder) Measure(m *Measured) { f.sized = m }
 
 // Derive says how self reaches its peers now. An error is what keeps it from sending at all; a peer without a route is none.
 func (f *Finder) Derive(self control.Node, peers []control.Node) (*Underlay, error) {
@@ -148,10 +161,12 @@ func (f *Finder) holder(indexes []int, wanted hostnet.Device) (best hostnet.Devi
 // looked at for a while, of all.
 func (f *Finder) follow(self control.Node, peers []control.Node, local []held) {
 	start, before := f.now(), f.paths
-	whole := f.paths == nil || start.After(f.until) || f.news() || !slices.Equal(f.local, local) || f.stirred()
+	news := f.news() // takes it
+	whole := f.paths == nil || start.After(f.until) || news || !slices.Equal(f.local, local) || f.stirred()
 	if whole { // forgets the peers that left, too
 		f.local, f.paths, f.devices = local, make(map[netip.Addr]Path, len(peers)), map[int]hostnet.Device{}
 	}
+	another := whole
 	for i := range peers {
 		to, ok := control.Endpoint(self, peers[i])
 		if !ok {
@@ -159,11 +174,16 @@ func (f *Finder) follow(self control.Node, peers []control.Node, local []held) {
 		}
 		if _, known := f.paths[to]; !known {
 			f.paths[to] = f.path(to)
+			another = true
 		}
+	}
+	if another && f.sized != nil {
+		f.sized.keep(maps.Clone(f.paths))
 	}
 	if !whole {
 		return
 	}
+	maps.DeleteFunc(f.learnt, func(to netip.Addr, _ learnt) bool { _, still := f.paths[to]; return !still })
 	wait := max(lookAgain, share*f.now().Sub(start))
 	f.until = start.Add(wait)
 	if f.ear != nil {
@@ -177,16 +197,17 @@ func (f *Finder) follow(self control.Node, peers []control.Node, local []held) {
 	}
 }
 
-// news says whether the Ear has heard something.
+// news says whether the Ear has heard something, or something was found out.
 func (f *Finder) news() bool {
+	found := f.sized.take()
 	if f.ear == nil {
-		return false
+		return found
 	}
 	select {
 	case <-f.ear.told:
 		return true
 	default:
-		return false
+		return found
 	}
 }
 
@@ -225,11 +246,26 @@ func (f *Finder) path(to netip.Addr) (p Path) {
 		}
 		p.MTU = min(p.MTU, mtu)
 	}
-	if learnt := f.kernel.PathMTU(to, source); learnt > 0 && p.Device != "" {
-		p.MTU = min(p.MTU, learnt)
+	if p.Device == "" {
+		return p
 	}
+	now := f.now()
+	carries, whole := f.sized.of(to, p, now)
 	if f.ear != nil {
-		f.ear.limit(to, &p, f.now())
+		f.ear.refute(to, whole)
+		f.ear.limit(to, &p, now)
+	}
+	// The kernel does not say since when it believes a router, who may not be one.
+	if mtu := f.kernel.PathMTU(to, source); mtu == 0 || mtu >= p.MTU {
+		delete(f.learnt, to)
+	} else if was, known := f.learnt[to]; !known || was.mtu != mtu {
+		f.learnt[to] = learnt{mtu, now}
+		p.hear(mtu, ByKernel)
+	} else if !whole.After(was.since) {
+		p.hear(mtu, ByKernel)
+	}
+	if carries > 0 {
+		p.hear(carries, ByProbes)
 	}
 	return p
 }

@@ -65,6 +65,9 @@ func Examine(ctx context.Context, p Subject) []Finding {
 	if err != nil {
 		return list
 	}
+	if pods, err := p.Client.Pods(ctx); err == nil && len(pods) == 0 {
+		list = append(list, Finding{"forward path", OK, "not judged: nothing is sent as a pod's packets are while this node has no pods", ""})
+	}
 	if status.Cipher != config.CipherNone {
 		list = append(list, sealing(status, known, unknown)...)
 	}

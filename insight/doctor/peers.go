@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"weft/api"
 	"weft/control"
+	"weft/internal/echo"
 )
 
 const (
@@ -50,12 +52,13 @@ func peers(ctx context.Context, s api.Status, list []api.Peer, err error) []Find
 	return found
 }
 
-// narrow names the peers to which packets have to be smaller than elsewhere, as the kernel or a router on the way says.
+// narrow names the peers to which packets have to be smaller than elsewhere, and who says so.
 func narrow(s api.Status, list []api.Peer) (found []Finding) {
 	for _, p := range list {
 		if less := s.InnerMTU - p.MTU; p.Reached() && p.MTU > 0 && less > 0 {
-			found = append(found, Finding{"peer " + p.Node, Note, fmt.Sprintf("packets of at most %d bytes, not %d: the path to %v carries %d bytes and not %d, by a route, a device or a router's word",
-				p.MTU, s.InnerMTU, p.Endpoint.Addr(), s.UnderlayMTU-less, s.UnderlayMTU), fmt.Sprintf("nothing to do, pods are told; `ip route get %v` may say where it is from", p.Endpoint.Addr())})
+			found = append(found, Finding{"peer " + p.Node, Note, fmt.Sprintf("packets of at most %d bytes, not %d: the path to %v carries %d bytes and not %d, by %s",
+				p.MTU, s.InnerMTU, p.Endpoint.Addr(), s.UnderlayMTU-less, s.UnderlayMTU, cmp.Or(p.Narrowed, "a route or a device")),
+				fmt.Sprintf("nothing to do, pods are told; `ip route get %v` may say where it is from", p.Endpoint.Addr())})
 		}
 	}
 	return found
@@ -68,27 +71,27 @@ func visit(ctx context.Context, s api.Status, p api.Peer) Finding {
 	if !ok {
 		return Finding{name, Note, "has no prefix of an IP version that this node has one of", ""}
 	}
-	first, err := echo(ctx, to, smallEcho, echoTries, echoWait)
+	first, err := echo.Ask(ctx, to, smallEcho, echoTries, echoWait)
 	switch {
-	case errors.Is(err, errSilent):
+	case errors.Is(err, echo.ErrSilent):
 		return silent(ctx, name, p)
 	case err != nil:
 		return Finding{name, Note, err.Error(), "run it as root"}
 	}
 	// Now it is known how long an answer takes.
-	wait := min(max(10*first.took, 100*time.Millisecond), echoWait)
-	large, err := echo(ctx, to, p.MTU, echoTries, wait)
+	wait := min(max(10*first.Took, 100*time.Millisecond), echoWait)
+	large, err := echo.Ask(ctx, to, p.MTU, echoTries, wait)
 	switch {
-	case err == nil && large.fragment > 0:
-		return Finding{name, Wrong, fmt.Sprintf("its own packets are cut into pieces of at most %d bytes, ours have up to %d: the MTUs differ", large.fragment, p.MTU),
+	case err == nil && large.Fragment > 0:
+		return Finding{name, Wrong, fmt.Sprintf("its own packets are cut into pieces of at most %d bytes, ours have up to %d: the MTUs differ", large.Fragment, p.MTU),
 			fmt.Sprintf("give the underlay interfaces of both nodes, or node.mtu, one value; here the underlay's is %d", s.UnderlayMTU)}
 	case err == nil:
 		return Finding{Level: OK}
-	case !errors.Is(err, errSilent):
+	case !errors.Is(err, echo.ErrSilent):
 		return Finding{name, Note, err.Error(), ""}
 	}
-	passes := largest(smallEcho, p.MTU, func(length int) bool {
-		_, err := echo(ctx, to, length, 2, wait)
+	passes := echo.Largest(smallEcho, p.MTU, func(length int) bool {
+		_, err := echo.Ask(ctx, to, length, 2, wait)
 		return err == nil
 	})
 	under := s.UnderlayMTU - (p.MTU - passes)
@@ -112,7 +115,7 @@ func innerAddress(s api.Status, p api.Peer) (netip.Addr, bool) {
 // silent says why a peer does not answer through the tunnel, as far as it can be told from here.
 func silent(ctx context.Context, name string, p api.Peer) Finding {
 	at := p.Endpoint.Addr()
-	if _, err := echo(ctx, at, smallEcho, echoTries, echoWait); err != nil {
+	if _, err := echo.Ask(ctx, at, smallEcho, echoTries, echoWait); err != nil {
 		return Finding{name, Wrong, fmt.Sprintf("answers neither through the tunnel nor at %v", at),
 			fmt.Sprintf("see whether it runs, and whether `ip route get %v` is the way", at)}
 	}
@@ -127,16 +130,4 @@ func silent(ctx context.Context, name string, p api.Peer) Finding {
 	}
 	return Finding{name, Wrong, fmt.Sprintf("answers at %v, but nothing comes back through the tunnel: UDP port %d is dropped on the way there or back, or it does not take this node for one of its own", at, port),
 		fmt.Sprintf("let UDP port %d in on both nodes and through what is between them; see `weft status` and `weft stages` on %s", port, p.Node)}
-}
-
-// largest finds the largest length that passes, where good does and bad does not.
-func largest(good, bad int, passes func(int) bool) int {
-	for bad-good > 1 {
-		if middle := (good + bad) / 2; passes(middle) {
-			good = middle
-		} else {
-			bad = middle
-		}
-	}
-	return good
 }

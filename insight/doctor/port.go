@@ -1,9 +1,16 @@
 package doctor
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"weft/api"
 	"weft/catalog/mode"
@@ -46,4 +53,20 @@ func port(p Subject, s api.Status, running bool) Finding {
 		f.Remedy = "stop that, or set network.port on every node"
 	}
 	return f
+}
+
+// refuses says whether somebody answers an empty datagram to a UDP port with ICMP "port unreachable".
+func refuses(ctx context.Context, to netip.AddrPort, wait time.Duration) bool {
+	var dial net.Dialer
+	c, err := dial.DialContext(ctx, "udp", to.String())
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	if _, err := c.Write(nil); err != nil {
+		return errors.Is(err, unix.ECONNREFUSED)
+	}
+	c.SetReadDeadline(time.Now().Add(wait))
+	_, err = c.Read(make([]byte, 1))
+	return errors.Is(err, unix.ECONNREFUSED)
 }

@@ -26,8 +26,10 @@ type Node struct {
 	Mode   mode.Mode
 	Host   *hostnet.Host
 
-	Stopped    string // what this node is known to stop pods' packets by, and the remedy; "" = nothing
-	Masquerade bool   // what is none of the overlay's enters it under this node's address
+	// What this node is known to stop pods' packets by, and the remedy; "" = nothing. Across: those between pods and other nodes.
+	Stopped, StoppedAcross string
+
+	Masquerade bool // what is none of the overlay's enters it under this node's address
 
 	// Decide is the running stage's own decision (userspace.Backend.Decide); nil where the kernel forwards.
 	Decide func(d dataplane.Direction, ip []byte, peer string, from netip.AddrPort) (hop *packet.Hop, drop packet.Drop, ok bool)
@@ -227,6 +229,9 @@ func (e *explanation) forwarded(iif string) {
 	e.filters("forward", v6)
 	if e.Stopped != "" {
 		e.add("forward path", drop, asked, "see `weft doctor`", "%s", e.Stopped)
+	}
+	if e.StoppedAcross != "" && e.path.Part != "local" {
+		e.add("forward path", drop, asked, "see `weft doctor`", "%s", e.StoppedAcross)
 	}
 }
 

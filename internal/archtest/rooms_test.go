@@ -106,17 +106,18 @@ var (
 
 		// what one node does, and what other processes may ask of it
 		"api": {code: []string{"backend/status", "policy"}},
-		"node/daemon": {[]string{"backend", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/policies", "node/probe", "node/systemd", "policy", "internal/txloss",
+		"node/daemon": {[]string{"backend", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "policy", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"node/metrics":  {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is nowhere else
-		"node/pods":     {code: []string{"node/probe", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
+		"node/pods":     {code: []string{"node/probe", "internal/holder", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
 		"node/policies": {code: []string{"hostnet", "policy", "policy/nft", zap}},
+		"node/pathmtu":  {code: []string{"internal/echo", zap}},
 		"node/systemd":  {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
-		"node/probe":    {code: []string{"internal/ipnet", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/..."}},
+		"node/probe":    {code: []string{"internal/echo", "internal/ipnet", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/..."}},
 
 		// what explains a node
 		"insight/capture": {[]string{"backend", "dataplane", "packet", "insight/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},
-		"insight/doctor":  {code: []string{"catalog/mode", "control", "internal/holder", "internal/kernel", "api", "internal/config", "hostnet/egress", "hostnet", "internal/sock", "packet", nl, unix}},
+		"insight/doctor":  {code: []string{"catalog/mode", "control", "internal/echo", "internal/holder", "internal/kernel", "api", "internal/config", "hostnet/egress", "hostnet", "internal/sock", "packet", nl, unix}},
 		"insight/filter":  {code: []string{"internal/ipnet", "packet"}},
 		"insight/trace":   {code: []string{"backend", "catalog/mode", "control", "dataplane", "packet", "api", "insight/filter", "hostnet", unix}, tests: []string{gopacket}},
 
@@ -129,7 +130,8 @@ var (
 		"internal/backoff":       {},
 		"internal/config":        {code: []string{"catalog/mode", "control", "packet", "internal/config/strict"}},
 		"internal/config/strict": {code: []string{"github.com/goccy/go-yaml/..."}},
-		"internal/e2e":           {tests: []string{"policy", "catalog", "catalog/mode", "api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
+		"internal/echo":          {code: []string{unix}},
+		"internal/e2e":           {tests: []string{"policy", "hostnet/egress", "catalog", "catalog/mode", "api", "golang.org/x/crypto/blake2s", "control", "github.com/containernetworking/cni/...", gopacket}},
 		"internal/ipnet":         {},
 		"internal/kernel":        {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
 		"internal/netlab":        {code: []string{"internal/ipnet", nl, netns, unix}},

@@ -62,6 +62,10 @@ var faults = []fault{
 	{"forwarding off on devices", `for d in /proc/sys/net/ipv4/conf/weft*; do echo 0 >$d/forwarding; done`, "true", ""},
 	{"a rule that rejects from elsewhere", `nft 'add table inet fw; add chain inet fw x; add rule inet fw x reject; add chain inet fw f { type filter hook forward priority 10; }; add rule inet fw f ct state new jump x'`,
 		"nft delete table inet fw", "nftables chain inet fw x drops or rejects them by its rule of handle"},
+	{"a rule about the device that leads to the others", `nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 10; }; add rule inet fw f oifname { weft0, weft-vx4, weft-vx6, eth0 } drop'`,
+		"nft delete table inet fw", "nftables chain inet fw f drops or rejects them by its rule of handle"},
+	{"one about what comes in by it", `nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 10; }; add rule inet fw f iifname { weft0, weft-vx4, weft-vx6, eth0 } reject'`,
+		"nft delete table inet fw", "nftables chain inet fw f drops or rejects them by its rule of handle"},
 	{"iptables-legacy", "iptables-legacy -P FORWARD DROP", "iptables-legacy -P FORWARD ACCEPT", "iptables-legacy has rules"},
 	{"the firewall is loaded anew", "nft flush ruleset", "true", ""},
 }

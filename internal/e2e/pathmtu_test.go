@@ -7,7 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"weft/api"
 	"weft/catalog/mode"
+	"weft/hostnet/egress"
 	"weft/internal/nettest"
 )
 
@@ -58,15 +60,12 @@ func TestPathMTU(t *testing.T) {
 				return nil
 			})
 		}
-		carries("nothing is known yet", 1500)
 		for _, to := range b.PodAddrs {
 			if err := bulk(a.Pod, b.Pod, to, 1<<20); err != nil {
 				t.Errorf("a stream to %v: %v", to, err)
 			}
 		}
-		if !kernelForwards(name) { // the kernel's vxlan device answers packet by packet, and has no peers to tell of
-			carries("a router has said what it carries", 1400)
-		}
+		carries("a router has said what it carries", 1400)
 		c.eventually("a pod is told", func() error {
 			out, err := a.Pod.Run("ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", fmt.Sprint(s.InnerMTU-28), b.PodAddrs[0].String())
 			if err == nil {
@@ -79,9 +78,12 @@ func TestPathMTU(t *testing.T) {
 			return nil
 		})
 
-		for ns, dev := range map[*nettest.NS]string{r: "eth1", q: "eth1"} {
-			ns.MustRun(t, "ip", "link", "set", dev, "mtu", "1500")
+		width := func(mtu string) {
+			for _, ns := range []*nettest.NS{r, q} {
+				ns.MustRun(t, "ip", "link", "set", "eth1", "mtu", mtu)
+			}
 		}
+		width("1500")
 		a.NS.MustRun(t, "ip", "route", "replace", "default", "via", "192.0.2.254", "mtu", "1300")
 		a.NS.MustRun(t, "ip", "route", "flush", "cache")
 		carries("a route says less", 1300)
@@ -89,6 +91,30 @@ func TestPathMTU(t *testing.T) {
 		a.NS.MustRun(t, "ip", "route", "flush", "cache")
 		carries("and no more", 1500)
 		c.eventually("large packets pass", func() error { return ping(b.NS, a.PodAddrs[0], "-s", "1000") })
+
+		// Routers that say nothing: packets of full size find it out, and when it is over.
+		for _, ns := range []*nettest.NS{r, q} {
+			ns.MustRun(t, "nft", "add table inet quiet; add chain inet quiet o { type filter hook output priority 0; }; add rule inet quiet o icmp type destination-unreachable drop; add rule inet quiet o icmpv6 type packet-too-big drop")
+		}
+		width("1400")
+		carries("full-size packets are lost", 1400)
+		var peers []api.Peer
+		if err := c.ask(a, &peers, "peers"); err != nil || len(peers) != 1 || peers[0].Narrowed != egress.ByProbes {
+			t.Errorf("peers %+v, %v", peers, err)
+		}
+		c.eventually("b has found it out as well", func() error {
+			if err := c.ask(b, &peers, "peers"); err != nil || len(peers) != 1 || peers[0].Narrowed == "" {
+				return fmt.Errorf("peers %+v, %w", peers, err)
+			}
+			return nil
+		})
+		for _, to := range b.PodAddrs {
+			if err := bulk(a.Pod, b.Pod, to, 1<<20); err != nil {
+				t.Errorf("a stream to %v past routers that say nothing: %v", to, err)
+			}
+		}
+		width("1500")
+		carries("full-size packets arrive", 1500)
 	})
 }
 

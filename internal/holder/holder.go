@@ -54,17 +54,76 @@ func sockets(port uint16, list []string, files ...string) ([]string, error) {
 			return nil, err
 		}
 	}
-	if len(inodes) > 0 {
-		list = append(list, descriptors(func(fd, target string) bool {
-			inode, isSocket := strings.CutPrefix(target, "socket:[")
-			return isSocket && inodes[strings.TrimSuffix(inode, "]")]
-		})...)
+	of := processes(inodes)
+	if len(list) > 0 { // a device's socket is no process's
+		of = slices.DeleteFunc(of, func(p string) bool { return p == Unseen })
 	}
-	if len(inodes) > 0 && len(list) == 0 {
+	list = append(list, of...)
+	slices.Sort(list)
+	return slices.Compact(list), nil
+}
+
+// Netlink names who has the netlink socket of a protocol with a port number, by which the kernel knows it, in the calling thread's network namespace.
+func Netlink(protocol int, port uint32) ([]string, error) {
+	f, err := os.Open("/proc/thread-self/net/netlink")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	inodes := map[string]bool{}
+	if err := readNetlink(f, protocol, port, inodes); err != nil {
+		return nil, err
+	}
+	return processes(inodes), nil
+}
+
+// readNetlink reads the format of /proc/net/netlink: "sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode".
+func readNetlink(r io.Reader, protocol int, port uint32, inodes map[string]bool) error {
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		if f := strings.Fields(lines.Text()); len(f) >= 10 && f[1] == strconv.Itoa(protocol) && f[2] == strconv.FormatUint(uint64(port), 10) {
+			inodes[f[9]] = true
+		}
+	}
+	return lines.Err()
+}
+
+// XDP names who has an AF_XDP socket at a device's queue, in the calling thread's network namespace.
+func XDP(ifindex, queue int) ([]string, error) {
+	list, err := netlink.SocketDiagXDP()
+	if err != nil {
+		return nil, err
+	}
+	inodes := map[string]bool{}
+	for _, s := range list {
+		if s.XDPInfo != nil && s.XDPDiagMsg != nil && int(s.XDPInfo.Ifindex) == ifindex && int(s.XDPInfo.QueueID) == queue {
+			inodes[strconv.FormatUint(uint64(s.XDPDiagMsg.Ino), 10)] = true
+		}
+	}
+	return processes(inodes), nil
+}
+
+// File names who has a file open.
+func File(name string) []string {
+	list := descriptors(func(fd, target string) bool { return target == name })
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// processes names who has sockets, by their inodes.
+func processes(inodes map[string]bool) (list []string) {
+	if len(inodes) == 0 {
+		return nil
+	}
+	list = descriptors(func(fd, target string) bool {
+		inode, isSocket := strings.CutPrefix(target, "socket:[")
+		return isSocket && inodes[strings.TrimSuffix(inode, "]")]
+	})
+	if len(list) == 0 {
 		list = append(list, Unseen)
 	}
 	slices.Sort(list)
-	return slices.Compact(list), nil
+	return slices.Compact(list)
 }
 
 // readSockets reads the format of /proc/net/udp: "sl local_address rem_address st … uid timeout inode …".

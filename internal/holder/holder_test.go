@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"weft/internal/kernel"
 	"weft/internal/nettest"
@@ -57,6 +60,39 @@ func TestPorts(t *testing.T) {
 			t.Errorf("nobody: %v, %v", got, err)
 		}
 	})
+}
+
+// TestOthers: who has a netlink socket, and a file.
+func TestOthers(t *testing.T) {
+	me := []string{Process(os.Getpid())}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := at.(*unix.SockaddrNetlink).Pid
+	if got, err := Netlink(unix.NETLINK_ROUTE, port); err != nil || !slices.Equal(got, me) {
+		t.Errorf("%v, %v, want %s", got, err, me)
+	}
+	if got, err := Netlink(unix.NETLINK_GENERIC, port); err != nil || len(got) > 0 {
+		t.Errorf("of another protocol: %v, %v", got, err)
+	}
+	name := filepath.Join(t.TempDir(), "file")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got := File(name); !slices.Equal(got, me) || len(File(name+"2")) > 0 {
+		t.Errorf("%v, want %s", got, me)
+	}
 }
 
 // TestDevices: kind, alias and process of a device.

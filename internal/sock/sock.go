@@ -1,6 +1,6 @@
 // Package sock opens the UDP sockets of tunnels. Every one is non-blocking, ends with exec, speaks one IP version, and sends in one
-// piece or not at all: path MTU discovery is on, so that IPv4 has DF set and what does not fit is an error (EMSGSIZE; RFC 7348 §4.3:
-// VTEPs must not fragment). Sockets belong to the network namespace of the calling thread.
+// piece or not at all: IPv4 has DF set, and what does not fit the device is an error (EMSGSIZE; RFC 7348 §4.3: VTEPs must not fragment). What
+// somebody has told the kernel of the path's MTU does not count: anybody may, who guesses a port; what pods send is made small by their routes. Sockets belong to the network namespace of the calling thread.
 package sock
 
 import (
@@ -108,16 +108,16 @@ func Source(local netip.Addr) (*Socket, error) {
 }
 
 func open(local netip.Addr) (*Socket, error) {
-	family, level, discover, do := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
+	family, level, discover, probe := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE
 	if local.Is6() {
-		family, level, discover, do = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
+		family, level, discover, probe = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err != nil {
 		return nil, fmt.Errorf("open a UDP socket for %v: %w", local, err)
 	}
 	s := &Socket{fd: fd}
-	err = s.Set(level, discover, do, "IP_MTU_DISCOVER")
+	err = s.Set(level, discover, probe, "IP_MTU_DISCOVER")
 	if local.Is6() {
 		err = errors.Join(err, s.Set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1, "IPV6_V6ONLY"))
 	}

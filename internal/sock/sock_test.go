@@ -49,9 +49,9 @@ func receive(fd int) (string, error) {
 // TestNeverFragments: what does not fit is refused, and the option that says so is the same everywhere.
 func TestNeverFragments(t *testing.T) {
 	in(t, func(t *testing.T, local netip.Addr) {
-		level, option, want, header := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, 28
+		level, option, want, header := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE, 28
 		if local.Is6() {
-			level, option, want, header = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, 48
+			level, option, want, header = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE, 48
 		}
 		to, err := sock.Listen(netip.AddrPortFrom(local, 4789), false)
 		must(t, to, err)

@@ -34,8 +34,8 @@ func (d *Daemon) Status() api.Status {
 	s := d.status()
 	maps.Copy(s.KernelDrops, d.losses.since(s.Underlay, d.log))
 	// Pods are attached nevertheless: what stops their packets may be mended, and some of them may pass.
-	if wrong := d.probe.Wrong(); wrong != "" && s.Ready {
-		s.Ready, s.Reason = false, wrong
+	if at, across := d.probe.Wrong(); s.Ready && at+across != "" {
+		s.Ready, s.Reason = false, cmp.Or(at, across)
 	}
 	return s
 }
@@ -77,7 +77,7 @@ func (d *Daemon) status() api.Status {
 	s := api.Status{
 		Version: d.version, PID: os.Getpid(), Started: d.started, Now: time.Now(),
 		Node: d.cfg.Node.Name, Mode: d.cfg.Mode.Name, Modes: mode.Names(d.cfg.Modes), Network: d.cfg.Network.Prefixes, VNI: d.cfg.Network.VNI, Port: d.cfg.Network.Port,
-		Ready: b.Ready && state != nil, Reason: cmp.Or(b.Reason, apply.Error),
+		Ready: b.Ready && state != nil, Reason: cmp.Or(sentence(b.Reason), apply.Error),
 		Underlay: full(b.Underlay), UnderlayMTU: b.UnderlayMTU, InnerMTU: b.InnerMTU, Devices: full(b.Devices),
 		Features: b.Features, KernelDrops: b.KernelDrops, Repairs: b.Repairs,
 		Cipher: d.cfg.Encryption.Cipher, Rejected: b.Rejected, CookiesSent: b.CookiesSent,
@@ -109,19 +109,22 @@ func (d *Daemon) status() api.Status {
 	s.Control.Nodes, s.Control.AsOf = len(state.Nodes)+1, state.AsOf
 	if d.policies != nil {
 		if p := d.policies.Problem(); p != "" {
-			s.Problems = append(s.Problems, api.Problem{Text: "network policy: " + p})
+			s.Problems = append(s.Problems, api.Problem{Text: "network policy: " + sentence(p)})
 		}
 	}
 	for _, p := range slices.Concat(state.Problems, d.leftOut(), b.Problems) {
-		s.Problems = append(s.Problems, api.Problem{Node: p.Node, Text: p.Text})
+		s.Problems = append(s.Problems, api.Problem{Node: p.Node, Text: sentence(p.Text)})
 	}
 	if d.host != nil {
 		for _, o := range d.host.Obstacles() {
 			s.Obstacles = append(s.Obstacles, o.String())
 		}
 	}
-	if wrong := d.probe.Wrong(); wrong != "" {
-		s.Obstacles = append(s.Obstacles, wrong)
+	at, across := d.probe.Wrong()
+	for _, wrong := range []string{at, across} {
+		if wrong != "" {
+			s.Obstacles = append(s.Obstacles, wrong)
+		}
 	}
 	return s
 }

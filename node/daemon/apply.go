@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -165,12 +166,15 @@ func (d *Daemon) failed(err error) func(pause time.Duration) {
 	return func(pause time.Duration) {
 		d.mu.Lock()
 		d.apply.Failures++
-		d.apply.Error, d.apply.Retry = err.Error(), time.Now().Add(pause)
+		d.apply.Error, d.apply.Retry = sentence(err.Error()), time.Now().Add(pause)
 		d.mu.Unlock()
 		d.log.Error("the cluster's state is not in force, trying again", zap.Error(err), zap.Duration("in", pause))
-		d.say(err.Error())
+		d.say(sentence(err.Error()))
 	}
 }
+
+// sentence is an error's text in one line: several that are joined are in a line each.
+func sentence(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
 
 // tell logs the effective facts, once.
 func (d *Daemon) tell(f control.InForce) {

@@ -52,8 +52,9 @@ type Daemon struct {
 	backend backend.Backend
 	source  control.Source
 	host    *hostnet.Host
-	probe   *probe.Probe // nil = nobody finds out whether pods' packets are forwarded
-	no6     error        // why this node goes on without IPv6; nil = it need not
+	sized   *egress.Measured // what full-size packets have shown of the paths to the peers
+	probe   *probe.Probe     // nil = nobody finds out whether pods' packets are forwarded
+	no6     error            // why this node goes on without IPv6; nil = it need not
 	started time.Time
 	shown   []config.Shown // the configuration at the start
 	wake    chan struct{}  // holds a token while there is a State that Apply has not seen
@@ -126,7 +127,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		return err
 	}
 	told := settings(cfg, log)
-	told.Host = host
+	told.Host, told.Measured = host, egress.NewMeasured()
 	no6 := host.IPv6()
 	if !without6(told.Network, no6) {
 		no6 = nil
@@ -137,7 +138,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	if err != nil {
 		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode.Name, err)
 	}
-	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, started: time.Now(), no6: no6,
+	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, sized: told.Measured, started: time.Now(), no6: no6,
 		shown: cfg.Show(), wake: make(chan struct{}, 1), looks: make(chan struct{}, 1),
 		around: func() uint64 { return host.Surroundings(backend.Owner) }}
 
@@ -160,7 +161,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	defer attached.Close()
 	d.probe = probe.New(host, func() probe.Node {
 		n := d.forPods()
-		return probe.Node{Prefixes: n.Prefixes, MTU: n.MTU, Pods: attached.Count() > 0}
+		return probe.Node{Prefixes: n.Prefixes, MTU: n.MTU, Pods: attached.Count() > 0, Peers: d.innerAddresses(n.Prefixes)}
 	}, log)
 	if d.losses.watch, err = txloss.New(); err != nil {
 		return errors.Join(err, b.Close())
@@ -179,6 +180,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		group.Go(func() error { return d.policies.Run(ctx) })
 	}
 	group.Go(func() error { return d.probe.Run(ctx) })
+	group.Go(func() error { return d.measure(ctx) })
 	group.Go(func() error { return b.Run(ctx, d.lookAt) })
 	group.Go(func() error { return d.follow(ctx) })
 	group.Go(func() error { d.applyAll(ctx, parts); return nil })

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -82,8 +83,8 @@ func (d *Daemon) summary() string {
 	if !s.Ready {
 		return "not ready: " + s.Reason
 	}
-	if wrong := d.probe.Wrong(); wrong != "" {
-		return "not ready: " + wrong
+	if at, across := d.probe.Wrong(); at+across != "" {
+		return "not ready: " + cmp.Or(at, across)
 	}
 	text := fmt.Sprintf("ready: mode %s, %d nodes, inner MTU %d", s.Mode, s.Control.Nodes, s.InnerMTU)
 	if n := len(s.Problems); n > 0 {

@@ -85,7 +85,8 @@ func (d *Daemon) Path(q api.PathQuestion) (api.Path, error) {
 	if state == nil {
 		return api.Path{}, errors.New("trace: the control source has not spoken yet: see `weft status`")
 	}
-	n := trace.Node{State: state, Status: d.backend.Status(), Mode: d.cfg.Mode, Host: d.host, Stopped: d.probe.Wrong(), Masquerade: d.cfg.CNI.Masquerade}
+	n := trace.Node{State: state, Status: d.backend.Status(), Mode: d.cfg.Mode, Host: d.host, Masquerade: d.cfg.CNI.Masquerade}
+	n.Stopped, n.StoppedAcross = d.probe.Wrong()
 	if b := d.backend.Lanes(); b != nil {
 		n.Decide = b.Decide
 		n.Stages = map[dataplane.Direction][]string{}

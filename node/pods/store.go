@@ -17,6 +17,7 @@ import (
 
 	"weft/api"
 	"weft/control"
+	"weft/internal/holder"
 	"weft/node/probe"
 )
 
@@ -83,7 +84,14 @@ type store struct {
 func openStore(file, bootID string) (*store, error) {
 	db, err := bolt.Open(file, 0o600, &bolt.Options{Timeout: time.Second})
 	if err != nil {
-		return nil, fmt.Errorf("pods: open %s: %w: is another daemon running? A file that is damaged may be removed once all pods of the node are", file, err)
+		remedy := "see `weft doctor`; a file that is damaged may be removed once all pods of the node are"
+		if errors.Is(err, bolterrors.ErrTimeout) {
+			remedy = "somebody has locked it: stop that"
+			if by := holder.File(file); len(by) > 0 {
+				remedy = fmt.Sprintf("it is locked by %s: stop that", strings.Join(by, " and "))
+			}
+		}
+		return nil, fmt.Errorf("pods: open %s: %w: %s", file, err, remedy)
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
 		if meta := tx.Bucket(bucketMeta); meta != nil && string(meta.Get([]byte("boot"))) != bootID {

@@ -2,7 +2,9 @@
 // link as pods have, through whatever the machine has in their way. A setting that looks right proves nothing; a packet that comes back does.
 //
 // The packets go from one reserved address to another, both behind the same link: the node has to forward them, and no other node, no pod and
-// no tunnel has a part in it. There is a link while the node has pods; it is the daemon's and goes with it.
+// no tunnel has a part in it. What stops packets at the device that leads to the others, such a one does not meet; so others go to peers' own addresses, which
+// their kernels answer. Where one of those is lost, a peer may be the reason, and it is this node's only if that peer answers the node itself, and
+// something is found here that drops the packets. There is a link while the node has pods; it is the daemon's and goes with it.
 package probe
 
 import (
@@ -47,7 +49,8 @@ const (
 type Node struct {
 	Prefixes []netip.Prefix // the node's own; none = it is not known yet
 	MTU      int
-	Pods     bool // it has any
+	Pods     bool         // it has any
+	Peers    []netip.Addr // other nodes' own addresses in the overlay
 }
 
 // Probe judges one network namespace, that of the thread which called New.
@@ -60,26 +63,31 @@ type Probe struct {
 	inode   uint64
 	mac     [6]byte
 	every   time.Duration
-	verdict atomic.Pointer[string]
+	across  map[bool]*across // by whether it is IPv6
+	verdict atomic.Pointer[verdict]
 }
+
+// verdict is what stops packets and the remedy; "" = nothing.
+type verdict struct{ within, across string }
 
 // New returns a Probe that has made nothing yet.
 func New(host *hostnet.Host, node func() Node, log *zap.Logger) *Probe {
-	p := &Probe{host: host, node: node, log: log, ns: -1, every: every}
+	p := &Probe{host: host, node: node, log: log, ns: -1, every: every, across: map[bool]*across{false: {}, true: {}}}
 	_, _ = rand.Read(p.mac[:]) // never fails
 	p.mac[0] = p.mac[0]&^1 | 2
 	return p
 }
 
-// Wrong says in words what keeps pods' packets from being forwarded, and the remedy; "" where they are, or where it is not known.
-func (p *Probe) Wrong() string {
+// Wrong says in words what keeps pods' packets from being forwarded at all, or across to other nodes, and the remedy; "" where they are, or where it is not
+// known.
+func (p *Probe) Wrong() (at, across string) {
 	if p == nil {
-		return ""
+		return "", ""
 	}
 	if v := p.verdict.Load(); v != nil {
-		return *v
+		return v.within, v.across
 	}
-	return ""
+	return "", ""
 }
 
 // Run judges until ctx ends.
@@ -108,22 +116,22 @@ func (p *Probe) Run(ctx context.Context) error {
 				_ = p.host.Apply(Owner, hostnet.Want{})
 				standing = false
 			}
-			p.say("")
+			p.say(verdict{})
 			continue
 		}
-		if err := p.setup(n, pairs); err != nil {
+		if err := p.setup(n, pairs, false); err != nil {
 			if !standing {
 				p.log.Warn("whether pods' packets are forwarded cannot be found out", zap.Error(err))
 			}
 			standing = true
-			p.say("")
+			p.say(verdict{})
 			continue
 		}
 		standing = true
-		text := ""
+		var v verdict
 		for _, pair := range pairs {
 			v6 := pair[0].Is6()
-			back, err := p.send(ctx, pair)
+			back, err := p.send(ctx, pair[0], pair[1])
 			switch {
 			case err != nil, back:
 				lost[v6] = 0
@@ -132,24 +140,36 @@ func (p *Probe) Run(ctx context.Context) error {
 				lost[v6]++
 			}
 			if lost[v6] >= enough && ctx.Err() == nil {
-				text = strings.TrimPrefix(text+"; "+p.blame(ctx, pair), "; ")
+				v.within = strings.TrimPrefix(v.within+"; "+p.blame(ctx, pair), "; ")
 			} else if lost[v6] > 0 {
-				text = p.Wrong() // not sure yet
+				v.within, _ = p.Wrong() // not sure yet
 			}
 		}
-		p.say(text)
+		for _, pair := range pairs {
+			if v.within != "" { // nothing gets as far as the others
+				break
+			}
+			if text := p.lookAcross(ctx, n, pairs, pair[0]); text != "" {
+				v.across = strings.TrimPrefix(v.across+"; "+text, "; ")
+			}
+		}
+		if ctx.Err() == nil {
+			p.say(v)
+		}
 	}
 }
 
-func (p *Probe) say(text string) {
-	if before := p.Wrong(); before != text {
-		if text == "" {
+func (p *Probe) say(v verdict) {
+	var before verdict
+	before.within, before.across = p.Wrong()
+	if text := strings.TrimPrefix(v.within+"; "+v.across, "; "); before != v {
+		if v == (verdict{}) {
 			p.log.Info("pods' packets are forwarded again")
 		} else {
-			p.log.Error("pods' packets are not forwarded", zap.String("reason", text))
+			p.log.Error("pods' packets are not forwarded", zap.String("reason", strings.TrimSuffix(text, "; ")))
 		}
 	}
-	p.verdict.Store(&text)
+	p.verdict.Store(&v)
 }
 
 // smallest are the shortest prefixes whose addresses would be missed: longer ones give none to the probe.
@@ -190,8 +210,8 @@ func reserved(prefixes []netip.Prefix) (pairs [][2]netip.Addr) {
 	return pairs
 }
 
-// setup makes namespace and link be there.
-func (p *Probe) setup(n Node, pairs [][2]netip.Addr) error {
+// setup makes namespace and link be there; with answers, what comes back from other nodes is traced as what is sent is.
+func (p *Probe) setup(n Node, pairs [][2]netip.Addr, answers bool) error {
 	if !p.ns.IsOpen() {
 		if err := p.unshare(); err != nil {
 			return err
@@ -207,8 +227,14 @@ func (p *Probe) setup(n Node, pairs [][2]netip.Addr) error {
 	}
 	hook, priority := *nftables.ChainHookIngress, *nftables.ChainPriorityRef(0)
 	w.Tables = []hostnet.Table{{Name: link, Family: nftables.TableFamilyNetdev, Chains: []hostnet.TableChain{{Name: "trace", Type: nftables.ChainTypeFilter,
-		Hook: &hook, Priority: &priority, Device: link, Rules: [][]expr.Any{{
-			&expr.Immediate{Register: 1, Data: []byte{1}}, &expr.Meta{Key: expr.MetaKeyNFTRACE, SourceRegister: true, Register: 1}}}}}}}
+		Hook: &hook, Priority: &priority, Device: link, Rules: [][]expr.Any{traced()}}}}}
+	if answers {
+		chain := hostnet.TableChain{Name: "answers", Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw}
+		for _, pair := range pairs {
+			chain.Rules = append(chain.Rules, append(hostnet.Match(ipnet.Host(pair[0]), false, true), traced()...))
+		}
+		w.Tables = append(w.Tables, hostnet.Table{Name: link, Family: nftables.TableFamilyINet, Chains: []hostnet.TableChain{chain}})
+	}
 	if err := p.host.Apply(Owner, w); err != nil {
 		return err
 	}
@@ -225,6 +251,11 @@ func (p *Probe) setup(n Node, pairs [][2]netip.Addr) error {
 		return fmt.Errorf("probe: set up its own end: %w", err)
 	}
 	return nil
+}
+
+// traced is the end of a rule: what meets it is traced.
+func traced() []expr.Any {
+	return []expr.Any{&expr.Immediate{Register: 1, Data: []byte{1}}, &expr.Meta{Key: expr.MetaKeyNFTRACE, SourceRegister: true, Register: 1}}
 }
 
 // unshare makes the namespace, on a thread that ends with it.
@@ -263,8 +294,8 @@ func (p *Probe) inside(fn func() error) error {
 	return <-done
 }
 
-// send sends a packet from one address to the other, and says whether it came back.
-func (p *Probe) send(ctx context.Context, pair [2]netip.Addr) (back bool, err error) {
+// send sends a packet from one address to another, and says whether it came back: itself, where the other is the probe's as well, else an echo reply.
+func (p *Probe) send(ctx context.Context, src, dst netip.Addr) (back bool, err error) {
 	gateway, err := p.host.Device(link)
 	if err != nil {
 		return false, err
@@ -292,7 +323,7 @@ func (p *Probe) send(ctx context.Context, pair [2]netip.Addr) (back bool, err er
 		if err := errors.Join(unix.Bind(fd, at), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)); err != nil {
 			return err
 		}
-		if err := unix.Sendto(fd, frame(gateway.MAC, p.mac, pair, mark[:]), 0, at); err != nil {
+		if err := unix.Sendto(fd, frame(gateway.MAC, p.mac, src, dst, mark[:]), 0, at); err != nil {
 			return err
 		}
 		buffer := make([]byte, 2048)
@@ -305,7 +336,7 @@ func (p *Probe) send(ctx context.Context, pair [2]netip.Addr) (back bool, err er
 				continue
 			}
 			// An ICMP error quotes what it is about, to the last byte.
-			if bytes.HasSuffix(buffer[:n], mark[:]) && isUDP(buffer[:n]) {
+			if bytes.HasSuffix(buffer[:n], mark[:]) && answers(buffer[:n]) {
 				back = true
 				return nil
 			}
@@ -315,38 +346,53 @@ func (p *Probe) send(ctx context.Context, pair [2]netip.Addr) (back bool, err er
 	return back, err
 }
 
-// isUDP says whether a frame holds a UDP datagram in IP without options.
-func isUDP(b []byte) bool {
-	const ether, protocol4, next6 = 14, 9, 6
-	at := ether + protocol4
-	if len(b) > ether && b[ether]>>4 == 6 {
-		at = ether + next6
+// answers says whether a frame holds an echo reply in IP without options, or a packet of the probe's that came back as it was.
+func answers(b []byte) bool {
+	const ether, protocol4, next6, head4, head6 = 14, 9, 6, 20, 40
+	if len(b) <= ether+head6 {
+		return false
 	}
-	return len(b) > at && b[at] == unix.IPPROTO_UDP
+	ip := b[ether:]
+	if ip[0]>>4 == 6 {
+		return ip[next6] == unix.IPPROTO_UDP || ip[next6] == unix.IPPROTO_ICMPV6 && ip[head6] == 129
+	}
+	return ip[protocol4] == unix.IPPROTO_UDP || ip[protocol4] == unix.IPPROTO_ICMP && ip[head4] == 0
 }
 
-// frame is a UDP datagram in IP in Ethernet. Its checksum is left out over IPv4, as RFC 768 permits.
-func frame(to, from [6]byte, pair [2]netip.Addr, payload []byte) []byte {
-	b := append(append([]byte{}, to[:]...), from[:]...)
-	length := 8 + len(payload)
-	if pair[0].Is4() {
-		head := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
-		binary.BigEndian.PutUint16(head[2:], uint16(20+length))
-		head = append(append(head, pair[0].AsSlice()...), pair[1].AsSlice()...)
-		binary.BigEndian.PutUint16(head[10:], checksum(head))
-		b = append(append(b, 0x08, 0x00), head...)
+// frame is a packet in IP in Ethernet: a UDP datagram, whose checksum is left out over IPv4, as RFC 768 permits, from one of the probe's addresses to the other;
+// to somebody else an echo request. The payload has an even number of bytes.
+func frame(to, from [6]byte, src, dst netip.Addr, payload []byte) []byte {
+	pseudo := func(protocol byte, length int) []byte {
+		return append(append(append([]byte{}, src.AsSlice()...), dst.AsSlice()...), 0, 0, 0, byte(length), 0, 0, 0, protocol)
+	}
+	length, v6 := 8+len(payload), src.Is6()
+	var protocol byte
+	var body []byte
+	if toItself := src.Next() == dst; toItself {
+		protocol = unix.IPPROTO_UDP
+		body = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, port), port)
+		body = append(append(binary.BigEndian.AppendUint16(body, uint16(length)), 0, 0), payload...)
+		if v6 {
+			binary.BigEndian.PutUint16(body[6:], checksum(append(pseudo(protocol, length), body...)))
+		}
 	} else {
-		head := []byte{0x60, 0, 0, 0, 0, byte(length), unix.IPPROTO_UDP, 64}
-		b = append(append(b, 0x86, 0xdd), append(append(head, pair[0].AsSlice()...), pair[1].AsSlice()...)...)
+		protocol, body = unix.IPPROTO_ICMP, append([]byte{8, 0, 0, 0, payload[0], payload[1], 0, 1}, payload...)
+		summed := body
+		if v6 {
+			protocol, body[0] = unix.IPPROTO_ICMPV6, 128
+			summed = append(pseudo(protocol, length), body...)
+		}
+		binary.BigEndian.PutUint16(body[2:], checksum(summed))
 	}
-	udp := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, port), port)
-	udp = append(binary.BigEndian.AppendUint16(udp, uint16(length)), 0, 0)
-	udp = append(udp, payload...)
-	if pair[0].Is6() {
-		pseudo := append(append(append([]byte{}, pair[0].AsSlice()...), pair[1].AsSlice()...), 0, 0, 0, byte(length), 0, 0, 0, unix.IPPROTO_UDP)
-		binary.BigEndian.PutUint16(udp[6:], checksum(append(pseudo, udp...)))
+	b := append(append([]byte{}, to[:]...), from[:]...)
+	if v6 {
+		b = append(b, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(length), protocol, 64)
+		return append(append(append(b, src.AsSlice()...), dst.AsSlice()...), body...)
 	}
-	return append(b, udp...)
+	head := []byte{0x45, 0, 0, byte(20 + length), 0, 0, 0, 0, 64, protocol, 0, 0}
+	head = append(append(head, src.AsSlice()...), dst.AsSlice()...)
+	binary.BigEndian.PutUint16(head[10:], checksum(head))
+	return append(append(append(b, 0x08, 0x00), head...), body...)
 }
 
 // checksum is the Internet checksum (RFC 1071) of an even number of bytes.
@@ -374,14 +420,14 @@ func (p *Probe) blame(ctx context.Context, pair [2]netip.Addr) string {
 	if on, err := p.host.Forwards(link, pair[0].Is6()); err == nil && !on {
 		return what + fmt.Sprintf("net.%s.conf.*.forwarding is 0 on pods' links: sysctl -w net.%[1]s.conf.all.forwarding=1", fam)
 	}
-	rule, err := p.host.TracedDrop(ctx, wait, func() { _, _ = p.send(ctx, pair) })
+	rule, err := p.host.TracedDrop(ctx, wait, func() { _, _ = p.send(ctx, pair[0], pair[1]) })
 	switch {
 	case rule != "":
 		return what + rule + ": let the network's prefixes pass before it, as source and as destination"
 	case err != nil:
 		return what + err.Error()
 	}
-	if tables := hostnet.LegacyTables(); len(tables) > 0 {
+	if tables := p.host.Legacy(); len(tables) > 0 {
 		return what + fmt.Sprintf("no rule of nftables drops them, and %s has rules: see `%[1]s -S FORWARD`, and let the network's prefixes pass there, as source and as destination", strings.Join(tables, " and "))
 	}
 	return what + "no rule of nftables drops them, and there is no iptables-legacy: see tc and XDP programs on the link " + link + ", and net." + fam + ".conf.*.rp_filter"

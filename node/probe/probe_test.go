@@ -61,7 +61,8 @@ func TestWrong(t *testing.T) {
 	says := func(want string) {
 		t.Helper()
 		nettest.Eventually(t, time.Minute, func() error {
-			got := p.Wrong()
+			at, across := p.Wrong()
+			got := at + across
 			if got == "" && want != "" || !strings.Contains(got, want) || want == "" && got != "" {
 				return fmt.Errorf("%q, want %q", got, want)
 			}
@@ -90,6 +91,107 @@ func TestWrong(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestAcross: what stops packets at the device that leads to other nodes, there or back, is found out and named; what somebody else does is not held against
+// this node.
+func TestAcross(t *testing.T) {
+	nettest.RequireTool(t, "nft", "ip", "iptables-legacy")
+	t.Parallel()
+	ns, far := nettest.New(t), nettest.New(t)
+	nettest.Pair(t, nettest.End{NS: ns, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.1/24", "2001:db8::1/64")}, nettest.End{NS: far, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.2/24", "2001:db8::2/64")}, 1500)
+	for _, key := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		if err := ns.Sysctl(key, "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ns.MustRun(t, "sh", "-ec", "ip route add 10.244.2.0/24 via 192.0.2.2; ip -6 route add fd00:10:244:2::/64 via 2001:db8::2")
+	far.MustRun(t, "sh", "-ec", `ip addr add 10.244.2.1/32 dev lo; ip addr add fd00:10:244:2::1/128 dev lo nodad
+		ip route add 10.244.1.0/24 via 192.0.2.1; ip -6 route add fd00:10:244:1::/64 via 2001:db8::1`)
+	node := Node{Prefixes: nettest.Prefixes("10.244.1.0/24", "fd00:10:244:1::/64"), MTU: 1450, Pods: true,
+		Peers: []netip.Addr{netip.MustParseAddr("10.244.2.1"), netip.MustParseAddr("fd00:10:244:2::1")}}
+	var h *hostnet.Host
+	var err error
+	ns.Do(func() { h, err = hostnet.New(zaptest.NewLogger(t), Owner) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := New(h, func() Node { return node }, zaptest.NewLogger(t))
+	p.every = 50 * time.Millisecond
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := ns.Go(func() error { return p.Run(ctx) })
+	watched := ns.Go(func() error { return h.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-ended, <-watched, h.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	says := func(want string) {
+		t.Helper()
+		nettest.Eventually(t, time.Minute, func() error {
+			at, across := p.Wrong()
+			if at != "" || across == "" && want != "" || want == "" && across != "" || !strings.Contains(across, want) {
+				return fmt.Errorf("%q, %q, want %q", at, across, want)
+			}
+			return nil
+		})
+	}
+	const chain = "nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 10; }; add rule inet fw f "
+	for _, c := range []struct{ do, undo, want string }{
+		{chain + "oifname eth0 drop'", "nft delete table inet fw", "IPv4 packets are not forwarded between pods and other nodes: nftables chain inet fw f drops or rejects them by its rule of handle"},
+		{chain + "iifname eth0 meta nfproto ipv6 reject'", "nft delete table inet fw", "IPv6 packets are not forwarded between pods and other nodes: nftables chain inet fw f drops"},
+		{"iptables-legacy -A FORWARD -i eth0 -j DROP", "iptables-legacy -F", "iptables-legacy has rules"},
+		{"echo 0 >/proc/sys/net/ipv4/conf/eth0/forwarding", "echo 1 >/proc/sys/net/ipv4/conf/eth0/forwarding", "net.ipv4.conf.eth0.forwarding is 0"},
+	} {
+		says("")
+		ns.MustRun(t, "sh", "-ec", c.do)
+		says(c.want)
+		ns.MustRun(t, "sh", "-ec", c.undo)
+	}
+	says("")
+	// Another node that answers nothing, or this one alone, has its own reasons. One that is lost besides is named: so the probe has looked meanwhile.
+	far.MustRun(t, "nft", "add table inet fw; add chain inet fw i { type filter hook input priority 0; }; add rule inet fw i ip saddr 10.244.1.0/24 drop")
+	ns.MustRun(t, "sh", "-ec", chain+"oifname eth0 meta nfproto ipv6 drop'")
+	says("IPv6 packets")
+	if _, across := p.Wrong(); strings.Contains(across, "IPv4") {
+		t.Errorf("said of somebody else's firewall: %q", across)
+	}
+	if out := ns.MustRun(t, "nft", "list", "tables"); strings.Contains(out, "inet "+link) {
+		nettest.Eventually(t, time.Minute, func() error {
+			if out := ns.MustRun(t, "nft", "list", "tables"); strings.Contains(out, "inet "+link) {
+				return errors.New("answers are traced for ever: " + out)
+			}
+			return nil
+		})
+	}
+}
+
+// TestAnswers: what the probe sends is what it takes for an answer, and errors about it are not.
+func TestAnswers(t *testing.T) {
+	for _, pair := range [][2]string{{"10.244.1.253", "10.244.1.254"}, {"fd00::fffe", "fd00::ffff"}} {
+		src, itself := netip.MustParseAddr(pair[0]), netip.MustParseAddr(pair[1])
+		if !answers(frame([6]byte{}, [6]byte{}, src, itself, make([]byte, 16))) {
+			t.Errorf("%v: its own packet", src)
+		}
+		request := frame([6]byte{}, [6]byte{}, src, src.Prev(), make([]byte, 16))
+		if answers(request) {
+			t.Errorf("%v: a request", src)
+		}
+		at, reply := 14+20, byte(0)
+		if src.Is6() {
+			at, reply = 14+40, 129
+		}
+		if request[at] = reply; !answers(request) {
+			t.Errorf("%v: a reply", src)
+		}
+		if request[at] = 3; answers(request) {
+			t.Errorf("%v: an error", src)
+		}
+		for n := range request {
+			answers(request[:n])
+		}
+	}
 }
 
 // TestReserved: the last addresses of prefixes that have many.

@@ -109,6 +109,9 @@ func open(r xdp.Request, options *asavie.SocketOptions) (*asavie.Socket, error) 
 			return socket, nil
 		}
 		if !strings.Contains(err.Error(), unix.EBUSY.Error()) || time.Now().After(deadline) {
+			if strings.Contains(err.Error(), unix.EBUSY.Error()) {
+				err = fmt.Errorf("queue %d: %w: %s", r.Queue, err, xdp.TakenBy(r.Ifindex, r.Queue))
+			}
 			return nil, err
 		}
 		time.Sleep(bindPause)

@@ -1,4 +1,5 @@
-package doctor
+// Package echo asks other hosts for ICMP echo replies, of any size and in one piece (RFC 792, RFC 4443 §4). It needs CAP_NET_RAW.
+package echo
 
 import (
 	"context"
@@ -20,18 +21,18 @@ const (
 	echoHeader = 8
 )
 
-// errSilent says that no reply came.
-var errSilent = errors.New("no answer")
+// ErrSilent says that no reply came.
+var ErrSilent = errors.New("no answer")
 
-// echoReply is what an echo reply tells.
-type echoReply struct {
-	took     time.Duration
-	fragment int // bytes of the largest fragment it came in, 0 = it came in one piece
+// Reply is what an echo reply tells.
+type Reply struct {
+	Took     time.Duration
+	Fragment int // bytes of the largest fragment it came in, 0 = it came in one piece
 }
 
-// echo sends an ICMP echo request that makes an IP packet of length bytes, may not be fragmented on the way, and does not heed what
-// is known of the path; it waits for the reply. tries requests are sent, wait apart. Without a reply the error is errSilent.
-func echo(ctx context.Context, to netip.Addr, length, tries int, wait time.Duration) (echoReply, error) {
+// Ask sends an ICMP echo request that makes an IP packet of length bytes, may not be fragmented on the way, and does not heed what
+// is known of the path; it waits for the reply. tries requests are sent, wait apart. Without a reply the error is ErrSilent.
+func Ask(ctx context.Context, to netip.Addr, length, tries int, wait time.Duration) (Reply, error) {
 	network, header, request, reply := "ip4:icmp", ipv4Header, byte(8), byte(0)
 	if to.Is6() {
 		network, header, request, reply = "ip6:ipv6-icmp", ipv6Header, 128, 129
@@ -39,14 +40,14 @@ func echo(ctx context.Context, to netip.Addr, length, tries int, wait time.Durat
 	var dial net.Dialer
 	c, err := dial.DialContext(ctx, network, to.String())
 	if err != nil {
-		return echoReply{}, fmt.Errorf("echo: %w", err)
+		return Reply{}, fmt.Errorf("echo: %w", err)
 	}
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	conn := c.(*net.IPConn)
 	if err := unfragmented(conn, to); err != nil {
-		return echoReply{}, fmt.Errorf("echo: %w", err)
+		return Reply{}, fmt.Errorf("echo: %w", err)
 	}
 	message := make([]byte, max(length-header, echoHeader))
 	message[0] = request
@@ -61,11 +62,11 @@ func echo(ctx context.Context, to netip.Addr, length, tries int, wait time.Durat
 		}
 		sent := time.Now()
 		if _, err := conn.Write(message); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
-			return echoReply{}, fmt.Errorf("echo: %w", err)
+			return Reply{}, fmt.Errorf("echo: %w", err)
 		}
 		conn.SetReadDeadline(sent.Add(wait))
 		if ctx.Err() != nil {
-			return echoReply{}, ctx.Err()
+			return Reply{}, ctx.Err()
 		}
 		for {
 			n, o, _, _, err := conn.ReadMsgIP(in, oob)
@@ -79,11 +80,11 @@ func echo(ctx context.Context, to netip.Addr, length, tries int, wait time.Durat
 				got = got[min(n, int(got[0]&0xf)*4):]
 			}
 			if len(got) == len(message) && got[0] == reply && binary.BigEndian.Uint16(got[4:]) == id && int(binary.BigEndian.Uint16(got[6:])) <= try {
-				return echoReply{time.Since(sent), fragmentSize(oob[:o])}, nil
+				return Reply{time.Since(sent), fragmentSize(oob[:o])}, nil
 			}
 		}
 	}
-	return echoReply{}, errSilent
+	return Reply{}, ErrSilent
 }
 
 // unfragmented makes a socket send nothing in fragments, and tell of received ones (ip(7): IP_PMTUDISC_PROBE sets DF and ignores the
@@ -138,18 +139,14 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// refuses says whether somebody answers an empty datagram to a UDP port with ICMP "port unreachable".
-func refuses(ctx context.Context, to netip.AddrPort, wait time.Duration) bool {
-	var dial net.Dialer
-	c, err := dial.DialContext(ctx, "udp", to.String())
-	if err != nil {
-		return false
+// Largest finds the largest length that passes, where good does and bad does not.
+func Largest(good, bad int, passes func(int) bool) int {
+	for bad-good > 1 {
+		if middle := (good + bad) / 2; passes(middle) {
+			good = middle
+		} else {
+			bad = middle
+		}
 	}
-	defer c.Close()
-	if _, err := c.Write(nil); err != nil {
-		return errors.Is(err, unix.ECONNREFUSED)
-	}
-	c.SetReadDeadline(time.Now().Add(wait))
-	_, err = c.Read(make([]byte, 1))
-	return errors.Is(err, unix.ECONNREFUSED)
+	return good
 }
