@@ -3,7 +3,6 @@ package catalog
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 
 	"weft/backend"
@@ -56,7 +55,7 @@ func readKeys(keyFile, pskFile string) (password *sealed.Password, own string, e
 		return password, own, nil
 	case password == nil:
 		return nil, "", fmt.Errorf("encryption.key_file: %w, or set encryption.psk_file on all nodes", err)
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, sealed.ErrNoKey):
 		return password, "", nil
 	}
 	return nil, "", fmt.Errorf("encryption.key_file: %w; or remove the file, where the password is to be all", err)
