@@ -19,12 +19,12 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
-	"os"
 	"time"
 
 	"go.uber.org/zap"
 
 	"weft/control"
+	"weft/internal/plainfile"
 )
 
 const (
@@ -158,7 +158,7 @@ func (s *Source) reread(last seen, self control.Node) (seen, bool) {
 
 // read returns the file's bytes, nil where there is no file.
 func (s *Source) read() ([]byte, error) {
-	data, err := os.ReadFile(s.file)
+	data, err := plainfile.Read(s.file, plainfile.Most)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

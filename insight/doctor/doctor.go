@@ -59,7 +59,7 @@ func Examine(ctx context.Context, p Subject) []Finding {
 	list = append(list, underlay(p, status, known)...)
 	list = append(list, port(p, status, err == nil))
 	list = append(list, detours(p)...)
-	list = append(list, forwarding()...)
+	list = append(list, forwarding(p)...)
 	list = append(list, ipv6(p), socketBuffers())
 	list = append(list, daemon(status, err)...)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"weft/api"
@@ -113,14 +114,19 @@ func pathFilter(device string) Finding {
 	return Finding{name, OK, "not strict on " + device, ""}
 }
 
-// forwarding says whether the node passes packets on; the daemon turns it on where it is off.
-func forwarding() []Finding {
+// forwarding says whether the node passes packets on; the daemon turns it on where it is off and the overlay needs it.
+func forwarding(p Subject) []Finding {
+	needs := func(v6 bool) bool {
+		return p.Config == nil || slices.ContainsFunc(p.Config.Network.Prefixes, func(n netip.Prefix) bool { return n.Addr().Is6() == v6 })
+	}
 	var list []Finding
 	for name, key := range map[string]string{"forwarding v4": "ipv4/ip_forward", "forwarding v6": "ipv6/conf/all/forwarding"} {
 		switch v, err := sysctl(key); {
 		case errors.Is(err, fs.ErrNotExist): // a kernel without the family; ipv6 says so
 		case err != nil:
 			list = append(list, Finding{name, Note, err.Error(), "mount /proc/sys"})
+		case v == "0" && !needs(name == "forwarding v6"):
+			list = append(list, Finding{name, OK, "off, and network.prefixes need none", ""})
 		case v == "0":
 			list = append(list, Finding{name, Note, "off", "nothing to do: the daemon turns it on"})
 		default:

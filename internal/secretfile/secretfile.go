@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"weft/internal/plainfile"
 )
 
 // ErrExposed says that others than root and this process's user could have read a secret, or chosen it.
@@ -44,7 +46,7 @@ func secretVolume(f *os.File) bool {
 // ReadUnlessSecret is Read for a file that may do without secrets in it: one that others may read is refused only if hasSecret says
 // that there is one; one that others own or may write to is refused in any case.
 func ReadUnlessSecret(file string, most int, hasSecret func([]byte) bool) ([]byte, error) {
-	f, err := os.Open(file)
+	f, err := plainfile.Open(file)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"weft/control"
 	"weft/hostnet"
 	"weft/internal/ipnet"
+	"weft/internal/plainfile"
 )
 
 // Damaged is what is put behind the name of a store that cannot be used.
@@ -260,7 +261,7 @@ func (m *Manager) fromNode(r *record, near *netlink.LinkAttrs) error {
 func cached(dir string) (list []*record) {
 	files, _ := filepath.Glob(filepath.Join(dir, "*"))
 	for _, f := range files {
-		data, err := os.ReadFile(f)
+		data, err := plainfile.Read(f, plainfile.Most)
 		if err != nil {
 			continue
 		}

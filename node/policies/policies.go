@@ -23,6 +23,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/hostnet"
+	"weft/internal/plainfile"
 	"weft/policy"
 	"weft/policy/nft"
 )
@@ -87,7 +88,7 @@ func New(o Options) (*Manager, error) {
 
 // Check reads a file and says what is wrong with it.
 func Check(file string) error {
-	data, err := os.ReadFile(file)
+	data, err := plainfile.Read(file, plainfile.Most)
 	if err != nil {
 		return fmt.Errorf("policy.file: %w", err)
 	}
@@ -129,7 +130,7 @@ func (m *Manager) reread() bool {
 	}
 	var data []byte
 	if err == nil {
-		data, err = os.ReadFile(m.o.File)
+		data, err = plainfile.Read(m.o.File, plainfile.Most)
 	}
 	if err == nil && m.stat != nil && bytes.Equal(data, m.data) {
 		m.stat = stat
