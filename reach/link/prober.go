@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +20,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// breath is between two looks at all targets, whatever is due: with thousands something always is.
+const breath = 5 * time.Millisecond
+
 // answersMost bounds how many probes of one peer are answered in a second.
 const answersMost = 100
 
@@ -31,6 +35,7 @@ type Prober struct {
 	nonces  map[uint64]*track
 	peers   map[netip.Addr]int // inner addresses of peers → how many of their probes were answered in this second
 	conns   map[netip.Addr]*conn
+	most    int            // probes of one peer that are answered in a second
 	index   map[string]int // of devices; forgotten each second, and where the kernel says otherwise
 	readers sync.WaitGroup
 	closed  bool
@@ -50,7 +55,7 @@ func New(log *zap.Logger) *Prober {
 	if log == nil {
 		log = zap.NewNop()
 	}
-	return &Prober{log: log, tracks: map[id]*track{}, nonces: map[uint64]*track{}, peers: map[netip.Addr]int{}, conns: map[netip.Addr]*conn{}, index: map[string]int{},
+	return &Prober{log: log, tracks: map[id]*track{}, nonces: map[uint64]*track{}, peers: map[netip.Addr]int{}, conns: map[netip.Addr]*conn{}, index: map[string]int{}, most: answersMost,
 		again: make(chan struct{}, 1), news: make(chan struct{}, 1)}
 }
 
@@ -188,15 +193,18 @@ func (p *Prober) turn(now time.Time) (wait time.Duration) {
 	stretch := max(1, (float64(chosen)/interval.Seconds()+float64(others)/standby.Seconds())/budget)
 	for _, t := range p.tracks {
 		changed := t.expired(now)
+		every := time.Duration(float64(standby) * stretch)
+		if t.Chosen || t.Known && !t.Up { // to return soon, it has to be looked at often
+			every = time.Duration(float64(interval) * stretch)
+		}
+		if t.due.IsZero() || now.Sub(t.due) > every { // not all at once
+			t.due = now.Add(mathrand.N(every))
+		}
+		if now.Before(t.due.Add(-every)) { // it has become more urgent
+			t.due = now
+		}
 		if !now.Before(t.due) {
-			every := standby
-			if t.Chosen || t.Known && !t.Up { // to return soon, it has to be looked at often
-				every = interval
-			}
-			if t.due.IsZero() || now.Sub(t.due) > every { // not all at once
-				t.due = now
-			}
-			t.due = t.due.Add(time.Duration(float64(every) * stretch))
+			t.due = t.due.Add(every)
 			if err := p.send(t, now); err != nil && t.failed(err, now) {
 				changed = true
 			}
@@ -209,7 +217,7 @@ func (p *Prober) turn(now time.Time) (wait time.Duration) {
 			wait = min(wait, t.patience()-now.Sub(t.sent[(t.next+memory-1)%memory].at))
 		}
 	}
-	return max(wait, time.Millisecond)
+	return max(wait, breath)
 }
 
 // send sends a probe. The lock is held.
@@ -268,7 +276,7 @@ func (p *Prober) read(c *conn) {
 		}
 		p.mu.Lock()
 		answered, known := p.peers[from.Addr()]
-		answer := known && m.kind == kindProbe && answered < answersMost
+		answer := known && m.kind == kindProbe && answered < p.most
 		if answer {
 			p.peers[from.Addr()]++
 		}
