@@ -64,6 +64,8 @@ type Status struct {
 
 	CookiesSent uint64 `json:"cookies_sent,omitempty"` // in answer to handshakes of nobody known
 
+	PeersByWay map[string]int `json:"peers_by_way"` // how many peers are reached by each way; "none" = by none, see the problems
+
 	Control  Control   `json:"control"`
 	Apply    Apply     `json:"apply"`
 	Problems []Problem `json:"problems"`

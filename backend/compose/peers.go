@@ -32,6 +32,15 @@ func (p *Planner) choose(nodes []control.Node, plans []backend.Plan) []int {
 	now := p.now()
 	chosen := make([]int, len(nodes))
 	at := make([]int, len(plans)) // in their hops, which are in order as the nodes are
+	wrong := make([]map[string]string, len(plans))
+	for j := range plans {
+		wrong[j] = make(map[string]string, len(plans[j].Problems))
+		for _, problem := range plans[j].Problems {
+			if _, told := wrong[j][problem.Node]; !told {
+				wrong[j][problem.Node] = problem.Text
+			}
+		}
+	}
 	offers := make([]offer, len(plans))
 	for i := range nodes {
 		n := &nodes[i]
@@ -44,7 +53,7 @@ func (p *Planner) choose(nodes []control.Node, plans []backend.Plan) []int {
 			if at[j] < len(hops) && hops[at[j]].Node == n.Name {
 				hop = &hops[at[j]]
 			}
-			offers[j] = p.offer(j, n, hop, plans[j].Problems)
+			offers[j] = p.offer(j, n, hop, wrong[j][n.Name])
 		}
 		r := p.peers[n.Name]
 		if r == nil {
@@ -67,8 +76,8 @@ func (p *Planner) choose(nodes []control.Node, plans []backend.Plan) []int {
 	return chosen
 }
 
-// offer is what a carrier has for a node: hop, or nil and a reason among the problems.
-func (p *Planner) offer(carrier int, n *control.Node, hop *backend.Hop, problems []control.Problem) offer {
+// offer is what a carrier has for a node: hop, or nil and what is wrong.
+func (p *Planner) offer(carrier int, n *control.Node, hop *backend.Hop, wrong string) offer {
 	c := &p.carriers[carrier]
 	o := offer{mode: c.Mode}
 	o.way, o.unfit = p.way(c, n)
@@ -77,11 +86,8 @@ func (p *Planner) offer(carrier int, n *control.Node, hop *backend.Hop, problems
 		o.link = p.link(n, o.way)
 		return o
 	}
-	for _, problem := range problems {
-		if problem.Node == n.Name {
-			o.unfit = problem.Text
-			return o
-		}
+	if o.unfit = wrong; wrong != "" {
+		return o
 	}
 	o.unfit = fmt.Sprintf("none of its endpoints %v is of an address family that this node has", n.Endpoints)
 	return o

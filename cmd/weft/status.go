@@ -45,6 +45,7 @@ func printStatus(w io.Writer, s api.Status) {
 	row(w, "devices", commas(s.Devices))
 	row(w, "mtu", fmt.Sprintf("%d inside, %d underlay (%s)", s.InnerMTU, s.UnderlayMTU, commas(s.Underlay)))
 	row(w, "nodes", fmt.Sprintf("%d from %s, confirmed %s", s.Control.Nodes, s.Control.Kind, age(s.Control.AsOf, s.Now)))
+	row(w, "peers by way", pairs(s.PeersByWay))
 	row(w, "applied", applied(s))
 	row(w, "features", pairs(s.Features))
 	row(w, "repairs", s.Repairs)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/catalog/mode"
 	"weft/internal/kernel"
 	"weft/internal/sock"
 )
@@ -52,7 +53,7 @@ func Abilities(p Subject) (list []Finding) {
 		f := Finding{Name: a.String(), Level: OK, Found: "works"}
 		if err := a.Probe(); err != nil {
 			f.Level, f.Found, f.Remedy = Note, fmt.Sprintf("%v: modes %s cannot run here", err, strings.Join(needed, ", ")), a.Remedy()
-			if p.Config != nil && slices.Contains(needed, p.Config.Mode.Name) {
+			if p.Config != nil && slices.ContainsFunc(p.Config.Modes, func(m mode.Mode) bool { return slices.Contains(needed, m.Name) }) {
 				f.Level = Missing
 			}
 		}

@@ -39,6 +39,9 @@ func underlay(p Subject, s api.Status, known []api.Peer) []Finding {
 	if len(s.Endpoints) > 0 {
 		self.Endpoints, nodes = s.Endpoints, nil
 		for _, peer := range known {
+			if !peer.Reached() {
+				continue
+			}
 			nodes = append(nodes, control.Node{Name: peer.Node, Endpoints: []netip.Addr{peer.Endpoint.Addr()}})
 		}
 	}

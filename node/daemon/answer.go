@@ -82,7 +82,15 @@ func (d *Daemon) status() api.Status {
 		Features: b.Features, KernelDrops: b.KernelDrops, Repairs: b.Repairs,
 		Cipher: d.cfg.Encryption.Cipher, Rejected: b.Rejected, CookiesSent: b.CookiesSent,
 		Control: api.Control{Kind: d.cfg.Control.Kind}, Apply: apply,
-		Endpoints: []netip.Addr{}, Prefixes: []netip.Prefix{}, Problems: []api.Problem{}, Obstacles: []string{},
+		Endpoints: []netip.Addr{}, Prefixes: []netip.Prefix{}, Problems: []api.Problem{}, Obstacles: []string{}, PeersByWay: map[string]int{},
+	}
+	for _, h := range b.Hops {
+		if h.Way != "" { // else it is about to be known
+			s.PeersByWay[h.Way]++
+		}
+	}
+	if n := len(b.Unreached); n > 0 {
+		s.PeersByWay["none"] = n
 	}
 	if b := settings(d.cfg, nil); b.Seal != nil {
 		s.Port = b.Seal.Port
