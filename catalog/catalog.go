@@ -3,8 +3,6 @@
 package catalog
 
 import (
-	"errors"
-
 	"weft/backend"
 	"weft/backend/compose"
 	"weft/backend/hostgw"
@@ -225,11 +223,8 @@ func libraryXDP(p userspace.Path) (inside, outside packet.Port, err error) {
 }
 
 func overXDP(p userspace.Path, rings func(xdp.Request) (xdp.Rings, error)) (inside, outside packet.Port, err error) {
-	if p.Outside != nil {
-		return nil, nil, errors.New("both ends of a mode whose frames are one memory are in the same network namespace")
-	}
 	c := xdpConfig(p)
-	c.Rings = rings
+	c.Rings, c.At = rings, p.Outside.Do
 	in, out, err := xdp.OpenPair(c)
 	if err != nil {
 		return nil, nil, err

@@ -46,6 +46,9 @@ type Config struct {
 	// PlainPort is a second UDP port, all of whose datagrams are for lanes; 0 = none.
 	PlainPort uint16
 
+	// At runs what opens the outside port of a pair, in the network namespace that its device is in; nil = the caller's.
+	At func(func() error) error
+
 	Queues int // 0 = 1; an underlay device with fewer receive queues has the last word
 
 	Attach   Attach
@@ -106,16 +109,24 @@ func (c Config) own(sides, length int) (opener, error) {
 // the other, or packets are copied.
 func OpenPair(c Config) (inside *Inside, outside *Outside, err error) {
 	fail := func(err error) (*Inside, *Outside, error) { return nil, nil, fmt.Errorf("xdp: %w", err) }
-	dev, err := inspect(c.Device)
-	if err != nil {
-		return fail(err)
-	}
-	open, err := c.opener(2, max(dev.mtu, c.InnerMTU))
-	if err != nil {
-		return fail(err)
+	at := c.At
+	if at == nil {
+		at = func(f func() error) error { return f() }
 	}
 	// The underlay first: it is the one that may be refused, and then nothing was made.
-	if outside, err = openOutside(c, dev, open); err != nil {
+	var open opener
+	err = at(func() (err error) {
+		dev, err := inspect(c.Device)
+		if err != nil {
+			return err
+		}
+		if open, err = c.opener(2, max(dev.mtu, c.InnerMTU)); err != nil {
+			return err
+		}
+		outside, err = openOutside(c, dev, open)
+		return err
+	})
+	if err != nil {
 		return fail(err)
 	}
 	c.Queues = len(outside.queues)

@@ -108,6 +108,7 @@ overlay of its own needs UDP 8482, 8484 and on, one for each contender. It runs 
 	f.Float64Var(&cfg.Limit.Packets, "max-packets", 0, "send at most so many packet/s (0 = no limit)")
 	f.DurationVar(&cfg.Longest, "max-time", time.Minute, "run no test for longer")
 	f.IntVar(&cfg.Cores, "max-cores", 0, "have generators use at most so many processors (0 = all)")
+	f.BoolVar(&cfg.XDP, "xdp", false, "let contenders with AF_XDP outside attach a program to this host's own device while they are measured; some drivers reset the link for that")
 	id.add(c)
 	output = formatFlag(c)
 	return c

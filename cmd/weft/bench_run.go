@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/perf/contender"
+	"weft/perf/result"
 	"weft/perf/site/remote"
 )
 
@@ -23,10 +25,11 @@ type benchFlags struct {
 	resultFlags
 	contenders, tests string
 	family            int
-	paths             []string
+	paths, pods       []string
 	dry               bool
 	id                identityFlags
 	plan              remote.Plan
+	watch             watchFlags
 }
 
 func newBenchRunCommand() *cobra.Command {
@@ -41,11 +44,16 @@ The tests, rounds and results are those of 'weft lab run'.
 A HOST is [NAME=]ADDR[:PORT], by an address that the host itself has: it is also the host's place in the underlay. Overlays are
 between pods of their own, as in the lab; bare is between the hosts themselves. This command needs no privileges.
 
-Results go to the folder --out: report.html (to look at), result.json, result.csv and table.txt. Without --out and without
---json that is a new folder weft-bench-<date>-<time> here. 'weft lab compare' says what changed since yesterday's.`,
+Results go to the folder --out: report.html (to look at), result.json, result.csv and table.txt. Without --out, --json
+and -o json that is a new folder weft-bench-<date>-<time> here. 'weft lab compare' says what changed since yesterday's.
+
+With --every it measures again and again until interrupted: the folder, weft-bench unless told otherwise, always has the newest run,
+history.jsonl what came before, and the page both; --metrics tells Prometheus. --max-rate, --max-packets and --max-share bound what that
+costs hosts and network.`,
 		Example: `  weft bench run 192.0.2.1 192.0.2.2 --secret bench.secret
   weft bench run a=192.0.2.1 b=192.0.2.2 --secret bench.secret --contenders bare,tun,tun+auto --tests tcp-stream,tcp-rr
-  weft bench run 192.0.2.1 192.0.2.2 --secret bench.secret --path 10.0.1.5=10.0.2.7`,
+  weft bench run 192.0.2.1 192.0.2.2 --secret bench.secret --path 10.0.1.5=10.0.2.7
+  weft bench run 192.0.2.1 192.0.2.2 --secret bench.secret --every 15m --max-rate 1e8 --max-share 0.02`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
 	}
@@ -53,6 +61,7 @@ Results go to the folder --out: report.html (to look at), result.json, result.cs
 	flags.StringVar(&f.contenders, "contenders", "bare", "what to measure besides others' paths: bare, and modes of weft with a tunnel; none = only paths")
 	flags.StringVar(&f.tests, "tests", "tcp-stream,tcp-rr,udp-rate:size=64", "what to measure, see 'weft lab tests'")
 	flags.StringArrayVar(&f.paths, "path", nil, "A=B: measure a path that somebody else made, both ways, between an address A of one host and B of another; may be given again")
+	flags.StringArrayVar(&f.pods, "pod", nil, "NAME=ADDR[:PORT]: an agent in a pod on the host of that name; contender pods is the network between those that are given")
 	flags.DurationVar(&f.plan.Duration, "duration", 3*time.Second, "of one sample, a search for the highest rate included")
 	flags.IntVar(&f.plan.Repeat, "repeat", 5, "measured rounds")
 	flags.IntVar(&f.plan.Warmup, "warmup", 1, "rounds before them, dropped")
@@ -61,6 +70,9 @@ Results go to the folder --out: report.html (to look at), result.json, result.cs
 	flags.BoolVar(&f.dry, "dry-run", false, "say what would be sent, by whom to whom, and for how long; connect to nobody")
 	flags.StringVar(&f.json, "json", "", "write the result to this file")
 	flags.StringVar(&f.out, "out", "", "write report.html, result.json, result.csv and table.txt to this folder")
+	flags.Float64Var(&f.plan.Limit.Bits, "max-rate", 0, "have every host send at most so many bit/s of payload (0 = no limit but the agents')")
+	flags.Float64Var(&f.plan.Limit.Packets, "max-packets", 0, "have every host send at most so many packet/s (0 = no limit but the agents')")
+	f.watch.add(flags)
 	f.id.add(cmd)
 	f.format = formatFlag(cmd)
 	return cmd
@@ -111,6 +123,21 @@ func (f *benchFlags) complete(args []string) (err error) {
 		p.Paths = append(p.Paths, [2]netip.Addr{a, b})
 		p.Contenders = append(p.Contenders, remote.PathName([2]netip.Addr{a, b}))
 	}
+	for _, pod := range f.pods {
+		name, text, named := strings.Cut(pod, "=")
+		at, err := parseBenchAddr(text)
+		if !named || err != nil || !slices.ContainsFunc(p.Hosts, func(h remote.Host) bool { return h.Name == name }) {
+			return fmt.Errorf("--pod %s: give a host that is named (NAME=ADDR) and the address of a pod on it: %s=10.0.1.5", pod, name)
+		}
+		p.Pods = append(p.Pods, remote.Host{Name: name, At: at})
+	}
+	switch len(p.Pods) {
+	case 0:
+	case 1:
+		return errors.New("--pod: one pod has nobody to speak with: give another, on another host")
+	default:
+		p.Contenders = append(p.Contenders, remote.Pods)
+	}
 	if p.Tests, err = selectTests(f.tests, f.family); err != nil {
 		return err
 	}
@@ -122,13 +149,22 @@ func (f *benchFlags) complete(args []string) (err error) {
 	if err := p.Check(); err != nil {
 		return err
 	}
+	if p.Limit.Bits < 0 || p.Limit.Packets < 0 {
+		return errors.New("a limit must not be negative; 0 is none")
+	}
+	if err := f.watch.check(); err != nil {
+		return err
+	}
 	if f.dry {
 		return nil
 	}
 	if p.Identity, err = f.id.identity(); err != nil {
 		return err
 	}
-	if f.out == "" && f.json == "" {
+	switch {
+	case f.out == "" && f.watch.every > 0:
+		f.out = "weft-bench"
+	case f.out == "" && f.json == "" && *f.format != asJSON:
 		f.out = time.Now().Format("weft-bench-20060102-150405")
 	}
 	return f.checkTargets()
@@ -145,21 +181,33 @@ func (f *benchFlags) run(cmd *cobra.Command, args []string) error {
 	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	progress := newProgress(cmd.ErrOrStderr())
-	found, err := remote.Run(ctx, &f.plan, progress.event)
-	progress.end()
+	if f.watch.every > 0 {
+		return f.continuously(ctx, cmd, args)
+	}
+	found, err := f.once(ctx, cmd, args)
 	if err != nil {
 		f.unmake()
 	}
 	if err := ended(ctx, err); err != nil {
 		return err
 	}
-	found.Command = append([]string{"weft", "bench", "run"}, args...)
-	found.Command = append(found.Command, reproduce(cmd.Flags())[3:]...)
 	if err := f.write(cmd, found); err != nil {
 		return err
 	}
 	return outcome(found)
+}
+
+// once carries the plan out.
+func (f *benchFlags) once(ctx context.Context, cmd *cobra.Command, args []string) (*result.Result, error) {
+	progress := newProgress(cmd.ErrOrStderr())
+	defer progress.end()
+	found, err := remote.Run(ctx, &f.plan, progress.event)
+	if err != nil {
+		return nil, err
+	}
+	found.Command = append([]string{"weft", "bench", "run"}, args...)
+	found.Command = append(found.Command, reproduce(cmd.Flags())[3:]...)
+	return found, nil
 }
 
 // dryRun is what a run would send.
@@ -169,6 +217,9 @@ type dryRun struct {
 	Paths      int       `json:"paths"` // ordered pairs of hosts
 	Samples    []planned `json:"samples"`
 	Seconds    float64   `json:"seconds_about"`
+	Every      float64   `json:"seconds_every,omitempty"` // from a run to the next; absent = there is one
+	MaxRate    float64   `json:"max_rate,omitempty"`      // bit/s of payload that a host sends
+	MaxPackets float64   `json:"max_packets,omitempty"`   // packet/s
 }
 
 type planned struct {
@@ -180,7 +231,7 @@ type planned struct {
 
 func (f *benchFlags) dryRun() dryRun {
 	p := &f.plan
-	d := dryRun{Contenders: p.Contenders}
+	d := dryRun{Contenders: p.Contenders, Every: f.watch.every.Seconds(), MaxRate: p.Limit.Bits, MaxPackets: p.Limit.Packets}
 	for _, h := range p.Hosts {
 		name := h.At.String()
 		if h.Name != "" {
@@ -190,12 +241,15 @@ func (f *benchFlags) dryRun() dryRun {
 	}
 	d.Paths = len(p.Hosts) * (len(p.Hosts) - 1)
 	setups := (len(p.Contenders)-len(p.Paths))*d.Paths + 2*len(p.Paths)
+	if n := len(p.Pods); n > 0 {
+		setups += n*(n-1) - d.Paths
+	}
 	for _, t := range p.Tests {
 		load := "as much as the path carries"
 		if rate := t.Params["rate"]; rate > 0 {
 			load = fmt.Sprintf("rate %g", rate)
 		}
-		if strings.HasSuffix(t.Test, "-rr") && t.Params["rate"] == 0 || t.Test == "tcp-crr" {
+		if t.Test == "tcp-rr" || t.Test == "udp-rr" || t.Test == "tcp-crr" {
 			load = "one packet at a time"
 		}
 		times := setups * (p.Warmup + p.Repeat)
@@ -213,5 +267,14 @@ func (d dryRun) print(w io.Writer) {
 		row(w, s.Test, fmt.Sprintf("%d × %g s, %s", s.Times, s.Seconds, s.Load))
 	}
 	row(w, "about", time.Duration(d.Seconds*float64(time.Second)).Round(time.Second).String())
+	if d.MaxRate > 0 {
+		row(w, "a host sends at most", fmt.Sprintf("%g bit/s", d.MaxRate))
+	}
+	if d.MaxPackets > 0 {
+		row(w, "a host sends at most", fmt.Sprintf("%g packet/s", d.MaxPackets))
+	}
+	if d.Every > 0 {
+		row(w, "again every", time.Duration(d.Every*float64(time.Second)).String())
+	}
 	row(w, "nothing was sent")
 }

@@ -7,13 +7,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"weft/perf/history"
 	"weft/perf/report"
 	"weft/perf/result"
 )
 
 // newLabReportCommand is `weft lab report`. Its -o names a file, as everybody expects of it; json is that word.
 func newLabReportCommand() *cobra.Command {
-	var out string
+	var out, runs string
 	cmd := &cobra.Command{
 		Use:   "report RESULT.json",
 		Short: "Make a page to look at of a result",
@@ -23,12 +24,19 @@ behind it. The page needs no network and no script. 'weft lab run' writes one be
 		Args:    cobra.ExactArgs(1),
 	}
 	cmd.Flags().StringVarP(&out, "output", "o", "report.html", "the page, or json: print the result as this version reads it; - = print the page")
+	cmd.Flags().StringVar(&runs, "history", "", "show how figures changed, too: the history.jsonl of 'weft bench run --every'")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		r, err := result.Read(args[0])
 		if err != nil {
 			return usageError{err}
 		}
-		write := func(w io.Writer) error { return report.HTML(w, r) }
+		var past []history.Entry
+		if runs != "" {
+			if past, err = history.Read(runs); err != nil {
+				return usageError{err}
+			}
+		}
+		write := func(w io.Writer) error { return report.HTML(w, r, past...) }
 		switch out {
 		case string(asJSON):
 			return writeJSON(cmd.OutOrStdout(), r)

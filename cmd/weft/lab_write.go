@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/internal/wholefile"
+	"weft/perf/history"
 	"weft/perf/report"
 	"weft/perf/result"
 )
@@ -23,7 +24,8 @@ import (
 type resultFlags struct {
 	json, out string
 	format    *format
-	made      []string // folders for results that were not there
+	made      []string        // folders for results that were not there
+	past      []history.Entry // runs that the page shows besides, this one included
 }
 
 // write puts the result where it was asked for: into files first, since nobody may be there to read standard output any more.
@@ -41,6 +43,9 @@ func (f *resultFlags) write(cmd *cobra.Command, r *result.Result) error {
 	}
 	return nil
 }
+
+// page writes the page to look at.
+func (f *resultFlags) page(w io.Writer, r *result.Result) error { return report.HTML(w, r, f.past...) }
 
 func asResult(w io.Writer, r *result.Result) error { return writeJSON(w, r) }
 
@@ -75,7 +80,7 @@ func (f *resultFlags) targets() (list []target) {
 	if f.out == "" {
 		return list
 	}
-	for _, t := range []target{{"", resultName, asResult}, {"", "result.csv", report.CSV}, {"", "table.txt", report.Table}, {"", pageName, report.HTML}} {
+	for _, t := range []target{{"", resultName, asResult}, {"", "result.csv", report.CSV}, {"", "table.txt", report.Table}, {"", pageName, f.page}} {
 		list = append(list, target{"--out", filepath.Join(f.out, t.path), t.write})
 	}
 	return list

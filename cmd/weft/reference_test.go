@@ -23,6 +23,7 @@ import (
 	"weft/node/metrics"
 	"weft/packet"
 	"weft/perf/probe"
+	"weft/perf/watch"
 	"weft/policy"
 )
 
@@ -279,16 +280,23 @@ func modesREADME(modes []mode.Mode) string {
 }
 
 func TestReferenceMetrics(t *testing.T) {
-	var b strings.Builder
-	b.WriteString("| metric | kind | labels | meaning |\n|---|---|---|---|\n")
-	for _, m := range metrics.Metrics() {
-		labels := ""
-		if len(m.Labels) > 0 {
-			labels = "`" + strings.Join(m.Labels, "`, `") + "`"
+	const head = "| metric | kind | labels | meaning |\n|---|---|---|---|\n"
+	line := func(name, kind string, labels []string, help string) string {
+		words := ""
+		if len(labels) > 0 {
+			words = "`" + strings.Join(labels, "`, `") + "`"
 		}
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", m.Name, m.Kind, labels, m.Help)
+		return fmt.Sprintf("| `%s` | %s | %s | %s |\n", name, kind, words, help)
 	}
-	holdMade(t, reference, "## Metrics", b.String())
+	daemon, bench := head, head
+	for _, m := range metrics.Metrics() {
+		daemon += line(m.Name, m.Kind, m.Labels, m.Help)
+	}
+	for _, m := range watch.Metrics() {
+		bench += line(m.Name, m.Kind, m.Labels, m.Help)
+	}
+	holdMade(t, reference, "## Metrics", daemon)
+	holdMade(t, reference, "## Metrics of bench", bench)
 }
 
 func TestReferenceCommands(t *testing.T) { holdMade(t, reference, "## Commands", commandReference()) }

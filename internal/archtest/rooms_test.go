@@ -59,7 +59,7 @@ var (
 
 		// client-go is nowhere else
 		"control/kubernetes": {[]string{"control", "internal/backoff", "internal/secretfile", zap, "k8s.io/api/core/v1", "k8s.io/apimachinery/pkg/...", "k8s.io/client-go/rest", "k8s.io/client-go/tools/cache",
-			"k8s.io/client-go/tools/clientcmd", "k8s.io/klog/v2"}, []string{"control/controltest"}},
+			"k8s.io/client-go/tools/clientcmd", "k8s.io/klog/v2"}, []string{"control/controltest", "k8s.io/api/apps/v1"}},
 
 		// the engine names no part; its tests drive the real ones
 		"dataplane": {[]string{"packet", "github.com/gaissmai/bart"}, []string{"packet/packettest", "encap/ipudp", "encap/sealed", "encap/vxlan"}},
@@ -76,7 +76,7 @@ var (
 		"catalog/mode": {code: []string{"control", "packet"}},
 		"catalog": {code: []string{"backend", "backend/compose", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
 			"internal/config", "internal/steer", "packet", "reach/link", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
-		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/run", "perf/scenario", "perf/agent", "perf/site", "perf/site/netns", "perf/site/remote", "perf/testbed",
+		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/history", "perf/run", "perf/scenario", "perf/watch", "perf/agent", "perf/site", "perf/site/netns", "perf/site/remote", "perf/testbed",
 			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet", "policy",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "node/metrics", "insight/trace"}},
 
@@ -88,8 +88,9 @@ var (
 		// the lab runs contenders as processes: it sees no part
 		"perf/run":                   {code: []string{"perf/machine", "perf/probe", "perf/result", "perf/site"}},
 		"perf/site":                  {code: []string{"perf/machine", "perf/probe", "perf/result"}},
-		"perf/site/remote":           {code: []string{"perf/agent", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site"}, tests: []string{"perf/testbed"}},
+		"perf/site/remote":           {code: []string{"perf/agent", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site"}, tests: []string{"perf/history", "perf/testbed"}},
 		"perf/agent":                 {code: []string{"catalog/mode", "internal/secretfile", "perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/site", "perf/testbed", "golang.org/x/time/rate", unix, zap}},
+		"perf/watch":                 {code: []string{"api", "internal/holder", "perf/history", "perf/report", "perf/result", "github.com/prometheus/client_golang/prometheus/...", zap}, tests: []string{"perf/probe"}},
 		"perf/site/netns":            {code: []string{"perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site", "perf/testbed", unix}},
 		"perf/machine":               {code: []string{"perf/result", unix}},
 		"perf/contender":             {code: []string{"internal/ipnet", "catalog/mode", "internal/kernel", "perf/site", "perf/testbed", "api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
@@ -100,15 +101,16 @@ var (
 
 		// what shows and compares results: TestResultsStandAlone says what may not be below them
 		"perf/result":  {code: []string{"perf/probe"}},
+		"perf/history": {code: []string{"internal/wholefile", "perf/result", "perf/probe"}},
 		"perf/compare": {code: []string{"perf/result", "perf/probe", "golang.org/x/perf/benchmath", "github.com/aclements/go-moremath/stats"}},
-		"perf/report":  {code: []string{"perf/result", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
+		"perf/report":  {code: []string{"perf/history", "perf/result", "perf/probe", "github.com/jedib0t/go-pretty/v6/..."}, tests: []string{"golang.org/x/net/html/..."}},
 		"perf/model":   {code: []string{"perf/result", "perf/probe", "internal/config/strict", "gonum.org/v1/gonum/stat/..."}},
 
 		// what one node does, and what other processes may ask of it
 		"api": {code: []string{"backend/status", "policy"}},
 		"node/daemon": {[]string{"backend", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "policy", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
-		"node/metrics":  {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is nowhere else
+		"node/metrics":  {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is here and in perf/watch
 		"node/pods":     {code: []string{"node/probe", "internal/holder", "internal/plainfile", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
 		"node/policies": {code: []string{"hostnet", "internal/plainfile", "policy", "policy/nft", zap}},
 		"node/pathmtu":  {code: []string{"internal/echo", zap}},
@@ -218,7 +220,7 @@ func TestPermits(t *testing.T) {
 
 // TestResultsStandAlone: what shows, compares and explains results needs neither the kernel's interfaces nor a cluster's.
 func TestResultsStandAlone(t *testing.T) {
-	for _, room := range []string{"perf/result", "perf/report", "perf/compare", "perf/model"} {
+	for _, room := range []string{"perf/result", "perf/history", "perf/report", "perf/compare", "perf/model"} {
 		out, err := exec.Command("go", "list", "-deps", module+"/"+room).Output()
 		if err != nil {
 			t.Fatalf("go list: %v", err)

@@ -96,7 +96,7 @@ func identity(secret []byte) (*Identity, error) {
 }
 
 func derive(secret []byte, what string) ([]byte, error) {
-	return hkdf.Key(sha256.New, secret, nil, Version+" "+what, ed25519.SeedSize)
+	return hkdf.Key(sha256.New, secret, nil, "weft.agent "+what, ed25519.SeedSize) // of every version: these tell each other which they are
 }
 
 // certificate is the one of an end. What it says is of no account but for its key.

@@ -38,42 +38,52 @@ type up struct {
 	overlay contender.Overlay
 	dir     string
 	self    int
+	atNIC   bool
 }
 
-// supported says why a contender is none between hosts.
-func supported(name string) (c contender.Contender, err error) {
+// supported says why a contender is none between hosts, in one line; device says that it may use the host's own by AF_XDP. atNIC is that it does.
+func supported(name string, device bool) (c contender.Contender, atNIC bool, err error) {
+	refuse := func(reason string) (contender.Contender, bool, error) {
+		return c, false, &site.UnsupportedError{Reason: reason}
+	}
 	if strings.HasPrefix(name, "exec:") {
-		return c, &site.UnsupportedError{Reason: "an agent runs no programs for others"}
+		return refuse("an agent runs no programs for others")
 	}
 	list, err := contender.Parse(name)
 	if err != nil {
-		return c, err
+		return c, false, err
 	}
 	if len(list) != 1 {
-		return c, fmt.Errorf("%q is not one contender", name)
+		return c, false, fmt.Errorf("%q is not one contender", name)
 	}
 	base, _, _ := strings.Cut(name, "+")
 	for _, m := range mode.All() {
 		switch {
 		case m.Name != base:
-		case m.Uses(mode.AFXDP):
-			return c, &site.UnsupportedError{Reason: "between hosts bench has no contender over AF_XDP, which would take the host's own device"}
 		case m.Wire == mode.Direct:
-			return c, &site.UnsupportedError{Reason: "between hosts bench has no contender without a tunnel: it would be routes of the hosts' own"}
+			return refuse("a contender without a tunnel would be routes of the hosts' own, which bench does not touch: contender bare is what they carry")
+		case m.Outside == mode.AFXDP && !device:
+			return refuse("its AF_XDP end is at the host's own underlay device, whose driver may reset the link: where that is no harm, start the agent with --xdp")
 		default:
-			return list[0], list[0].Needs()
+			if err := list[0].Needs(); err != nil {
+				return refuse(err.Error())
+			}
+			return list[0], m.Outside == mode.AFXDP, nil
 		}
 	}
-	return c, &site.UnsupportedError{Reason: "between hosts bench has the underlay, weft's modes with a tunnel and others' paths"}
+	return refuse("between hosts bench has the underlay, weft's modes with a tunnel and others' paths")
 }
 
-// bringUp starts this host's part of an instance.
-func bringUp(ctx context.Context, a *agent, name string, o *OpenOrder) (_ *up, err error) {
-	c, err := supported(name)
+// bringUp starts this host's part of an instance; taken says that another one has a program at the host's device.
+func bringUp(ctx context.Context, a *agent, name string, o *OpenOrder, taken bool) (_ *up, err error) {
+	c, atNIC, err := supported(name, a.XDP)
 	if err != nil {
 		return nil, err
 	}
-	u := &up{self: o.Self}
+	if atNIC && taken {
+		return nil, &site.UnsupportedError{Reason: "the host's device has one program at a time, and another contender over AF_XDP is up: measure each in a run of its own"}
+	}
+	u := &up{self: o.Self, atNIC: atNIC}
 	if u.dir, err = testbed.Dir(); err != nil {
 		return nil, err
 	}
@@ -112,6 +122,7 @@ func bringUp(ctx context.Context, a *agent, name string, o *OpenOrder) (_ *up, e
 func (u *up) place() place            { return u.bed.Nodes[u.self].Pod }
 func (u *up) addresses() []netip.Addr { return u.bed.Nodes[u.self].PodAddrs }
 func (u *up) mtu() int                { return u.overlay.InnerMTU() }
+func (u *up) device() bool            { return u.atNIC }
 
 // Lanes implements instance.
 func (u *up) Lanes(ctx context.Context) ([]site.Lane, error) { return u.overlay.Lanes(ctx) }

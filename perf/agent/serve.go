@@ -35,6 +35,7 @@ type Config struct {
 	Limit    probe.Limit   // of what it sends, whatever it is asked for
 	Longest  time.Duration // of one test
 	Cores    int           // that generators and contenders may use; 0 = all
+	XDP      bool          // contenders may have a program at this host's own device
 	Program  string        // the weft binary
 	Version  string        // of it
 	Log      *zap.Logger

@@ -43,6 +43,7 @@ type instance interface {
 	Lanes(context.Context) ([]site.Lane, error)
 	Times() (map[string]machine.CPUTime, error)
 	Close() error
+	device() bool // it has a program at the host's own device
 }
 
 func newSession(a *agent) *session {
@@ -209,6 +210,10 @@ func (s *session) generate(ctx context.Context, name string, t *Target, o *TestO
 	if o.Duration > s.Longest {
 		return nil, fmt.Errorf("duration %s: this agent runs tests of at most %s (--max-time)", o.Duration, s.Longest)
 	}
+	if o.Limit.Bits < 0 || o.Limit.Packets < 0 {
+		return nil, errors.New("a limit below nothing")
+	}
+	spec.Limit = s.Limit.And(o.Limit)
 	spec.Test, spec.Params, spec.Duration, spec.Congestion = o.Test, o.Params, o.Duration, o.Congestion
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -287,7 +292,8 @@ func (s *session) open(ctx context.Context, name string, o *OpenOrder) (*OpenedS
 			return nil, fmt.Errorf("open: %v has not proven that it expects this host: measure the path to it first", n.Endpoint)
 		}
 	}
-	up, err := bringUp(ctx, s.agent, name, o)
+	taken := slices.ContainsFunc(slices.Collect(maps.Values(s.setups)), func(st *setup) bool { return st.overlay != nil && st.overlay.device() })
+	up, err := bringUp(ctx, s.agent, name, o, taken)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -85,8 +87,11 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %+v, %d processes; want %q", c.name, r, len(orders), c.says)
 		}
 	}
-	if _, err := supported("exec:/bin/sh"); err == nil || !strings.Contains(err.Error(), "runs no programs") {
-		t.Errorf("a program from afar: %v", err)
+	for name, says := range map[string]string{"exec:/bin/sh": "runs no programs", "host-gw": "routes of the hosts' own", "flannel-host-gw": "between hosts", "xdp": "--xdp", "tun-xdp+auto": "--xdp",
+		"xdp-lib": "--xdp", "wireguard-go": "between hosts", "bare": "between hosts"} {
+		if _, _, err := supported(name, false); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v, want one line with %q", name, err, says)
+		}
 	}
 	var orders []Order
 	s := scripted(t, &orders)
@@ -98,12 +103,134 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestAnotherVersion: an agent and a client of different versions know each other by the same secret, and say what to do.
+func TestAnotherVersion(t *testing.T) {
+	t.Parallel()
+	id := secret(t, "a secret of many bytes")
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, done := make(chan netip.AddrPort, 1), make(chan error, 1)
+	go func() {
+		done <- Serve(ctx, Config{Listen: netip.MustParseAddrPort("127.0.0.1:0"), Identity: id, Data: DefaultData, Longest: time.Minute, Log: zap.NewNop(),
+			Ready: func(at netip.AddrPort) { ready <- at }})
+	}()
+	at := <-ready
+	c, err := net.Dial("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	tls, err := secret(t, "a secret of many bytes").greet(t.Context(), c, "127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := &Client{line: newLine(tls)}
+	if _, err := old.ask(t.Context(), request{Op: opHello, Version: "weft.agent/1"}, patience); err == nil || !strings.Contains(err.Error(), "the agent speaks "+Version) || !strings.Contains(err.Error(), "use the same weft everywhere") {
+		t.Errorf("an old client is told %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMutatedRequests: a hundred thousand requests, each a good one with bytes changed, lost, doubled or moved, in sessions of five hundred: every one is answered,
+// nothing crashes, and what is started is bound by the limits.
+func TestMutatedRequests(t *testing.T) {
+	random := rand.New(rand.NewPCG(18, 100_000))
+	var good [][]byte
+	for _, q := range requests() {
+		good = append(good, say(t, q))
+	}
+	const all = 100_000
+	started, refused := 0, 0
+	for n := 0; n < all; {
+		var orders []Order
+		s := scripted(t, &orders)
+		s.answer(t.Context(), good[0])
+		for range 500 {
+			data := mutate(random, slices.Clone(good[random.IntN(len(good))]), good)
+			r := s.answer(t.Context(), data)
+			if _, err := json.Marshal(r); err != nil {
+				t.Fatalf("%q: a reply that cannot be sent: %v", data, err)
+			}
+			if r.Error != "" {
+				refused++
+			}
+			n++
+		}
+		for _, o := range orders {
+			bound(t, s, o)
+		}
+		started += len(orders)
+		if err := s.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("%d mutated requests: %d refused; %d generators would have been started, all bound", all, refused, started)
+	if refused < all/2 || started == 0 {
+		t.Errorf("%d refused, %d started: the mutations are too wild or too tame", refused, started)
+	}
+}
+
+// mutate changes a request one to four times.
+func mutate(random *rand.Rand, data []byte, others [][]byte) []byte {
+	for range 1 + random.IntN(4) {
+		if len(data) == 0 {
+			return data
+		}
+		at := random.IntN(len(data))
+		to := at + random.IntN(min(len(data)-at, 16)+1)
+		switch random.IntN(6) {
+		case 0:
+			data[at] ^= 1 << random.IntN(8)
+		case 1:
+			data = slices.Delete(data, at, to)
+		case 2:
+			data = slices.Insert(data, at, slices.Clone(data[at:to])...)
+		case 3:
+			data = slices.Insert(data, at, []byte(tokens[random.IntN(len(tokens))])...)
+		case 4:
+			data = slices.Replace(data, at, to, []byte(tokens[random.IntN(len(tokens))])...)
+		case 5:
+			o := others[random.IntN(len(others))]
+			data = append(data[:at:at], o[random.IntN(len(o)):]...)
+		}
+	}
+	return data
+}
+
+// tokens are what JSON and requests are made of.
+var tokens = []string{"{", "}", "[", "]", ",", ":", `"`, "null", "true", "-1", "0", "1e999", "18446744073709551616", `"exec:/bin/sh"`, `"bare"`, `"op":"open"`, `"op":"generate"`,
+	`"setup":"tun"`, "127.0.0.1", "224.0.0.1", "::ffff:192.0.2.2", `"duration_ns":1`, `"limit":{"bits":0,"packets":0}`, "\x00", "\xff", "\\u0000", " "}
+
+// bound says that a generator is bound by the agent's limits and a key.
+func bound(t *testing.T, s *session, o Order) {
+	t.Helper()
+	var key []byte
+	var limit probe.Limit
+	switch {
+	case o.Serve != nil:
+		key, limit = o.Serve.Key, o.Serve.Limit
+	case o.Run != nil:
+		key, limit = o.Run.Key, o.Run.Limit
+		if o.Run.Duration > s.Longest {
+			t.Errorf("a test of %s", o.Run.Duration)
+		}
+	case o.Path != nil:
+		key, limit = o.Path.Key, o.Path.Limit
+	}
+	within := limit.Bits > 0 && limit.Bits <= s.Limit.Bits && limit.Packets > 0 && limit.Packets <= s.Limit.Packets
+	if len(key) != probe.KeySize || !within {
+		t.Errorf("unbound: %+v", o)
+	}
+}
+
 // FuzzRequests: whatever a client says, the agent answers, and starts nothing but generators that are bound by its limits and by a key.
 func FuzzRequests(f *testing.F) {
 	for _, q := range requests() {
 		f.Add(say(f, q))
 	}
-	f.Add([]byte(`{"op":"hello","version":"weft.agent/1"}{"op":"serve"}`))
+	f.Add([]byte(`{"op":"hello","version":"weft.agent/2"}{"op":"serve"}`))
 	f.Add([]byte(`[]`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, greeted := range []bool{false, true} {
@@ -118,22 +245,7 @@ func FuzzRequests(f *testing.F) {
 				t.Error("started before a word of who is there")
 			}
 			for _, o := range orders {
-				var key []byte
-				var limit probe.Limit
-				switch {
-				case o.Serve != nil:
-					key, limit = o.Serve.Key, o.Serve.Limit
-				case o.Run != nil:
-					key, limit = o.Run.Key, o.Run.Limit
-					if o.Run.Duration > time.Minute {
-						t.Errorf("a test of %s", o.Run.Duration)
-					}
-				case o.Path != nil:
-					key, limit = o.Path.Key, o.Path.Limit
-				}
-				if len(key) != probe.KeySize || limit != s.Limit {
-					t.Errorf("unbound: %+v", o)
-				}
+				bound(t, s, o)
 			}
 		}
 	})

@@ -24,7 +24,7 @@ import (
 )
 
 // Version names the protocol. Both ends must speak the same one.
-const Version = "weft.agent/1"
+const Version = "weft.agent/2"
 
 // maxLine bounds a message, bytes. A generator's result with all its trials is far below.
 const maxLine = 4 << 20
@@ -70,6 +70,7 @@ type TestOrder struct {
 	Params     probe.Params  `json:"params"`
 	Duration   time.Duration `json:"duration_ns"`
 	Congestion string        `json:"congestion"`
+	Limit      probe.Limit   `json:"limit"` // of what this end sends, besides the agent's own
 }
 
 // OpenOrder is an instance of a contender: this host's place among all that are joined.
@@ -187,11 +188,8 @@ func decode(data []byte, v any) error {
 // Bounds says what the agent was started with, in words; "" = nothing bounds it.
 func (w *Welcome) Bounds() string {
 	var all []string
-	if w.Limit.Bits > 0 {
-		all = append(all, fmt.Sprintf("at most %g bit/s", w.Limit.Bits))
-	}
-	if w.Limit.Packets > 0 {
-		all = append(all, fmt.Sprintf("at most %g packet/s", w.Limit.Packets))
+	if text := w.Limit.String(); text != "" {
+		all = append(all, text)
 	}
 	if w.Cores > 0 {
 		all = append(all, fmt.Sprintf("at most %d processors", w.Cores))

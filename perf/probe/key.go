@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -156,6 +157,32 @@ type Limit struct {
 	Bits    float64 `json:"bits"`    // payload bit/s
 	Packets float64 `json:"packets"` // packet/s
 }
+
+// And is the lower of two limits.
+func (l Limit) And(o Limit) Limit {
+	lower := func(a, b float64) float64 {
+		if a == 0 || b > 0 && b < a {
+			return b
+		}
+		return a
+	}
+	return Limit{lower(l.Bits, o.Bits), lower(l.Packets, o.Packets)}
+}
+
+// String says the limit in words; "" = there is none.
+func (l Limit) String() string {
+	var all []string
+	if l.Bits > 0 {
+		all = append(all, fmt.Sprintf("at most %g bit/s", l.Bits))
+	}
+	if l.Packets > 0 {
+		all = append(all, fmt.Sprintf("at most %g packet/s", l.Packets))
+	}
+	return strings.Join(all, ", ")
+}
+
+// share is a part of the limit.
+func (l Limit) share(part float64) Limit { return Limit{l.Bits * part, l.Packets * part} }
 
 // rate bounds packets a second of a payload in bytes; asked 0 is as fast as possible.
 func (l Limit) rate(asked float64, payload int) float64 {

@@ -142,6 +142,29 @@ func TestFixedRate(t *testing.T) {
 	}
 }
 
+// Round trips beside a stream share one data port with it, verify both, and share the limit of what one end sends.
+func TestLoadedRoundTrips(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := netip.MustParseAddrPort(l.Addr().String()).Port()
+	l.Close()
+	target := serve(t, Config{DataPort: port})
+	spec := Spec{Test: "loaded-rr", Target: target, Duration: 300 * time.Millisecond, Limit: Limit{Bits: 80e6}}
+	r, err := Run(context.Background(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	throughput, _ := r.Metric("throughput")
+	if most := 80e6/8*.9 + 2*frameSize/r.Intervals[0].Seconds; !(throughput > 0) || float64(r.Bytes) > most {
+		t.Errorf("%v bit/s, %d bytes of at most %v", throughput, r.Bytes, most)
+	}
+	if r.Transactions == 0 || len(r.Latency) == 0 || r.Verified < r.Bytes || r.Corrupt != 0 || r.Generated != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestOneDataPort(t *testing.T) {
 	l, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {

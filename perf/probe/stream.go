@@ -18,6 +18,11 @@ type counter struct {
 // runTCPStream fills TCP connections for the duration, or writes at a fixed rate (cpu-fixed). The receiver's
 // clock decides: its first byte starts the duration, and it says when that is over.
 func runTCPStream(ctx context.Context, s Spec, r *Result) error {
+	return stream(ctx, s, r, func() {})
+}
+
+// stream is runTCPStream that says when it has begun.
+func stream(ctx context.Context, s Spec, r *Result, begun func()) error {
 	flows := max(s.param("flows"), 1)
 	c, ready, err := connect(ctx, s, job{Role: roleTCPSink, Flows: flows, Congestion: s.Congestion})
 	if err != nil {
@@ -44,6 +49,7 @@ func runTCPStream(ctx context.Context, s Spec, r *Result) error {
 			c.stop.Store(true) // one lost connection ends the test
 		})
 	}
+	begun()
 	m, err := c.await(msgCounts, s.Duration+2*controlTimeout)
 	c.stop.Store(true)
 	for _, wait := range waits {

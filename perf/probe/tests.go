@@ -102,6 +102,12 @@ var Tests = []Test{
 		runUDPOpenRoundTrips,
 	},
 	{
+		"loaded-rr", "round trips of UDP datagrams, one at a time, beside bulk TCP that fills the path to the far end",
+		[]Param{size, {"flows", "parallel connections", 1, 1, maxFlows, true}, family, verify},
+		append(slices.Clone(latency), MetricKind{Name: "loss", Unit: "ratio"}, MetricKind{Name: "throughput", Unit: "bit/s"}),
+		runLoadedRoundTrips,
+	},
+	{
 		"tcp-crr", "connect, one-byte request, one-byte response, close; one at a time",
 		[]Param{family},
 		[]MetricKind{{Name: "rate", Unit: "1/s"}},

@@ -67,7 +67,7 @@ func TestParseList(t *testing.T) {
 	}
 }
 
-// The contract's table: names, defaults, metrics and units; and besides gso, gro, second, imix, udp-open-rr, verify and mixed.
+// The contract's table: names, defaults, metrics and units; and besides gso, gro, second, imix, udp-open-rr, loaded-rr, verify and mixed.
 func TestListMatchesContract(t *testing.T) {
 	want := `tcp-stream flows=1 family=4 verify=1 | throughput:bit/s
 udp-rate size=64 second=0 imix=0 gso=0 gro=0 family=4 verify=1 | rate:packet/s loss:ratio
@@ -76,6 +76,7 @@ udp-stream size=1360 rate=0 gso=0 gro=0 family=4 verify=1 | throughput:bit/s los
 tcp-rr size=64 family=4 verify=1 | rate:1/s p50:us p90:us p99:us p999:us
 udp-rr size=64 family=4 verify=1 | rate:1/s p50:us p90:us p99:us p999:us
 udp-open-rr size=64 rate=10000 family=4 verify=1 | rate:1/s p50:us p90:us p99:us p999:us loss:ratio
+loaded-rr size=64 flows=1 family=4 verify=1 | rate:1/s p50:us p90:us p99:us p999:us loss:ratio throughput:bit/s
 tcp-crr family=4 | rate:1/s
 cpu-fixed rate=1e+09 family=4 verify=1 | cpu:core throughput:bit/s
 mixed rate=1e+08 family=0 | throughput:bit/s loss:ratio

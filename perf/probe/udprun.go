@@ -241,42 +241,70 @@ func (l *trials) run(rate float64, length time.Duration) (Trial, error) {
 
 // runUDPRoundTrips bounces one datagram. A lost one is waited for no longer than lostAfter.
 func runUDPRoundTrips(ctx context.Context, s Spec, r *Result) error {
+	t, err := openRoundTrips(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	values, err := t.run(s.Duration, r)
+	r.report(values)
+	return err
+}
+
+// roundTrips is a session of round trips, over a path that has answered.
+type roundTrips struct {
+	*client
+	b       *bouncer
+	payload int
+}
+
+func openRoundTrips(ctx context.Context, s Spec) (*roundTrips, error) {
 	c, tx, payload, err := openUDP(ctx, s, roleUDPEcho)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer c.close()
-	defer tx.conn.close()
-	b := &bouncer{sender: tx, reply: make([]byte, payload+1)}
+	t := &roundTrips{c, &bouncer{sender: tx, reply: make([]byte, payload+1)}, payload}
+	if err := t.b.reach(c, s); err != nil {
+		t.close()
+		return nil, err
+	}
+	return t, nil
+}
 
-	if err := b.reach(c, s); err != nil {
-		return err
-	}
-	h := new(histogram)
-	elapsed, err := repeat(c, s.Duration, h, func() (bool, error) { return b.bounce(lostAfter), nil })
+func (t *roundTrips) close() {
+	t.b.conn.close()
+	t.client.close()
+}
+
+// run bounces for a length of time, and returns the figures: those of latency, and the share of requests without a reply.
+func (t *roundTrips) run(length time.Duration, r *Result) (map[string]float64, error) {
+	b, h := t.b, new(histogram)
+	elapsed, err := repeat(t.client, length, h, func() (bool, error) { return b.bounce(lostAfter), nil })
 	if err != nil {
-		return err
+		return nil, err
 	}
 	b.drain()
-	all, err := c.finish()
+	all, err := t.finish()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r.Payload, r.Seconds, r.Transactions = payload, elapsed.Seconds(), h.total
-	r.Generated = tx.sent + all.Replies
+	r.Payload, r.Seconds, r.Transactions = t.payload, elapsed.Seconds(), h.total
+	r.Generated = b.sent + all.Replies
 	r.Delivered = all.Packets + b.replies
 	r.Duplicates = all.Duplicates + b.duplicates
 	r.Bytes = all.Bytes
 	r.Add(all.Integrity)
 	r.Add(b.checked)
-	r.KernelDrops = map[string]uint64{socketOverflow: all.Overflow + uint64(tx.conn.overflow())}
-	r.SendErrors = tx.errors.byName()
+	r.KernelDrops = map[string]uint64{socketOverflow: all.Overflow + uint64(b.conn.overflow())}
+	r.SendErrors = b.errors.byName()
 	r.Latency = h.distribution()
-	r.report(h.metrics(elapsed))
-	if missing := b.seq - min(b.seq, b.replies+r.CorruptPackets); missing > 0 {
+	missing := b.seq - min(b.seq, b.replies+r.CorruptPackets)
+	if missing > 0 {
 		r.Notes = append(r.Notes, fmt.Sprintf("%d of %d requests had no reply; they are in no latency", missing, b.seq))
 	}
-	return nil
+	values := h.metrics(elapsed)
+	values["loss"] = float64(missing) / float64(b.seq)
+	return values, nil
 }
 
 // lostAfter is when a reply counts as lost.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"weft/perf/history"
 	"weft/perf/result"
 )
 
@@ -24,10 +25,15 @@ type view struct {
 	Verdict   *verdict
 	Tests     []section
 	Latencies []section
+	Beside    []section
 	Loads     []section
 	Generator *section
 	Losses    []section
 	Mixes     []section
+	Over      []section
+	Missing   [][]string // of past runs
+	Runs      int
+	Since     string
 	Costs     []section
 	Stages    []section
 	Notes     []string
@@ -57,8 +63,8 @@ type picture struct {
 }
 
 // HTML writes one page that needs nothing but itself: no network, no script. Everything that comes from the result is
-// escaped.
-func HTML(w io.Writer, r *result.Result) error {
+// escaped. With past runs, the result's own the last of them, it shows how figures changed, too.
+func HTML(w io.Writer, r *result.Result, past ...history.Entry) error {
 	groups := groups(r.Results)
 	v := &view{Result: r, Verdict: judge(groups), Notes: notes(r), Baseline: baseline, Command: shell(r.Command), Between: "95 % rank interval of the median"}
 	v.Integrity, v.Corrupt = integrity(r)
@@ -81,7 +87,12 @@ func HTML(w io.Writer, r *result.Result) error {
 		v.Costs = append(v.Costs, costSection(i, g))
 	}
 	for i, d := range gather(r.Details, func(d result.Detail) bool { return len(d.Latency) > 0 && d.Test != openLoop }) {
-		v.Latencies = append(v.Latencies, latencySection(i, d, groups, v.Legend))
+		s := latencySection(i, d, groups, v.Legend)
+		if d[0].Test == loaded {
+			v.Beside = append(v.Beside, s)
+		} else {
+			v.Latencies = append(v.Latencies, s)
+		}
 	}
 	for i, l := range loads(groups) {
 		v.Loads = append(v.Loads, loadSection(i, l, v.Legend))
@@ -99,6 +110,17 @@ func HTML(w io.Writer, r *result.Result) error {
 		if s := stageSection(i, d); len(s.Pictures) > 0 {
 			v.Stages = append(v.Stages, s)
 		}
+	}
+	if len(past) > 0 {
+		for _, run := range past {
+			for _, f := range run.Figures {
+				if !slices.Contains(v.Legend, f.Contender) {
+					v.Legend = append(v.Legend, f.Contender)
+				}
+			}
+		}
+		v.Over, v.Missing = overSections(past, v.Legend), missing(past)
+		v.Runs, v.Since = len(past), past[0].At.UTC().Format("2006-01-02 15:04")
 	}
 	if err := page.Execute(w, v); err != nil {
 		return fmt.Errorf("report: write the page: %w", err)

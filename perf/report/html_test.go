@@ -3,13 +3,17 @@ package report
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/html"
 
+	"weft/perf/history"
 	"weft/perf/probe"
 	"weft/perf/result"
 )
@@ -53,6 +57,46 @@ func render(t *testing.T, r *result.Result) (string, *html.Node) {
 		t.Fatal(err)
 	}
 	return b.String(), doc
+}
+
+// TestOverTime: past runs are drawn with a gap where there is no figure, in a page that closes what it opens whatever names say; and more runs than there are points.
+func TestOverTime(t *testing.T) {
+	r := rich()
+	began := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for _, runs := range []int{1, 5, 1000} {
+		var past []history.Entry
+		for i := range runs {
+			e := history.Of(began.Add(time.Duration(i)*time.Hour), time.Minute, r, nil)
+			if i == 2 {
+				e = history.Of(e.At, time.Minute, nil, errors.New("an agent is away: "+hostile))
+			}
+			for k := range e.Figures {
+				e.Figures[k].Path = result.Path("a", hostile)
+				e.Figures[k].InnerMTU -= i / 3
+			}
+			past = append(past, e)
+		}
+		var b bytes.Buffer
+		if err := HTML(&b, r, past...); err != nil {
+			t.Fatal(err)
+		}
+		text := b.String()
+		balanced(t, text)
+		if strings.Contains(text, "<script") || strings.Contains(text, "<img") || strings.Contains(text, "NaN") {
+			t.Errorf("%d runs: a name was not escaped, or a point is nowhere", runs)
+		}
+		for _, want := range []string{"Over time", fmt.Sprintf("%d runs since 2026-01-02 03:04 UTC", runs), `id="over-0-0-t"`} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%d runs: no %q", runs, want)
+			}
+		}
+		if gap := strings.Contains(text, "an agent is away"); gap != (runs == 5) { // of many the newest are listed
+			t.Errorf("%d runs: the failure is shown: %v", runs, gap)
+		}
+		if runs == 5 && !strings.Contains(text, "4 of 5") {
+			t.Error("the table does not count the gap")
+		}
+	}
 }
 
 func balanced(t *testing.T, text string) {

@@ -15,6 +15,9 @@ import (
 // openLoop is the test of round trips at an offered load.
 const openLoop = "udp-open-rr"
 
+// loaded is the test of round trips beside a stream.
+const loaded = "loaded-rr"
+
 // load is one offered load, and its rows.
 type load struct {
 	rate float64 // requests a second

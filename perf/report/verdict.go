@@ -43,6 +43,7 @@ var questions = []question{
 	{"Round trip, median", "tcp-rr", "p50", true, "a TCP round trip", "shorter", "longer"},
 	{"Round trip, p99", "tcp-rr", "p99", true, "a TCP round trip's 99th percentile", "shorter", "longer"},
 	{"UDP round trip, median", "udp-rr", "p50", true, "a UDP round trip", "shorter", "longer"},
+	{"Round trip beside a stream, median", "loaded-rr", "p50", true, "a UDP round trip beside a TCP stream", "shorter", "longer"},
 	{"Packets without loss", "udp-rate", "rate", false, "the packet rate without loss", "lower", "higher"},
 	{"New connections", "tcp-crr", "rate", false, "the rate of new connections", "lower", "higher"},
 	{"CPU at a fixed rate", "cpu-fixed", "cpu", true, "the processor time of a fixed stream", "lower", "higher"},

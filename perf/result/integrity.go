@@ -2,6 +2,7 @@ package result
 
 import (
 	"slices"
+	"strings"
 
 	"weft/perf/probe"
 )
@@ -35,6 +36,18 @@ func (r *Result) Verified() (sum probe.Integrity) {
 		sum.Add(one)
 	}
 	return sum
+}
+
+// arrow is between the ends of a path.
+const arrow = " → "
+
+// Path names the path from one host to another.
+func Path(from, to string) string { return from + arrow + to }
+
+// Ends are the hosts of a path; "" where there is only one path.
+func Ends(path string) (from, to string) {
+	from, to, _ = strings.Cut(path, arrow)
+	return from, to
 }
 
 // On names a contender and the path that it was measured on.

@@ -76,7 +76,7 @@ func (p *Plan) Check() error {
 // supported says why this machine cannot take any sample of the plan.
 func (p *Plan) supported() error {
 	for _, t := range p.Tests {
-		if strings.HasPrefix(t.Test, "tcp") || t.Test == "cpu-fixed" {
+		if !strings.HasPrefix(t.Test, "udp") {
 			if err := probe.Congestion(p.Congestion); err != nil {
 				return &contender.UnsupportedError{Reason: err.Error()}
 			}

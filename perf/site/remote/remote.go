@@ -22,10 +22,12 @@ import (
 // Plan says what to measure between which hosts.
 type Plan struct {
 	Hosts    []Host
+	Pods     []Host          // with an agent each, on the hosts of their names: contender Pods
 	Paths    [][2]netip.Addr // that somebody else made, by an address at each end
 	Identity *agent.Identity
 	run.Plan
-	Congestion string // TCP congestion control, set on the generators' sockets
+	Congestion string      // TCP congestion control, set on the generators' sockets
+	Limit      probe.Limit // of what a host sends; agents may allow less
 }
 
 // Host is one machine with an agent.
@@ -34,6 +36,9 @@ type Host struct {
 	At   netip.AddrPort // the agent, and by its address the host's place in the underlay
 }
 
+// Pods is the contender that somebody else's network between pods is, one on each host.
+const Pods = "pods"
+
 // PathName is what a path that somebody else made is called among the contenders.
 func PathName(p [2]netip.Addr) string { return fmt.Sprintf("path %s=%s", p[0], p[1]) }
 
@@ -41,7 +46,8 @@ func PathName(p [2]netip.Addr) string { return fmt.Sprintf("path %s=%s", p[0], p
 type hosts struct {
 	plan   *Plan
 	ends   []*end
-	secret []byte // of sealed contenders
+	pods   map[string]*end // by their host's name
+	secret []byte          // of sealed contenders
 	opened []string
 	slot   int // of the next contender
 }
@@ -64,7 +70,7 @@ func Run(ctx context.Context, p *Plan, show func(run.Event)) (*result.Result, er
 
 // Connect connects to every host's agent and checks the plan against what they say.
 func Connect(ctx context.Context, p *Plan) (_ *hosts, err error) {
-	h := &hosts{plan: p, secret: make([]byte, 32)}
+	h := &hosts{plan: p, secret: make([]byte, 32), pods: map[string]*end{}}
 	rand.Read(h.secret)
 	defer func() {
 		if err != nil {
@@ -72,22 +78,32 @@ func Connect(ctx context.Context, p *Plan) (_ *hosts, err error) {
 		}
 	}()
 	for _, host := range p.Hosts {
-		c, w, err := agent.Dial(ctx, host.At, host.At.Addr().String(), p.Identity)
+		e, err := h.dial(ctx, host)
 		if err != nil {
 			return nil, err
 		}
-		if host.Name == "" {
-			host.Name = w.Name
+		if e.Name == "" {
+			e.Name = e.welcome.Name
 		}
-		if slices.ContainsFunc(h.ends, func(e *end) bool { return e.Name == host.Name }) {
-			host.Name = host.At.Addr().String()
+		if h.named(e.Name) != nil {
+			e.Name = host.At.Addr().String()
 		}
-		h.ends = append(h.ends, &end{host, c, w})
-		if !slices.Contains(w.Addresses, host.At.Addr()) {
-			return nil, &run.UsageError{Err: fmt.Errorf("%s is no address of the host that answers there, which has %v: name it by an address of its own", host.At.Addr(), w.Addresses)}
+		h.ends = append(h.ends, e)
+		if err := h.check(e); err != nil {
+			return nil, err
 		}
-		if p.Duration > w.Longest {
-			return nil, &run.UsageError{Err: fmt.Errorf("duration %s: the agent at %s runs tests of at most %s: give less, or start it with --max-time", p.Duration, host.Name, w.Longest)}
+	}
+	for _, pod := range p.Pods {
+		if h.named(pod.Name) == nil || h.pods[pod.Name] != nil {
+			return nil, &run.UsageError{Err: fmt.Errorf("--pod %s=%s: give one pod of each host, by the host's name", pod.Name, pod.At)}
+		}
+		e, err := h.dial(ctx, pod)
+		if err != nil {
+			return nil, fmt.Errorf("the pod on %s: %w", pod.Name, err)
+		}
+		h.pods[pod.Name] = e
+		if err := h.check(e); err != nil {
+			return nil, err
 		}
 	}
 	for _, path := range p.Paths {
@@ -98,6 +114,35 @@ func Connect(ctx context.Context, p *Plan) (_ *hosts, err error) {
 		}
 	}
 	return h, nil
+}
+
+// dial connects to an agent.
+func (h *hosts) dial(ctx context.Context, host Host) (*end, error) {
+	c, w, err := agent.Dial(ctx, host.At, host.At.Addr().String(), h.plan.Identity)
+	if err != nil {
+		return nil, err
+	}
+	return &end{host, c, w}, nil
+}
+
+// check says what of the plan an agent cannot do.
+func (h *hosts) check(e *end) error {
+	if at := e.At.Addr(); !slices.Contains(e.welcome.Addresses, at) {
+		return &run.UsageError{Err: fmt.Errorf("%s is no address of the host that answers there, which has %v: name it by an address of its own", at, e.welcome.Addresses)}
+	}
+	if h.plan.Duration > e.welcome.Longest {
+		return &run.UsageError{Err: fmt.Errorf("duration %s: the agent at %s runs tests of at most %s: give less, or start it with --max-time", h.plan.Duration, e.Name, e.welcome.Longest)}
+	}
+	return nil
+}
+
+// named is the host of a name; nil = there is none.
+func (h *hosts) named(name string) *end {
+	i := slices.IndexFunc(h.ends, func(e *end) bool { return e.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return h.ends[i]
 }
 
 // holder is the host that has an address.
@@ -128,6 +173,9 @@ func (h *hosts) Settings() result.Settings {
 			bounds = append(bounds, e.Name+": "+text)
 		}
 	}
+	if text := h.plan.Limit.String(); text != "" {
+		bounds = append(bounds, "each: "+text)
+	}
 	return result.Settings{Nodes: len(h.ends), Load: strings.Join(bounds, "; ")}
 }
 
@@ -148,7 +196,10 @@ func (h *hosts) Close() error {
 	for _, e := range h.ends {
 		_ = e.Client.Close()
 	}
-	h.opened, h.ends = nil, nil
+	for _, e := range h.pods {
+		_ = e.Client.Close()
+	}
+	h.opened, h.ends, h.pods = nil, nil, nil
 	return nil
 }
 
@@ -173,7 +224,7 @@ func (h *hosts) Open(ctx context.Context, name string) ([]site.Setup, error) {
 		}
 	}
 	inside := map[*end]*agent.OpenedSetup{}
-	if name != result.Baseline {
+	if name != result.Baseline && name != Pods {
 		if err := h.join(ctx, name, inside); err != nil {
 			return nil, err
 		}
@@ -182,6 +233,10 @@ func (h *hosts) Open(ctx context.Context, name string) ([]site.Setup, error) {
 		for _, to := range h.ends {
 			switch {
 			case from == to:
+			case name == Pods:
+				if a, b := h.pods[from.Name], h.pods[to.Name]; a != nil && b != nil {
+					connect(a, b, a.At.Addr(), []netip.Addr{b.At.Addr()}, 0)
+				}
 			case name == result.Baseline:
 				connect(from, to, from.At.Addr(), []netip.Addr{to.At.Addr()}, 0)
 			default:
@@ -262,7 +317,7 @@ type setup struct {
 	mtu       int
 }
 
-func (s *setup) path() string { return s.near.Name + " → " + s.far.Name }
+func (s *setup) path() string { return result.Path(s.near.Name, s.far.Name) }
 
 // About implements site.Setup.
 func (s *setup) About() site.About {
@@ -301,7 +356,7 @@ func (s *setup) Generate(ctx context.Context, t probe.Selection, d time.Duration
 	if err := s.listen(ctx, s.at[i]); err != nil {
 		return probe.Result{}, machine.CPUTime{}, err
 	}
-	g, err := s.near.Generate(ctx, s.name, s.target, agent.TestOrder{Test: t.Test, Params: t.Params, Duration: d, Congestion: s.plan.Congestion})
+	g, err := s.near.Generate(ctx, s.name, s.target, agent.TestOrder{Test: t.Test, Params: t.Params, Duration: d, Congestion: s.plan.Congestion, Limit: s.plan.Limit})
 	if err != nil {
 		return probe.Result{}, machine.CPUTime{}, fmt.Errorf("%s: %w", s.path(), err)
 	}

@@ -1,10 +1,14 @@
 package remote_test
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,7 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
+	"weft/perf/history"
 	"weft/perf/result"
 	"weft/perf/testbed"
 )
@@ -41,20 +47,33 @@ func withBinary(run func() int) int {
 	return run()
 }
 
-// hosts are two machines, with an agent on each: namespaces that the test makes, joined by a router with its own MTU.
+// hosts are two machines, with an agent on each: namespaces that the test makes.
 type hosts struct {
-	t         *testing.T
+	t         testing.TB
 	a, b      *nettest.NS
 	agents    [2]*nettest.Process
 	dir, file string
+	addrs     [2]string
 }
 
 const addrA, addrB = "192.0.2.1", "198.51.100.2"
 
-func start(t *testing.T, middle int) *hosts {
+// newHosts are hosts without links and agents, and a secret.
+func newHosts(t testing.TB) *hosts {
 	t.Helper()
 	nettest.RequireRoot(t)
-	h := &hosts{t: t, a: nettest.New(t), b: nettest.New(t), dir: t.TempDir()}
+	h := &hosts{t: t, a: nettest.New(t), b: nettest.New(t), dir: t.TempDir(), addrs: [2]string{addrA, addrB}}
+	h.file = filepath.Join(h.dir, "secret")
+	if err := os.WriteFile(h.file, []byte("a secret for the length of a test\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// start makes hosts that are joined by a router with its own MTU; flags are the agents' besides the secret.
+func start(t testing.TB, middle int, flags ...string) *hosts {
+	t.Helper()
+	h := newHosts(t)
 	router := nettest.New(t)
 	nettest.Pair(t, nettest.End{NS: h.a, Dev: "eth0"}, nettest.End{NS: router, Dev: "ra"}, 1500)
 	nettest.Pair(t, nettest.End{NS: h.b, Dev: "eth0"}, nettest.End{NS: router, Dev: "rb"}, 1500)
@@ -71,17 +90,19 @@ func start(t *testing.T, middle int) *hosts {
 		router.MustRun(t, "ip", "link", "set", "rb", "mtu", fmt.Sprint(middle))
 		router.MustRun(t, "ip", "link", "set", "ra", "mtu", fmt.Sprint(middle))
 	}
-	h.file = filepath.Join(h.dir, "secret")
-	if err := os.WriteFile(h.file, []byte("a secret for the length of a test\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	h.agents = [2]*nettest.Process{h.agent(h.a), h.agent(h.b)}
+	h.agents = [2]*nettest.Process{h.agent(h.a, flags...), h.agent(h.b, flags...)}
 	return h
 }
 
 func (h *hosts) agent(ns *nettest.NS, args ...string) *nettest.Process {
 	h.t.Helper()
-	p := ns.MustStart(h.t, weft, append([]string{"bench", "serve", "--secret", h.file}, args...)...)
+	return h.started(ns, weft, append([]string{"bench", "serve", "--secret", h.file}, args...)...)
+}
+
+// started is an agent that listens, and of which nothing may be left at the end.
+func (h *hosts) started(ns *nettest.NS, name string, args ...string) *nettest.Process {
+	h.t.Helper()
+	p := ns.MustStart(h.t, name, args...)
 	nettest.Eventually(h.t, patience, func() error {
 		if !strings.Contains(p.Output(), "listening on") {
 			return fmt.Errorf("the agent does not listen:\n%s", p.Output())
@@ -94,6 +115,18 @@ func (h *hosts) agent(ns *nettest.NS, args ...string) *nettest.Process {
 		nettest.Eventually(h.t, patience, func() error { return nothing(p.PID()) })
 	})
 	return p
+}
+
+// measuring waits until a contender is measured on the second host.
+func (h *hosts) measuring() {
+	h.t.Helper()
+	nettest.Eventually(h.t, patience, func() error {
+		left, err := testbed.Find(func(pid int) bool { return pid == h.agents[1].PID() })
+		if err == nil && len(left.Processes) < 2 { // a daemon, and a generator
+			err = fmt.Errorf("nothing is measured: %+v\n%s", left, h.agents[1].Output())
+		}
+		return err
+	})
 }
 
 // nothing says what there is of an agent in the machine.
@@ -109,7 +142,7 @@ func nothing(pids ...int) error {
 func (h *hosts) run(args ...string) (r *result.Result, said string, err error) {
 	h.t.Helper()
 	out := filepath.Join(h.t.TempDir(), "out")
-	args = append([]string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--warmup", "0", "--out", out}, args...)
+	args = append([]string{"bench", "run", "alpha=" + h.addrs[0], "beta=" + h.addrs[1], "--secret", h.file, "--warmup", "0", "--out", out}, args...)
 	said, err = h.a.Run(weft, args...)
 	for _, p := range h.agents {
 		if e := nothing(p.PID()); e != nil {
@@ -123,7 +156,7 @@ func (h *hosts) run(args ...string) (r *result.Result, said string, err error) {
 }
 
 // row is the first figure of a contender on a path.
-func row(t *testing.T, r *result.Result, contender, path, metric string) result.Row {
+func row(t testing.TB, r *result.Result, contender, path, metric string) result.Row {
 	t.Helper()
 	for _, row := range r.Results {
 		if row.Contender == contender && row.Path == path && row.Metric == metric {
@@ -326,16 +359,7 @@ func TestFaults(t *testing.T) {
 func TestHostDies(t *testing.T) {
 	t.Parallel()
 	h := start(t, 1500)
-	measuring := func() {
-		t.Helper()
-		nettest.Eventually(t, patience, func() error {
-			left, err := testbed.Find(func(pid int) bool { return pid == h.agents[1].PID() })
-			if err == nil && len(left.Processes) < 2 { // the daemon, and a generator
-				err = fmt.Errorf("nothing is measured: %+v", left)
-			}
-			return err
-		})
-	}
+	measuring := h.measuring
 	long := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--contenders", "bare,tun", "--tests", "tcp-stream", "--duration", "500ms", "--repeat", "20", "--warmup", "0"}
 
 	out := filepath.Join(h.dir, "died")
@@ -373,6 +397,200 @@ func TestHostDies(t *testing.T) {
 	}
 }
 
+// TestPods: an agent in a pod of each host measures the network between pods that somebody else made, beside the hosts' own and under the hosts' names.
+func TestPods(t *testing.T) {
+	t.Parallel()
+	h := start(t, 1500)
+	for i, host := range []*nettest.NS{h.a, h.b} {
+		pod := nettest.New(t)
+		nettest.Pair(t, nettest.End{NS: pod, Dev: "eth0"}, nettest.End{NS: host, Dev: "pod"}, 1500)
+		host.MustRun(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+		host.MustRun(t, "ip", "addr", "add", fmt.Sprintf("10.77.%d.1/24", i), "dev", "pod")
+		pod.MustRun(t, "ip", "addr", "add", fmt.Sprintf("10.77.%d.5/24", i), "dev", "eth0")
+		pod.MustRun(t, "ip", "route", "add", "default", "via", fmt.Sprintf("10.77.%d.1", i))
+		local, far := []string{addrA, addrB}[i], []string{addrB, addrA}[i]
+		host.MustRun(t, "ip", "link", "add", "theirs", "type", "vxlan", "id", "7", "dstport", "4790", "local", local, "remote", far)
+		host.MustRun(t, "ip", "addr", "add", fmt.Sprintf("10.99.0.%d/24", i+1), "dev", "theirs")
+		host.MustRun(t, "ip", "link", "set", "theirs", "mtu", "1400", "up")
+		host.MustRun(t, "ip", "route", "add", fmt.Sprintf("10.77.%d.0/24", 1-i), "via", fmt.Sprintf("10.99.0.%d", 2-i))
+		h.agent(pod)
+	}
+	r, said, err := h.run("--contenders", "bare", "--pod", "alpha=10.77.0.5", "--pod", "beta=10.77.1.5", "--tests", "tcp-rr,udp-stream:size=600:rate=1e6", "--duration", "150ms", "--repeat", "1")
+	if err != nil || r == nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	for contender, mtu := range map[string]int{"bare": 1500, "pods": 1400} {
+		for _, path := range []string{"alpha → beta", "beta → alpha"} {
+			for _, metric := range []string{"p50", "throughput"} {
+				if got := row(t, r, contender, path, metric); !got.Median.Known() || got.InnerMTU != mtu {
+					t.Errorf("%s, %s, %s: %+v", contender, path, metric, got)
+				}
+			}
+		}
+	}
+	for _, args := range [][]string{{"--pod", "gamma=10.77.0.5"}, {"--pod", "alpha=10.77.0.5"}, {"--pod", "alpha=10.77.0.5", "--pod", "alpha=10.77.1.5"}} {
+		if _, said, err := h.run(append(args, "--tests", "tcp-rr")...); err == nil || !strings.Contains(said+err.Error(), "--pod") {
+			t.Errorf("%v: %v\n%s", args, err, said)
+		}
+	}
+}
+
+// TestXDP: contenders over AF_XDP are measured where the agents say that these may use the hosts' own devices, which are then as they were.
+func TestXDP(t *testing.T) {
+	nettest.RequireKernel(t, kernel.AFXDP)
+	t.Parallel()
+	h := start(t, 1500, "--xdp")
+	for _, c := range []struct {
+		contenders string
+		mtus       map[string]int
+		refused    string // beside them
+	}{{"xdp,xdp-udp,tun-xdp", map[string]int{"xdp": 1450, "xdp-udp": 1450}, "in a run of its own"}, {"tun-xdp+auto", map[string]int{"tun-xdp+auto": 1418}, ""}, {"xdp-lib", map[string]int{"xdp-lib": 1450}, ""}} {
+		r, said, err := h.run("--contenders", c.contenders, "--tests", "tcp-rr,udp-stream:size=600:rate=1e6", "--duration", "150ms", "--repeat", "1")
+		if r == nil {
+			t.Fatalf("%v\n%s", err, said)
+		}
+		for contender, mtu := range c.mtus {
+			for _, path := range []string{"alpha → beta", "beta → alpha"} {
+				for _, metric := range []string{"p50", "throughput"} {
+					if got := row(t, r, contender, path, metric); !got.Median.Known() || got.InnerMTU != mtu {
+						t.Errorf("%s, %s, %s: %+v", contender, path, metric, got)
+					}
+				}
+			}
+		}
+		if len(r.Failed) > 0 || len(r.Unsupported) > 1 || (c.refused != "") != (len(r.Unsupported) > 0) || c.refused != "" && !strings.Contains(r.Unsupported[0].Reason, c.refused) {
+			t.Errorf("%v, failed %+v, unsupported %+v", err, r.Failed, r.Unsupported)
+		}
+	}
+	for _, ns := range []*nettest.NS{h.a, h.b} {
+		if out := ns.MustRun(t, "ip", "-o", "link", "show", "eth0"); strings.Contains(out, "xdp") {
+			t.Errorf("a program is left: %s", out)
+		}
+	}
+}
+
+// TestInterrupted: Ctrl-C at the client, and at an agent, in the middle of a round with overlays leaves nothing on any host, and no folder.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	h := start(t, 1500)
+	long := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--contenders", "bare,tun,vxlan", "--tests", "tcp-stream", "--duration", "500ms", "--repeat", "20", "--warmup", "0"}
+	out := filepath.Join(h.dir, "interrupted")
+	client := h.a.MustStart(t, weft, append(long, "--out", out)...)
+	h.measuring()
+	client.Signal(os.Interrupt)
+	var code *exec.ExitError
+	if err := client.Wait(); !errors.As(err, &code) || code.ExitCode() != 130 {
+		t.Errorf("the client ends with %v\n%s", err, client.Output())
+	}
+	nettest.Eventually(t, patience, func() error { return nothing(h.agents[0].PID(), h.agents[1].PID()) })
+	if _, err := os.Stat(out); !os.IsNotExist(err) {
+		t.Errorf("a folder without results is left: %v", err)
+	}
+
+	client = h.a.MustStart(t, weft, append(long, "--out", out)...)
+	h.measuring()
+	h.agents[1].Signal(os.Interrupt)
+	if err := h.agents[1].Wait(); !errors.As(err, &code) || code.ExitCode() != 130 {
+		t.Errorf("the agent ends with %v\n%s", err, h.agents[1].Output())
+	}
+	if err := nothing(h.agents[1].PID()); err != nil {
+		t.Error(err)
+	}
+	if err := client.Wait(); err == nil {
+		t.Error("a run without one of its hosts is complete")
+	}
+	nettest.Eventually(t, patience, func() error { return nothing(h.agents[0].PID()) })
+	r, err := result.Read(filepath.Join(out, "result.json"))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, client.Output())
+	}
+	if len(r.Failed) == 0 || !strings.Contains(r.Failed[0].Reason, "beta") || len(r.Results) > 0 {
+		t.Errorf("failed %+v, results %+v", r.Failed, r.Results)
+	}
+}
+
+// get asks a server on the first host for a page.
+func (h *hosts) get(at, path string) (string, error) {
+	var c net.Conn
+	var err error
+	h.a.Do(func() { c, err = net.Dial("tcp", at) }) // what is dialled is of the namespace, whoever uses it
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.0\r\n\r\n", path); err != nil {
+		return "", err
+	}
+	r, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		return "", err
+	}
+	data, err := io.ReadAll(r.Body)
+	return string(data), err
+}
+
+// TestAgain: with --every runs follow each other, a host that is away is a gap with its reason, and metrics, page and history say so.
+func TestAgain(t *testing.T) {
+	t.Parallel()
+	h := start(t, 1500)
+	out := filepath.Join(h.dir, "again")
+	client := h.a.MustStart(t, weft, "bench", "run", "alpha="+addrA, "beta="+addrB, "--secret", h.file, "--tests", "tcp-rr,loaded-rr", "--duration", "200ms", "--repeat", "1", "--warmup", "0",
+		"--every", "1s", "--max-rate", "1e8", "--metrics", "127.0.0.1:9471", "--out", out)
+	page := func(path string) (text string) {
+		t.Helper()
+		nettest.Eventually(t, patience, func() (err error) {
+			text, err = h.get("127.0.0.1:9471", path)
+			return err
+		})
+		return text
+	}
+	metrics := func(line string) {
+		t.Helper()
+		nettest.Eventually(t, patience, func() error {
+			if text := page("/metrics"); !strings.Contains(text, line) {
+				return fmt.Errorf("no %q in\n%s\n%s", line, text, client.Output())
+			}
+			return nil
+		})
+	}
+	const measured = `weft_bench_measured{contender="bare",from="alpha",test="loaded-rr:family=4:flows=1:size=64",to="beta"} `
+	metrics(measured + "1")
+	metrics(`weft_bench_path_mtu_bytes{contender="bare",from="beta",to="alpha"} 1500`)
+	h.agents[1].Kill()
+	metrics("weft_bench_complete 0")
+	metrics(measured + "0")
+	if text := page("/metrics"); strings.Contains(text, "weft_bench_round_trip_seconds{") {
+		t.Errorf("figures of a host that is away:\n%s", text)
+	}
+	h.agents[1] = h.agent(h.b)
+	metrics(measured + "1")
+	if text := page("/"); !strings.Contains(text, "Over time") || !strings.Contains(text, "What did not work") {
+		t.Errorf("the page: %s", text)
+	}
+	client.Signal(os.Interrupt)
+	<-client.Done()
+	runs, err := history.Read(filepath.Join(out, "history.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, bad := 0, 0
+	for _, run := range runs {
+		if run.Error != "" || len(run.Failed) > 0 {
+			bad++
+		} else {
+			good++
+		}
+	}
+	if good < 2 || bad < 1 {
+		t.Errorf("%d good runs, %d bad ones", good, bad)
+	}
+	for _, name := range []string{"report.html", "result.json", "result.csv", "table.txt"} {
+		if _, err := os.Stat(filepath.Join(out, name)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestWho: the wrong secret, an address of nobody and a busy agent are told apart, and nothing is measured.
 func TestWho(t *testing.T) {
 	t.Parallel()
@@ -398,23 +616,25 @@ func TestWho(t *testing.T) {
 	}
 }
 
-// TestUnit: systemd understands the agent's unit.
-func TestUnit(t *testing.T) {
+// TestUnits: systemd understands the agent's unit, and that of measuring again and again.
+func TestUnits(t *testing.T) {
 	nettest.RequireTool(t, "systemd-analyze")
-	text, err := os.ReadFile("../../../deploy/systemd/weft-bench.service")
-	if err != nil {
-		t.Fatal(err)
-	}
-	installed := strings.Replace(string(text), "ExecStart=/usr/local/bin/weft bench serve ", "ExecStart="+weft+" bench serve ", 1)
-	if installed == string(text) {
-		t.Fatal("the unit starts something else")
-	}
-	unit := filepath.Join(t.TempDir(), "weft-bench.service")
-	if err := os.WriteFile(unit, []byte(installed), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("verify: %v\n%s", err, out)
+	for name, command := range map[string]string{"weft-bench.service": "serve", "weft-bench-watch.service": "run"} {
+		text, err := os.ReadFile("../../../deploy/systemd/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		installed := strings.Replace(string(text), "ExecStart=/usr/local/bin/weft bench "+command+" ", "ExecStart="+weft+" bench "+command+" ", 1)
+		if installed == string(text) {
+			t.Fatalf("%s starts something else", name)
+		}
+		unit := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(unit, []byte(installed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("systemd-analyze", "verify", "--man=no", unit).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
 	}
 }
 
