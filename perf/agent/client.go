@@ -94,7 +94,7 @@ const short = 15 * time.Second
 
 // Serve starts the server of a setup's generators at an address of the agent's host.
 func (c *Client) Serve(ctx context.Context, setup string, at netip.Addr) (*Target, error) {
-	r, err := c.ask(ctx, request{Op: opServe, Setup: setup, Serve: &ServeChoice{at}}, short)
+	r, err := c.ask(ctx, request{Op: opServe, Setup: setup, Serve: &ServeChoice{at}}, starting+short)
 	if err == nil && r.Served == nil {
 		err = errors.New("the agent does not say where it serves")
 	}
@@ -153,4 +153,4 @@ func (c *Client) Shut(ctx context.Context, setup string) error {
 }
 
 // settle bounds how long a contender may take to come up.
-const settle = 20 * time.Second
+const settle = time.Minute

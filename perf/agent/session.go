@@ -19,6 +19,9 @@ import (
 // slack is what a generator may take beyond the duration it was given.
 const slack = 20 * time.Second
 
+// starting is how long a process may take to begin, on a machine that has much else to do.
+const starting = 30 * time.Second
+
 // session is all that one client has had done. One goroutine uses it.
 type session struct {
 	*agent
@@ -151,7 +154,7 @@ func (s *session) serve(ctx context.Context, name string, choice *ServeChoice) (
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, starting)
 	defer cancel()
 	ready, err := st.server.await(ctx)
 	if err != nil {
