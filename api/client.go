@@ -57,6 +57,9 @@ func (c *Client) Lanes(ctx context.Context) (l []Lane, err error) {
 	return l, c.get(ctx, "stages", &l)
 }
 
+// Flows asks which flows of pods are cached.
+func (c *Client) Flows(ctx context.Context) (f []Flow, err error) { return f, c.get(ctx, "flows", &f) }
+
 // Close drops idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 

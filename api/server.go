@@ -29,6 +29,12 @@ type Daemon interface {
 	Capture(ctx context.Context, r CaptureRequest, w io.Writer, flush func() error) (CaptureSummary, error)
 }
 
+// Flower is a Daemon that knows flows.
+type Flower interface {
+	// Flows lists the pods' flows that a cache carries past the node's own stack, or not yet, and why.
+	Flows() []Flow
+}
+
 // ErrInUse says that another process answers on the socket.
 var ErrInUse = errors.New("a daemon answers on it")
 
@@ -158,6 +164,9 @@ func Handler(d Daemon, p Pods) http.Handler {
 	mux.HandleFunc("GET /v1/routes", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Routes())) })
 	mux.HandleFunc("GET /v1/stages", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(d.Lanes())) })
 	handlePods(mux, p)
+	if f, ok := d.(Flower); ok {
+		mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, _ *http.Request) { reply(w, list(f.Flows())) })
+	}
 	if t, ok := d.(Tracer); ok {
 		handleTrace(mux, t)
 	}

@@ -8,6 +8,7 @@
 //	GET /v1/peers/{node}  Choice
 //	GET /v1/routes   []Route
 //	GET /v1/stages   []Lane
+//	GET /v1/flows    []Flow
 //	GET /v1/trace    Traced, one a line, while they come
 //	GET /v1/path     Path
 //	POST /v1/probe   what was sent
@@ -115,6 +116,9 @@ type Peer = status.Peer
 
 // Choice is how one peer is reached, what else there is, and what was before.
 type Choice = status.Choice
+
+// Flow is a flow of a pod's with a peer's, and whether it is carried past the node's own stack.
+type Flow = status.Flow
 
 // Session is how it stands with the keys towards a peer.
 type Session = status.Session

@@ -11,6 +11,7 @@ import (
 	"weft/catalog/mode"
 	"weft/encap/ipudp"
 	"weft/encap/vxlan"
+	"weft/flowcache"
 	"weft/packet"
 	"weft/reach/link"
 	"weft/tun"
@@ -33,6 +34,7 @@ var makers = map[string]func(mode.Mode) making{
 	"host-gw":      kernel(hostgw.NewPlanner),
 	"vxlan":        kernel(kernelvxlan.NewPlanner),
 	"vxlan-nocsum": kernel(kernelvxlan.NewPlannerWithoutChecksum),
+	"cached":       topped(flowcache.Over, kernelvxlan.NewPlannerWithoutChecksum),
 	"udp":          lanes(singleTUN, ipudpStages),
 	"tun":          lanes(plainTUN, vxlanStages),
 	"tap":          lanes(plainTAP, frameStages),
@@ -47,6 +49,7 @@ var makers = map[string]func(mode.Mode) making{
 type making struct {
 	plan  func(backend.Settings) (backend.Planner, error)
 	carry func(backend.Settings) (backend.Backend, error)
+	over  func(backend.Backend, backend.Settings) backend.Backend // what is put over it where it is the node's only mode; nil = nothing
 }
 
 // bind joins the list of modes to what makes them.
@@ -107,6 +110,9 @@ func Backend(s backend.Settings, uses ...Use) (backend.Backend, error) {
 		carry = func(s backend.Settings) (backend.Backend, error) { return kernelBackend(s, carriers[own].Planner) }
 	}
 	b, err := carry(s)
+	if put := uses[own].over; err == nil && put != nil && len(uses) == 1 {
+		b = put(b, s)
+	}
 	if err != nil || prober == nil {
 		return b, err
 	}
@@ -125,6 +131,11 @@ func kernelBackend(s backend.Settings, p backend.Planner) (backend.Backend, erro
 // kernel is a mode whose packets the kernel forwards.
 func kernel(plan func(backend.Settings) (backend.Planner, error)) func(mode.Mode) making {
 	return func(mode.Mode) making { return making{plan: plan} }
+}
+
+// topped is a mode whose packets the kernel forwards, with something put over it.
+func topped(put func(backend.Backend, backend.Settings) backend.Backend, plan func(backend.Settings) (backend.Planner, error)) func(mode.Mode) making {
+	return func(mode.Mode) making { return making{plan: plan, over: put} }
 }
 
 // lanes is a mode whose packets pass through this process, sealed where the configuration says so.

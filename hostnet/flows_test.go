@@ -107,3 +107,10 @@ func TestMissedFlowsBeginAnew(t *testing.T) {
 	b.ns.MustRun(t, "nft", "flush ruleset")
 	nettest.Eventually(t, 10*time.Second, left)
 }
+
+// FuzzTracked: whatever the kernel says of a connection is read without a panic.
+func FuzzTracked(f *testing.F) {
+	f.Add([]byte{2, 0, 0, 0, 8, 0, 3, 0, 0, 0, 0, 14})
+	f.Add([]byte{2, 0, 0, 0, 20, 0, 1, 128, 16, 0, 1, 128, 8, 0, 1, 0, 10, 244, 1, 10, 4, 0, 2, 0})
+	f.Fuzz(func(_ *testing.T, b []byte) { _, _ = tracked(b) })
+}

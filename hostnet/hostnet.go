@@ -134,6 +134,8 @@ type Host struct {
 
 	obstacles atomic.Pointer[[]Obstacle]
 
+	followers []func() // see Follow
+
 	watched atomic.Pointer[map[int]bool] // devices that are not ours and whose changes concern us, by index
 	repairs atomic.Uint64
 }
@@ -168,6 +170,17 @@ func (h *Host) addVxlan(name string, v Vxlan) error {
 		return h.underlay.raw.addVxlan(name, v, int(h.ns))
 	}
 	return h.raw.addVxlan(name, v, -1)
+}
+
+// Follow has f called whenever this Host may have changed what the kernel does with packets, before the call that did so returns; f must not
+// call the Host. It is called before the first Apply.
+func (h *Host) Follow(f func()) { h.followers = append(h.followers, f) }
+
+// followed tells those who Follow.
+func (h *Host) followed() {
+	for _, f := range h.followers {
+		f()
+	}
 }
 
 // handle is the library's, and what it has no words for.

@@ -308,5 +308,6 @@ func (h *Host) Discard(name string) error {
 	if err != nil {
 		return fmt.Errorf("hostnet: remove link %s: %w", name, err)
 	}
+	defer h.followed()
 	return h.removeLink(l)
 }

@@ -25,6 +25,11 @@ func (h *Host) MarkFlows(bit uint32, marked func(Flow) bool) (changed int, err e
 	if h.ct == nil {
 		return 0, nil
 	}
+	defer func() {
+		if changed > 0 {
+			h.followed()
+		}
+	}()
 	var errs []error
 	for _, fam := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
 		flows, err := h.ct.ConntrackTableList(netlink.ConntrackTable, fam)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -74,6 +75,9 @@ func (h *Host) Apply(owner string, w Want) error {
 	defer h.mu.Unlock()
 	o := h.owner(owner)
 	if h.listening.Load() && !h.doubtful() && h.prev != nil && o.spoken && o.err == nil && o.want.patchable(w) {
+		if len(h.followers) > 0 && !reflect.DeepEqual(o.want, w) {
+			defer h.followed()
+		}
 		if h.applyChanges(o, w) == nil {
 			return o.firewallErr
 		}
@@ -109,6 +113,7 @@ func (h *Host) settled() bool {
 
 // applyWhole makes the kernel's state be what all owners want, with a look at all that the kernel has. The caller holds h.mu.
 func (h *Host) applyWhole() {
+	defer h.followed()
 	h.doubt.Store(false) // what happens from here on casts a new one
 	clear(h.suspects)
 	began := time.Now()

@@ -61,3 +61,21 @@ type Session struct {
 	CookiesSent     uint64 `json:"cookies_sent"`     // to its address, instead of answers
 	CookiesReceived uint64 `json:"cookies_received"` // from it
 }
+
+// Flow is a flow of a pod's with a peer's, and whether it is carried past the node's own stack.
+type Flow struct {
+	Protocol uint8          `json:"protocol"` // 6 = TCP, 17 = UDP
+	Local    netip.AddrPort `json:"local"`    // the pod
+	Remote   netip.AddrPort `json:"remote"`
+	Peer     string         `json:"peer,omitempty"`
+	Cached   bool           `json:"cached"`
+	Reason   string         `json:"reason,omitempty"` // why not
+	Since    time.Time      `json:"since,omitzero"`   // when it was admitted
+
+	// Inner packets past the stack.
+	TxPackets uint64 `json:"tx_packets"`
+	TxBytes   uint64 `json:"tx_bytes"`
+	RxPackets uint64 `json:"rx_packets"`
+	RxBytes   uint64 `json:"rx_bytes"`
+	Idle      int64  `json:"idle_ns"` // since the last of them
+}

@@ -135,6 +135,8 @@ func All() []Mode {
 			Wire: VXLAN, Port: 4789, Inside: Kernel, Outside: Kernel, Needs: []string{vxlan}},
 		{Name: "vxlan-nocsum", About: "Linux vxlan device, UDP checksum zero", For: "kernel VXLAN as Flannel and Calico ship it",
 			Wire: VXLAN, Port: 4789, Inside: Kernel, Outside: Kernel, Needs: []string{vxlan}},
+		{Name: "cached", About: "Linux vxlan device, UDP checksum zero; established flows past it by eBPF", For: "what an overlay costs at its best: ONCache, Weave's fast datapath",
+			Wire: VXLAN, Port: 4789, Inside: Kernel, Outside: Kernel, Needs: []string{vxlan}},
 		{Name: "udp", About: "TUN (songgao/water) → raw IP in UDP, one packet a system call", For: "Flannel's udp",
 			Wire: IPUDP, Port: 8285, Inside: TUN, Outside: UDP, Needs: []string{tun}},
 		{Name: "tun", About: "TUN (songgao/water) → VXLAN → UDP batches", For: "the plain userspace overlay",

@@ -29,7 +29,7 @@ func TestAll(t *testing.T) {
 	if !seen[Default] || len(Names(All())) != len(seen) {
 		t.Errorf("%d modes, the default is %s", len(seen), Default)
 	}
-	if _, ok := Find(All(), "cached"); ok {
+	if _, ok := Find(All(), "ipip"); ok {
 		t.Error("a mode that nobody has built is found")
 	}
 }

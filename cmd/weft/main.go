@@ -58,7 +58,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not supported on this 
 		SilenceErrors: true,
 	}
 	root.AddCommand(
-		newDaemonCommand(), newConfigCommand(), newStatusCommand(), newNodesCommand(), newPeersCommand(), newRoutesCommand(), newPodsCommand(),
+		newDaemonCommand(), newConfigCommand(), newStatusCommand(), newNodesCommand(), newPeersCommand(), newRoutesCommand(), newPodsCommand(), newFlowsCommand(),
 		newStagesCommand(), newTraceCommand(), newCaptureCommand(), newNetworkCommand(), newPolicyCommand(), newKeysCommand(), newDoctorCommand(), newCleanupCommand(), newCNICommand(), newVersionCommand(), newLabCommand(), newBenchCommand(), newManCommand(),
 	)
 	addCompletions(root)

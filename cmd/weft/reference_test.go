@@ -188,6 +188,7 @@ func (silent) Choice(string) (api.Choice, bool) { return api.Choice{}, false }
 func (silent) Peers() []api.Peer                { return nil }
 func (silent) Routes() []api.Route              { return nil }
 func (silent) Lanes() []api.Lane                { return nil }
+func (silent) Flows() []api.Flow                { return nil }
 func (silent) Trace(_ context.Context, _ string, started func(), _ func(api.Traced) error) error {
 	started()
 	return nil

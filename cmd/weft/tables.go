@@ -43,7 +43,7 @@ func newNodesCommand() *cobra.Command {
 
 // newPeersCommand is `weft peers`.
 func newPeersCommand() *cobra.Command {
-	c := newListCommand("peers", "How the other nodes are reached, and what passed (userspace modes)", (*api.Client).Peers,
+	c := newListCommand("peers", "How the other nodes are reached, and what passed (userspace modes, and what mode cached carries past the stack)", (*api.Client).Peers,
 		[]any{"NODE", "WAY", "ENDPOINT", "BY", "PREFIXES", "VNI", "MTU", "SENT", "RECEIVED", "SEALED"},
 		func(p api.Peer) []any {
 			endpoint := "-"
@@ -113,6 +113,20 @@ func printChoice(w io.Writer, c api.Choice, now time.Time) {
 	for _, ch := range slices.Backward(c.Changes) {
 		row(w, "changed", fmt.Sprintf("%s, from %s to %s: %s", age(ch.At, now), cmp.Or(ch.From, "none"), cmp.Or(ch.To, "none"), ch.Reason))
 	}
+}
+
+// newFlowsCommand is `weft flows`.
+func newFlowsCommand() *cobra.Command {
+	protocols := map[uint8]string{6: "tcp", 17: "udp"}
+	return newListCommand("flows", "The pods' flows that eBPF carries past the kernel's stack, and why others are not (mode cached)", (*api.Client).Flows,
+		[]any{"PROTO", "POD", "REMOTE", "PEER", "SENT", "RECEIVED", "CACHED"},
+		func(f api.Flow) []any {
+			cached := "no: " + f.Reason
+			if f.Cached {
+				cached = age(f.Since, time.Now())
+			}
+			return []any{protocols[f.Protocol], f.Local, f.Remote, cmp.Or(f.Peer, "-"), volume(f.TxPackets, f.TxBytes), volume(f.RxPackets, f.RxBytes), cached}
+		})
 }
 
 // leaves prints how packets to a peer leave this node.

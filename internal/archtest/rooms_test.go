@@ -49,6 +49,7 @@ var (
 		"xdp":         {[]string{"packet", "internal/holder", "internal/sock", "internal/steer", "internal/wait", "xdp/bpf", unix, nl, "github.com/cilium/ebpf/..."}, []string{"packet/packettest", "encap/vxlan"}},
 		"xdp/bpf":     {code: []string{"github.com/cilium/ebpf"}},
 		"xdp/lib":     {[]string{"packet", "internal/wait", "xdp", unix, "github.com/asavie/xdp"}, []string{"packet/packettest"}},
+		"bpf":         {code: []string{"github.com/cilium/ebpf"}},
 		"encap/ipudp": {[]string{"packet"}, []string{"packet/packettest", gopacket}},
 		"encap/vxlan": {[]string{"packet", "golang.org/x/net/bpf"}, []string{"packet/packettest", gopacket}},
 		"encap/sealed": {[]string{"packet", "internal/backoff", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
@@ -69,12 +70,15 @@ var (
 		"backend/hostgw":      {code: []string{"backend", "control", "hostnet/egress", "hostnet", zap}},
 		"backend/kernelvxlan": {code: []string{"internal/ipnet", "backend", "control", "packet", "hostnet/egress", "hostnet", zap}},
 
+		// the kernel remembers what another way of it decided
+		"flowcache": {[]string{"backend", "backend/status", "bpf", "control", "hostnet", nl, netns, unix, zap, "github.com/cilium/ebpf/..."}, []string{"backend/kernelvxlan", "internal/ipnet", "github.com/google/nftables/..."}},
+
 		// what is learnt beside the membership
 		"reach/link": {code: []string{"control", "golang.org/x/net/ipv4", "golang.org/x/net/ipv6", unix, zap}},
 
 		// the roof. The list of modes is data, which anybody may read
 		"catalog/mode": {code: []string{"control", "packet"}},
-		"catalog": {code: []string{"backend", "backend/compose", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan",
+		"catalog": {code: []string{"backend", "backend/compose", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan", "flowcache",
 			"internal/config", "internal/steer", "packet", "reach/link", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
 		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/history", "perf/run", "perf/scenario", "perf/watch", "perf/agent", "perf/site", "perf/site/netns", "perf/site/remote", "perf/testbed",
 			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet", "policy",
@@ -108,7 +112,7 @@ var (
 
 		// what one node does, and what other processes may ask of it
 		"api": {code: []string{"backend/status", "policy"}},
-		"node/daemon": {[]string{"backend", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "policy", "internal/txloss",
+		"node/daemon": {[]string{"backend", "backend/status", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "policy", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"node/metrics":  {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is here and in perf/watch
 		"node/pods":     {code: []string{"node/probe", "internal/holder", "internal/plainfile", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},

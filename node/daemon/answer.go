@@ -13,6 +13,7 @@ import (
 
 	"weft/api"
 	"weft/backend"
+	"weft/backend/status"
 	"weft/catalog/mode"
 	"weft/control"
 	"weft/internal/config"
@@ -21,7 +22,10 @@ import (
 )
 
 // What the API asks. Each answer is made of one look at the State and one at the backend.
-var _ api.Daemon = (*Daemon)(nil)
+var (
+	_ api.Daemon = (*Daemon)(nil)
+	_ api.Flower = (*Daemon)(nil)
+)
 
 func (d *Daemon) look() (*control.State, api.Apply) {
 	d.mu.Lock()
@@ -235,6 +239,14 @@ func (d *Daemon) Routes() []api.Route {
 	}
 	slices.SortFunc(routes, func(a, b api.Route) int { return a.Prefix.Compare(b.Prefix) })
 	return routes
+}
+
+// Flows lists the pods' flows that are cached, or not and why; none in modes without a cache.
+func (d *Daemon) Flows() []api.Flow {
+	if b, ok := d.backend.(interface{ Flows() []status.Flow }); ok {
+		return b.Flows()
+	}
+	return nil
 }
 
 // Lanes lists what the lanes have done; none where the kernel forwards.
