@@ -19,6 +19,7 @@ type inForce struct {
 	routes    map[routeKey]Route
 	neighbors map[neighborKey]Neighbor
 	fdb       map[fdbKey]FDBEntry
+	programs  map[programKey]Program
 	own       map[netip.Addr]bool
 	common    map[any]bool // keys of what more than one owner wants, alike or not
 
@@ -68,7 +69,8 @@ func newPass(h *Host) *pass {
 
 // run makes the kernel be what all owners want. Additions go from the bottom up and removals from the top down, so that no packet
 // meets a route whose neighbour is missing, and no address goes while a route still names it as its source. What is replaced is
-// replaced in one step: what was in force is so until its successor is.
+// replaced in one step: what was in force is so until its successor is. Programs come last and go first, since a packet that one takes
+// passes all else by.
 func (p *pass) run() {
 	h := p.h
 	p.guard()
@@ -84,7 +86,9 @@ func (p *pass) run() {
 	routes := syncTable(p, merge(p, (*Want).routes), p.routes, p.before.routes, &p.now.routes)
 	rules := syncTable(p, p.wantedRules(), p.rules, p.before.rules, &p.now.rules)
 	h.syncFirewall()
+	programs := syncTable(p, merge(p, func(w *Want) []Program { return w.Programs }), p.programs, p.before.programs, &p.now.programs)
 
+	remove(p, programs, p.before.programs)
 	remove(p, rules, p.before.rules)
 	remove(p, routes, p.before.routes)
 	slices.SortFunc(hops, func(a, b NextHop) int { return cmp.Compare(b.Members[0].ID, a.Members[0].ID) }) // groups first

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
 
 	"weft/internal/kernel"
 	"weft/internal/nettest"
@@ -23,6 +24,8 @@ type bench struct {
 	ns   *nettest.NS
 	host *Host
 	logs *observer.ObservedLogs
+
+	bpffs string // where it is mounted, once it is needed
 }
 
 func newBench(t testing.TB) *bench {
@@ -33,7 +36,8 @@ func newBench(t testing.TB) *bench {
 	nettest.Pair(t,
 		nettest.End{NS: ns, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.1/24", "2001:db8::1/64")},
 		nettest.End{NS: far, Dev: "eth0", Addrs: nettest.Prefixes("192.0.2.2/24", "2001:db8::2/64")}, 1500)
-	b := &bench{t: t, ns: ns}
+	b := &bench{t: t, ns: ns, bpffs: t.TempDir()}
+	t.Cleanup(func() { _ = unix.Unmount(b.bpffs, unix.MNT_DETACH) }) // if it is still mounted
 	b.host, b.logs = b.open()
 	return b
 }
@@ -48,6 +52,7 @@ func (b *bench) open(owners ...string) (*Host, *observer.ObservedLogs) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	h.bpffs = b.bpffs
 	b.t.Cleanup(func() {
 		if err := h.Close(); err != nil {
 			b.t.Error(err)

@@ -8,7 +8,7 @@ import (
 )
 
 // patchable says whether what w says otherwise than the owner's last Want can be put in force by itself, without a look at what the
-// kernel has: it is about links, addresses, routes, neighbours, FDB entries and nftables.
+// kernel has: it is about links, addresses, next hops, routes, rules, neighbours, FDB entries, nftables and programs.
 func (w *Want) patchable(o Want) bool {
 	return slices.Equal(w.Network, o.Network) && slices.Equal(w.Sysctls, o.Sysctls) && slices.Equal(w.Own, o.Own) && slices.Equal(w.Watch, o.Watch)
 }
@@ -24,6 +24,7 @@ func (h *Host) applyChanges(o *owner, w Want) error {
 	hopsGone, hops := difference(o.want.hops(), w.hops())
 	rulesGone, rules := difference(o.want.rules(), w.rules())
 	routesGone, routes := difference(o.want.Routes, w.Routes)
+	programsGone, programs := difference(o.want.Programs, w.Programs)
 	for _, list := range [][]Route{routesGone, routes} {
 		for i := range list {
 			list[i] = list[i].normal()
@@ -36,9 +37,7 @@ func (h *Host) applyChanges(o *owner, w Want) error {
 	err := errors.Join(
 		addTo(h, have.addrs, addrsGone, addrs), awaitLocal(h.rt, slices.Values(addrs)),
 		addTo(h, have.neighbors, neighborsGone, neighbors), addTo(h, have.fdb, fdbGone, fdb),
-		addTo(h, have.hops, hopsGone, hops), addTo(h, have.routes, routesGone, routes), addTo(h, have.rules, rulesGone, rules),
-		removeFrom(h, have.rules, rulesGone), removeFrom(h, have.routes, routesGone), removeFrom(h, have.hops, reversed(hopsGone)), removeFrom(h, have.fdb, fdbGone), removeFrom(h, have.neighbors, neighborsGone),
-		removeFrom(h, have.addrs, addrsGone), h.dropLinks(linksGone))
+		addTo(h, have.hops, hopsGone, hops), addTo(h, have.routes, routesGone, routes), addTo(h, have.rules, rulesGone, rules))
 	if err != nil {
 		return err
 	}
@@ -47,7 +46,10 @@ func (h *Host) applyChanges(o *owner, w Want) error {
 	if firewall {
 		h.syncFirewall()
 	}
-	return nil
+	return errors.Join(
+		addTo(h, have.programs, programsGone, programs), removeFrom(h, have.programs, programsGone),
+		removeFrom(h, have.rules, rulesGone), removeFrom(h, have.routes, routesGone), removeFrom(h, have.hops, reversed(hopsGone)), removeFrom(h, have.fdb, fdbGone), removeFrom(h, have.neighbors, neighborsGone),
+		removeFrom(h, have.addrs, addrsGone), h.dropLinks(linksGone))
 }
 
 func reversed[T any](list []T) []T { // groups of next hops stand behind their members

@@ -11,17 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cleanup removes everything that any weft left in this namespace: nftables tables and links whose names start
+// Cleanup removes everything that any weft left in this namespace: programs that are pinned, nftables tables and links whose names start
 // with LinkPrefix, its rules in others' forward chains, the routes of Protocol in every table, the guards of the overlay's prefixes last, and the loopback
 // device's addresses of Protocol. It returns what it removed, in words. On an error the rest is removed.
 func (h *Host) Cleanup() ([]string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.prev, h.firewall = nil, firewall{}
-	removed, err := h.removeTables()
-	rules, rulesErr := h.removeRules()
-	removed, errs := append(removed, rules...), []error{err, rulesErr}
-
+	var removed []string
+	var errs []error
 	links, err := dumpLinks(h.rt)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("hostnet: list links: %w", err))
@@ -29,6 +27,10 @@ func (h *Host) Cleanup() ([]string, error) {
 	names, index := map[int]string{}, map[string]int{}
 	for _, l := range links {
 		names[l.Attrs().Index], index[l.Attrs().Name] = l.Attrs().Name, l.Attrs().Index
+	}
+	for _, remove := range []func() ([]string, error){func() ([]string, error) { return h.removePrograms(names) }, h.removeTables, h.removeRules} {
+		words, err := remove()
+		removed, errs = append(removed, words...), append(errs, err)
 	}
 	routes, err := dumpRoutes(h.strict, names)
 	if err != nil {

@@ -15,9 +15,10 @@
 //	next hops   protocol 87
 //	rules       protocol 87 (`ip rule`)
 //	nftables    tables named weft*, and rules marked by RuleMark in the forward chains of others
+//	programs    at the tcx hooks of devices: those this process attached, and those pinned in its directory (Pins)
 //
 // Everything else in the namespace is never touched. Only Cleanup goes further: it removes every link named
-// weft*, every route of protocol 87 and every nftables table named weft*.
+// weft*, every route of protocol 87, every nftables table named weft* and all that is pinned.
 //
 // # Reverse path filtering
 //
@@ -91,6 +92,7 @@ type Want struct {
 	Neighbors []Neighbor
 	FDB       []FDBEntry
 	Tables    []Table // of nftables
+	Programs  []Program
 
 	// Passage holds prefixes that forward chains of others let through, where they drop by default.
 	Passage []netip.Prefix
@@ -109,6 +111,8 @@ type Host struct {
 	ct      *netlink.Handle // for connection tracking; nil where the kernel has no netfilter
 	raw     raw
 	sysctls *sysctls
+	bpffs   string // where that is mounted, or is to be
+	pins    pinsOf
 
 	underlay *Host // of the namespace that tunnel devices send in; nil = this one
 
@@ -150,7 +154,7 @@ func New(log *zap.Logger, owners ...string) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: open the network namespace: %w", err)
 	}
-	h := &Host{log: log, ns: ns, sysctls: openSysctls(), suspects: map[any]bool{}, said: map[string]bool{}, detours: detours}
+	h := &Host{log: log, ns: ns, sysctls: openSysctls(), bpffs: bpffs, suspects: map[any]bool{}, said: map[string]bool{}, detours: detours}
 	for _, name := range owners {
 		h.owner(name)
 	}
@@ -187,6 +191,7 @@ func (h *Host) followed() {
 type handle struct {
 	*netlink.Handle
 	raw raw
+	tcx *tcx
 }
 
 // answerTimeout keeps a lost answer from hanging the daemon; RTNL may be held for seconds on a busy machine.
@@ -198,7 +203,10 @@ func (h *Host) open() (err error) {
 	if err != nil {
 		return err
 	}
-	h.rt = &handle{Handle: rt}
+	h.rt = &handle{Handle: rt, tcx: &tcx{within: h.within, pins: h.pinsDir}}
+	if h.pins, err = pinsHere(h.ns); err != nil {
+		return err
+	}
 	if h.strict, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
@@ -215,10 +223,13 @@ func (h *Host) open() (err error) {
 	return err
 }
 
-// Close frees what the Host holds. Everything it put into the kernel stays. Call it once, after Run returned.
+// Close frees what the Host holds. Everything it put into the kernel stays, but programs that are not pinned. Call it once, after Run
+// returned.
 func (h *Host) Close() error {
+	var err error
 	if h.rt != nil {
 		h.rt.Close()
+		err = h.rt.tcx.close()
 	}
 	if h.strict != nil {
 		h.strict.Close()
@@ -229,7 +240,7 @@ func (h *Host) Close() error {
 	if h.raw != nil {
 		h.raw.close()
 	}
-	return errors.Join(h.ns.Close(), h.sysctls.close())
+	return errors.Join(err, h.ns.Close(), h.sysctls.close())
 }
 
 // Repairs counts objects that were in force, that somebody else then removed or changed, and that Apply put

@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
+	"weft/internal/kernel"
 	"weft/internal/nettest"
 )
 
@@ -36,6 +38,10 @@ func everyKind() Want {
 	}
 	w.Tables = []Table{policy("10.244.1.7", "10.244.1.8")}
 	w.Passage = w.Network
+	w.Programs = []Program{
+		{Name: "weft_in", Dev: "eth0", Code: program("weft_in"), Pinned: true},
+		{Name: "weft_out", Dev: Bridge, Egress: true, Code: program("weft_out"), Pinned: true},
+	}
 	return w
 }
 
@@ -91,13 +97,14 @@ func (b *bench) kinds() []string {
 		}
 	}
 	add(b.ns.MustRun(b.t, "nft", "-s", "list", "ruleset"), "")
-	return all
+	return append(all, b.hooks("eth0", Bridge)...)
 }
 
 // TestEveryKindIsPutBack: whatever somebody removes or changes of any kind of object returns; a restart adopts all of it; and Cleanup
 // leaves nothing. How long each took is logged.
 func TestEveryKindIsPutBack(t *testing.T) {
 	nettest.RequireTool(t, "nft", "bridge")
+	nettest.RequireKernel(t, kernel.TCX)
 	b := newBench(t)
 	b.ns.MustRun(t, "nft", "add table inet guard; add chain inet guard entry { type filter hook forward priority 0; policy drop; }")
 	bare := b.ns.MustRun(t, "nft", "list", "ruleset")
@@ -117,7 +124,14 @@ func TestEveryKindIsPutBack(t *testing.T) {
 		t.Fatalf("again:\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(right, "\n"))
 	}
 	b.guarded(everyKind())
-	for _, cmd := range []string{
+	byHand := map[string]func(){
+		"detach weft_in":    func() { b.detach("eth0", false) },
+		"replace weft_in":   func() { b.replace("eth0", false) },
+		"unpin weft_in":     func() { b.unpin("weft_in:ingress:eth0") },
+		"detach weft_out":   func() { b.detach(Bridge, true) },
+		"unpin all of them": func() { b.unpin("") },
+	}
+	for _, cmd := range append([]string{
 		"ip route del 10.245.0.0/16",
 		"ip route replace 10.245.0.0/16 via 192.0.2.2 proto 87",
 		"ip route del 10.246.0.0/16 table 8700",
@@ -141,8 +155,12 @@ func TestEveryKindIsPutBack(t *testing.T) {
 		"nft add table ip weft-stray",
 		"nft flush chain inet guard entry",
 		"nft flush ruleset; nft add table inet guard; nft add chain inet guard entry '{ type filter hook forward priority 0; policy drop; }'",
-	} {
-		b.ns.MustRun(t, "sh", "-ec", cmd)
+	}, slices.Sorted(maps.Keys(byHand))...) {
+		if do := byHand[cmd]; do != nil {
+			do()
+		} else {
+			b.ns.MustRun(t, "sh", "-ec", cmd)
+		}
 		began := time.Now()
 		nettest.Eventually(t, waitLong, func() error {
 			got := b.kinds()
@@ -166,7 +184,7 @@ func TestEveryKindIsPutBack(t *testing.T) {
 	if now := b.ns.MustRun(t, "nft", "-a", "list", "chain", "inet", "weft-test", "ingress"); now != handle {
 		t.Errorf("the chain was\n%s\nand is\n%s", handle, now)
 	}
-	if removed, err := b.host.Cleanup(); err != nil {
+	if removed, err := b.host.Cleanup(); err != nil || !slices.Contains(removed, "program weft_in dev eth0 ingress") {
 		t.Errorf("%q, %v", removed, err)
 	}
 	b.mustLack("weft-vx4", "weftbr", "proto 87")
@@ -175,6 +193,9 @@ func TestEveryKindIsPutBack(t *testing.T) {
 	}
 	if hops := b.ip("nexthop"); hops != "" {
 		t.Errorf("after Cleanup: %s", hops)
+	}
+	if left := b.hooks("eth0"); len(left) > 0 || exists(b.bpffs+"/weft") {
+		t.Errorf("after Cleanup: %q", left)
 	}
 	if after := b.ns.MustRun(t, "nft", "list", "ruleset"); after != bare {
 		t.Errorf("after Cleanup:\n%s", after)

@@ -99,7 +99,7 @@ func (h *Host) repair() {
 	defer h.mu.Unlock()
 	switch {
 	case h.prev == nil:
-	case h.doubtful():
+	case h.doubtful() || h.rt.tcx.broken():
 		h.applyWhole()
 	case h.firewallNews.Load():
 		h.syncFirewall()

@@ -129,7 +129,8 @@ var (
 
 		// the kernel: one owner
 		"hostnet/egress": {code: []string{"control", "packet", "hostnet", "internal/sock", unix}},
-		"hostnet":        {code: []string{"internal/holder", "internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/google/nftables/...", "github.com/mdlayher/netlink"}},
+		"hostnet": {code: []string{"internal/holder", "internal/ipnet", "internal/backoff", nl, netns, unix, zap, "github.com/cilium/ebpf", "github.com/cilium/ebpf/link", "github.com/google/nftables/...",
+			"github.com/mdlayher/netlink"}, tests: []string{"github.com/cilium/ebpf/asm", "internal/netlab"}},
 
 		// the ground
 		"internal/archtest":      {tests: []string{"catalog/mode"}},

@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime"
 	"slices"
+	"unsafe"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -22,6 +23,7 @@ const (
 	TUN        Ability = "tun"
 	AFXDP      Ability = "af_xdp"
 	NFTables   Ability = "nftables"
+	TCX        Ability = "tcx"
 	UDPSegment Ability = "udp-segment"
 	UDPGRO     Ability = "udp-gro"
 	ESP        Ability = "esp" // with AES-GCM
@@ -50,6 +52,7 @@ func table() []known {
 		{VXLAN, "vxlan device", nil, "modprobe vxlan, or a kernel with CONFIG_VXLAN; userspace modes do without"},
 		{AFXDP, "af_xdp socket", tryAFXDP, "a kernel with CONFIG_XDP_SOCKETS and CONFIG_BPF_SYSCALL, and CAP_NET_RAW"},
 		{NFTables, "nftables", tryNFTables, "modprobe nf_tables, or a kernel with CONFIG_NF_TABLES"},
+		{TCX, "BPF at devices (tcx)", tryTCX, "Linux 6.6 or newer with CONFIG_BPF_SYSCALL and CONFIG_NET_XGRESS"},
 		{UDPSegment, "UDP segmentation", tryUDP(unix.UDP_SEGMENT), "Linux 4.18 or newer"},
 		{UDPGRO, "UDP receive coalescing", tryUDP(unix.UDP_GRO), "Linux 5.0 or newer"},
 		{ESP, "IPsec", tryESP, "modprobe esp4, or a kernel with CONFIG_INET_ESP and CONFIG_CRYPTO_GCM"},
@@ -127,6 +130,27 @@ func tryNFTables() error {
 			return fmt.Errorf("list nftables tables: %w", err)
 		}
 		return nil
+	})
+}
+
+// tryTCX asks what is at a hook (BPF_PROG_QUERY, union bpf_attr in linux/bpf.h).
+func tryTCX() error {
+	return apart(func() error {
+		query := struct {
+			ifindex, hook, flags, attached uint32
+			programs                       uint64
+			count, _                       uint32
+			_, _, _                        uint64
+			revision                       uint64
+		}{ifindex: 1, hook: unix.BPF_TCX_INGRESS} // of the loopback device, which every namespace has
+		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_QUERY, uintptr(unsafe.Pointer(&query)), unsafe.Sizeof(query))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINVAL:
+			return fmt.Errorf("this kernel has no tcx: %w", unix.EOPNOTSUPP)
+		}
+		return fmt.Errorf("ask for programs at a device: %w", errno)
 	})
 }
 

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -305,7 +304,7 @@ func setAddress(pod *netlink.Handle, far netlink.Link, ip api.PodIP) error {
 
 // allowIPv6 turns IPv6 on for a pod's interface: some runtimes make namespaces without.
 func allowIPv6(ns netns.NsHandle, ifname string) error {
-	return inside(ns, func() error {
+	return hostnet.Within(ns, func() error {
 		dir := "/proc/thread-self/root/proc/sys/net/ipv6/conf/" + ifname + "/"
 		b, err := os.ReadFile(dir + "disable_ipv6")
 		if err != nil || strings.TrimSpace(string(b)) == "0" {
@@ -313,20 +312,6 @@ func allowIPv6(ns netns.NsHandle, ifname string) error {
 		}
 		return os.WriteFile(dir+"disable_ipv6", []byte("0"), 0)
 	})
-}
-
-// inside runs fn on a thread in the namespace. The thread ends with it, so that it need not be brought back.
-func inside(ns netns.NsHandle, fn func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		if err := netns.Set(ns); err != nil {
-			done <- fmt.Errorf("enter the namespace: %w", err)
-			return
-		}
-		done <- fn()
-	}()
-	return <-done
 }
 
 // podLinks are the names of all links of pods.

@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"weft/hostnet"
 )
 
 const (
@@ -101,7 +103,7 @@ func listenInside(path string, number uint64) (*os.File, error) {
 		return nil, fmt.Errorf("pods: %s is another namespace by now", path)
 	}
 	fd := -1
-	err = inside(ns, func() (err error) {
+	err = hostnet.Within(ns, func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 		return err
 	})
