@@ -24,8 +24,8 @@ type places struct {
 	choose  *step // nil where there is one exit
 	exits   []exit
 
-	way   [packet.BatchSize]uint8 // of packet i, for choose
-	aside []packet.Packet         // the batch while choose puts it in order; nil where there is one exit
+	way     [packet.BatchSize]uint8 // of packet i, for choose
+	scratch []packet.Packet         // the batch while choose puts it in order; nil where there is one exit
 }
 
 // exit is how packets leave: out, a Way each; in, the inside.
@@ -93,7 +93,7 @@ func (l *Lane) layOut(add adder) {
 	}
 	if len(c.Ways) > 1 {
 		l.choose = whole(add(Choose, "way", last, l.chooses))
-		l.aside = make([]packet.Packet, len(l.batch.Slots()))
+		l.scratch = make([]packet.Packet, len(l.batch.Slots()))
 		last = l.choose
 	}
 	l.exits = make([]exit, len(c.Ways))
@@ -187,11 +187,11 @@ func (l *Lane) chooses(b *packet.Batch) {
 	if !mixed {
 		return
 	}
-	aside := l.aside[:copy(l.aside, live)]
+	scratch := l.scratch[:copy(l.scratch, live)]
 	for i := range l.exits {
 		l.exits[i].count = 0
 	}
-	for i := range aside {
+	for i := range scratch {
 		to := end
 		if way := l.way[i]; way == nowhere {
 			end++
@@ -200,6 +200,6 @@ func (l *Lane) chooses(b *packet.Batch) {
 			to = x.first + x.count
 			x.count++
 		}
-		live[to] = aside[i]
+		live[to] = scratch[i]
 	}
 }

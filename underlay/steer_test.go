@@ -12,7 +12,7 @@ import (
 )
 
 // TestSteer: packets of one lane come to one queue whatever port they were sent from, the rest to
-// the socket aside, and what arrives at the plain port to some queue.
+// the handshakes' socket, and what arrives at the plain port to some queue.
 func TestSteer(t *testing.T) {
 	for _, local := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1")} {
 		t.Run(local.String(), func(t *testing.T) {
@@ -20,9 +20,9 @@ func TestSteer(t *testing.T) {
 			const queues = 2
 			p := open(t, ns, Config{Local: []netip.Addr{local}, Port: 8473, PlainPort: 4789, Batch: true, Offload: true,
 				Steer: &steer.Rule{Type: 4, Lane: 3}}, queues)
-			aside := p.(packet.Handshakes).Handshakes()
-			if len(aside) != 1 {
-				t.Fatalf("%d sockets aside", len(aside))
+			handshakes := p.(packet.Handshakes).Handshakes()
+			if len(handshakes) != 1 {
+				t.Fatalf("%d sockets of handshakes", len(handshakes))
 			}
 			type seen struct {
 				queue int
@@ -56,8 +56,8 @@ func TestSteer(t *testing.T) {
 						t.Fatal(err)
 					}
 					buf := make([]byte, 16)
-					aside[0].(*sock.Conn).SetReadDeadline(time.Now().Add(patience))
-					n, at, err := aside[0].ReadFromUDPAddrPort(buf)
+					handshakes[0].(*sock.Conn).SetReadDeadline(time.Now().Add(patience))
+					n, at, err := handshakes[0].ReadFromUDPAddrPort(buf)
 					if err != nil || n != 4 || buf[0] != first || at.Port() != addrOf(from).Port() {
 						t.Fatalf("first byte %d: %d bytes from %v, %v", first, n, at, err)
 					}
@@ -69,9 +69,9 @@ func TestSteer(t *testing.T) {
 					t.Fatalf("plain port: %+v", got)
 				}
 			}
-			// An answer from aside leaves from the tunnel's own port.
+			// An answer from the handshakes' socket leaves from the tunnel's own port.
 			to := peer(t, ns, local)
-			if _, err := aside[0].WriteToUDPAddrPort([]byte{2}, addrOf(to)); err != nil {
+			if _, err := handshakes[0].WriteToUDPAddrPort([]byte{2}, addrOf(to)); err != nil {
 				t.Fatal(err)
 			}
 			to.SetReadDeadline(time.Now().Add(patience))

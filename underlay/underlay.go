@@ -139,7 +139,7 @@ func Listen(cfg Config, queues int) (_ packet.Port, err error) {
 			if err != nil {
 				return nil, fmt.Errorf("underlay: %w", err)
 			}
-			p.aside = append(p.aside, c)
+			p.handshakes = append(p.handshakes, c)
 		}
 	}
 	return p, nil
@@ -194,9 +194,9 @@ func check(cfg Config) (Config, error) {
 
 // port implements packet.Port, packet.KernelDrops and packet.Features.
 type port struct {
-	stop   *wait.Stop
-	queues []packet.Queue
-	aside  []*sock.Conn
+	stop       *wait.Stop
+	queues     []packet.Queue
+	handshakes []*sock.Conn
 
 	mu       sync.Mutex // what follows, and the descriptors against Close
 	closed   bool
@@ -214,7 +214,7 @@ func (p *port) Layer() packet.Layer { return packet.Tunnel }
 func (p *port) Queues() []packet.Queue { return p.queues }
 
 // Handshakes returns the sockets for what is not for lanes: one per local address with Config.Steer.
-func (p *port) Handshakes() []packet.Conn { return steer.Conns(p.aside) }
+func (p *port) Handshakes() []packet.Conn { return steer.Conns(p.handshakes) }
 
 // Close wakes the receivers, waits until no lane is inside a system call and closes the sockets.
 func (p *port) Close() error {
@@ -228,7 +228,7 @@ func (p *port) Close() error {
 	if err != nil {
 		err = fmt.Errorf("underlay: %w", err)
 	}
-	for _, c := range p.aside {
+	for _, c := range p.handshakes {
 		err = errors.Join(err, c.Close())
 	}
 	for _, s := range p.sockets {
@@ -249,7 +249,7 @@ func (p *port) KernelDrops() map[string]uint64 {
 		total += s.Overflow()
 	}
 	drops := map[string]uint64{"socket-overflow": total}
-	steer.AddOverflow(drops, p.aside)
+	steer.AddOverflow(drops, p.handshakes)
 	return drops
 }
 

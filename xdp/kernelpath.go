@@ -72,22 +72,22 @@ func openKernelPath(local []netip.Addr, port uint16) (k *kernelPath, err error) 
 }
 
 // steer shares the endpoints with sockets for what is not for lanes, one per address.
-func (k *kernelPath) steer(rule steer.Rule) (aside []*sock.Conn, err error) {
+func (k *kernelPath) steer(rule steer.Rule) (handshakes []*sock.Conn, err error) {
 	for _, s := range k.sockets {
 		if s == nil {
 			continue
 		}
 		// Only now: until here a second socket on the endpoint was somebody else's, and an error.
 		if err := s.Share(); err != nil {
-			return aside, err
+			return handshakes, err
 		}
 		c, err := rule.Handshakes(s.Bound(), 1)
 		if err != nil {
-			return aside, err
+			return handshakes, err
 		}
-		aside = append(aside, c)
+		handshakes = append(handshakes, c)
 	}
-	return aside, nil
+	return handshakes, nil
 }
 
 // send hands a tunnel packet to the kernel's stack, and says why it died if it did.

@@ -21,13 +21,13 @@ const kernelTurns = 64
 // other traffic of the device, and what the ring cannot carry, stays the kernel's.
 type Outside struct {
 	port
-	kernel   *kernelPath
-	plain    *kernelPath  // of Config.PlainPort; nil = there is none
-	aside    []*sock.Conn // one per address, with Config.Steer
-	sources  *sources
-	resolver *resolver
-	queues   []packet.Queue
-	extra    map[string]string // features of its own
+	kernel     *kernelPath
+	plain      *kernelPath  // of Config.PlainPort; nil = there is none
+	handshakes []*sock.Conn // one per address, with Config.Steer
+	sources    *sources
+	resolver   *resolver
+	queues     []packet.Queue
+	extra      map[string]string // features of its own
 }
 
 // device is what a port needs to know of a device.
@@ -87,7 +87,7 @@ func openOutside(c Config, dev device, open opener) (out *Outside, err error) {
 		wake = append(wake[:len(wake):len(wake)], out.plain.fds[:]...)
 	}
 	if c.Steer != nil {
-		if out.aside, err = out.kernel.steer(*c.Steer); err != nil {
+		if out.handshakes, err = out.kernel.steer(*c.Steer); err != nil {
 			return out, err
 		}
 	}
@@ -147,12 +147,12 @@ func (o *Outside) KernelDrops() map[string]uint64 {
 	if n := o.resolver.lost.Load(); n > 0 {
 		drops["neighbour-unresolved"] = n
 	}
-	steer.AddOverflow(drops, o.aside)
+	steer.AddOverflow(drops, o.handshakes)
 	return drops
 }
 
 // Handshakes returns the sockets for what is not for lanes: one per address with Config.Steer.
-func (o *Outside) Handshakes() []packet.Conn { return steer.Conns(o.aside) }
+func (o *Outside) Handshakes() []packet.Conn { return steer.Conns(o.handshakes) }
 
 // Close gives the device's traffic back to the kernel and frees the queues.
 func (o *Outside) Close() error {
@@ -171,7 +171,7 @@ func (o *Outside) Close() error {
 			err = errors.Join(err, k.close())
 		}
 	}
-	for _, c := range o.aside {
+	for _, c := range o.handshakes {
 		err = errors.Join(err, c.Close())
 	}
 	return err
@@ -281,7 +281,7 @@ func (q *outsideQueue) Send(b *packet.Batch) error {
 	packets := b.Packets()
 	var hop *packet.Hop
 	var d *destination
-	var c *course
+	var c *adjacency
 	for i := range packets {
 		p := &packets[i]
 		if p.Drop != packet.Alive {
@@ -294,7 +294,7 @@ func (q *outsideQueue) Send(b *packet.Batch) error {
 		if p.Hop != hop {
 			hop = p.Hop
 			d = q.to(hop)
-			c = q.course(d)
+			c = q.adjacency(d)
 		}
 		switch t := c.template; {
 		case t != nil:
@@ -321,7 +321,7 @@ func (q *outsideQueue) Outer(p *packet.Packet) packet.OuterHeader {
 		return packet.OuterHeader{}
 	}
 	defer q.send.Leave()
-	if t := q.course(q.to(p.Hop)).template; t != nil {
+	if t := q.adjacency(q.to(p.Hop)).template; t != nil {
 		return packet.OuterHeader{Frame: t.header[:t.length], Port: t.from.of(t.v6, p.Flow)}
 	}
 	return packet.OuterHeader{Port: q.kernel.port}
@@ -344,10 +344,10 @@ func (q *outsideQueue) to(hop *packet.Hop) *destination {
 	return d
 }
 
-// course is a destination's course now, and notes that it is used.
-func (q *outsideQueue) course(d *destination) *course {
+// adjacency is a destination's adjacency now, and notes that it is used.
+func (q *outsideQueue) adjacency(d *destination) *adjacency {
 	if !d.used.Load() {
 		d.used.Store(true)
 	}
-	return d.course.Load()
+	return d.adjacency.Load()
 }

@@ -31,8 +31,8 @@ const (
 	listTries = 10
 )
 
-// course is what to do with packets to a destination, as known now. Immutable but for the budget.
-type course struct {
+// adjacency is what to do with packets to a destination, as known now: the next hop's link header, once resolved. Immutable but for the budget.
+type adjacency struct {
 	template *template // send from the ring with this header; nil: see below
 	kernel   bool      // hand to the kernel's stack
 	pending  bool      // only while budget lasts: the kernel resolves the neighbour and holds what it is handed
@@ -44,11 +44,11 @@ type course struct {
 // destination is a tunnel endpoint that packets are sent to. One that they have not been sent to for a while is gone: whoever still has
 // it asks for a new one.
 type destination struct {
-	addr   netip.AddrPort
-	raw    rawAddr // for the kernel's socket
-	course atomic.Pointer[course]
-	used   atomic.Bool // since the last tick
-	gone   atomic.Bool
+	addr      netip.AddrPort
+	raw       rawAddr // for the kernel's socket
+	adjacency atomic.Pointer[adjacency]
+	used      atomic.Bool // since the last tick
+	gone      atomic.Bool
 
 	// the resolver's own
 	idle    int
@@ -59,7 +59,7 @@ type destination struct {
 }
 
 // resolver finds next hops and their link addresses as the kernel's tables have them, and follows every change. It is
-// the only writer of courses; the lanes only load them. It asks the kernel to resolve, and to renew, what packets use:
+// the only writer of adjacencies; the lanes only load them. It asks the kernel to resolve, and to renew, what packets use:
 // the kernel does not see those packets and would let the entries go stale.
 type resolver struct {
 	device  string
@@ -143,7 +143,7 @@ func subscribe(dev device, local []netip.Addr, from *sources) (r *resolver, err 
 	return r, r.list()
 }
 
-// close stops following. Destinations keep their last course.
+// close stops following. Destinations keep their last adjacency.
 func (r *resolver) close() {
 	r.closed.Store(true)
 	r.signal()
@@ -177,15 +177,15 @@ func (r *resolver) destination(addr netip.AddrPort) *destination {
 	if d == nil {
 		d = &destination{addr: addr, raw: newRawAddr(addr)}
 		d.used.Store(true)
-		d.course.Store(pendingCourse(pendingBudget, 0))
+		d.adjacency.Store(pendingAdjacency(pendingBudget, 0))
 		r.known[addr] = d
 		r.signal()
 	}
 	return d
 }
 
-func pendingCourse(budget int32, since uint64) *course {
-	c := &course{kernel: true, pending: true, granted: budget, since: since}
+func pendingAdjacency(budget int32, since uint64) *adjacency {
+	c := &adjacency{kernel: true, pending: true, granted: budget, since: since}
 	c.budget.Store(budget)
 	return c
 }
@@ -340,9 +340,9 @@ func (r *resolver) list() error {
 	return nil
 }
 
-// update brings a destination's course up to date with the tables.
+// update brings a destination's adjacency up to date with the tables.
 func (r *resolver) update(d *destination) {
-	old := d.course.Load()
+	old := d.adjacency.Load()
 	fresh := !d.visited
 	if fresh {
 		d.visited, d.age = true, 0
@@ -350,11 +350,11 @@ func (r *resolver) update(d *destination) {
 		d.next, d.mtu = next, mtu
 		switch {
 		case err != nil: // no route
-			d.course.Store(&course{})
+			d.adjacency.Store(&adjacency{})
 			return
 		case kernel:
 			if !old.kernel || old.pending {
-				d.course.Store(&course{kernel: true})
+				d.adjacency.Store(&adjacency{kernel: true})
 			}
 			return
 		}
@@ -367,7 +367,7 @@ func (r *resolver) update(d *destination) {
 	case known && n.state&nudValid != 0:
 		src, ok := r.source(d.addr.Addr())
 		if !ok {
-			d.course.Store(&course{})
+			d.adjacency.Store(&adjacency{})
 			return
 		}
 		mtu := r.mtu
@@ -376,7 +376,7 @@ func (r *resolver) update(d *destination) {
 		}
 		t := newTemplate(r.mac, n.mac, src, d.addr, mtu, r.sources)
 		if old.template == nil || *old.template != *t {
-			d.course.Store(&course{template: t})
+			d.adjacency.Store(&adjacency{template: t})
 		}
 	case known && n.state&netlink.NUD_FAILED != 0:
 		if old.pending && n.at <= old.since {
@@ -386,13 +386,13 @@ func (r *resolver) update(d *destination) {
 			r.lost.Add(uint64(old.granted - max(0, old.budget.Load())))
 		}
 		if old.template != nil || old.kernel {
-			d.course.Store(&course{})
+			d.adjacency.Store(&adjacency{})
 		}
 	default:
 		// Not known yet, or no longer. One that failed stays so until it answers.
 		noRoute := fresh && !known && !old.kernel
 		if old.template != nil || old.kernel && !old.pending || noRoute {
-			d.course.Store(pendingCourse(pendingBudget, r.seen))
+			d.adjacency.Store(pendingAdjacency(pendingBudget, r.seen))
 		}
 		if fresh || old.template != nil {
 			r.ask(d.next)
@@ -449,7 +449,7 @@ func (r *resolver) tick() {
 		if d.age++; d.mtu != 0 && d.age >= narrowTicks {
 			d.visited = false
 		}
-		c := d.course.Load()
+		c := d.adjacency.Load()
 		if d.idle > 0 {
 			return
 		}
@@ -462,7 +462,7 @@ func (r *resolver) tick() {
 		switch n, ok := r.neighbours[d.next]; {
 		case ok && n.state&netlink.NUD_FAILED != 0:
 			// A packet of its own makes the kernel solicit from the right source address.
-			d.course.Store(pendingCourse(1, r.seen))
+			d.adjacency.Store(pendingAdjacency(1, r.seen))
 		case !ok || n.state == netlink.NUD_NONE || n.state&netlink.NUD_STALE != 0:
 			// A stale entry that is used is probed, as it would be if the kernel saw the packets.
 			r.ask(d.next)
@@ -470,7 +470,7 @@ func (r *resolver) tick() {
 	})
 }
 
-// forget lets go of a destination. Lanes that have it send one more batch by its last course at most.
+// forget lets go of a destination. Lanes that have it send one more batch by its last adjacency at most.
 func (r *resolver) forget(d *destination) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

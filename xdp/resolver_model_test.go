@@ -139,7 +139,7 @@ func (m *resolverModel) change(t *packettest.Tape) error {
 	return err
 }
 
-// settle lets the resolver follow until all courses are as the kernel's tables are. They change by themselves, too: a neighbour that
+// settle lets the resolver follow until all adjacencies are as the kernel's tables are. They change by themselves, too: a neighbour that
 // is used and does not answer fails.
 func (m *resolverModel) settle(r *resolver, all []*destination) (err error) {
 	for deadline := time.Now().Add(patience / 4); ; time.Sleep(time.Millisecond) {
@@ -164,7 +164,7 @@ func (m *resolverModel) judge(d *destination) error {
 	if d.addr.Addr().Is6() {
 		i = 1
 	}
-	c := d.course.Load()
+	c := d.adjacency.Load()
 	routes, err := h.RouteGetWithOptions(d.addr.Addr().AsSlice(), &netlink.RouteGetOptions{SrcAddr: addrsA[i].AsSlice()})
 	if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_UNICAST {
 		if c.template != nil {
@@ -174,7 +174,7 @@ func (m *resolverModel) judge(d *destination) error {
 	}
 	if routes[0].LinkIndex != m.dev.index {
 		if c.template != nil || !c.kernel || c.pending {
-			return fmt.Errorf("%v is on another device: course %+v", d.addr, c)
+			return fmt.Errorf("%v is on another device: adjacency %+v", d.addr, c)
 		}
 		return nil
 	}
@@ -198,7 +198,7 @@ func (m *resolverModel) judge(d *destination) error {
 			}
 			want := *newTemplate([6]byte(link.Attrs().HardwareAddr), [6]byte(n.HardwareAddr), addrsA[i], d.addr, mtu, &testSources)
 			if c.template == nil || *c.template != want {
-				return fmt.Errorf("%v by %v: course %+v, want the way to %v", d.addr, next, c, n.HardwareAddr)
+				return fmt.Errorf("%v by %v: adjacency %+v, want the way to %v", d.addr, next, c, n.HardwareAddr)
 			}
 			return nil
 		}

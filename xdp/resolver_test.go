@@ -25,9 +25,9 @@ func TestColdDestination(t *testing.T) {
 		// The resolver stands still meanwhile: here it may know the way before the first packet asks for it.
 		d := q.(*outsideQueue).to(hop)
 		out.resolver.mu.Lock()
-		known := d.course.Swap(pendingCourse(pendingBudget, 0))
+		known := d.adjacency.Swap(pendingAdjacency(pendingBudget, 0))
 		err := q.Send(b)
-		d.course.Store(known)
+		d.adjacency.Store(known)
 		out.resolver.mu.Unlock()
 		if err != nil {
 			t.Fatal(err)
@@ -91,7 +91,7 @@ func TestNeighbourChangeFollowed(t *testing.T) {
 
 // macIn is the destination address in a destination's template; zero without one.
 func macIn(d *destination) (mac [6]byte) {
-	if c := d.course.Load(); c != nil && c.template != nil {
+	if c := d.adjacency.Load(); c != nil && c.template != nil {
 		copy(mac[:], c.template.header[:])
 	}
 	return mac
@@ -126,7 +126,7 @@ func TestRouteChangeFollowed(t *testing.T) {
 
 		// Behind another device: the kernel carries it there.
 		u.a.MustRun(t, "ip", family, "route", "replace", at, "via", elsewhere, "dev", "eth1")
-		until(t, "the kernel's path", func() bool { c := d.course.Load(); return c.kernel && !c.pending })
+		until(t, "the kernel's path", func() bool { c := d.adjacency.Load(); return c.kernel && !c.pending })
 		far := datagrams(t, other, hop.Path.Dst.Addr(), testPort)
 		loadBatch(b, 1, []byte("by the kernel"), hop)
 		if err := q.Send(b); err != nil || b.Packets()[0].Drop != packet.Alive {
@@ -139,7 +139,7 @@ func TestRouteChangeFollowed(t *testing.T) {
 		// No route: dropped by name.
 		u.a.MustRun(t, "ip", family, "route", "del", at)
 		u.a.MustRun(t, "ip", family, "route", "add", "unreachable", at)
-		until(t, "no way", func() bool { c := d.course.Load(); return !c.kernel && c.template == nil })
+		until(t, "no way", func() bool { c := d.adjacency.Load(); return !c.kernel && c.template == nil })
 		loadBatch(b, 1, []byte("lost"), hop)
 		if err := q.Send(b); err != nil || b.Packets()[0].Drop != packet.Unresolved {
 			t.Fatalf("%v, dropped as %v, want unresolved", err, b.Packets()[0].Drop)
@@ -236,8 +236,8 @@ func TestIdleDestinationIsForgotten(t *testing.T) {
 		t.Errorf("%d destinations are followed", len(out.resolver.known))
 	}
 	again := q.to(hop)
-	if c := q.course(again); again == d || !c.kernel || !c.pending {
-		t.Fatalf("course %+v, want the kernel's until it is looked up", c)
+	if c := q.adjacency(again); again == d || !c.kernel || !c.pending {
+		t.Fatalf("adjacency %+v, want the kernel's until it is looked up", c)
 	}
 	resolve(t, out, hop)
 	if q.to(hop) != again {
@@ -309,7 +309,7 @@ func TestPathMTU(t *testing.T) {
 			return b.Packets()[0].Drop
 		}
 		until(t, "a packet of 1400 bytes goes", func() bool {
-			return send(1400) == packet.Alive && out.resolver.destination(to.Path.Dst).course.Load().template != nil
+			return send(1400) == packet.Alive && out.resolver.destination(to.Path.Dst).adjacency.Load().template != nil
 		})
 		if died := send(1500); died != packet.Alive {
 			t.Fatalf("%s: a packet of the device's MTU: %v, before anybody knew", family, died)

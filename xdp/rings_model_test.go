@@ -192,15 +192,15 @@ func (m *ringModel) move() {
 		d := m.outside.to(h)
 		switch t.N(8) {
 		case 0:
-			d.course.Store(&course{}) // no way
+			d.adjacency.Store(&adjacency{}) // no way
 		case 1:
-			d.course.Store(&course{kernel: true})
+			d.adjacency.Store(&adjacency{kernel: true})
 		default:
 			source := addrsA[0]
 			if h.Path.Dst.Addr().Is6() {
 				source = addrsA[1]
 			}
-			d.course.Store(&course{template: newTemplate(ourMAC, [6]byte{2, 1, byte(t.N(256))}, source, h.Path.Dst, packettest.Pick(t, 1500, 1300), &testSources)})
+			d.adjacency.Store(&adjacency{template: newTemplate(ourMAC, [6]byte{2, 1, byte(t.N(256))}, source, h.Path.Dst, packettest.Pick(t, 1500, 1300), &testSources)})
 		}
 	}
 }
@@ -432,7 +432,7 @@ func (m *ringModel) verdicts(b *packet.Batch, to *ringSide, outward bool) (want 
 
 func (m *ringModel) out(p *packet.Packet, put func(*packet.Packet, []byte) packet.Drop) packet.Drop {
 	d := m.outside.resolver.known[p.Hop.Path.Dst]
-	c := d.course.Load()
+	c := d.adjacency.Load()
 	switch {
 	case c.template == nil && c.kernel:
 		return packet.NoEndpoint // there is no socket here

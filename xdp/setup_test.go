@@ -208,7 +208,7 @@ func hopTo(a netip.Addr) *packet.Hop {
 func resolve(t testing.TB, o *Outside, hop *packet.Hop) {
 	t.Helper()
 	d := o.resolver.destination(hop.Path.Dst)
-	until(t, "the way to "+hop.Path.Dst.String(), func() bool { c := d.course.Load(); return c != nil && c.template != nil })
+	until(t, "the way to "+hop.Path.Dst.String(), func() bool { c := d.adjacency.Load(); return c != nil && c.template != nil })
 }
 
 // openBoth opens both ports in a's namespace.

@@ -11,7 +11,7 @@ import (
 	"weft/packet"
 )
 
-// TestSteer: only what is for lanes is taken past the kernel; the rest reaches the socket aside, and
+// TestSteer: only what is for lanes is taken past the kernel; the rest reaches the handshakes' socket, and
 // the plain port has no rule.
 func TestSteer(t *testing.T) {
 	for i, family := range []string{"IPv4", "IPv6"} {
@@ -22,9 +22,9 @@ func TestSteer(t *testing.T) {
 			out := openIn(t, u.a, OpenOutside, c)
 			timer := time.AfterFunc(patience, func() { out.Close() })
 			t.Cleanup(func() { timer.Stop() })
-			aside := out.Handshakes()
-			if len(aside) != len(addrsA) {
-				t.Fatalf("%d sockets aside", len(aside))
+			handshakes := out.Handshakes()
+			if len(handshakes) != len(addrsA) {
+				t.Fatalf("%d sockets of handshakes", len(handshakes))
 			}
 			var far *net.UDPConn
 			var err error
@@ -55,9 +55,9 @@ func TestSteer(t *testing.T) {
 						t.Fatal(err)
 					}
 					buf := make([]byte, 16)
-					aside[i].(*sock.Conn).SetReadDeadline(time.Now().Add(patience))
-					if n, err := aside[i].(*sock.Conn).Read(buf); err != nil || n != 4 || buf[0] != first {
-						t.Fatalf("aside, first byte %d: %d bytes, %v", first, n, err)
+					handshakes[i].(*sock.Conn).SetReadDeadline(time.Now().Add(patience))
+					if n, err := handshakes[i].(*sock.Conn).Read(buf); err != nil || n != 4 || buf[0] != first {
+						t.Fatalf("handshakes' socket, first byte %d: %d bytes, %v", first, n, err)
 					}
 				}
 			}

@@ -106,13 +106,13 @@ func start(kind Kind, path Path, route forwarder, seal Sealer, fault *backend.Fa
 			"hashed to the surplus ones are lost: set queues: 1", inside.Name(), len(ins), outside.Name(), len(outs))
 	}
 	if seal != nil {
-		aside, ok := outside.(packet.Handshakes)
-		if !ok || len(aside.Handshakes()) == 0 {
+		port, ok := outside.(packet.Handshakes)
+		if !ok || len(port.Handshakes()) == 0 {
 			inside.Close()
 			outside.Close()
 			return nil, fmt.Errorf("userspace: %s cannot keep handshakes out of the lanes: sealed traffic needs that", outside.Name())
 		}
-		e.sealed = seal.Serve(aside.Handshakes())
+		e.sealed = seal.Serve(port.Handshakes())
 	}
 	room := path.UnderlayMTU + 64
 	for i := range ins {

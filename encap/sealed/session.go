@@ -114,7 +114,7 @@ func (r *receiving) accept(counter uint64) bool {
 	return r.window.accept(counter)
 }
 
-// table is what lanes look peers and sessions up in. Faces are immutable once published; slots are
+// table is what lanes look peers and sessions up in. Entries of lanePeers are immutable once published; slots are
 // set and cleared one by one.
 type table struct {
 	lanePeers []*lanePeer               // by Hop.Peer.ID

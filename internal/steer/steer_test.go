@@ -24,7 +24,7 @@ func TestEveryFirstByteAndLane(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%d", local, lanes), func(t *testing.T) {
 				ns := nettest.New(t)
 				var sockets []*sock.Socket
-				var aside *sock.Conn
+				var handshakes *sock.Conn
 				var from *net.UDPConn
 				var err error
 				at := netip.AddrPortFrom(netip.MustParseAddr(local), 8473)
@@ -37,7 +37,7 @@ func TestEveryFirstByteAndLane(t *testing.T) {
 						sockets = append(sockets, s)
 						t.Cleanup(func() { s.Close() })
 					}
-					if aside, err = rule.Handshakes(at, lanes); err != nil {
+					if handshakes, err = rule.Handshakes(at, lanes); err != nil {
 						return
 					}
 					from, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(at))
@@ -45,10 +45,10 @@ func TestEveryFirstByteAndLane(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				t.Cleanup(func() { aside.Close(); from.Close() })
+				t.Cleanup(func() { handshakes.Close(); from.Close() })
 				for first := range 256 {
 					for lane := range 8 {
-						want := lanes // the one aside
+						want := lanes // the handshakes'
 						if first == int(rule.Type) {
 							want = lane % lanes
 						}
@@ -56,7 +56,7 @@ func TestEveryFirstByteAndLane(t *testing.T) {
 						if _, err := from.Write(msg); err != nil {
 							t.Fatal(err)
 						}
-						if got := receiver(t, sockets, aside); got != want {
+						if got := receiver(t, sockets, handshakes); got != want {
 							t.Fatalf("first byte %d, lane %d: socket %d got it, want %d", first, lane, got, want)
 						}
 					}
@@ -92,7 +92,7 @@ func listen(at netip.AddrPort, i int) (*sock.Socket, error) {
 }
 
 // receiver waits until a socket has a datagram, takes it and says which socket it was.
-func receiver(t *testing.T, lanes []*sock.Socket, aside *sock.Conn) (got int) {
+func receiver(t *testing.T, lanes []*sock.Socket, handshakes *sock.Conn) (got int) {
 	t.Helper()
 	buf := make([]byte, 64)
 	nettest.Eventually(t, nettest.Patience, func() error {
@@ -102,8 +102,8 @@ func receiver(t *testing.T, lanes []*sock.Socket, aside *sock.Conn) (got int) {
 				return nil
 			}
 		}
-		aside.SetReadDeadline(time.Now().Add(time.Millisecond))
-		if _, err := aside.Read(buf); err == nil {
+		handshakes.SetReadDeadline(time.Now().Add(time.Millisecond))
+		if _, err := handshakes.Read(buf); err == nil {
 			got = len(lanes)
 			return nil
 		}
