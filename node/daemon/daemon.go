@@ -161,7 +161,11 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	defer attached.Close()
 	d.probe = probe.New(host, func() probe.Node {
 		n := d.forPods()
-		return probe.Node{Prefixes: n.Prefixes, MTU: n.MTU, Pods: attached.Count() > 0, Peers: d.innerAddresses(n.Prefixes)}
+		judged := probe.Node{Prefixes: n.Prefixes, MTU: n.MTU, Pods: attached.Count() > 0}
+		if judged.Pods {
+			judged.Peers = d.innerAddresses(n.Prefixes)
+		}
+		return judged
 	}, log)
 	if d.losses.watch, err = txloss.New(); err != nil {
 		return errors.Join(err, b.Close())
