@@ -19,6 +19,16 @@ type Policies struct {
 
 	Policies []policy.Listed `json:"policies"` // in the order in which they are asked
 	Denied   []PolicyDenied  `json:"denied"`   // since the daemon began
+	Counted  []PolicyCounted `json:"counted"`  // likewise: packets that are none of Denied
+}
+
+// PolicyCounted is how many packets a rule allowed or logged, or a staged policy would have denied or allowed. Answers are not counted.
+type PolicyCounted struct {
+	What    string `json:"what"` // allowed, logged, would-deny, would-allow
+	Tier    string `json:"tier"`
+	Policy  string `json:"policy"`
+	Rule    string `json:"rule"`
+	Packets uint64 `json:"packets"`
 }
 
 // PolicyDenied is how many packets this node denied, and for what.
@@ -38,7 +48,7 @@ type Policer interface {
 func handlePolicies(mux *http.ServeMux, p Policer) {
 	mux.HandleFunc("GET /v1/policies", func(w http.ResponseWriter, _ *http.Request) {
 		all := p.Policies()
-		all.Policies, all.Denied = list(all.Policies), list(all.Denied)
+		all.Policies, all.Denied, all.Counted = list(all.Policies), list(all.Denied), list(all.Counted)
 		reply(w, all)
 	})
 	mux.HandleFunc("GET /v1/policies/explain", func(w http.ResponseWriter, r *http.Request) {

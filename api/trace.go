@@ -17,7 +17,7 @@ import (
 type Traced struct {
 	Time      time.Time `json:"time"`
 	Node      string    `json:"node"`
-	Lane      string    `json:"lane"`      // "out/0": from this node's pods to the underlay; "in/0": the other way
+	Lane      string    `json:"lane"`      // "out/0": from this node's pods to the underlay; "in/0": the other way; "policy": no lane saw it
 	Direction string    `json:"direction"` // out or in
 
 	// The inner packet. Of one that died before it was unwrapped only the outer source is known.
@@ -38,6 +38,7 @@ type Traced struct {
 
 	Steps []TracedStep `json:"steps"`
 	Drop  string       `json:"drop,omitempty"` // why it died, in the last of the steps; "" = it was sent
+	Why   string       `json:"why,omitempty"`  // of policy-denied: tier, policy and rule
 
 	Lost uint64 `json:"lost,omitempty"` // packets so far that were chosen too, but came faster than they were read
 }

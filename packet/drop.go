@@ -28,6 +28,7 @@ const (
 	PlainRefused      // plaintext from, or for, a peer that must be sealed
 	ReservedMAC       // to a MAC that no bridge forwards (01:80:c2:00:00:0x): spanning tree, LLDP, …
 	FloodLimit        // out: more to flood at once than the lane may copy
+	PolicyDenied      // by a network policy, where the kernel forwards: no lane has seen it
 	NumDrops
 )
 
@@ -35,7 +36,7 @@ var dropNames = [NumDrops]string{
 	"alive", "too-short", "bad-header", "not-ip", "no-route", "not-ours", "unknown-peer",
 	"wrong-source", "wrong-vni", "wrong-mac", "too-big", "bad-checksum", "truncated", "no-endpoint",
 	"unresolved", "queue-full", "refused", "auth-failed", "replayed", "no-session", "plain-refused",
-	"reserved-mac", "flood-limit",
+	"reserved-mac", "flood-limit", "policy-denied",
 }
 
 // String returns the reason's name, as in reports and metrics.

@@ -1,14 +1,16 @@
 package policy_test
 
 import (
+	"slices"
 	"testing"
 
 	"weft/policy"
 	"weft/policy/policytest"
 )
 
-// agree holds the evaluator against the compiled form, verdict and reason, and returns how many connections were denied.
-func agree(t *testing.T, seed uint64, questions int) (denied int) {
+// agree holds the evaluator against the compiled form, verdict, reason and notes. It returns how many connections were denied, and counts the
+// notes.
+func agree(t *testing.T, seed uint64, questions int, noted map[policy.Action]int) (denied int) {
 	r := policytest.New(seed)
 	w := r.World()
 	g := w.Compile(nil)
@@ -31,6 +33,14 @@ func agree(t *testing.T, seed uint64, questions int) (denied int) {
 		if allowed != a.Allowed || out != a.Egress.Reason || in != a.Ingress.Reason {
 			t.Fatalf("seed %d: %s: compiled: %v (%v; %v), evaluated: %v (%v; %v)", seed, q, allowed, out, in, a.Allowed, a.Egress.Reason, a.Ingress.Reason)
 		}
+		for d, o := range []policy.Opinion{a.Egress, a.Ingress} {
+			if got := g.Noted(policy.Direction(d), q); !slices.Equal(got, o.Notes) {
+				t.Fatalf("seed %d: %s, %s: compiled notes: %v, evaluated: %v", seed, q, policy.Direction(d), got, o.Notes)
+			}
+			for _, n := range o.Notes {
+				noted[n.Action]++
+			}
+		}
 		if !allowed {
 			denied++
 		}
@@ -40,16 +50,21 @@ func agree(t *testing.T, seed uint64, questions int) (denied int) {
 
 // TestAgree: 10,000 worlds, in each of them a few connections.
 func TestAgree(t *testing.T) {
-	denied := 0
+	denied, noted := 0, map[policy.Action]int{}
 	for seed := range uint64(10_000) {
-		denied += agree(t, seed, 8)
+		denied += agree(t, seed, 8, noted)
 	}
 	if denied < 10_000 || denied > 70_000 {
 		t.Errorf("%d of 80,000 connections were denied: the worlds have nothing to say", denied)
+	}
+	for _, a := range []policy.Action{policy.Log, policy.Accept, policy.Deny} {
+		if noted[a] < 500 {
+			t.Errorf("%d connections were noted as %s", noted[a], a)
+		}
 	}
 }
 
 func FuzzAgree(f *testing.F) {
 	f.Add(uint64(1))
-	f.Fuzz(func(t *testing.T, seed uint64) { agree(t, seed, 100) })
+	f.Fuzz(func(t *testing.T, seed uint64) { agree(t, seed, 100, map[policy.Action]int{}) })
 }

@@ -17,6 +17,7 @@ type Program struct {
 	Sides   [2]Side  // by Direction
 	Lists   [][]Span // each sorted, without gaps and overlaps, from 0 to end
 	Reasons []Reason
+	Notes   [][]Note // by Span.Notes; the first are none
 }
 
 // Side is a Program's part for one direction.
@@ -28,6 +29,8 @@ type Side struct {
 	Nets  []Net // disjoint, sorted; those of identity 0 left out
 	// Lists names Program.Lists by identity and profile.
 	Lists [][]int
+	// Host is the profile of the node itself, whatever addresses it has; -1 where no policy is about it. Profiles has it by those that are known.
+	Host int
 }
 
 // Net is a range of addresses of one identity.
@@ -40,6 +43,7 @@ type Net struct {
 type Span struct {
 	First, Last Place
 	Reason      int // in Program.Reasons
+	Notes       int // in Program.Notes
 }
 
 // Place is a protocol's port as a number: those of TCP first, then of UDP and SCTP, then all other protocols' as one.
@@ -76,15 +80,34 @@ func (g *Program) Judge(t Traffic) (allowed bool, egress, ingress Reason) {
 	return !egress.Deny && !ingress.Deny, egress, ingress
 }
 
+// Noted looks up what a connection is noted for in one direction.
+func (g *Program) Noted(d Direction, t Traffic) []Note {
+	own, other := t.Src.Unmap().WithZone(""), t.Dst.Unmap().WithZone("")
+	if d == Ingress {
+		own, other = other, own
+	}
+	if s, ok := g.span(d, own, other, place(t.Protocol, t.Port)); ok {
+		return g.Notes[s.Notes]
+	}
+	return nil
+}
+
 func (g *Program) look(d Direction, own, other netip.Addr, at Place) Reason {
+	if s, ok := g.span(d, own, other, at); ok {
+		return g.Reasons[s.Reason]
+	}
+	return Reason{}
+}
+
+func (g *Program) span(d Direction, own, other netip.Addr, at Place) (s Span, ok bool) {
 	side := &g.Sides[d]
 	profile, ok := side.Profiles[own]
 	if !ok {
-		return Reason{}
+		return Span{}, false
 	}
 	list := g.Lists[side.Lists[side.identity(other)][profile]]
 	i, _ := slices.BinarySearchFunc(list, at, func(s Span, at Place) int { return cmp.Compare(s.Last, at) })
-	return g.Reasons[list[i].Reason]
+	return list[i], true
 }
 
 func (s *Side) identity(a netip.Addr) int {
@@ -98,9 +121,9 @@ func (s *Side) identity(a netip.Addr) int {
 	return 0
 }
 
-// Compile folds the policies about the pods for which local is true; nil = all.
+// Compile folds the policies about the pods for which local is true, and about the node whose view it is (On); nil = about all pods and nodes.
 func (w *World) Compile(local func(*Pod) bool) *Program {
-	c := compiler{world: w, program: &Program{}, lists: map[string]int{}, reasons: map[Reason]int{}, peers: map[*Peer]int{}}
+	c := compiler{world: w, program: &Program{Notes: [][]Note{nil}}, lists: map[string]int{}, reasons: map[Reason]int{}, notes: map[string]int{"": 0}, peers: map[*Peer]int{}}
 	for _, d := range directions {
 		c.side(d, local)
 	}
@@ -113,10 +136,11 @@ type compiler struct {
 	program *Program
 	lists   map[string]int
 	reasons map[Reason]int
+	notes   map[string]int
 	peers   map[*Peer]int // numbers of the rules' peers in this direction; equal ones have the same
 }
 
-// profile is what is alike of pods: the policies about them, and their ports where rules name some.
+// profile is what is alike of pods and nodes: the policies about them, and their ports where rules name some.
 type profile struct {
 	policies []*Policy
 	named    []NamedPort
@@ -130,28 +154,26 @@ type identity struct {
 
 func (c *compiler) side(d Direction, local func(*Pod) bool) {
 	w, s := c.world, &c.program.Sides[d]
-	s.Profiles, s.Peers = map[netip.Addr]int{}, map[netip.Addr]int{}
+	s.Profiles, s.Peers, s.Host = map[netip.Addr]int{}, map[netip.Addr]int{}, -1
 	var profiles []profile
 	numbers := map[string]int{}
 	relevant := map[*Policy]bool{}
-	for _, pod := range w.pods {
-		if local != nil && !local(pod) {
-			continue
-		}
+	// add returns the profile of a pod or node, -1 where no policy is about it.
+	add := func(e endpoint, addresses []netip.Addr) int {
 		p := profile{}
 		sum := ""
 		for _, q := range w.Policies() {
-			if q.about(d) && w.contains(&q.Subject, endpoint{pod: pod}) {
+			if q.about(d) && w.contains(&q.Subject, e) {
 				p.policies = append(p.policies, q)
 				relevant[q] = true
 				sum += fmt.Sprintf("%p ", q)
 			}
 		}
 		if len(p.policies) == 0 {
-			continue
+			return -1
 		}
 		if d == Ingress {
-			p.named = usedPorts(p.policies, d, pod.Ports)
+			p.named = usedPorts(p.policies, d, e.named())
 			sum += fmt.Sprint(p.named)
 		}
 		n, ok := numbers[sum]
@@ -160,8 +182,22 @@ func (c *compiler) side(d Direction, local func(*Pod) bool) {
 			numbers[sum] = n
 			profiles = append(profiles, p)
 		}
-		for _, a := range pod.Addresses {
+		for _, a := range addresses {
 			s.Profiles[a.Unmap()] = n
+		}
+		return n
+	}
+	for _, pod := range w.pods {
+		if local == nil || local(pod) {
+			add(endpoint{pod: pod}, pod.Addresses)
+		}
+	}
+	for _, node := range w.nodes {
+		if w.hosts && (local == nil || node.Name == w.self) {
+			n := add(endpoint{node: node}, node.Addresses)
+			if node.Name == w.self {
+				s.Host = n
+			}
 		}
 	}
 	if len(profiles) == 0 {
@@ -206,7 +242,7 @@ func peerKey(p *Peer) string {
 	if p.Blocks != nil {
 		return fmt.Sprint(p.Blocks)
 	}
-	return fmt.Sprintf("%q/%s/%s/%s", p.Namespace, text(p.Namespaces), text(p.Pods), text(p.Nodes))
+	return fmt.Sprintf("%q/%s/%s/%s/%q", p.Namespace, text(p.Namespaces), text(p.Pods), text(p.Nodes), p.Accounts)
 }
 
 // identities numbers the other ends by which peers they are. The first is that of everybody else.
@@ -263,8 +299,8 @@ func (c *compiler) identities(d Direction, s *Side, policies []*Policy) (list []
 	number(endpoint{}) // the zero address is in no block
 	s.Nets = atoms(blocks, func(a netip.Addr) int { return number(endpoint{addr: a}) })
 	// Addresses are left out that their net says the same of.
-	for a, e := range w.at {
-		if n := number(e); n != s.identity(a) {
+	for _, a := range slices.SortedFunc(maps.Keys(w.at), netip.Addr.Compare) { // in an order, for the same policies to be the same table
+		if n := number(w.at[a]); n != s.identity(a) {
 			s.Peers[a] = n
 		}
 	}
@@ -310,32 +346,64 @@ func last(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// fold decides every port between a profile and an identity: each rule takes what it matches out of what is left.
+// fold decides every port between a profile and an identity, and notes what is to be noted beside.
 func (c *compiler) fold(d Direction, p profile, k identity) int {
+	decided, notes := c.decide(d, p, k, false)
+	if slices.ContainsFunc(p.policies, func(q *Policy) bool { return q.Staged }) {
+		wouldBe, _ := c.decide(d, p, k, true)
+		for _, s := range wouldBe {
+			if s.reason.Staged {
+				notes = append(notes, noted{s.portRange, s.reason.note()})
+			}
+		}
+	}
+	return c.list(c.cut(decided, notes))
+}
+
+// decided and noted are what is said of ports.
+type (
+	decided struct {
+		portRange
+		reason Reason
+	}
+	noted struct {
+		portRange
+		note Note
+	}
+)
+
+// decide has each rule take what it matches out of what is left. As if no policy were staged, or as if there were none that are.
+func (c *compiler) decide(d Direction, p profile, k identity, asIf bool) (done []decided, notes []noted) {
 	named := p.named
 	if d == Egress {
 		named = k.named
 	}
 	left := ports{{0, lastPlace}}
-	var done []Span
 	decide := func(taken ports, r Reason) {
 		for _, t := range taken {
-			done = append(done, Span{t.first, t.last, c.reason(r)})
+			done = append(done, decided{t, r})
 		}
 	}
-	for _, tier := range []Tier{Admin, Namespaced, Baseline} {
+	for _, tier := range c.world.tiers {
 		var passed ports
 		var isolating []string
+		staged := true // all that isolate are
 		for _, q := range p.policies {
-			if q.Tier != tier {
+			if q.Tier != tier.tier || q.Staged && !asIf {
 				continue
 			}
 			if q.Isolates[d] {
-				isolating = append(isolating, q.String())
+				isolating, staged = append(isolating, q.String()), staged && q.Staged
 			}
 			for i := range q.Rules[d] {
 				r := &q.Rules[d][i]
 				if !c.means(r, k) {
+					continue
+				}
+				if r.Action == Log {
+					for _, t := range left.common(r.places(named)) {
+						notes = append(notes, noted{t, Note{Log, tier.tier, q.String(), r.name(d, i)}})
+					}
 					continue
 				}
 				taken := left.take(r.places(named))
@@ -343,18 +411,48 @@ func (c *compiler) fold(d Direction, p profile, k identity) int {
 					passed = append(passed, taken...)
 					continue
 				}
-				decide(taken, Reason{Deny: r.Action == Deny, Tier: tier, Policy: q.String(), Rule: r.name(d, i)})
+				decide(taken, Reason{Deny: r.Action == Deny, Tier: tier.tier, Policy: q.String(), Rule: r.name(d, i), Staged: q.Staged})
 			}
 		}
 		if len(isolating) > 0 {
-			decide(left, Reason{Deny: true, Tier: tier, Policy: strings.Join(isolating, ", ")})
+			decide(left, Reason{Deny: true, Tier: tier.tier, Policy: strings.Join(isolating, ", "), Staged: staged})
 			left = nil
 		}
 		left = append(left, passed...)
 		left.sort()
 	}
 	decide(left, Reason{})
-	return c.list(done)
+	return done, notes
+}
+
+// cut has every Span noted for one thing only.
+func (c *compiler) cut(done []decided, notes []noted) (spans []Span) {
+	for _, s := range done {
+		starts := []Place{s.first}
+		for _, n := range notes {
+			for _, at := range []Place{n.first, n.last + 1} {
+				if s.first < at && at <= s.last {
+					starts = append(starts, at)
+				}
+			}
+		}
+		slices.Sort(starts)
+		starts = slices.Compact(starts)
+		for i, first := range starts {
+			last := s.last
+			if i+1 < len(starts) {
+				last = starts[i+1] - 1
+			}
+			var of []Note
+			for _, n := range notes {
+				if n.first <= first && first <= n.last {
+					of = append(of, n.note)
+				}
+			}
+			spans = append(spans, Span{first, last, c.reason(s.reason), c.noted(of)})
+		}
+	}
+	return spans
 }
 
 // means says whether a rule's peers have an identity among them.
@@ -380,19 +478,33 @@ func (c *compiler) reason(r Reason) int {
 	return n
 }
 
+func (c *compiler) noted(list []Note) int {
+	key := ""
+	for _, n := range list {
+		key += fmt.Sprintf("%d %q %q %q,", n.Action, n.Tier.Name, n.Policy, n.Rule)
+	}
+	n, ok := c.notes[key]
+	if !ok {
+		n = len(c.program.Notes)
+		c.notes[key] = n
+		c.program.Notes = append(c.program.Notes, list)
+	}
+	return n
+}
+
 func (c *compiler) list(spans []Span) int {
 	slices.SortFunc(spans, func(a, b Span) int { return cmp.Compare(a.First, b.First) })
 	var joined []Span
 	key := ""
 	for _, s := range spans {
-		if n := len(joined) - 1; n >= 0 && joined[n].Reason == s.Reason {
+		if n := len(joined) - 1; n >= 0 && joined[n].Reason == s.Reason && joined[n].Notes == s.Notes {
 			joined[n].Last = s.Last
 			continue
 		}
 		joined = append(joined, s)
 	}
 	for _, s := range joined {
-		key += fmt.Sprintf("%d %d %d,", s.First, s.Last, s.Reason)
+		key += fmt.Sprintf("%d %d %d %d,", s.First, s.Last, s.Reason, s.Notes)
 	}
 	n, ok := c.lists[key]
 	if !ok {
@@ -429,6 +541,12 @@ type portRange struct{ first, last Place }
 
 func (l ports) sort() {
 	slices.SortFunc(l, func(a, b portRange) int { return cmp.Compare(a.first, b.first) })
+}
+
+// common returns what there is of ranges, in any order and overlapping, each part once.
+func (l ports) common(ranges ports) ports {
+	rest := slices.Clone(l)
+	return rest.take(ranges)
 }
 
 // take removes ranges, in any order and overlapping, and returns what was there of them.

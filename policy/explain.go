@@ -22,14 +22,24 @@ type Explained struct {
 // ExplainedSide is what the policies of one end say.
 type ExplainedSide struct {
 	Direction string          `json:"direction"`
-	Pod       string          `json:"pod"`
+	Pod       string          `json:"pod"`  // "" = it is a node
+	Node      string          `json:"node"` // where policies are about nodes
 	Allowed   bool            `json:"allowed"`
 	Tier      string          `json:"tier"` // "" = no policy had anything to say
 	Policy    string          `json:"policy"`
 	Rule      string          `json:"rule"`
 	Text      string          `json:"text"`
 	Remedy    string          `json:"remedy,omitempty"`
+	Notes     []string        `json:"notes"` // rules that log it, and what staged policies would do
 	Asked     []ExplainedRule `json:"asked"`
+}
+
+// End names the pod or node.
+func (s *ExplainedSide) End() string {
+	if s.Pod == "" {
+		return "node " + s.Node
+	}
+	return "pod " + s.Pod
 }
 
 // ExplainedRule is a rule that was looked at, up to the one that decided.
@@ -46,10 +56,14 @@ type ExplainedRule struct {
 type Listed struct {
 	Policy   string       `json:"policy"`
 	Tier     string       `json:"tier"`
+	Kind     string       `json:"kind"`
+	Order    int          `json:"order"` // of the tier
 	Priority int          `json:"priority"`
+	Staged   bool         `json:"staged"`   // it decides nothing
 	Isolates []string     `json:"isolates"` // directions
 	Rules    []ListedRule `json:"rules"`
-	Pods     []string     `json:"pods"` // that it selects
+	Pods     []string     `json:"pods"`  // that it selects
+	Nodes    []string     `json:"nodes"` // that it selects
 }
 
 // ListedRule is a rule in words.
@@ -63,7 +77,7 @@ type ListedRule struct {
 // Explain judges connections from src to dst, each NAMESPACE/POD or an address, one in each family that both have. Port is 80, tcp/80,
 // udp/53, sctp/9, icmp, or another protocol as proto/47.
 func (w *World) Explain(src, dst, port string) ([]Explained, error) {
-	protocol, number, err := parsePort(port)
+	protocol, number, err := ParsePort(port)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +95,7 @@ func (w *World) Explain(src, dst, port string) ([]Explained, error) {
 		for _, b := range to {
 			if a.Is4() == b.Is4() && !families[a.Is4()] {
 				families[a.Is4()] = true
-				list = append(list, w.explain(Traffic{Src: a, Dst: b, Protocol: protocol, Port: number}))
+				list = append(list, w.ExplainTraffic(Traffic{Src: a, Dst: b, Protocol: protocol, Port: number}))
 			}
 		}
 	}
@@ -106,7 +120,8 @@ func (w *World) addresses(text string) ([]netip.Addr, error) {
 	return pod.Addresses, nil
 }
 
-func parsePort(text string) (Protocol, uint16, error) {
+// ParsePort reads a port as Explain takes it.
+func ParsePort(text string) (Protocol, uint16, error) {
 	if text == "icmp" {
 		return 1, 0, nil
 	}
@@ -129,17 +144,21 @@ func parsePort(text string) (Protocol, uint16, error) {
 	return 0, 0, fmt.Errorf("policy: %q is not a port: write it like 80, tcp/80, udp/53, sctp/9, icmp or proto/47", text)
 }
 
-func (w *World) explain(q Traffic) Explained {
+// ExplainTraffic judges a connection.
+func (w *World) ExplainTraffic(q Traffic) Explained {
 	a := w.Evaluate(q)
 	e := Explained{Src: q.Src, SrcName: w.Name(q.Src), Dst: q.Dst, DstName: w.Name(q.Dst), Protocol: q.Protocol, Port: q.Port, Allowed: a.Allowed, Ends: []ExplainedSide{}}
 	for d, o := range []Opinion{a.Egress, a.Ingress} {
-		if o.Pod == "" {
+		if o.Pod == "" && o.Node == "" {
 			continue
 		}
-		s := ExplainedSide{Direction: Direction(d).String(), Pod: o.Pod, Allowed: !o.Reason.Deny, Tier: o.Reason.Tier.String(), Policy: o.Reason.Policy,
+		s := ExplainedSide{Direction: Direction(d).String(), Pod: o.Pod, Node: o.Node, Notes: []string{}, Allowed: !o.Reason.Deny, Tier: o.Reason.Tier.String(), Policy: o.Reason.Policy,
 			Rule: o.Reason.Rule, Text: o.Reason.String(), Remedy: o.Remedy, Asked: []ExplainedRule{}}
 		for _, r := range o.Asked {
 			s.Asked = append(s.Asked, ExplainedRule{r.Tier.String(), r.Policy, r.Rule, r.Action.String(), r.Peer, r.Port})
+		}
+		for _, n := range o.Notes {
+			s.Notes = append(s.Notes, n.String())
 		}
 		e.Ends = append(e.Ends, s)
 	}
@@ -150,7 +169,8 @@ func (w *World) explain(q Traffic) Explained {
 func (w *World) List() []Listed {
 	list := []Listed{} // never nil: in JSON a list is a list
 	for _, p := range w.Policies() {
-		l := Listed{Policy: p.String(), Tier: p.Tier.String(), Priority: p.Priority, Isolates: []string{}, Rules: []ListedRule{}, Pods: []string{}}
+		l := Listed{Policy: p.String(), Tier: p.Tier.String(), Kind: p.Tier.kind(), Order: p.Tier.Order, Priority: p.Priority, Staged: p.Staged,
+			Isolates: []string{}, Rules: []ListedRule{}, Pods: []string{}, Nodes: []string{}}
 		for _, d := range directions {
 			for i := range p.Rules[d] {
 				r := &p.Rules[d][i]
@@ -170,6 +190,11 @@ func (w *World) List() []Listed {
 		for _, pod := range w.pods {
 			if w.Selects(p, pod) {
 				l.Pods = append(l.Pods, pod.String())
+			}
+		}
+		for _, n := range w.nodes {
+			if w.contains(&p.Subject, endpoint{node: n}) {
+				l.Nodes = append(l.Nodes, n.Name)
 			}
 		}
 		list = append(list, l)

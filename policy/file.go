@@ -13,6 +13,8 @@ const (
 	networkPolicyAPI = "networking.k8s.io/v1"
 	networkPolicy    = "NetworkPolicy"
 	clusterPolicy    = "ClusterNetworkPolicy"
+	ownPolicyAPI     = "policy.weft/v1alpha1"
+	ownPolicy        = "Policy"
 )
 
 var clusterPolicyAPIs = []string{"policy.networking.k8s.io/v1alpha2", "policy.networking.k8s.io/v1beta1"}
@@ -22,6 +24,8 @@ var clusterPolicyAPIs = []string{"policy.networking.k8s.io/v1alpha2", "policy.ne
 //	namespaces: [{name: shop, labels: {team: blue}}]
 //	pods: [{name: web, namespace: shop, labels: {app: web}, addresses: [10.244.1.5], ports: [{name: http, port: 8080}]}]
 //	nodes: [{name: alpha, addresses: [192.0.2.1]}]
+//	tiers: [{name: security, order: 500, default: Deny}]
+//	networkSets: [{name: offices, networks: [198.51.100.0/24]}]
 //	policies:
 //	  - apiVersion: networking.k8s.io/v1
 //	    kind: NetworkPolicy
@@ -34,7 +38,7 @@ func Parse(file string, data []byte) (*World, error) {
 	if doc.Empty() {
 		doc.Fail("the file is empty: it needs pods and policies")
 	}
-	f := doc.Root().Fields("namespaces", "pods", "nodes", "policies")
+	f := doc.Root().Fields("namespaces", "pods", "nodes", "tiers", "networkSets", "policies")
 	var namespaces []Namespace
 	var pods []Pod
 	var nodes []Node
@@ -50,8 +54,9 @@ func Parse(file string, data []byte) (*World, error) {
 		n := v.Fields("name", "labels", "addresses")
 		nodes = append(nodes, Node{Name: name(v, n["name"]), Labels: labels(n["labels"]), Addresses: addresses(n["addresses"])})
 	}
+	own := ownObjects{tiers(f["tiers"]), networkSets(f["networkSets"])}
 	for _, v := range f["policies"].List() {
-		policies = append(policies, onePolicy(v))
+		policies = append(policies, onePolicy(v, own))
 	}
 	if err := doc.Err(); err != nil {
 		return nil, err
@@ -114,8 +119,13 @@ func addresses(v strict.Value) (all []netip.Addr) {
 }
 
 func pod(v strict.Value) Pod {
-	f := v.Fields("name", "namespace", "labels", "addresses", "ports")
+	f := v.Fields("name", "namespace", "labels", "serviceAccount", "addresses", "ports")
 	p := Pod{Name: name(v, f["name"]), Namespace: namespace(f["namespace"]), Labels: labels(f["labels"]), Addresses: addresses(f["addresses"])}
+	if account := f["serviceAccount"]; account.Present() {
+		if p.ServiceAccount, _ = account.String(); p.ServiceAccount == "" {
+			account.Fail("is empty: write a service account, or remove the key for default")
+		}
+	}
 	for _, e := range f["ports"].List() {
 		q := e.Fields("name", "port", "protocol")
 		n := NamedPort{Protocol: protocol(q["protocol"])}
@@ -154,7 +164,7 @@ func protocol(v strict.Value) Protocol {
 }
 
 // onePolicy reads an object as Kubernetes has it. What its metadata says beside the names is of no meaning here.
-func onePolicy(v strict.Value) Policy {
+func onePolicy(v strict.Value, own ownObjects) Policy {
 	f := v.Fields("apiVersion", "kind", "metadata", "spec", "status")
 	meta := f["metadata"].Fields("name", "namespace", "labels", "annotations", "uid", "resourceVersion", "generation", "creationTimestamp",
 		"managedFields", "ownerReferences", "finalizers", "selfLink", "generateName")
@@ -173,8 +183,13 @@ func onePolicy(v strict.Value) Policy {
 			meta["namespace"].Fail("a ClusterNetworkPolicy is in no namespace: remove it")
 		}
 		ofCluster(f["spec"], &p)
+	case version == ownPolicyAPI && kind == ownPolicy:
+		if meta["namespace"].Present() {
+			meta["namespace"].Fail("a Policy of weft is in no namespace: remove it, and select namespaces by label")
+		}
+		own.policy(f["spec"], &p)
 	default:
-		v.Fail("apiVersion %q and kind %q are of no policy: write %s %s or %s %s", version, kind, networkPolicyAPI, networkPolicy, clusterPolicyAPIs[0], clusterPolicy)
+		v.Fail("apiVersion %q and kind %q are of no policy: write %s %s, %s %s or %s %s", version, kind, networkPolicyAPI, networkPolicy, clusterPolicyAPIs[0], clusterPolicy, ownPolicyAPI, ownPolicy)
 	}
 	return p
 }

@@ -95,14 +95,7 @@ func clusterRule(v strict.Value, d Direction) Rule {
 		case q["nodes"].Present():
 			r.Peers = append(r.Peers, Peer{Nodes: selector(q["nodes"])})
 		case q["networks"].Present():
-			p := Peer{Blocks: []Block{}}
-			if len(q["networks"].List()) == 0 {
-				e.Fail("names no network: write prefixes, or remove the rule")
-			}
-			for _, x := range q["networks"].List() {
-				p.Blocks = append(p.Blocks, Block{Prefix: prefix(x)})
-			}
-			r.Peers = append(r.Peers, p)
+			r.Peers = append(r.Peers, Peer{Blocks: networks(e, q["networks"])})
 		default:
 			r.Peers = append(r.Peers, clusterPods(q))
 		}

@@ -1,6 +1,6 @@
-// Package policy says which connections pods may make and take: Kubernetes' NetworkPolicy (networking.k8s.io/v1) and
-// ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2 and v1beta1), over workloads known by their labels and addresses. It is pure:
-// it knows no kernel and no Kubernetes.
+// Package policy says which connections pods and nodes may make and take: Kubernetes' NetworkPolicy (networking.k8s.io/v1) and
+// ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2 and v1beta1), and a kind of our own for what these two cannot say (API), over
+// workloads known by their labels and addresses. It is pure: it knows no kernel and no Kubernetes.
 //
 //	Parse      reads workloads and policies from a file
 //	Evaluate   judges one connection by the rules as they are written, and says which rule it was
@@ -10,12 +10,17 @@
 //
 // A connection needs its source's egress and its destination's ingress. Each is decided for the pod by the first tier that has
 // something to say: Admin (by priority, then by the order of rules; Pass leaves the tier), NetworkPolicy (a pod that any of them
-// selects is isolated: what no rule of these allows is denied), Baseline (as Admin). What nobody decides is allowed.
+// selects is isolated: what no rule of these allows is denied), Baseline (as Admin). Tiers of our own stand before, between or behind
+// these, and deny what is left where they are told to. What nobody decides is allowed.
+//
+// A node is judged as a pod is where policies select it (host endpoints); then Failsafe is asked before all others. Rules that log, and
+// policies that are staged, decide nothing: what they would have to say is a Note.
 //
 // Answers to an allowed connection, and ICMP errors about it, belong to it: they are not judged by themselves.
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -62,18 +67,36 @@ func (d Direction) String() string {
 	return "ingress"
 }
 
-// Tier is when a policy is asked.
-type Tier uint8
+// Tier is when a policy is asked: those of a lower Order first.
+type Tier struct {
+	Name  string
+	Order int // no two tiers have the same
+}
 
-// Tiers in the order in which they are asked.
-const (
-	NoTier     Tier = iota // no policy had anything to say
-	Admin                  // ClusterNetworkPolicy
-	Namespaced             // NetworkPolicy
-	Baseline               // ClusterNetworkPolicy
+// Tiers that are always there.
+var (
+	NoTier     = Tier{} // no policy had anything to say
+	Failsafe   = Tier{"failsafe", 0}
+	Admin      = Tier{"Admin", 1000}         // ClusterNetworkPolicy
+	Namespaced = Tier{"NetworkPolicy", 2000} // NetworkPolicy
+	Baseline   = Tier{"Baseline", 3000}      // ClusterNetworkPolicy
 )
 
-func (t Tier) String() string { return [...]string{"", "Admin", "NetworkPolicy", "Baseline"}[t] }
+// builtin are the tiers whose names and places are taken.
+var builtin = []Tier{Failsafe, Admin, Namespaced, Baseline}
+
+func (t Tier) String() string { return t.Name }
+
+// kind is that of the policies of a tier.
+func (t Tier) kind() string {
+	switch t {
+	case Namespaced:
+		return networkPolicy
+	case Admin, Baseline:
+		return clusterPolicy
+	}
+	return ownPolicy
+}
 
 // Action is what a rule does with a connection that it matches.
 type Action uint8
@@ -83,9 +106,10 @@ const (
 	Accept Action = iota
 	Deny
 	Pass // nothing more of this tier is asked
+	Log  // it is noted, and the next rule is asked
 )
 
-func (a Action) String() string { return [...]string{"Accept", "Deny", "Pass"}[a] }
+func (a Action) String() string { return [...]string{"Accept", "Deny", "Pass", "Log"}[a] }
 
 // Namespace is a namespace of pods.
 type Namespace struct {
@@ -97,11 +121,15 @@ type Namespace struct {
 type Pod struct {
 	Namespace, Name string
 	Labels          map[string]string
+	ServiceAccount  string // "" = default
 	Addresses       []netip.Addr
 	Ports           []NamedPort
 }
 
 func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
+
+// account is what the pod runs as.
+func (p *Pod) account() string { return cmp.Or(p.ServiceAccount, "default") }
 
 // NamedPort is a port of a pod that rules may call by name.
 type NamedPort struct {
@@ -110,22 +138,23 @@ type NamedPort struct {
 	Protocol Protocol
 }
 
-// Node is a machine of the cluster, known for rules that let pods reach nodes.
+// Node is a machine of the cluster, known for rules that let pods reach nodes, and for policies about nodes themselves.
 type Node struct {
 	Name      string
 	Labels    map[string]string
 	Addresses []netip.Addr
 }
 
-// Policy is a NetworkPolicy or a ClusterNetworkPolicy.
+// Policy is a NetworkPolicy, a ClusterNetworkPolicy, or one of our own kind.
 type Policy struct {
 	Namespace string // of a NetworkPolicy; "" = of the cluster
 	Name      string
 	Tier      Tier
-	Priority  int  // within Admin and Baseline, 0 first
-	Subject   Peer // the pods it is about
+	Priority  int  // within its tier, 0 first; of NetworkPolicies 0
+	Subject   Peer // the pods, or the nodes, that it is about
+	Staged    bool // it decides nothing: what it would decide is noted
 
-	// Isolates says in which directions a NetworkPolicy denies what no rule allows.
+	// Isolates says in which directions it denies what no rule of its tier allows: a NetworkPolicy, or one of a tier that denies by default.
 	Isolates [2]bool
 	Rules    [2][]Rule // by Direction
 }
@@ -153,8 +182,10 @@ type Peer struct {
 	Namespace  string    // pods of this one; "" = of those that Namespaces selects
 	Namespaces *Selector // nil = not asked
 	Pods       *Selector // nil = all pods of those namespaces
+	Accounts   []string  // not nil: pods that run as one of these service accounts
 	Nodes      *Selector // not nil: nodes, and no pods
 	Blocks     []Block   // not nil: addresses, whoever has them
+	Set        string    // the name of the set that Blocks are; "" = none
 }
 
 // String says who is meant, with selectors as `kubectl -l` takes them.
@@ -166,6 +197,8 @@ func (p Peer) String() string {
 		return fmt.Sprintf("%s with %s", what, s)
 	}
 	switch {
+	case p.Set != "":
+		return "networks of set " + p.Set
 	case p.Blocks != nil:
 		var all []string
 		for _, b := range p.Blocks {
@@ -178,6 +211,8 @@ func (p Peer) String() string {
 		return strings.Join(all, ", ")
 	case p.Nodes != nil:
 		return selected("nodes", p.Nodes)
+	case p.Accounts != nil:
+		return "pods of service accounts " + strings.Join(p.Accounts, ", ") + " of " + selected("namespaces", p.Namespaces)
 	case p.Namespace != "":
 		return selected("pods", p.Pods) + " of namespace " + p.Namespace
 	}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,10 +16,17 @@ namespaces:
 pods:
   - {name: client, namespace: x, labels: {app: client, env: prod}, addresses: [10.0.0.1, "fd00::1"]}
   - {name: server, namespace: x, labels: {app: server}, addresses: [10.0.0.2, "fd00::2"], ports: [{name: http, port: 80}, {name: dns, port: 53, protocol: UDP}]}
-  - {name: client, namespace: y, labels: {app: client}, addresses: [10.0.0.3, "fd00::3"]}
+  - {name: client, namespace: y, serviceAccount: deployer, labels: {app: client}, addresses: [10.0.0.3, "fd00::3"]}
   - {name: server, namespace: y, labels: {app: server}, addresses: [10.0.0.4, "fd00::4"], ports: [{name: http, port: 8080}, {name: dns, port: 53}]}
 nodes:
   - {name: alpha, labels: {kind: metal}, addresses: [192.0.2.1, "2001:db8::1"]}
+tiers:
+  - {name: security, order: 500, default: Deny}
+  - {name: before, order: 1500}
+  - {name: after, order: 2500, default: Pass}
+  - {name: last, order: 4000, default: Deny}
+networkSets:
+  - {name: offices, networks: [198.51.100.0/24, "2001:db8:1::/64"]}
 policies:
 `
 
@@ -35,6 +43,11 @@ func np(name, namespace, spec string) string {
 
 func cnp(name, spec string) string {
 	return "  - {apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: " + name + "}, spec: " + spec + "}\n"
+}
+
+// own is a policy of our own kind.
+func own(name, spec string) string {
+	return "  - {apiVersion: policy.weft/v1alpha1, kind: Policy, metadata: {name: " + name + "}, spec: " + spec + "}\n"
 }
 
 // question reads "xc xs TCP 80".
@@ -153,6 +166,35 @@ var table = []semantics{
 		"xc node TCP 22, xc ys TCP 1, xc 203.0.113.1 TCP 1", "xc node TCP 80, xc out TCP 22"},
 	{"a named port of any protocol", cnp("c", "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}], protocols: [{destinationNamedPort: dns}, {sctp: {}}]}]}"),
 		"xc xs TCP 53, xc ys UDP 53", "xc xs UDP 53, xc ys TCP 53, xc ys SCTP 1"},
+
+	// Our own kind.
+	{"a tier before Admin", own("o", "{tier: security, priority: 1, subject: {namespaces: {}}, ingress: [{action: Accept, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 80}}}]}]}") +
+		cnp("c", "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}"),
+		"yc xs TCP 80", "yc xs TCP 81, out xs TCP 81"},
+	{"a tier between Admin and NetworkPolicy", own("o", "{tier: before, priority: 1, subject: {namespaces: {}}, ingress: [{action: Accept, protocols: [{tcp: {destinationPort: {range: {start: 80, end: 81}}}}]}]}") +
+		cnp("c", "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 81}}}]}]}") + np("a", "x", "{podSelector: {}}"),
+		"yc xs TCP 80, out xs TCP 81", "yc xs TCP 81, yc xs TCP 82"},
+	{"a tier between NetworkPolicy and Baseline", own("o", "{tier: after, priority: 1, subject: {namespaces: {}}, ingress: [{action: Accept, protocols: [{tcp: {}}]}]}") +
+		cnp("c", "{tier: Baseline, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {}}]}]}") + np("a", "x", "{podSelector: {}}"),
+		"xc ys TCP 80", "yc xs TCP 80, xc ys UDP 80"},
+	{"a tier that denies by default, for pods that its policies select, in the directions that they are about",
+		own("o", "{tier: last, priority: 1, subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: server}}}}, policyTypes: [Ingress]}"), "xs out TCP 1, yc xc TCP 1", "xc ys TCP 80, out xs ICMP"},
+	{"a tier that passes by default", own("o", "{tier: after, priority: 1, subject: {namespaces: {}}, policyTypes: [Ingress]}"), "xc ys TCP 80", ""},
+	{"Pass leaves a tier that denies by default", own("o", "{tier: security, priority: 1, subject: {namespaces: {}}, ingress: [{action: Pass, protocols: [{tcp: {}}]}]}"), "yc xs TCP 80", "yc xs UDP 53"},
+	{"order within a tier", own("late", "{tier: before, priority: 9, subject: {namespaces: {}}, egress: [{action: Accept}]}") + own("soon", "{tier: before, priority: 2, subject: {namespaces: {}}, egress: [{action: Deny, to: [{networkSets: [offices]}]}]}"),
+		"xc ys TCP 1", "xc out TCP 1"},
+	{"service accounts", own("o", "{tier: security, priority: 1, subject: {serviceAccounts: {namespaceSelector: {matchLabels: {team: blue}}, names: [default]}}, ingress: [{action: Accept, from: [{serviceAccounts: {namespaceSelector: {}, names: [deployer, other]}}]}]}"),
+		"yc xs TCP 80, ys yc TCP 1", "xc xs TCP 80, ys xs TCP 80, out xs TCP 80"},
+	{"sets of networks by name", own("o", "{tier: last, priority: 1, subject: {namespaces: {}}, ingress: [{action: Accept, from: [{networkSets: [offices]}]}]}"), "out xs TCP 80", "xc xs TCP 80"},
+	{"from nodes and networks", own("o", "{tier: last, priority: 1, subject: {namespaces: {}}, ingress: [{action: Accept, from: [{nodes: {}}, {networks: [10.0.0.1/32, \"fd00::1/128\"]}]}]}"),
+		"node xs TCP 80, xc xs TCP 80", "yc xs TCP 80, out xs TCP 1"},
+	{"nodes are judged where policies select them, and their failsafe ports stay open",
+		own("o", "{tier: security, priority: 1, subject: {nodes: {matchLabels: {kind: metal}}}, ingress: [{action: Accept, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: client}}}}], protocols: [{tcp: {destinationPort: {number: 9100}}}]}], egress: [{action: Deny, protocols: [{udp: {}}]}]}"),
+		"xc node TCP 9100, out node TCP 22, out node TCP 6443, out node TCP 2379, out node TCP 10250, node out UDP 53, xc xs TCP 1",
+		"xs node TCP 9100, out node TCP 80, out node ICMP, node out UDP 54, node out TCP 80"},
+	{"policies about nodes say nothing of pods", own("o", "{tier: security, priority: 1, subject: {nodes: {}}, policyTypes: [Ingress, Egress]}"), "xc xs TCP 1, out xs TCP 80, xs out UDP 9", "xc node TCP 80"},
+	{"Log decides nothing", own("o", "{tier: before, priority: 1, subject: {namespaces: {}}, ingress: [{action: Log}, {action: Deny, protocols: [{udp: {}}]}]}"), "xc xs TCP 80", "xc xs UDP 80"},
+	{"staged policies decide nothing", own("o", "{tier: before, staged: true, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny}]}") + own("d", "{tier: last, staged: true, priority: 1, subject: {namespaces: {}}, policyTypes: [Egress]}"), "xc xs TCP 80, xs out UDP 1", ""},
 }
 
 // TestSemantics: each line of the specifications, by the evaluator and by the compiled form.
@@ -214,6 +256,65 @@ func TestExplains(t *testing.T) {
 	}
 }
 
+// TestNotes: rules that log, in their order up to the one that decides, and what policies would do that are staged.
+func TestNotes(t *testing.T) {
+	w, err := Parse("town.yaml", []byte(town+
+		own("watch", "{tier: security, priority: 1, subject: {namespaces: {}}, ingress: [{name: all, action: Log}, {action: Pass}]}")+
+		own("deny", "{tier: before, priority: 1, subject: {namespaces: {}}, ingress: [{action: Log, from: [{namespaces: {matchLabels: {team: red}}}]}, {action: Deny, protocols: [{udp: {}}]}, {action: Log, protocols: [{tcp: {destinationPort: {number: 81}}}]}]}")+
+		own("try", "{tier: before, staged: true, priority: 5, subject: {namespaces: {}}, ingress: [{action: Log}, {action: Deny, protocols: [{tcp: {destinationPort: {range: {start: 80, end: 90}}}}]}, {action: Accept, protocols: [{tcp: {destinationPort: {number: 99}}}]}]}")+
+		own("later", "{tier: last, staged: true, priority: 5, subject: {namespaces: {}}, policyTypes: [Ingress]}")+
+		np("a", "y", "{podSelector: {}, ingress: [{ports: [{port: 8080}, {port: 80}]}]}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := w.Compile(nil)
+	const all = `logged by Policy watch of tier security, rule ingress[0] "all"`
+	for q, want := range map[string]string{
+		"yc xs UDP 1":    all + "; logged by Policy deny of tier before, rule ingress[0]",
+		"xc xs TCP 81":   all + "; logged by Policy deny of tier before, rule ingress[2]; would be denied by Policy try of tier before, rule ingress[1]",
+		"xc xs TCP 99":   all + "; would be allowed by Policy try of tier before, rule ingress[2]",
+		"xc xs TCP 7":    all + "; would be denied by Policy later of tier last, of which no rule allows it",
+		"xc ys TCP 8080": all, // a pod that NetworkPolicy has decided about is none of a later tier's
+		"xc ys TCP 80":   all + "; would be denied by Policy try of tier before, rule ingress[1]",
+		"xc out TCP 80":  "",
+	} {
+		k := question(t, q, 0)
+		a := w.Evaluate(k)
+		var texts []string
+		for _, n := range append(a.Egress.Notes, a.Ingress.Notes...) {
+			texts = append(texts, n.String())
+		}
+		if got := strings.Join(texts, "; "); got != want {
+			t.Errorf("%s: %s, want %s", q, got, want)
+		}
+		if got := append(g.Noted(Egress, k), g.Noted(Ingress, k)...); !slices.Equal(got, append(a.Egress.Notes, a.Ingress.Notes...)) {
+			t.Errorf("%s: compiled: %v", q, got)
+		}
+	}
+}
+
+// TestOn: a node's own ports stay open beside the failsafe ones, and only its own view has lookups for it.
+func TestOn(t *testing.T) {
+	w, err := Parse("town.yaml", []byte(town+own("o", "{tier: security, priority: 1, subject: {nodes: {}}, policyTypes: [Ingress]}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := question(t, "out node UDP 4789", 0)
+	for node, want := range map[string]bool{"alpha": true, "beta": false} {
+		v := w.On(node, [2][]Port{Ingress: {{Protocol: UDP, First: 4789, Last: 4789}}})
+		g := v.Compile(func(*Pod) bool { return false })
+		if has := g.Sides[Ingress].Host >= 0; has != want {
+			t.Errorf("%s: lookups for the node itself: %v", node, has)
+		}
+		if a := v.Evaluate(k); !a.Allowed || a.Ingress.Reason.Tier != Failsafe {
+			t.Errorf("%s: %v", node, a.Ingress.Reason)
+		}
+	}
+	if w.Evaluate(k).Allowed {
+		t.Error("a view changed what it is of")
+	}
+}
+
 // TestMistakes: each mistake of a file is named with its line, and nothing of the file is taken then.
 func TestMistakes(t *testing.T) {
 	for policies, want := range map[string]string{
@@ -251,6 +352,23 @@ func TestMistakes(t *testing.T) {
 		cnp("c", "{tier: Admin, priority: 1, subject: {namespaces: {}, pods: {namespaceSelector: {}, podSelector: {}}}}"):                                                 "wants exactly one of namespaces, pods",
 		cnp("c", "{tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [{action: Deny, to: [{namespaces: {}}], protocols: [{icmp: {}}]}]}"):                      "unknown key",
 		np("a", "x", "{podSelector: {}, ingress: [{ports: [{protocol: ICMP}]}]}"):                                                                                         "is not a protocol that rules know",
+		own("o", "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny}]}"):                                                                      "Admin and Baseline have ClusterNetworkPolicies",
+		own("o", "{tier: nowhere, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny}]}"):                                                                    "is none of tiers",
+		own("o", "{tier: before, subject: {namespaces: {}}, ingress: [{action: Deny}]}"):                                                                                  "has no priority",
+		own("o", "{tier: before, priority: 1, subject: {namespaces: {}}}"):                                                                                                "is about nothing",
+		own("o", "{tier: before, priority: 1, subject: {namespaces: {}, nodes: {}}, ingress: [{action: Deny}]}"):                                                          "wants exactly one of",
+		own("o", "{tier: before, priority: 1, subject: {networks: [10.0.0.0/8]}, ingress: [{action: Deny}]}"):                                                             "unknown key",
+		own("o", "{tier: before, priority: 1, subject: {namespaces: {}}, ingress: [{action: Drop}]}"):                                                                     "action \"Drop\" is unknown",
+		own("o", "{tier: before, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: []}]}"):                                                           "has nobody in from",
+		own("o", "{tier: before, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{networkSets: [homes]}]}]}"):                                     "\"homes\" is none of networkSets",
+		own("o", "{tier: before, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{networkSets: []}]}]}"):                                          "names no set",
+		own("o", "{tier: before, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, protocols: []}]}"):                                                      "names no protocol",
+		own("o", "{tier: before, priority: 1, subject: {serviceAccounts: {namespaceSelector: {}, names: []}}, ingress: [{action: Deny}]}"):                                "names none",
+		own("o", "{tier: before, priority: 1, subject: {serviceAccounts: {names: [a]}}, ingress: [{action: Deny}]}"):                                                      "has no namespaceSelector",
+		own("o", "{tier: before, priority: 1, subject: {namespaces: {}}, policyTypes: [Both]}"):                                                                           "write Ingress or Egress",
+		own("o", "{tier: before, priority: 1, staged: 1, subject: {namespaces: {}}, ingress: [{action: Deny}]}"):                                                          "true or false",
+		cnp("c", "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Log, from: [{namespaces: {}}]}]}"):                                             "action \"Log\" is unknown",
+		cnp("c", "{tier: security, priority: 1, subject: {namespaces: {}}}"):                                                                                              "write Admin or Baseline",
 		cnp("c", "{tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [{action: Deny, to: [{networks: [10.0.0.0/8, \"::ffff:1.2.3.4/96\"]}]}]}"):                "is not a prefix",
 	} {
 		w, err := Parse("town.yaml", []byte(town+policies))
@@ -260,13 +378,21 @@ func TestMistakes(t *testing.T) {
 	}
 	for text, want := range map[string]string{
 		"": "the file is empty",
-		"pods: [{name: a, addresses: [10.0.0.1]}, {name: b, addresses: [10.0.0.1]}]": "pod default/a and pod default/b both have address 10.0.0.1",
-		"pods: [{name: a, addresses: [10.0.0.256]}]":                                 "is not an address",
-		"pods: [{name: a, ports: [{name: toolongforaname0, port: 1}]}]":              "is not that of a port",
-		"pods: [{name: a, namespace: \"\"}]":                                         "is empty: write a namespace",
-		"pods: [{name: a}, {name: a}]":                                               "pod default/a is there twice",
-		"namespaces: [{name: a}, {name: a}]":                                         "namespace a is there twice",
-		"pods: [{name: a, labels: {app: 1}}]":                                        "wants a text",
+		"pods: [{name: a, addresses: [10.0.0.1]}, {name: b, addresses: [10.0.0.1]}]":          "pod default/a and pod default/b both have address 10.0.0.1",
+		"pods: [{name: a, addresses: [10.0.0.256]}]":                                          "is not an address",
+		"pods: [{name: a, ports: [{name: toolongforaname0, port: 1}]}]":                       "is not that of a port",
+		"pods: [{name: a, namespace: \"\"}]":                                                  "is empty: write a namespace",
+		"pods: [{name: a}, {name: a}]":                                                        "pod default/a is there twice",
+		"namespaces: [{name: a}, {name: a}]":                                                  "namespace a is there twice",
+		"pods: [{name: a, labels: {app: 1}}]":                                                 "wants a text",
+		"pods: [{name: a, serviceAccount: \"\"}]":                                             "is empty: write a service account",
+		"tiers: [{name: a}]":                                                                  "has no order",
+		"tiers: [{name: Admin, order: 7}]":                                                    "tier Admin is there already",
+		"tiers: [{name: a, order: 2000}]":                                                     "tier NetworkPolicy has order 2000 already",
+		"tiers: [{name: a, order: 7, default: Accept}]":                                       "is no default of a tier",
+		"tiers: [{name: a, order: 7}, {name: b, order: 7}]":                                   "tier a has order 7 already",
+		"networkSets: [{name: a, networks: []}]":                                              "names no network",
+		"networkSets: [{name: a, networks: [10.0.0.0/8]}, {name: a, networks: [10.0.0.0/8]}]": "set a is there twice",
 	} {
 		if _, err := Parse("f", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, wants %q", text, err, want)

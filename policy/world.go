@@ -14,10 +14,21 @@ const nameLabel = "kubernetes.io/metadata.name"
 
 // World is everything that a verdict depends on. It is immutable: a change makes another one.
 type World struct {
-	policies   [4][]*Policy // by Tier, each in the order in which they are asked
+	tiers      []ranked // in the order in which they are asked
 	pods       []*Pod
+	nodes      []*Node
 	namespaces map[string]map[string]string // labels
 	at         map[netip.Addr]endpoint
+
+	hosts  bool   // policies are about nodes, too
+	staged bool   // there are policies that decide nothing
+	self   string // the name of the node whose view it is, "" = nobody's
+}
+
+// ranked are a tier's policies in the order in which they are asked.
+type ranked struct {
+	tier     Tier
+	policies []*Policy
 }
 
 // endpoint is one end of a connection.
@@ -45,8 +56,8 @@ func (e endpoint) named() []NamedPort {
 	return e.pod.Ports
 }
 
-// NewWorld puts together what there is. Pods whose namespace is not listed are in one without labels but its name. The error names
-// what is there twice; nothing that was given may be changed afterwards.
+// NewWorld puts together what there is, and Failsafe's policy where others are about nodes. Pods whose namespace is not listed are in one
+// without labels but its name. The error names what is there twice; nothing that was given may be changed afterwards.
 func NewWorld(namespaces []Namespace, pods []Pod, nodes []Node, policies []Policy) (*World, error) {
 	w := &World{namespaces: map[string]map[string]string{}, at: map[netip.Addr]endpoint{}}
 	var errs []error
@@ -79,30 +90,51 @@ func NewWorld(namespaces []Namespace, pods []Pod, nodes []Node, policies []Polic
 		}
 	}
 	for i := range nodes {
+		w.nodes = append(w.nodes, &nodes[i])
 		for _, a := range nodes[i].Addresses {
 			place(endpoint{addr: a, node: &nodes[i]})
 		}
 	}
-	type key struct {
-		cluster         bool
-		namespace, name string
-	}
+	return w, errors.Join(append(errs, w.rank(policies))...)
+}
+
+// rank sorts the policies into tiers. The error names what is there twice.
+func (w *World) rank(policies []Policy) error {
+	type key struct{ kind, namespace, name string }
 	seen := map[key]bool{}
+	byOrder, byName := map[int]Tier{}, map[string]Tier{}
+	for _, t := range builtin {
+		byOrder[t.Order], byName[t.Name] = t, t
+	}
+	by := map[Tier][]*Policy{}
+	var errs []error
 	for i := range policies {
 		p := &policies[i]
-		k := key{p.Tier != Namespaced, p.Namespace, p.Name}
+		k := key{p.Tier.kind(), p.Namespace, p.Name}
 		if seen[k] {
 			errs = append(errs, fmt.Errorf("policy: policy %s is there twice", p))
 		}
 		seen[k] = true
-		w.policies[p.Tier] = append(w.policies[p.Tier], p)
+		for _, other := range []Tier{byOrder[p.Tier.Order], byName[p.Tier.Name]} {
+			if other != NoTier && other != p.Tier {
+				errs = append(errs, fmt.Errorf("policy: tier %s of order %d and tier %s of order %d cannot both be there", p.Tier, p.Tier.Order, other, other.Order))
+			}
+		}
+		byOrder[p.Tier.Order], byName[p.Tier.Name] = p.Tier, p.Tier
+		by[p.Tier] = append(by[p.Tier], p)
+		w.hosts, w.staged = w.hosts || p.Subject.Nodes != nil, w.staged || p.Staged
 	}
-	for _, list := range w.policies {
+	if w.hosts {
+		by[Failsafe] = append(by[Failsafe], failsafe(openPorts))
+	}
+	for tier, list := range by {
 		slices.SortFunc(list, func(a, b *Policy) int {
 			return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 		})
+		w.tiers = append(w.tiers, ranked{tier, list})
 	}
-	return w, errors.Join(errs...)
+	slices.SortFunc(w.tiers, func(a, b ranked) int { return cmp.Compare(a.tier.Order, b.tier.Order) })
+	return errors.Join(errs...)
 }
 
 func (w *World) addNamespace(n Namespace) {
@@ -118,7 +150,12 @@ func (w *World) addNamespace(n Namespace) {
 func (w *World) Pods() []*Pod { return w.pods }
 
 // Policies returns all policies in the order in which they are asked. Nobody may change them.
-func (w *World) Policies() []*Policy { return slices.Concat(w.policies[:]...) }
+func (w *World) Policies() (all []*Policy) {
+	for _, t := range w.tiers {
+		all = append(all, t.policies...)
+	}
+	return all
+}
 
 // Pod returns the pod of that namespace and name, nil where there is none.
 func (w *World) Pod(namespace, name string) *Pod {
@@ -141,6 +178,14 @@ func (w *World) Known(a netip.Addr) bool {
 	return known
 }
 
+// NodeAt names the node that has the address, "" where none has.
+func (w *World) NodeAt(a netip.Addr) string {
+	if n := w.end(a).node; n != nil {
+		return n.Name
+	}
+	return ""
+}
+
 func (w *World) end(a netip.Addr) endpoint {
 	a = a.Unmap().WithZone("")
 	if e, ok := w.at[a]; ok {
@@ -160,5 +205,6 @@ func (w *World) contains(p *Peer, e endpoint) bool {
 	if e.pod == nil || p.Namespace != "" && p.Namespace != e.pod.Namespace {
 		return false
 	}
-	return (p.Namespaces == nil || p.Namespaces.matches(w.namespaces[e.pod.Namespace])) && (p.Pods == nil || p.Pods.matches(e.pod.Labels))
+	return (p.Namespaces == nil || p.Namespaces.matches(w.namespaces[e.pod.Namespace])) && (p.Pods == nil || p.Pods.matches(e.pod.Labels)) &&
+		(p.Accounts == nil || slices.Contains(p.Accounts, e.pod.account()))
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,40 +62,75 @@ func policiesOf(ctx context.Context, file, socket string) (api.Policies, error) 
 	if err != nil {
 		return api.Policies{}, err
 	}
-	return api.Policies{File: file, Pods: len(w.Pods()), Policies: w.List(), Denied: []api.PolicyDenied{}}, nil
+	return api.Policies{File: file, Pods: len(w.Pods()), Policies: w.List(), Denied: []api.PolicyDenied{}, Counted: []api.PolicyCounted{}}, nil
 }
 
 func newPolicyShowCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "show POLICY",
-		Short: "One policy in words: whom it selects, and its rules in the order in which they are asked",
-		Long:  "POLICY is NAMESPACE/NAME, or the name of a ClusterNetworkPolicy.",
+		Short: "One policy in words: whom it selects, its rules in the order in which they are asked, and what each did to packets",
+		Long:  "POLICY is NAMESPACE/NAME of a NetworkPolicy, or the name of another policy.",
 		Args:  cobra.ExactArgs(1),
 	}
 	file, socket, form := c.Flags().String("file", "", policyFileUsage), socketFlag(c), formatFlag(c)
+	tier := c.Flags().String("tier", "", "of which tier, where several policies have the name")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		p, err := policiesOf(c.Context(), *file, *socket)
 		if err != nil {
 			return err
 		}
+		var found []shownPolicy
 		for _, l := range p.Policies {
-			if l.Policy == args[0] {
-				return show(c.OutOrStdout(), *form, l, func(out io.Writer) { printPolicy(out, l) })
+			if l.Policy == args[0] && (*tier == "" || l.Tier == *tier) {
+				found = append(found, shownPolicy{l, countsOf(p, l)})
 			}
 		}
-		return usageError{fmt.Errorf("policy: there is no policy %q: `weft policy list` has all", args[0])}
+		switch len(found) {
+		case 1:
+			return show(c.OutOrStdout(), *form, found[0], func(out io.Writer) { printPolicy(out, found[0]) })
+		case 0:
+			return usageError{fmt.Errorf("policy: there is no policy %q: `weft policy list` has all", args[0])}
+		}
+		return usageError{fmt.Errorf("policy: %d policies are called %q: say of which --tier", len(found), args[0])}
 	}
 	return c
 }
 
-func printPolicy(out io.Writer, l policy.Listed) {
-	fmt.Fprintf(out, "%s, tier %s, priority %d\n", l.Policy, l.Tier, l.Priority)
-	fmt.Fprintf(out, "selects: %s\n", orDash(strings.Join(l.Pods, ", ")))
-	if len(l.Isolates) > 0 {
-		fmt.Fprintf(out, "isolates: %s: what no rule allows is denied\n", strings.Join(l.Isolates, ", "))
+// shownPolicy is a policy and what it did to packets on the daemon's node.
+type shownPolicy struct {
+	policy.Listed
+	Counts []api.PolicyCounted `json:"counts"` // denied ones, too
+}
+
+// countsOf are the counters that a policy has a part in: what no rule allowed is of all that isolate the pod.
+func countsOf(p api.Policies, l policy.Listed) []api.PolicyCounted {
+	counts := []api.PolicyCounted{}
+	add := func(c api.PolicyCounted) {
+		if c.Tier == l.Tier && slices.Contains(strings.Split(c.Policy, ", "), l.Policy) {
+			counts = append(counts, c)
+		}
 	}
-	row(out, "RULE", "ACTION", "PEERS", "PORTS")
-	for _, r := range l.Rules {
+	for _, d := range p.Denied {
+		add(api.PolicyCounted{What: "denied", Tier: d.Tier, Policy: d.Policy, Rule: d.Rule, Packets: d.Packets})
+	}
+	for _, c := range p.Counted {
+		add(c)
+	}
+	return counts
+}
+
+func printPolicy(out io.Writer, p shownPolicy) {
+	staged := ""
+	if p.Staged {
+		staged = ", staged: it decides nothing"
+	}
+	fmt.Fprintf(out, "%s %s, tier %s (order %d), priority %d%s\n", p.Kind, p.Policy, p.Tier, p.Order, p.Priority, staged)
+	fmt.Fprintf(out, "selects: %s\n", orDash(strings.Join(slices.Concat(p.Pods, named("node ", p.Nodes)), ", ")))
+	if len(p.Isolates) > 0 {
+		fmt.Fprintf(out, "isolates: %s: what no rule allows is denied\n", strings.Join(p.Isolates, ", "))
+	}
+	row(out, "RULE", "ACTION", "PEERS", "PORTS", "PACKETS")
+	for _, r := range p.Rules {
 		peers, ports := "everybody", "all"
 		if len(r.Peers) > 0 {
 			peers = strings.Join(r.Peers, "; ")
@@ -102,8 +138,29 @@ func printPolicy(out io.Writer, l policy.Listed) {
 		if len(r.Ports) > 0 {
 			ports = strings.Join(r.Ports, ", ")
 		}
-		row(out, r.Rule, r.Action, peers, ports)
+		row(out, r.Rule, r.Action, peers, ports, packetsOf(p.Counts, r.Rule))
 	}
+	if text := packetsOf(p.Counts, ""); text != "-" {
+		row(out, "no rule", "-", "-", "-", text)
+	}
+}
+
+func named(prefix string, names []string) (list []string) {
+	for _, n := range names {
+		list = append(list, prefix+n)
+	}
+	return list
+}
+
+// packetsOf is what a rule did to packets: "" = what no rule matched.
+func packetsOf(counts []api.PolicyCounted, rule string) string {
+	var list []string
+	for _, c := range counts {
+		if c.Rule == rule {
+			list = append(list, fmt.Sprintf("%d %s", c.Packets, c.What))
+		}
+	}
+	return orDash(strings.Join(list, ", "))
 }
 
 func printPolicies(out io.Writer, p api.Policies, offline bool) {
@@ -120,15 +177,26 @@ func printPolicies(out io.Writer, p api.Policies, offline bool) {
 	if p.Problem != "" {
 		fmt.Fprintf(out, "problem: %s\n", p.Problem)
 	}
-	row(out, "POLICY", "TIER", "PRIORITY", "ISOLATES", "RULES", "PODS")
+	row(out, "POLICY", "TIER", "PRIORITY", "ISOLATES", "RULES", "PODS AND NODES")
 	for _, l := range p.Policies {
-		row(out, l.Policy, l.Tier, l.Priority, orDash(strings.Join(l.Isolates, ",")), len(l.Rules), orDash(strings.Join(l.Pods, ",")))
+		tier := l.Tier
+		if l.Staged {
+			tier += " (staged)"
+		}
+		row(out, l.Policy, tier, l.Priority, orDash(strings.Join(l.Isolates, ",")), len(l.Rules), orDash(strings.Join(slices.Concat(l.Pods, named("node ", l.Nodes)), ",")))
 	}
 	if len(p.Denied) > 0 {
 		fmt.Fprintln(out)
 		row(out, "DENIED BY", "TIER", "RULE", "PACKETS")
 		for _, d := range p.Denied {
 			row(out, orDash(d.Policy), d.Tier, orDash(d.Rule), d.Packets)
+		}
+	}
+	if len(p.Counted) > 0 {
+		fmt.Fprintln(out)
+		row(out, "COUNTED BY", "TIER", "RULE", "WHAT", "PACKETS")
+		for _, c := range p.Counted {
+			row(out, c.Policy, c.Tier, orDash(c.Rule), c.What, c.Packets)
 		}
 	}
 }
@@ -197,9 +265,12 @@ func printExplained(out io.Writer, answers []policy.Explained) {
 		fmt.Fprintf(out, "%s (%s → %s): %s\n", policy.Traffic{Src: a.Src, Dst: a.Dst, Protocol: a.Protocol, Port: a.Port}, a.SrcName, a.DstName,
 			map[bool]string{true: "allowed", false: "denied"}[a.Allowed])
 		for _, s := range a.Ends {
-			fmt.Fprintf(out, "  %s of pod %s: %s\n", s.Direction, s.Pod, s.Text)
+			fmt.Fprintf(out, "  %s of %s: %s\n", s.Direction, s.End(), s.Text)
 			for _, r := range s.Asked {
 				fmt.Fprintf(out, "    %s %s %s: %s; peer: %s, port: %s\n", r.Tier, r.Policy, r.Rule, r.Action, yes[r.Peer], yes[r.Port])
+			}
+			for _, n := range s.Notes {
+				fmt.Fprintf(out, "    %s\n", n)
 			}
 			if s.Remedy != "" {
 				fmt.Fprintf(out, "    remedy: %s\n", s.Remedy)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -29,8 +30,16 @@ func TestPolicyCommands(t *testing.T) {
 		{"explain --socket /nowhere/sock shop/web shop/db 80", exitUnreachable, []string{"/nowhere/sock"}},
 		{"explain shop/web shop/db", exitUsage, []string{"accepts 3 arg"}},
 		{"show --file F shop/db", exitDone, []string{"selects: shop/db", "isolates: ingress", "ingress[0]  Accept  pods with app=web of namespace shop  TCP 5432"}},
-		{"show --file F no-telnet", exitDone, []string{"tier Admin, priority 10", `ingress[0] "telnet"`, "Deny", "all pods of all namespaces", "TCP 23"}},
+		{"show --file F no-telnet", exitDone, []string{"tier Admin (order 1000), priority 10", `ingress[0] "telnet"`, "Deny", "all pods of all namespaces", "TCP 23"}},
 		{"show --file F shop/none", exitUsage, []string{"there is no policy"}},
+		{"explain --file O 203.0.113.9 shop/web 8080", exitFailed, []string{"denied by Policy hostile of tier security, rule ingress[1]", "    logged by Policy hostile of tier security, rule ingress[0]"}},
+		{"explain --file O shop/web 198.51.100.3 80", exitDone, []string{"allowed: no policy is about it", "    would be denied by Policy offices-by-https of tier security, rule egress[1]"}},
+		{"explain --file O shop/web 192.0.2.1 22", exitDone, []string{"ingress of node alpha: allowed: such ports of nodes stay open whatever policies say"}},
+		{"explain --file O ci/deployer 192.0.2.1 8443", exitDone, []string{`allowed by Policy workers of tier nodes, rule ingress[1] "deploy"`}},
+		{"explain --file O shop/web 192.0.2.1 8443", exitFailed, []string{"denied by tier nodes, which denies what no rule of its policies allows: workers", "remedy: allow TCP 8443 from pod shop/web in a rule for ingress of a policy of tier nodes that selects node alpha"}},
+		{"show --file O workers", exitDone, []string{"Policy workers, tier nodes (order 100), priority 10", "selects: node alpha", "networks of set offices", "pods of service accounts deployer of namespaces with kubernetes.io/metadata.name=ci"}},
+		{"show --file O offices-by-https", exitDone, []string{"staged: it decides nothing"}},
+		{"list --file O", exitDone, []string{"failsafe", "security (staged)", "node alpha"}},
 		{"list --file F", exitDone, []string{"shop/db", "NetworkPolicy", "no-telnet", "Admin", "shop/web,shop/db"}},
 	} {
 		out, code := policyCommand("policy "+c.args, file)
@@ -50,12 +59,15 @@ func TestPolicyCommands(t *testing.T) {
 	}
 }
 
-// policyCommand runs a command line in which F stands for the file.
+// policyCommand runs a command line in which F stands for the file, and O for the example of our own kind.
 func policyCommand(line, file string) (output string, code int) {
 	args := strings.Fields(line)
 	for i := range args {
-		if args[i] == "F" {
+		switch args[i] {
+		case "F":
 			args[i] = file
+		case "O":
+			args[i] = filepath.Join(filepath.Dir(file), "own.yaml")
 		}
 	}
 	var out bytes.Buffer

@@ -375,6 +375,9 @@ func printTraced(w io.Writer, t api.Traced) error {
 	fate := "sent"
 	if t.Drop != "" {
 		fate = "DROPPED: " + t.Drop
+		if t.Why != "" {
+			fate += " (" + t.Why + ")"
+		}
 	}
 	_, err := fmt.Fprintf(w, "\n    %s: %s\n", strings.Join(steps, " → "), fate)
 	if err == nil && t.Lost > 0 {

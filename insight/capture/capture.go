@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -113,14 +114,16 @@ func (c *Capture) look() {
 
 // lane returns a lane's own part. It is made when the lane is first seen, which allocates; a path that is reopened has lanes of the
 // same names.
-func (c *Capture) lane(at *dataplane.Point) *laneOf {
-	if l := (*c.lanes.Load())[at.Lane]; l != nil {
+func (c *Capture) lane(at *dataplane.Point) *laneOf { return c.laneNamed(at.Lane, at.Rows, ringSize) }
+
+func (c *Capture) laneNamed(name string, steps, size int) *laneOf {
+	if l := (*c.lanes.Load())[name]; l != nil {
 		return l
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l := &laneOf{name: at.Lane, ring: newRing(ringSize), steps: make([]string, at.Rows)}
-	lanes := map[string]*laneOf{at.Lane: l}
+	l := &laneOf{name: name, ring: newRing(size), steps: make([]string, steps)}
+	lanes := map[string]*laneOf{name: l}
 	for name, other := range *c.lanes.Load() {
 		lanes[name] = other
 	}
@@ -165,6 +168,41 @@ func (c *Capture) Observe(at *dataplane.Point, b *packet.Batch) {
 			c.takeOuter(l, &r, p, at)
 		}
 	}
+}
+
+// forwarding stands for a lane where the kernel forwards packets.
+const (
+	forwarding     = "policy"
+	forwardingRing = 256 << 10 // bytes
+	maxWhys        = 255       // reasons that are told apart
+)
+
+// Denied records an IP packet that a network policy denied; length is that of the packet, of which ip may be the beginning. One goroutine
+// calls it.
+func (c *Capture) Denied(in bool, ip []byte, length int, why string) {
+	if !c.want[dropped] || len(ip) == 0 {
+		return
+	}
+	l := c.laneNamed(forwarding, maxWhys+1, forwardingRing)
+	step := slices.IndexFunc(l.steps[:maxWhys], func(s string) bool { return s == why || s == "" })
+	if step < 0 {
+		step, why = maxWhys, "by a policy"
+	}
+	if l.steps[step] == "" { // before the first record that says so
+		l.steps[step] = why
+	}
+	l.view = filter.Look(packet.Whole(ip), packet.IP, packet.PolicyDenied)
+	if !c.o.Filter.Match(&l.view) {
+		return
+	}
+	head := l.scratch[:packet.EthernetHeader]
+	t := uint16(packet.EtherTypeIPv4)
+	if ip[0]>>4 == 6 {
+		t = packet.EtherTypeIPv6
+	}
+	packet.PutEthernet(head, [6]byte{}, [6]byte{}, t)
+	r := record{time: time.Now().UnixNano(), side: dropped, drop: packet.PolicyDenied, step: uint8(step), in: in, length: len(head) + length}
+	l.ring.put(&r, head, ip, min(len(head)+len(ip), c.o.SnapLen))
 }
 
 // takeInner records a packet as the pods' side has it. inner is where its IP header is.

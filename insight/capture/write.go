@@ -117,7 +117,10 @@ func (w *writer) write(l *laneOf, r *record) error {
 	if r.made && len(r.data) == r.length {
 		finish(r.data)
 	}
-	if r.drop != packet.Alive {
+	switch {
+	case r.drop == packet.PolicyDenied:
+		options.Comments = []string{fmt.Sprintf("drop %s: %s", r.drop, l.steps[r.step])}
+	case r.drop != packet.Alive:
 		options.Comments = []string{fmt.Sprintf("drop %s at %s of lane %s", r.drop, l.steps[r.step], l.name)}
 	}
 	w.written[r.side]++

@@ -31,10 +31,21 @@ type Node struct {
 
 	Masquerade bool // what is none of the overlay's enters it under this node's address
 
+	// Policy says what the network policies in force say of a packet that this node forwards, or with node that it sends or gets itself; nil
+	// where there are none.
+	Policy func(q api.PathQuestion, node bool) []PolicyVerdict
+
 	// Decide is the running stage's own decision (userspace.Backend.Decide); nil where the kernel forwards.
 	Decide func(d dataplane.Direction, ip []byte, peer string, from netip.AddrPort) (hop *packet.Hop, drop packet.Drop, ok bool)
 	// Stages are a lane's steps by direction, as in `weft stages`; empty where the kernel forwards.
 	Stages map[dataplane.Direction][]string
+}
+
+// PolicyVerdict is what the policies of one end say.
+type PolicyVerdict struct {
+	Denied bool
+	Text   string // whose verdict it is: tier, policy and rule
+	Remedy string
 }
 
 const (
@@ -196,6 +207,9 @@ func (e *explanation) filters(hook string, v6 bool) {
 		e.add(where, note, asked, "", "cannot be told: %v", err)
 		return
 	}
+	if e.Policy != nil { // it tells more than its chains do
+		chains = slices.DeleteFunc(chains, func(c hostnet.Chain) bool { return strings.Contains(c.Name, " "+policyTable+" ") })
+	}
 	if len(chains) == 0 {
 		e.add(where, pass, asked, "", "no chain")
 		return
@@ -212,11 +226,29 @@ func (e *explanation) filters(hook string, v6 bool) {
 	}
 }
 
+// policyTable is the nftables table of network policy.
+const policyTable = hostnet.LinkPrefix + "-policy"
+
+// policies says what network policies say of the packet.
+func (e *explanation) policies(node bool) {
+	if e.Policy == nil {
+		return
+	}
+	for _, v := range e.Policy(e.q, node) {
+		verdict := pass
+		if v.Denied {
+			verdict = drop
+		}
+		e.add("network policy", verdict, asked, v.Remedy, "%s", v.Text)
+	}
+}
+
 // forwarded says whether the kernel lets it through from one device to another.
 func (e *explanation) forwarded(iif string) {
 	v6 := e.q.Dst.Is6()
 	if iif == "" {
 		e.filters("output", v6)
+		e.policies(true)
 		return
 	}
 	if on, err := e.Host.Forwards(iif, v6); err != nil {
@@ -227,6 +259,7 @@ func (e *explanation) forwarded(iif string) {
 		e.add("kernel forwarding", pass, asked, "", "is on for %s", iif)
 	}
 	e.filters("forward", v6)
+	e.policies(false)
 	if e.Stopped != "" {
 		e.add("forward path", drop, asked, "see `weft doctor`", "%s", e.Stopped)
 	}
@@ -288,6 +321,7 @@ func (e *explanation) within() {
 func (e *explanation) deliver(w hostnet.Way, iif string) {
 	if w.Type == "local" {
 		e.filters("input", e.q.Dst.Is6())
+		e.policies(true)
 		e.add("delivery", pass, asked, "", "%v is an address of this node itself", e.q.Dst)
 		return
 	}

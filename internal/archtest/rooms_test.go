@@ -116,7 +116,7 @@ var (
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"node/metrics":  {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is here and in perf/watch
 		"node/pods":     {code: []string{"node/probe", "internal/holder", "internal/plainfile", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
-		"node/policies": {code: []string{"hostnet", "internal/plainfile", "policy", "policy/nft", zap}},
+		"node/policies": {[]string{"hostnet", "internal/plainfile", "policy", "policy/nft", unix, zap, "golang.org/x/time/rate"}, []string{nl}},
 		"node/pathmtu":  {code: []string{"internal/echo", zap}},
 		"node/systemd":  {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
 		"node/probe":    {code: []string{"internal/echo", "internal/ipnet", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/..."}},

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -277,6 +279,8 @@ func testPolicy(t *testing.T, c *policed) {
 
 	c.live(np("in", "x", "{podSelector: {matchLabels: {name: b0}}, ingress: [{ports: [{port: 81}]}]}"))
 
+	c.traced()
+
 	// A file that is wrong changes nothing, nor does a daemon's death.
 	good, err := os.ReadFile(c.file())
 	if err != nil {
@@ -367,6 +371,54 @@ func (c *policed) live(deny string) {
 		}
 		return nil
 	})
+}
+
+// traced: `weft trace` names the policy that drops a packet, in words and, where there are lanes, by packets as they are dropped; so does a capture.
+func (c *policed) traced() {
+	t, b := c.t, c.Nodes[1]
+	client := c.clients[b.Name]
+	const why = "isolated by NetworkPolicy x/in, of which no rule allows it"
+	q := api.PathQuestion{Src: c.pods["a0"].addrs[0], Dst: c.pods["b0"].addrs[0], Protocol: 6, SPort: 4000, DPort: 80}
+	path, err := client.Path(t.Context(), q)
+	if err != nil || path.Arrives || !slices.ContainsFunc(path.Steps, func(s api.PathStep) bool {
+		return s.Where == "network policy" && s.Verdict == "drop" && strings.Contains(s.Found, "ingress of pod x/b0: denied: "+why) && s.Remedy != ""
+	}) {
+		t.Errorf("the way of a denied packet: %+v, %v", path, err)
+	}
+	q.DPort = 81
+	if path, err = client.Path(t.Context(), q); err != nil || !path.Arrives || !slices.ContainsFunc(path.Steps, func(s api.PathStep) bool {
+		return s.Where == "network policy" && s.Verdict == "pass" && strings.Contains(s.Found, "allowed by NetworkPolicy x/in, rule ingress[0]")
+	}) {
+		t.Errorf("the way of an allowed packet: %+v, %v", path, err)
+	}
+	if !known(c.mode).Lanes() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	found := errors.New("found")
+	started := make(chan struct{})
+	go func() {
+		<-started
+		for ctx.Err() == nil {
+			passes(c.pods["a0"].ns, policy.Traffic{Dst: q.Dst, Protocol: policy.TCP, Port: 80}, waits)
+		}
+	}()
+	if err := client.Trace(ctx, "drop policy-denied", func() { close(started) }, func(p api.Traced) error {
+		if p.Drop == "policy-denied" && p.Direction == "in" && p.Dst == q.Dst && p.DPort == 80 && strings.Contains(p.Why, why) {
+			return found
+		}
+		return nil
+	}); !errors.Is(err, found) {
+		t.Errorf("the trace shows no packet that the policy drops: %v", err)
+	}
+	var file bytes.Buffer
+	if _, err := client.Capture(ctx, api.CaptureRequest{Drops: true, Filter: "drop policy-denied and tcp port 80", Count: 1}, &file, func() {}); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Contains(file.Bytes(), []byte("drop policy-denied: denied: "+why)) {
+		t.Errorf("the capture names no policy: %d bytes", file.Len())
+	}
 }
 
 func echoes(conn net.Conn, wait time.Duration) error {

@@ -8,6 +8,8 @@ import (
 	"weft/api"
 	"weft/insight/capture"
 	"weft/insight/filter"
+	"weft/node/policies"
+	"weft/packet"
 )
 
 // maxCaptures bounds the memory and the time that captures take: each has rings of its own.
@@ -42,6 +44,9 @@ func (d *Daemon) Capture(ctx context.Context, r api.CaptureRequest, w io.Writer,
 		Ends: b.Tunnel, Node: d.cfg.Node.Name, Version: d.version})
 	stop := b.Observe(c)
 	defer stop()
+	if d.policies != nil {
+		defer d.policies.Watch(func(p policies.DeniedPacket) { c.Denied(p.In, p.Packet, packet.TotalLen(p.Packet), p.Why) })()
+	}
 	s, err := c.Run(ctx, w, flush)
 	return api.CaptureSummary(s), err
 }

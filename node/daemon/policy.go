@@ -2,8 +2,15 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
 
 	"weft/api"
+	"weft/insight/trace"
+	"weft/internal/config"
+	"weft/node/policies"
 	"weft/policy"
 )
 
@@ -19,10 +26,62 @@ func (d *Daemon) Policies() api.Policies {
 	if s.World != nil {
 		p.Pods, p.Policies = len(s.World.Pods()), s.World.List()
 	}
-	for _, c := range s.Denied {
-		p.Denied = append(p.Denied, api.PolicyDenied{Tier: c.Tier, Policy: c.Policy, Rule: c.Rule, Packets: c.Packets})
+	for _, c := range s.Counts {
+		if c.What == policies.Denied {
+			p.Denied = append(p.Denied, api.PolicyDenied{Tier: c.Tier, Policy: c.Policy, Rule: c.Rule, Packets: c.Packets})
+		} else {
+			p.Counted = append(p.Counted, api.PolicyCounted{What: c.What, Tier: c.Tier, Policy: c.Policy, Rule: c.Rule, Packets: c.Packets})
+		}
 	}
 	return p
+}
+
+// policiesOn says what this node's policies say of a packet that it forwards, or that is its own.
+func (d *Daemon) policiesOn(q api.PathQuestion, node bool) (list []trace.PolicyVerdict) {
+	ends, err := d.policies.Enforced(policy.Traffic{Src: q.Src, Dst: q.Dst, Protocol: policy.Protocol(q.Protocol), Port: q.DPort})
+	if err != nil {
+		return []trace.PolicyVerdict{{Text: err.Error()}}
+	}
+	for _, e := range ends {
+		if node == (e.Node != "") {
+			list = append(list, trace.PolicyVerdict{Denied: !e.Allowed, Text: fmt.Sprintf("%s of %s: %s", e.Direction, e.End(), e.Text), Remedy: e.Remedy})
+		}
+	}
+	return list
+}
+
+// open are the ports of a node's own that no policy may close.
+func open(cfg *config.Config) (ports [2][]policy.Port) {
+	add := func(d policy.Direction, p policy.Protocol, number uint16) {
+		if number != 0 {
+			ports[d] = append(ports[d], policy.Port{Protocol: p, First: number, Last: number})
+		}
+	}
+	both := []policy.Direction{policy.Egress, policy.Ingress}
+	for _, d := range both {
+		add(d, policy.UDP, cfg.Network.Port)
+		if cfg.Encryption.Cipher != config.CipherNone {
+			add(d, policy.UDP, cfg.Encryption.Port)
+		}
+	}
+	add(policy.Ingress, policy.TCP, portOf(cfg.API.Metrics))
+	for _, e := range cfg.Control.Etcd.Endpoints {
+		if u, err := url.Parse(e); err == nil {
+			add(policy.Egress, policy.TCP, portOf(u.Host))
+		}
+	}
+	add(policy.Egress, policy.TCP, portOf(cfg.Control.Kubernetes.Server))
+	return ports
+}
+
+// portOf reads the port of HOST:PORT; 0 = there is none.
+func portOf(address string) uint16 {
+	_, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseUint(text, 10, 16)
+	return uint16(n)
 }
 
 // Explain says what the policies in force say about connections.

@@ -13,6 +13,7 @@ import (
 	"weft/dataplane"
 	"weft/insight/filter"
 	"weft/insight/trace"
+	"weft/node/policies"
 	"weft/packet"
 )
 
@@ -20,6 +21,9 @@ var _ api.Tracer = (*Daemon)(nil)
 
 // traceEvery is how often the lanes' rings are emptied.
 const traceEvery = 10 * time.Millisecond
+
+// maxDenied is how many packets wait for the reader that policies denied.
+const maxDenied = 256
 
 // Trace implements api.Tracer.
 func (d *Daemon) Trace(ctx context.Context, text string, started func(), emit func(api.Traced) error) error {
@@ -38,6 +42,26 @@ func (d *Daemon) Trace(ctx context.Context, text string, started func(), emit fu
 	r := trace.NewRecorder(f, lanes)
 	stop := b.Observe(r)
 	defer stop()
+	denied := make(chan api.Traced, maxDenied)
+	if d.policies != nil {
+		defer d.policies.Watch(func(p policies.DeniedPacket) {
+			whole := packet.Whole(p.Packet)
+			if v := filter.Look(whole, packet.IP, packet.PolicyDenied); !f.Match(&v) {
+				return
+			}
+			k := trace.ReadKey(whole, 0)
+			t := api.Traced{Time: time.Now(), Node: d.cfg.Node.Name, Lane: "policy", Direction: dataplane.Out.String(), Src: k.Src, Dst: k.Dst, EtherType: k.EtherType,
+				Protocol: k.Protocol, SPort: k.SPort, DPort: k.DPort, Length: packet.TotalLen(p.Packet), Steps: []api.TracedStep{{Name: "policy"}},
+				Drop: packet.PolicyDenied.String(), Why: p.Why}
+			if p.In {
+				t.Direction = dataplane.In.String()
+			}
+			select {
+			case denied <- t:
+			default: // the table shows some only
+			}
+		})()
+	}
 	started()
 	tick := time.NewTicker(traceEvery)
 	defer tick.Stop()
@@ -46,6 +70,11 @@ func (d *Daemon) Trace(ctx context.Context, text string, started func(), emit fu
 		select {
 		case <-ctx.Done():
 			return nil
+		case t := <-denied:
+			if err := emit(t); err != nil {
+				return err
+			}
+			continue
 		case <-tick.C:
 		}
 		if walks = r.Take(walks[:0]); len(walks) == 0 {
@@ -87,6 +116,9 @@ func (d *Daemon) Path(q api.PathQuestion) (api.Path, error) {
 	}
 	n := trace.Node{State: state, Status: d.backend.Status(), Mode: d.cfg.Mode, Host: d.host, Masquerade: d.cfg.CNI.Masquerade}
 	n.Stopped, n.StoppedAcross = d.probe.Wrong()
+	if d.policies != nil {
+		n.Policy = d.policiesOn
+	}
 	if b := d.backend.Lanes(); b != nil {
 		n.Decide = b.Decide
 		n.Stages = map[dataplane.Direction][]string{}

@@ -51,7 +51,7 @@ type describe struct {
 	laneTurns, laneReceived, laneCopied, laneSent, laneWaited, laneAge          *description
 	stageCalls, stagePackets, stageTimed, stageSeconds, stageDrops              *description
 	pods, podDrops                                                              *description
-	policies, policyDenied                                                      *description
+	policies, policyDenied, policyCounted                                       *description
 }
 
 func newCollector(d api.Daemon, p Pods) *collector {
@@ -105,8 +105,9 @@ func newCollector(d api.Daemon, p Pods) *collector {
 		pods:     gauge("pods", "Pods attached to this node."),
 		podDrops: count("pod_drops_total", "Packets of a pod that the check on its link did not let into the node; a series begins with its first drop.", "link", "namespace", "pod", "reason"),
 
-		policies:     gauge("policies", "Network policies that are in force on this node; absent where they are off."),
-		policyDenied: count("policy_denied_packets_total", "Packets that network policies denied; a series begins with the first policy that could.", "tier", "policy", "rule"),
+		policies:      gauge("policies", "Network policies that are in force on this node; absent where they are off."),
+		policyDenied:  count("policy_denied_packets_total", "Packets that network policies denied; a series begins with the first policy that could.", "tier", "policy", "rule"),
+		policyCounted: count("policy_packets_total", "Packets, but answers, that a rule allowed or logged, or that a staged policy would have denied or allowed.", "what", "tier", "policy", "rule"),
 	}
 	return c
 }
@@ -176,6 +177,9 @@ func (s scrape) policed(p api.Policies) {
 	s.send(s.policies, float64(len(p.Policies)))
 	for _, d := range p.Denied {
 		s.send(s.policyDenied, float64(d.Packets), d.Tier, d.Policy, d.Rule)
+	}
+	for _, c := range p.Counted {
+		s.send(s.policyCounted, float64(c.Packets), c.What, c.Tier, c.Policy, c.Rule)
 	}
 }
 

@@ -7,12 +7,10 @@ package policies
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -43,6 +41,9 @@ type Options struct {
 	NoPods func(prefixes []netip.Prefix) []netip.Addr
 	Host   *hostnet.Host
 	Log    *zap.Logger
+
+	Name string           // the node's, for policies about nodes
+	Open [2][]policy.Port // by direction: what stays open on this node beside policy.Failsafe's, whatever policies say
 }
 
 // Manager keeps one file's policies in force. Safe for concurrent use.
@@ -58,27 +59,24 @@ type Manager struct {
 	program *policy.Program // in force
 
 	mu       sync.Mutex
-	wrong    string            // why the file cannot be used, "" where it can
-	read     time.Time         // when the last good file was read
-	inForce  *policy.World     // nil = none yet
-	prefixes []netip.Prefix    // the node's own as they are in force
-	rules    nft.Rules         // in force
-	failed   error             // why not all of them are
-	unmarked error             // why connections that stand may not have been judged anew
-	since    time.Time         // when they came into force; zero = not yet
-	changing bool              // the table may be one that rules does not tell of
-	denied   map[Drop]uint64   // since the daemon began
-	seen     map[string]uint64 // the table's counters at the last look
-}
+	wrong    string             // why the file cannot be used, "" where it can
+	read     time.Time          // when the last good file was read
+	inForce  *policy.World      // nil = none yet
+	prefixes []netip.Prefix     // the node's own as they are in force
+	rules    nft.Rules          // in force
+	failed   error              // why not all of them are
+	unmarked error              // why connections that stand may not have been judged anew
+	since    time.Time          // when they came into force; zero = not yet
+	changing bool               // the table may be one that rules does not tell of
+	counted  map[Counter]uint64 // since the daemon began
+	seen     map[string]uint64  // the table's counters at the last look
 
-// Drop is what packets are counted by that policies denied.
-type Drop struct {
-	Tier, Policy, Rule string // Tier is "unknown" or "ended" for those that no policy denied by itself
+	logs logs
 }
 
 // New reads the file, which has to be good: nobody knows what was meant by one that is not.
 func New(o Options) (*Manager, error) {
-	m := &Manager{o: o, look: make(chan struct{}, 1), denied: map[Drop]uint64{}, seen: map[string]uint64{}}
+	m := &Manager{o: o, look: make(chan struct{}, 1), counted: map[Counter]uint64{}, seen: map[string]uint64{}}
 	m.reread()
 	if m.wrong != "" {
 		return nil, errors.New(m.wrong)
@@ -101,6 +99,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	changed := m.o.Host.Changed(Owner)
+	defer m.listen()()
 	for {
 		m.keep()
 		select {
@@ -188,7 +187,7 @@ func (m *Manager) keep() {
 
 // put compiles and applies. For Run alone.
 func (m *Manager) put() {
-	program := m.world.Compile(func(p *policy.Pod) bool { return slices.ContainsFunc(p.Addresses, m.own) })
+	program := m.world.On(m.o.Name, m.o.Open).Compile(func(p *policy.Pod) bool { return slices.ContainsFunc(p.Addresses, m.own) })
 	var known []netip.Addr
 	for _, p := range m.world.Pods() {
 		known = append(known, p.Addresses...)
@@ -196,7 +195,7 @@ func (m *Manager) put() {
 	if m.o.NoPods != nil {
 		known = append(known, m.o.NoPods(m.nodes)...)
 	}
-	rules := nft.Table(program, nft.Options{Prefixes: m.nodes, Known: known})
+	rules := nft.Table(program, nft.Options{Prefixes: m.nodes, Known: known, Log: m.logs.listening()})
 	m.mu.Lock()
 	_ = m.count() // the table's counters end with it
 	m.changing = true
@@ -225,14 +224,15 @@ func (m *Manager) publish(rules nft.Rules, err error) bool {
 		m.o.Log.Info("policies are in force", zap.String("file", m.o.File))
 	}
 	m.rules, m.inForce, m.prefixes, m.since = rules, m.world, m.nodes, time.Now()
+	m.logs.rules(rules, m.world)
 	m.unmarked = errBeingMarked
 	_ = m.count() // at once: what a new table counts until the next look would pass for what the old one had
 	there := map[string]bool{}
 	for _, p := range m.inForce.Policies() {
 		there[p.String()] = true
 	}
-	maps.DeleteFunc(m.denied, func(d Drop, _ uint64) bool { // of policies that are gone
-		return d.Policy != "" && slices.ContainsFunc(strings.Split(d.Policy, ", "), func(name string) bool { return !there[name] })
+	maps.DeleteFunc(m.counted, func(c Counter, _ uint64) bool { // of policies that are gone
+		return c.Policy != "" && slices.ContainsFunc(strings.Split(c.Policy, ", "), func(name string) bool { return !there[name] })
 	})
 	return true
 }
@@ -243,7 +243,13 @@ var errBeingMarked = errors.New("they are being judged anew")
 // look. For Run alone.
 func (m *Manager) mark() {
 	n, err := m.o.Host.MarkFlows(nft.Mark, func(f hostnet.Flow) bool {
-		allowed, _, _ := m.program.Judge(policy.Traffic{Src: f.Src, Dst: f.Dst, Protocol: policy.Protocol(f.Protocol), Port: f.Port})
+		allowed, egress, ingress := m.program.Judge(policy.Traffic{Src: f.Src, Dst: f.Dst, Protocol: policy.Protocol(f.Protocol), Port: f.Port})
+		switch self := m.o.Name; { // what pods and their own node send each other is judged by policies about the node alone
+		case m.world.NodeAt(f.Src) == self && self != "":
+			return egress.Deny
+		case m.world.NodeAt(f.Dst) == self && self != "":
+			return ingress.Deny
+		}
 		return !allowed
 	})
 	if n > 0 {
@@ -260,30 +266,6 @@ func (m *Manager) mark() {
 
 func (m *Manager) own(a netip.Addr) bool {
 	return slices.ContainsFunc(m.nodes, func(p netip.Prefix) bool { return p.Contains(a) })
-}
-
-// count adds what the table has counted since the last look. A counter that went back is one of a table made anew. The caller holds m.mu.
-func (m *Manager) count() error {
-	if m.since.IsZero() || m.changing { // publish counts right after a change
-		return nil
-	}
-	now, err := m.o.Host.Counts(nft.Family, nft.Name)
-	if err != nil {
-		return err
-	}
-	for name, n := range now[nft.Name] {
-		d := Drop{Tier: name}
-		if r, ok := m.rules.Denied[name]; ok {
-			d = Drop{r.Tier.String(), r.Policy, r.Rule}
-		}
-		before := m.seen[name]
-		if n < before {
-			before = 0
-		}
-		m.denied[d] += n - before
-	}
-	m.seen = now[nft.Name]
-	return nil
 }
 
 // Ready says why pods cannot be attached because of policies; nil where they can.
@@ -305,13 +287,7 @@ type Status struct {
 	Problem string        // "" where the file as it is is in force
 	Since   time.Time     // when what is in force came to be so; zero = nothing is
 	World   *policy.World // in force; nil where nothing is
-	Denied  []Count
-}
-
-// Count is how many packets were denied by what.
-type Count struct {
-	Drop
-	Packets uint64
+	Counts  []Count
 }
 
 // Problem says why what the file says is not in force, "" where it is.
@@ -341,45 +317,6 @@ func (m *Manager) Status() Status {
 	if err := m.count(); err != nil && s.Problem == "" {
 		s.Problem = err.Error()
 	}
-	for d, n := range m.denied {
-		s.Denied = append(s.Denied, Count{d, n})
-	}
-	slices.SortFunc(s.Denied, func(a, b Count) int {
-		return cmp.Or(cmp.Compare(a.Tier, b.Tier), cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Rule, b.Rule))
-	})
+	s.Counts = m.counts()
 	return s
-}
-
-// Explain says what the policies in force say about connections, as policy.World.Explain does, and what the table does with pods that the
-// file does not list.
-func (m *Manager) Explain(src, dst, port string) ([]policy.Explained, error) {
-	m.mu.Lock()
-	world, prefixes := m.inForce, m.prefixes
-	m.mu.Unlock()
-	if world == nil {
-		return nil, errors.New("network policies are not in force yet: `weft policy list` says why, and --file asks a file")
-	}
-	answers, err := world.Explain(src, dst, port)
-	if err != nil {
-		return nil, err
-	}
-	mine, _ := net.InterfaceAddrs() // what the node itself sends and gets is not judged
-	for i := range answers {
-		a := &answers[i]
-		for d, end := range []netip.Addr{a.Src, a.Dst} {
-			own := slices.ContainsFunc(mine, func(n net.Addr) bool {
-				p, err := netip.ParsePrefix(n.String())
-				return err == nil && p.Addr().Unmap() == end
-			})
-			if world.Known(end) || own || !slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(end) }) {
-				continue
-			}
-			a.Allowed = false
-			a.Ends = append(a.Ends, policy.ExplainedSide{Direction: policy.Direction(d).String(), Pod: end.String(), Tier: nft.Unknown,
-				Text:   "denied: it has an address of this node's prefixes, and the file lists no pod that has it",
-				Remedy: fmt.Sprintf("list the pod that has %s in %s", end, m.o.File), Asked: []policy.ExplainedRule{}})
-		}
-		slices.SortStableFunc(a.Ends, func(x, y policy.ExplainedSide) int { return cmp.Compare(x.Direction, y.Direction) }) // egress first
-	}
-	return answers, nil
 }

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
 	"weft/hostnet"
@@ -33,10 +35,21 @@ type bench struct {
 	file string
 	m    *Manager
 	host *hostnet.Host
+	log  *zap.Logger // of the policies; nil = the test's
 	stop func()
 }
 
 func newBench(t *testing.T, policies string) *bench {
+	t.Helper()
+	b := prepare(t)
+	b.write(policies)
+	b.start()
+	t.Cleanup(func() { b.stop() })
+	return b
+}
+
+// prepare makes the nodes; write and start are to follow.
+func prepare(t *testing.T) *bench {
 	t.Helper()
 	nettest.RequireRoot(t)
 	b := &bench{t: t, c: nettest.NewCluster(t, nettest.ClusterOptions{}), file: filepath.Join(t.TempDir(), "policies.yaml")}
@@ -47,15 +60,16 @@ func newBench(t *testing.T, policies string) *bench {
 			}
 		}
 	}
-	b.write(policies)
-	b.start()
-	t.Cleanup(func() { b.stop() })
 	return b
 }
 
 func (b *bench) write(policies string) {
 	b.t.Helper()
 	var text strings.Builder
+	text.WriteString("tiers: [{name: first, order: 5}, {name: strict, order: 7, default: Deny}]\nnodes:\n")
+	for i, n := range b.c.Nodes {
+		fmt.Fprintf(&text, "  - {name: n%d, addresses: [%q, %q]}\n", i, n.Underlay[0], n.Underlay[1])
+	}
 	text.WriteString("pods:\n")
 	for i, n := range b.c.Nodes {
 		fmt.Fprintf(&text, "  - {name: p%d, namespace: x, labels: {name: p%d}, addresses: [%q, %q]}\n", i, i, n.PodAddrs[0], n.PodAddrs[1])
@@ -74,16 +88,23 @@ func np(name, namespace, spec string) string {
 	return "  - {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: " + name + ", namespace: " + namespace + "}, spec: " + spec + "}\n"
 }
 
+func own(name, spec string) string {
+	return "  - {apiVersion: policy.weft/v1alpha1, kind: Policy, metadata: {name: " + name + "}, spec: " + spec + "}\n"
+}
+
 // start starts a daemon's part: a Host, and the policies.
 func (b *bench) start() {
 	b.t.Helper()
 	n := b.c.Nodes[1]
+	if b.log == nil {
+		b.log = zaptest.NewLogger(b.t)
+	}
 	var err error
 	n.NS.Do(func() { b.host, err = hostnet.New(zaptest.NewLogger(b.t), Owner) })
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.m, err = New(Options{File: b.file, Node: func() []netip.Prefix { return n.Prefixes }, Host: b.host, Log: zaptest.NewLogger(b.t)})
+	b.m, err = New(Options{File: b.file, Node: func() []netip.Prefix { return n.Prefixes }, Host: b.host, Log: b.log, Name: "n1"})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -109,7 +130,7 @@ func (b *bench) eventually(what string, is func(Status) bool) {
 	b.t.Helper()
 	nettest.Eventually(b.t, patience, func() error {
 		if s := b.m.Status(); !is(s) {
-			return fmt.Errorf("%s: problem %q, denied %v", what, s.Problem, s.Denied)
+			return fmt.Errorf("%s: problem %q, denied %v", what, s.Problem, s.Counts)
 		}
 		return nil
 	})
@@ -196,22 +217,22 @@ func TestChangesBite(t *testing.T) {
 			t.Error("a new connection passes that is denied")
 		}
 		b.eventually("denied packets are counted", func(s Status) bool {
-			return slices.ContainsFunc(s.Denied, func(c Count) bool {
-				return c.Policy == "x/only81" && c.Tier == "NetworkPolicy" && c.Packets > 0
+			return slices.ContainsFunc(s.Counts, func(c Count) bool {
+				return c.What == Denied && c.Policy == "x/only81" && c.Tier == "NetworkPolicy" && c.Packets > 0
 			})
 		})
-		before := b.m.Status().Denied
+		before := b.m.Status().Counts
 		only81 := np("only81", "x", "{podSelector: {matchLabels: {name: p1}}, ingress: [{ports: [{port: 81}]}]}")
 		b.write(only81 + np("more", "x", "{podSelector: {matchLabels: {name: nobody}}}"))
 		b.has("x/more", true)
 		for _, d := range before {
-			if !slices.ContainsFunc(b.m.Status().Denied, func(c Count) bool { return c.Drop == d.Drop && c.Packets >= d.Packets }) {
-				t.Errorf("%+v was forgotten: %+v", d, b.m.Status().Denied)
+			if !slices.ContainsFunc(b.m.Status().Counts, func(c Count) bool { return c.Counter == d.Counter && c.Packets >= d.Packets }) {
+				t.Errorf("%+v was forgotten: %+v", d, b.m.Status().Counts)
 			}
 		}
 		b.write("")
 		b.has("x/only81", false)
-		if d := b.m.Status().Denied; slices.ContainsFunc(d, func(c Count) bool { return c.Policy == "x/only81" }) {
+		if d := b.m.Status().Counts; slices.ContainsFunc(d, func(c Count) bool { return c.Policy == "x/only81" }) {
 			t.Errorf("a policy that is gone is still counted: %+v", d)
 		}
 		// What was lost meanwhile comes again: TCP sends it anew.
@@ -221,6 +242,32 @@ func TestChangesBite(t *testing.T) {
 				t.Errorf("a connection that is allowed again does not go on: %v", err)
 			}
 		}
+	}
+}
+
+// TestTakenUp: connection tracking forgets everything after a deny, and takes the server for the client that speaks first: what the client then sends
+// is none of its answers. A connection that is allowed goes on.
+func TestTakenUp(t *testing.T) {
+	b := newBench(t, "")
+	l80, l81 := b.listen(80), b.listen(81)
+	for family := range 2 {
+		ends, stays := b.connect(l80, family, 80), b.connect(l81, family, 81)
+		b.write(np("only81", "x", "{podSelector: {matchLabels: {name: p1}}, ingress: [{ports: [{port: 81}]}]}"))
+		b.has("x/only81", true)
+		var err error
+		b.c.Nodes[1].NS.Do(func() { err = netlink.ConntrackTableFlush(netlink.ConntrackTable) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		heard(ends.server, ends.client, waits)
+		if heard(ends.client, ends.server, waits) {
+			t.Errorf("family %d: the client of a connection that is denied is heard once its server has spoken", family)
+		}
+		if !heard(stays.server, stays.client, patience) || !heard(stays.client, stays.server, patience) {
+			t.Errorf("family %d: a connection that is allowed ended", family)
+		}
+		b.write("")
+		b.has("x/only81", false)
 	}
 }
 
@@ -279,7 +326,7 @@ func TestNeverOpen(t *testing.T) {
 		t.Error("a pod's address of which nothing is known is reached")
 	}
 	b.eventually("the unknown are counted", func(s Status) bool {
-		return slices.ContainsFunc(s.Denied, func(c Count) bool { return c.Tier == "unknown" && c.Packets > 0 })
+		return slices.ContainsFunc(s.Counts, func(c Count) bool { return c.Tier == "unknown" && c.Packets > 0 })
 	})
 	answers, err := b.m.Explain(b.c.Nodes[0].PodAddrs[0].String(), b.c.Nodes[1].PodAddrs[0].String(), "80")
 	if err != nil || len(answers) != 1 || answers[0].Allowed || !slices.ContainsFunc(answers[0].Ends, func(e policy.ExplainedSide) bool {

@@ -6,10 +6,14 @@
 // ports may those two use (a map). A connection's answers belong to it (ct direction reply); its own direction is judged packet
 // by packet, so that a change bites at once. Flows of which a change denies the answers too are marked (Mark) in connection tracking.
 //
-// Not judged: what the node itself sends to its pods and gets from them (the output and input hooks), which NetworkPolicy always allows.
+// What rules log, and what staged policies would decide, is counted on the way to the verdict, and logged to Group where a rule says so.
+//
+// What the node itself sends and gets passes the output and input hooks: it is judged where policies are about the node, but for what it
+// sends to its own pods, which NetworkPolicy always allows.
 package nft
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -35,10 +39,25 @@ const Family = nftables.TableFamilyINet
 // not flows.
 const Mark = 1 << 29
 
+// TakenUp is the bit of flows of TCP that connection tracking took up in their midst (nf_conntrack_tcp_loose): whoever spoke passes for the client
+// there, and nobody's packets for answers. Each direction is judged by itself.
+const TakenUp = 1 << 28
+
 // Counters that are no policy's.
 const (
 	Unknown = "unknown" // of pods of which nothing is known
 	Ended   = "ended"   // of flows that are denied since they began
+)
+
+// Group is where packets are logged to, of nfnetlink_log: those that a rule logs, and some of those that are denied, each with its counter's
+// name as prefix.
+const Group = 87
+
+// How many packets are logged by each rule of the table.
+const (
+	LogsPerSecond = 10
+	logBurst      = 20
+	logBytes      = 128 // of a packet: its headers
 )
 
 // The base chains stand before a firewall's filter, priority 0.
@@ -47,8 +66,9 @@ const egressPriority, ingressPriority = -6, -5
 // Rules are a Program as nftables has it.
 type Rules struct {
 	Table hostnet.Table
-	// Denied says what the table's counters count, by name; those that are no policy's are left out.
-	Denied map[string]policy.Reason
+	// What the table's counters count, by name; those that are no policy's are left out.
+	Denied, Allowed map[string]policy.Reason
+	Noted           map[string]policy.Note
 }
 
 // Options say what the table needs to know besides.
@@ -56,11 +76,13 @@ type Options struct {
 	// Prefixes are the node's own: whoever has an address of them and is not in Known is denied everything.
 	Prefixes []netip.Prefix
 	Known    []netip.Addr
+	Log      bool // the kernel can log to a Group
 }
 
 // builder collects the parts.
 type builder struct {
 	program *policy.Program
+	log     bool
 	rules   Rules
 	chains  map[string]bool
 }
@@ -83,7 +105,8 @@ var families = []family{
 
 // Table writes the table.
 func Table(g *policy.Program, o Options) Rules {
-	b := &builder{program: g, chains: map[string]bool{}, rules: Rules{Table: hostnet.Table{Name: Name, Family: Family}, Denied: map[string]policy.Reason{}}}
+	b := &builder{program: g, log: o.Log, chains: map[string]bool{}, rules: Rules{Table: hostnet.Table{Name: Name, Family: Family},
+		Denied: map[string]policy.Reason{}, Allowed: map[string]policy.Reason{}, Noted: map[string]policy.Note{}}}
 	base := map[policy.Direction][][]expr.Any{}
 	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
 		side := &g.Sides[d]
@@ -92,10 +115,10 @@ func Table(g *policy.Program, o Options) Rules {
 			// Also where nobody is judged: it has connections tracked from their beginning, so that who began them is known when
 			// somebody is. Of one that is taken up in its midst (nf_conntrack_tcp_loose) whoever speaks next passes for the client.
 			b.drop(Ended)
-			base[d] = append(base[d], rule(flowMarked(), to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: chainOf(Ended)})))
+			base[d] = append(base[d], ended(), takenUp())
 		}
 		if len(side.Profiles) > 0 {
-			base[d] = append(base[d], rule(flowState(expr.CtStateBitRELATED), accept()), rule(flowState(expr.CtStateBitESTABLISHED), flowReply(), accept()))
+			base[d] = append(base[d], answers()...)
 		}
 		for _, f := range families {
 			base[d] = append(base[d], b.side(d, f)...)
@@ -105,6 +128,9 @@ func Table(g *policy.Program, o Options) Rules {
 		priority := nftables.ChainPriorityRef([]nftables.ChainPriority{egressPriority, ingressPriority}[d])
 		b.rules.Table.Chains = append(b.rules.Table.Chains, hostnet.TableChain{Name: name, Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
 			Priority: priority, Rules: base[policy.Direction(d)]})
+	}
+	for d, hook := range []*nftables.ChainHook{nftables.ChainHookOutput, nftables.ChainHookInput} {
+		b.host(policy.Direction(d), hook, o)
 	}
 	return b.rules
 }
@@ -149,14 +175,76 @@ func (b *builder) side(d policy.Direction, f family) [][]expr.Any {
 		return nil
 	}
 	slices.SortFunc(own, netip.Addr.Compare)
-	var judged, peers, nets []nftables.SetElement
+	var judged []nftables.SetElement
 	for _, a := range own {
 		judged = append(judged, nftables.SetElement{Key: a.AsSlice()})
 	}
+	b.others(name, d, f, func(identity int) *expr.Verdict { return b.identity(d, f, identity, own) })
+	b.set(nftables.Set{Name: name + "_pods", KeyType: f.key}, judged)
+	return [][]expr.Any{rule(f.only(), f.own(d), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: name + "_pods"}}, to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: name}))}
+}
+
+// host judges what the node itself sends or gets, where policies are about it.
+func (b *builder) host(d policy.Direction, hook *nftables.ChainHook, o Options) {
+	side := &b.program.Sides[d]
+	if side.Host < 0 {
+		return
+	}
+	loopback := expr.MetaKeyIIFNAME
+	if d == policy.Egress {
+		loopback = expr.MetaKeyOIFNAME
+	}
+	b.neighbourTypes()
+	lo := make([]byte, unix.IFNAMSIZ)
+	copy(lo, "lo")
+	rules := [][]expr.Any{rule([]expr.Any{&expr.Meta{Key: loopback, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: lo}}, accept())}
+	rules = append(append(rules, ended(), takenUp()), answers()...)
+	rules = append(rules, rule(families[1].only(), neighbours(), accept()))
+	if d == policy.Egress {
+		for _, p := range o.Prefixes {
+			rules = append(rules, rule(hostnet.Match(p, false, true), accept()))
+		}
+	}
+	for _, f := range families {
+		name := "host_" + d.String() + f.digit
+		b.others(name, d, f, func(identity int) *expr.Verdict { return b.list(side.Lists[identity][side.Host]) })
+		rules = append(rules, rule(f.only(), to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: name})))
+	}
+	priority := nftables.ChainPriorityRef([]nftables.ChainPriority{egressPriority, ingressPriority}[d])
+	b.rules.Table.Chains = append(b.rules.Table.Chains, hostnet.TableChain{Name: "host_" + d.String(), Type: nftables.ChainTypeFilter, Hook: hook, Priority: priority, Rules: rules})
+}
+
+// neighbours is what IPv6 cannot do without on a link: ICMPv6 types 130 to 137 (MLD, neighbour discovery and redirects) and 143 (MLDv2).
+func neighbours() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Lookup{SourceRegister: 1, SetName: neighbourTypes},
+	}
+}
+
+const neighbourTypes = "neighbour_types"
+
+func (b *builder) neighbourTypes() {
+	if slices.ContainsFunc(b.rules.Table.Sets, func(s hostnet.Set) bool { return s.Name == neighbourTypes }) {
+		return
+	}
+	var types []nftables.SetElement
+	for _, n := range []byte{130, 131, 132, 133, 134, 135, 136, 137, 143} {
+		types = append(types, nftables.SetElement{Key: []byte{n}})
+	}
+	b.set(nftables.Set{Name: neighbourTypes, KeyType: nftables.TypeICMP6Type}, types)
+}
+
+// others makes the chain that asks who the other end is, and goes where of says.
+func (b *builder) others(name string, d policy.Direction, f family, of func(identity int) *expr.Verdict) {
+	side := &b.program.Sides[d]
+	var peers, nets []nftables.SetElement
 	verdicts := map[int]*expr.Verdict{}
-	of := func(identity int) *expr.Verdict {
+	once := of
+	of = func(identity int) *expr.Verdict {
 		if verdicts[identity] == nil {
-			verdicts[identity] = b.identity(d, f, identity, own)
+			verdicts[identity] = once(identity)
 		}
 		return verdicts[identity]
 	}
@@ -185,9 +273,6 @@ func (b *builder) side(d policy.Direction, f family) [][]expr.Any {
 	}
 	rules = append(rules, to(of(0)))
 	b.chain(name, rules)
-	b.set(nftables.Set{Name: name + "_pods", KeyType: f.key}, judged)
-	return [][]expr.Any{rule([]expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.number}}},
-		f.own(d), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: name + "_pods"}}, to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: name}))}
 }
 
 // identity is where packets go whose other end is of one identity: by the pod to its list of ports.
@@ -218,7 +303,7 @@ func portKey(p policy.Protocol, port uint16) []byte {
 // list is where packets go that a list of ports decides about.
 func (b *builder) list(n int) *expr.Verdict {
 	spans := b.program.Lists[n]
-	rest := b.reason(spans[len(spans)-1].Reason) // of the protocols without ports
+	rest := b.outcome(spans[len(spans)-1]) // of the protocols without ports
 	name := fmt.Sprintf("ports_%d", n)
 	switch {
 	case len(spans) == 1:
@@ -228,7 +313,7 @@ func (b *builder) list(n int) *expr.Verdict {
 	}
 	var elements []nftables.SetElement
 	for _, s := range spans {
-		v := b.reason(s.Reason)
+		v := b.outcome(s)
 		for first := s.First; first <= s.Last; {
 			p, port := first.Protocol()
 			if p == 0 {
@@ -253,28 +338,86 @@ func (b *builder) list(n int) *expr.Verdict {
 	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: name}
 }
 
+// outcome is where packets go whose ports are decided: by what they are noted for to the verdict.
+func (b *builder) outcome(s policy.Span) *expr.Verdict {
+	verdict := b.reason(s.Reason)
+	notes := b.program.Notes[s.Notes]
+	if len(notes) == 0 {
+		return verdict
+	}
+	name := "noted_" + digest(notes, b.program.Reasons[s.Reason])
+	if b.chains[name] {
+		return &expr.Verdict{Kind: expr.VerdictGoto, Chain: name}
+	}
+	var rules [][]expr.Any
+	for _, n := range notes {
+		counter := "note_" + digest(n)
+		if _, there := b.rules.Noted[counter]; !there {
+			b.rules.Noted[counter] = n
+			b.rules.Table.Counters = append(b.rules.Table.Counters, counter)
+		}
+		rules = append(rules, counted(counter))
+		if n.Action == policy.Log && b.log {
+			rules = append(rules, rule(flowState(expr.CtStateBitNEW), logged(counter)))
+		}
+	}
+	b.chain(name, append(rules, to(verdict)))
+	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: name}
+}
+
+// digest names what is to be counted: a change of other policies leaves it be.
+func digest(of ...any) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%#v", of))
+	return fmt.Sprintf("%x", sum[:8])
+}
+
 // reason is a verdict in nftables' terms.
 func (b *builder) reason(n int) *expr.Verdict {
 	r := b.program.Reasons[n]
-	if !r.Deny {
+	switch {
+	case r.Deny:
+		counter := "denied_" + digest(r)
+		b.rules.Denied[counter] = r
+		b.drop(counter)
+		return &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainOf(counter)}
+	case r.Tier == policy.NoTier:
 		return &expr.Verdict{Kind: expr.VerdictAccept}
 	}
-	counter := fmt.Sprintf("denied_%d", n)
-	b.rules.Denied[counter] = r
-	b.drop(counter)
-	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainOf(counter)}
+	counter := "allowed_" + digest(r)
+	if !b.chains[counter] {
+		b.rules.Allowed[counter] = r
+		b.rules.Table.Counters = append(b.rules.Table.Counters, counter)
+		b.chain(counter, [][]expr.Any{append(counted(counter), accept()...)})
+	}
+	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: counter}
 }
 
 func chainOf(counter string) string { return "drop_" + counter }
 
-// drop makes the chain that counts and drops.
+// drop makes the chain that counts and drops, and shows some of what it drops.
 func (b *builder) drop(counter string) {
 	if b.chains[chainOf(counter)] {
 		return
 	}
-	const object = 1 // NFT_OBJECT_COUNTER, linux/netfilter/nf_tables.h
 	b.rules.Table.Counters = append(b.rules.Table.Counters, counter)
-	b.chain(chainOf(counter), [][]expr.Any{{&expr.Objref{Type: object, Name: counter}, &expr.Verdict{Kind: expr.VerdictDrop}}})
+	rules := [][]expr.Any{append(counted(counter), to(&expr.Verdict{Kind: expr.VerdictDrop})...)}
+	if b.log {
+		rules = [][]expr.Any{append(counted(counter), logged(counter)...), to(&expr.Verdict{Kind: expr.VerdictDrop})}
+	}
+	b.chain(chainOf(counter), rules)
+}
+
+func counted(counter string) []expr.Any {
+	const object = 1 // NFT_OBJECT_COUNTER, linux/netfilter/nf_tables.h
+	return []expr.Any{&expr.Objref{Type: object, Name: counter}}
+}
+
+// logged shows packets to Group, not too many: beyond the limit the rule ends.
+func logged(counter string) []expr.Any {
+	return []expr.Any{
+		&expr.Limit{Type: expr.LimitTypePkts, Rate: LogsPerSecond, Unit: expr.LimitTimeSecond, Burst: logBurst},
+		&expr.Log{Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_SNAPLEN, Group: Group, Snaplen: logBytes, Data: []byte(counter)},
+	}
 }
 
 func (b *builder) chain(name string, rules [][]expr.Any) {
@@ -304,6 +447,24 @@ func to(v *expr.Verdict) []expr.Any { return []expr.Any{v} }
 
 func accept() []expr.Any { return to(&expr.Verdict{Kind: expr.VerdictAccept}) }
 
+// only is true for the family's packets.
+func (f family) only() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.number}}}
+}
+
+// ended leads flows to their end that are denied since they began.
+func ended() []expr.Any {
+	return rule(flowMarked(Mark), to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: chainOf(Ended)}))
+}
+
+// answers pass that belong to connections which are judged.
+func answers() [][]expr.Any {
+	begun := []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, // and not taken up
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(TakenUp), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}
+	return [][]expr.Any{rule(flowState(expr.CtStateBitRELATED), accept()), rule(flowReply(), flowState(expr.CtStateBitESTABLISHED), begun, accept())}
+}
+
 // lookup ends a rule with the verdict that a map has for what register 1 holds.
 func lookup(set string) []expr.Any {
 	return []expr.Any{&expr.Lookup{SourceRegister: 1, DestRegister: 0, IsDestRegSet: true, SetName: set}}
@@ -321,8 +482,23 @@ func flowState(state uint32) []expr.Any {
 	return append([]expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}}, bits(state)...)
 }
 
-func flowMarked() []expr.Any {
-	return append([]expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}}, bits(Mark)...)
+func flowMarked(bit uint32) []expr.Any {
+	return append([]expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}}, bits(bit)...)
+}
+
+// takenUp marks a flow of TCP whose first packet here has no SYN.
+func takenUp() []expr.Any {
+	const flagSYN = 0x02 // RFC 9293, 3.1: the 14th byte
+	word := binaryutil.NativeEndian.PutUint32
+	return rule(flowState(expr.CtStateBitNEW), []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{flagSYN}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}},
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: word(^uint32(TakenUp)), Xor: word(TakenUp)},
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
+	})
 }
 
 func flowReply() []expr.Any {

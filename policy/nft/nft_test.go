@@ -3,6 +3,7 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"sync"
 	"testing"
@@ -156,6 +157,7 @@ func (r *road) send(q policy.Traffic, number uint32) {
 func (r *road) force(w *policy.World, o Options) (*policy.Program, Rules) {
 	r.t.Helper()
 	g := w.Compile(nil)
+	o.Log = true
 	rules := Table(g, o)
 	if err := r.host.Apply("policies", hostnet.Want{Tables: []hostnet.Table{rules.Table}}); err != nil {
 		r.t.Fatal(err)
@@ -163,11 +165,11 @@ func (r *road) force(w *policy.World, o Options) (*policy.Program, Rules) {
 	return g, rules
 }
 
-// TestPackets: what the kernel lets pass is what the evaluator allows, in random worlds, over both families; and each packet that it drops is
-// counted for the reason that the evaluator gives.
+// TestPackets: what the kernel lets pass is what the evaluator allows, in random worlds, over both families; and each packet is counted for the
+// reason that the evaluator gives, and noted as it says.
 func TestPackets(t *testing.T) {
 	r := newRoad(t)
-	number, denied := uint32(0), 0
+	number, denied, noted := uint32(0), 0, 0
 	tracked := map[[2]netip.Addr]bool{}
 	for seed := range uint64(40) {
 		dice := policytest.New(seed)
@@ -179,7 +181,7 @@ func TestPackets(t *testing.T) {
 		}
 		want := map[uint32]policy.Answer{}
 		asked := map[uint32]policy.Traffic{}
-		reasons := map[policy.Reason]uint64{}
+		reasons, notes := map[policy.Reason]uint64{}, map[policy.Note]uint64{}
 		for len(want) < 60 {
 			q := dice.Traffic(w)
 			// Nobody is routed to himself, and without ports the other way is an answer.
@@ -190,13 +192,18 @@ func TestPackets(t *testing.T) {
 			number++
 			a := w.Evaluate(q)
 			want[number], asked[number] = a, q
-			switch {
-			case a.Egress.Reason.Deny:
-				reasons[a.Egress.Reason]++
-				denied++
-			case a.Ingress.Reason.Deny:
-				reasons[a.Ingress.Reason]++
-				denied++
+			for _, o := range []policy.Opinion{a.Egress, a.Ingress} {
+				if o.Reason.Tier != policy.NoTier {
+					reasons[o.Reason]++
+				}
+				for _, n := range o.Notes {
+					notes[n]++
+					noted++
+				}
+				if o.Reason.Deny {
+					denied++
+					break
+				}
 			}
 			r.send(q, number)
 		}
@@ -221,22 +228,32 @@ func TestPackets(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := map[policy.Reason]uint64{}
-		for name, reason := range rules.Denied {
-			got[reason] += after[Name][name] - before[Name][name]
-		}
-		for reason, n := range reasons {
-			if got[reason] != n {
-				t.Errorf("seed %d: %v: %d packets were counted, want %d", seed, reason, got[reason], n)
+		got, gotNotes := map[policy.Reason]uint64{}, map[policy.Note]uint64{}
+		for _, names := range []map[string]policy.Reason{rules.Denied, rules.Allowed} {
+			for name, reason := range names {
+				if n := after[Name][name] - before[Name][name]; n > 0 {
+					got[reason] += n
+				}
 			}
+		}
+		for name, note := range rules.Noted {
+			if n := after[Name][name] - before[Name][name]; n > 0 {
+				gotNotes[note] += n
+			}
+		}
+		if !maps.Equal(got, reasons) {
+			t.Errorf("seed %d: packets were counted as %v, want %v", seed, got, reasons)
+		}
+		if !maps.Equal(gotNotes, notes) {
+			t.Errorf("seed %d: packets were noted as %v, want %v", seed, gotNotes, notes)
 		}
 		if t.Failed() {
 			return
 		}
 	}
-	t.Logf("%d packets, %d of them denied", number, denied)
-	if denied < 300 {
-		t.Errorf("only %d of %d packets were to be denied", denied, number)
+	t.Logf("%d packets, %d of them denied, %d notes", number, denied, noted)
+	if denied < 300 || noted < 100 {
+		t.Errorf("only %d of %d packets were to be denied, and %d noted", denied, number, noted)
 	}
 }
 

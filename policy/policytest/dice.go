@@ -3,8 +3,10 @@ package policytest
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 
 	"weft/policy"
 )
@@ -32,9 +34,10 @@ func (r Dice) selector() *policy.Selector {
 	if r.one(3) {
 		return s
 	}
-	for k, v := range r.labels() {
+	labels := r.labels()
+	for _, k := range slices.Sorted(maps.Keys(labels)) { // in an order, for a seed to make one world
 		if r.one(2) {
-			s.Labels[k] = v
+			s.Labels[k] = labels[k]
 		}
 	}
 	if r.one(2) {
@@ -93,12 +96,17 @@ func (r Dice) protocol() policy.Protocol {
 
 func (r Dice) rule(p *policy.Policy) policy.Rule {
 	u := policy.Rule{}
-	if p.Tier != policy.Namespaced {
+	switch {
+	case own(p.Tier):
+		u.Action = policy.Action(r.IntN(4))
+	case p.Tier != policy.Namespaced:
 		u.Action = policy.Action(r.IntN(3))
 	}
 	for range r.IntN(3) {
 		q := policy.Peer{}
-		switch r.IntN(6) {
+		switch r.IntN(7) {
+		case 6:
+			q.Namespaces, q.Accounts = r.selector(), []string{fmt.Sprint("s", r.IntN(3)), "default"}[:1+r.IntN(2)]
 		case 0, 1:
 			q.Blocks = []policy.Block{r.block()}
 		case 2:
@@ -131,6 +139,14 @@ func (r Dice) rule(p *policy.Policy) policy.Rule {
 	return u
 }
 
+// tiers are those of Kubernetes, and own ones around them; those of an odd order deny by default.
+var tiers = []policy.Tier{policy.Admin, policy.Namespaced, policy.Namespaced, policy.Baseline, {Name: "first", Order: 500}, {Name: "second", Order: 501},
+	{Name: "middle", Order: 1500}, {Name: "late", Order: 2501}, {Name: "last", Order: 4000}}
+
+func own(t policy.Tier) bool {
+	return t != policy.Admin && t != policy.Namespaced && t != policy.Baseline
+}
+
 // World makes a world.
 func (r Dice) World() *policy.World {
 	var namespaces []policy.Namespace
@@ -150,6 +166,9 @@ func (r Dice) World() *policy.World {
 	var pods []policy.Pod
 	for i := range 2 + r.IntN(8) {
 		p := policy.Pod{Namespace: fmt.Sprint("n", r.IntN(4)), Name: fmt.Sprint("p", i), Labels: r.labels(), Addresses: addresses()}
+		if r.one(2) {
+			p.ServiceAccount = fmt.Sprint("s", r.IntN(3))
+		}
 		for range r.IntN(3) {
 			p.Ports = append(p.Ports, policy.NamedPort{Name: string(rune('h' + r.IntN(2))), Port: r.port(), Protocol: r.protocol()})
 		}
@@ -158,7 +177,7 @@ func (r Dice) World() *policy.World {
 	nodes := []policy.Node{{Name: "a", Labels: r.labels(), Addresses: addresses()}, {Name: "b", Labels: r.labels(), Addresses: addresses()}}
 	var policies []policy.Policy
 	for i := range r.IntN(7) {
-		p := policy.Policy{Name: fmt.Sprint("q", i), Tier: policy.Tier(1 + r.IntN(3))}
+		p := policy.Policy{Name: fmt.Sprint("q", i), Tier: tiers[r.IntN(len(tiers))], Staged: r.one(6)}
 		if p.Tier == policy.Namespaced {
 			p.Namespace = fmt.Sprint("n", r.IntN(3))
 			p.Subject = policy.Peer{Namespace: p.Namespace, Pods: r.selector()}
@@ -166,7 +185,14 @@ func (r Dice) World() *policy.World {
 		} else {
 			p.Priority = r.IntN(4)
 			p.Subject = policy.Peer{Namespaces: r.selector(), Pods: r.selector()}
-			p.Isolates = [2]bool{}
+		}
+		if own(p.Tier) {
+			if r.one(4) {
+				p.Subject = policy.Peer{Nodes: r.selector()}
+			}
+			if p.Tier.Order%2 == 1 {
+				p.Isolates = [2]bool{r.one(2), r.one(2)}
+			}
 		}
 		for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
 			for range r.IntN(4) {

@@ -1,0 +1,78 @@
+package policies
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"weft/policy"
+	"weft/policy/nft"
+)
+
+// Explain says what the policies in force say about connections, as policy.World.Explain does, and what the table does with pods that the
+// file does not list.
+func (m *Manager) Explain(src, dst, port string) ([]policy.Explained, error) {
+	world, prefixes, err := m.now()
+	if err != nil {
+		return nil, err
+	}
+	answers, err := world.Explain(src, dst, port)
+	if err != nil {
+		return nil, err
+	}
+	for i := range answers {
+		m.unknown(world, prefixes, &answers[i])
+	}
+	return answers, nil
+}
+
+// Enforced says what this node does about a connection: by the policies about its own pods, and about itself.
+func (m *Manager) Enforced(t policy.Traffic) ([]policy.ExplainedSide, error) {
+	world, prefixes, err := m.now()
+	if err != nil {
+		return nil, err
+	}
+	a := world.ExplainTraffic(t)
+	m.unknown(world, prefixes, &a)
+	ours := map[string]bool{}
+	for d, end := range []netip.Addr{t.Src, t.Dst} {
+		ours[policy.Direction(d).String()] = within(prefixes, end) || m.o.Name != "" && world.NodeAt(end) == m.o.Name
+	}
+	return slices.DeleteFunc(a.Ends, func(e policy.ExplainedSide) bool { return !ours[e.Direction] }), nil
+}
+
+// now is what is in force, and the node's own prefixes with it.
+func (m *Manager) now() (*policy.World, []netip.Prefix, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.inForce == nil {
+		return nil, nil, errors.New("network policies are not in force yet: `weft policy list` says why, and --file asks a file")
+	}
+	return m.inForce, m.prefixes, nil
+}
+
+func within(prefixes []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// unknown adds what the table does with ends that have addresses of this node and are not listed.
+func (m *Manager) unknown(world *policy.World, prefixes []netip.Prefix, a *policy.Explained) {
+	mine, _ := net.InterfaceAddrs() // what the node itself sends and gets is not judged
+	for d, end := range []netip.Addr{a.Src, a.Dst} {
+		own := slices.ContainsFunc(mine, func(n net.Addr) bool {
+			p, err := netip.ParsePrefix(n.String())
+			return err == nil && p.Addr().Unmap() == end
+		})
+		if world.Known(end) || own || !within(prefixes, end) {
+			continue
+		}
+		a.Allowed = false
+		a.Ends = append(a.Ends, policy.ExplainedSide{Direction: policy.Direction(d).String(), Pod: end.String(), Tier: nft.Unknown,
+			Text:   "denied: it has an address of this node's prefixes, and the file lists no pod that has it",
+			Remedy: fmt.Sprintf("list the pod that has %s in %s", end, m.o.File), Notes: []string{}, Asked: []policy.ExplainedRule{}})
+	}
+	slices.SortStableFunc(a.Ends, func(x, y policy.ExplainedSide) int { return cmp.Compare(x.Direction, y.Direction) }) // egress first
+}

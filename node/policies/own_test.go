@@ -1,0 +1,149 @@
+package policies
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"weft/internal/nettest"
+)
+
+// answered says whether a TCP connection is answered.
+func answered(from *nettest.NS, to netip.Addr, port int, wait time.Duration) bool {
+	var conn net.Conn
+	var err error
+	from.Do(func() { conn, err = net.DialTimeout("tcp", netip.AddrPortFrom(to, uint16(port)).String(), wait) })
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+func (b *bench) listenIn(ns *nettest.NS, ports ...int) {
+	b.t.Helper()
+	for _, port := range ports {
+		var l net.Listener
+		var err error
+		ns.Do(func() { l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)) })
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		b.t.Cleanup(func() { l.Close() })
+	}
+}
+
+// TestHosts: a node is judged where policies are about it, over both families; its failsafe ports stay open, its own pods can be reached by it,
+// neighbours are found, and connections that a change denies end.
+func TestHosts(t *testing.T) {
+	b := newBench(t, "")
+	far, node := b.c.Nodes[0], b.c.Nodes[1]
+	b.listenIn(node.NS, 22, 80, 81)
+	b.listenIn(far.NS, 53, 80)
+	b.listenIn(node.Pod, 80)
+	for family := range 2 {
+		if !answered(far.NS, node.Underlay[family], 80, patience) {
+			t.Fatal("a node without policies is not reached")
+		}
+	}
+	deny := own("node", "{tier: strict, priority: 1, subject: {nodes: {matchExpressions: [{key: none, operator: DoesNotExist}]}}, policyTypes: [Egress], ingress: [{action: Accept, protocols: [{tcp: {destinationPort: {number: 81}}}]}]}")
+	b.write(deny)
+	b.has("node", true)
+	for family := range 2 {
+		node.NS.MustRun(t, "ip", "neigh", "flush", "dev", node.Iface) // they are asked for anew
+		far.NS.MustRun(t, "ip", "neigh", "flush", "dev", far.Iface)
+		for _, c := range []struct {
+			from   *nettest.NS
+			to     netip.Addr
+			port   int
+			passes bool
+			what   string
+		}{
+			{far.NS, node.Underlay[family], 22, true, "SSH to the node"},
+			{far.NS, node.Underlay[family], 81, true, "what its policy allows"},
+			{far.NS, node.Underlay[family], 80, false, "what it does not"},
+			{node.NS, far.Underlay[family], 53, true, "DNS of the node"},
+			{node.NS, far.Underlay[family], 80, false, "a connection of the node"},
+			{node.NS, node.PodAddrs[family], 80, true, "the node to its own pod"},
+			{node.NS, node.Underlay[family], 80, true, "the node to itself"},
+			{far.Pod, node.PodAddrs[family], 80, true, "pods, of which no policy is"},
+		} {
+			wait := waits
+			if c.passes {
+				wait = patience
+			}
+			if got := answered(c.from, c.to, c.port, wait); got != c.passes {
+				t.Errorf("%s: %s, port %d: passes %v", c.what, c.to, c.port, got)
+			}
+		}
+	}
+	b.eventually("the node's packets are counted", func(s Status) bool {
+		return slices.ContainsFunc(s.Counts, func(c Count) bool {
+			return c.What == Denied && c.Policy == "node" && c.Tier == "strict" && c.Packets > 0
+		}) &&
+			slices.ContainsFunc(s.Counts, func(c Count) bool { return c.What == Allowed && c.Policy == "failsafe" && c.Packets > 0 })
+	})
+	b.write("")
+	b.has("node", false)
+	if !answered(far.NS, node.Underlay[0], 80, patience) {
+		t.Error("a node is not reached whose policy is gone")
+	}
+}
+
+// TestLogs: a rule that logs has both pods' names in the daemon's log, and a policy that is staged counts and changes nothing.
+func TestLogs(t *testing.T) {
+	b := prepare(t)
+	seen, told := observer.New(zapcore.InfoLevel)
+	b.log = zap.New(seen)
+	b.write(own("watch", "{tier: first, priority: 1, subject: {namespaces: {}}, ingress: [{name: web, action: Log, protocols: [{tcp: {destinationPort: {number: 80}}}]}]}") +
+		own("try", "{tier: strict, priority: 1, staged: true, subject: {namespaces: {}}, ingress: [{action: Accept, protocols: [{tcp: {destinationPort: {number: 81}}}]}]}"))
+	b.start()
+	t.Cleanup(func() { b.stop() })
+	b.listen(80)
+	b.listen(81)
+	for family := range 2 {
+		for _, port := range []int{80, 81} {
+			conn, err := b.dial(family, port, patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+		}
+		want := fmt.Sprintf("%s → %s TCP 80", b.c.Nodes[0].PodAddrs[family], b.c.Nodes[1].PodAddrs[family])
+		nettest.Eventually(t, patience, func() error {
+			for _, e := range told.FilterMessage("a policy logs a connection").All() {
+				f := e.ContextMap()
+				if f["traffic"] == want && f["from"] == "pod x/p0" && f["to"] == "pod x/p1" && f["policy"] == "watch" && f["rule"] == `ingress[0] "web"` && f["tier"] == "first" {
+					return nil
+				}
+			}
+			return fmt.Errorf("no line about %s: %v", want, told.All())
+		})
+	}
+	for _, c := range []Counter{{Logged, "first", "watch", `ingress[0] "web"`}, {WouldDeny, "strict", "try", ""}, {WouldAllow, "strict", "try", "ingress[0]"}} {
+		b.eventually(fmt.Sprint(c), func(s Status) bool {
+			return slices.ContainsFunc(s.Counts, func(have Count) bool { return have.Counter == c && have.Packets > 0 })
+		})
+	}
+	// Another listener is nothing to stumble over: rules that log count then.
+	if _, err := b.host.Logs(87); err == nil {
+		t.Error("two listen to one group")
+	}
+}
+
+func FuzzTraffic(f *testing.F) {
+	f.Add([]byte{0x45, 19: 0})
+	f.Add([]byte{0x60, 6: 6, 45: 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if q, ok := traffic(b); ok && !q.Src.IsValid() {
+			t.Error(q)
+		}
+	})
+}
