@@ -112,14 +112,16 @@ var (
 
 		// what one node does, and what other processes may ask of it
 		"api": {code: []string{"backend/status", "policy"}},
-		"node/daemon": {[]string{"backend", "backend/status", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "policy", "internal/txloss",
+		"node/daemon": {[]string{"backend", "backend/status", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "node/verdict", "node/verdict/authz", "policy", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
-		"node/metrics":  {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is here and in perf/watch
-		"node/pods":     {code: []string{"node/probe", "internal/holder", "internal/plainfile", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
-		"node/policies": {[]string{"hostnet", "internal/plainfile", "policy", "policy/nft", unix, zap, "golang.org/x/time/rate"}, []string{nl}},
-		"node/pathmtu":  {code: []string{"internal/echo", zap}},
-		"node/systemd":  {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
-		"node/probe":    {code: []string{"internal/echo", "internal/ipnet", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/..."}},
+		"node/metrics":       {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is here and in perf/watch
+		"node/pods":          {code: []string{"node/probe", "internal/holder", "internal/plainfile", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
+		"node/policies":      {[]string{"hostnet", "internal/plainfile", "policy", "policy/nft", unix, zap, "golang.org/x/time/rate"}, []string{nl}},
+		"node/verdict":       {code: []string{"policy", unix, zap}},
+		"node/verdict/authz": {code: []string{"node/verdict", "policy", "github.com/envoyproxy/go-control-plane/envoy/...", "google.golang.org/genproto/googleapis/rpc/status", "google.golang.org/grpc/..."}},
+		"node/pathmtu":       {code: []string{"internal/echo", zap}},
+		"node/systemd":       {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
+		"node/probe":         {code: []string{"internal/echo", "internal/ipnet", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/..."}},
 
 		// what explains a node
 		"insight/capture": {[]string{"backend", "dataplane", "packet", "insight/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},

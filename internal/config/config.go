@@ -113,6 +113,8 @@ type CNI struct {
 type Policy struct {
 	Enabled bool
 	File    string // of workloads and policies, absolute path
+
+	VerdictSocket, AuthzSocket string // unix sockets that pods may ask, absolute paths; "" = none
 }
 
 // API is what the daemon answers on.

@@ -173,8 +173,19 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	}
 	defer d.losses.watch.Close()
 
+	var asked verdicts
+	if d.policies != nil {
+		if asked, err = d.listenVerdicts(attached); err != nil {
+			return errors.Join(err, b.Close())
+		}
+		defer asked.close()
+	}
+
 	group, ctx := errgroup.WithContext(ctx)
 	d.life = ctx
+	for _, serve := range asked.serve {
+		group.Go(func() error { return serve(ctx) })
+	}
 	group.Go(func() error { return api.Serve(ctx, socket, d, attached) })
 	group.Go(func() error { return attached.Run(ctx) })
 	if watched != nil {

@@ -625,6 +625,21 @@ func (m *Manager) Pods() ([]api.Pod, error) {
 	return list, errors.Join(err, countErr)
 }
 
+// In finds the pod whose network namespace has the inode, with the addresses of all its interfaces.
+func (m *Manager) In(inode uint64) (found api.Pod, ok bool) {
+	all, err := m.store.all()
+	if err != nil {
+		m.o.Log.Warn("pods cannot be read", zap.Error(err))
+	}
+	for _, r := range all {
+		if r.Inode == inode && r.Result != nil {
+			found.PodNamespace, found.PodName, ok = r.PodNamespace, r.PodName, true
+			found.IPs = append(found.IPs, r.Addrs...)
+		}
+	}
+	return found, ok
+}
+
 // Count is how many attachments there are.
 func (m *Manager) Count() int {
 	m.planning.Lock()

@@ -44,6 +44,17 @@ func (m *Manager) Enforced(t policy.Traffic) ([]policy.ExplainedSide, error) {
 	return slices.DeleteFunc(a.Ends, func(e policy.ExplainedSide) bool { return !ours[e.Direction] }), nil
 }
 
+// Allowed says whether the policies in force allow a connection, as Explain does.
+func (m *Manager) Allowed(t policy.Traffic) (bool, error) {
+	world, prefixes, err := m.now()
+	if err != nil {
+		return false, err
+	}
+	a := world.ExplainTraffic(t)
+	m.unknown(world, prefixes, &a)
+	return a.Allowed, nil
+}
+
 // now is what is in force, and the node's own prefixes with it.
 func (m *Manager) now() (*policy.World, []netip.Prefix, error) {
 	m.mu.Lock()

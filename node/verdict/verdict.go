@@ -1,0 +1,194 @@
+// Package verdict answers processes of pods whether network policies allow a connection: on a unix socket of its own, which anybody may open.
+// It tells nothing but verdicts, and those of the caller's own pod only: who that is, the kernel says (Caller), not the request.
+//
+//	GET /v1/verdict?src=10.244.1.5&dst=10.244.2.7&port=tcp/80
+//	{"allowed":true}
+//
+// src or dst may be left out: it is the caller's own then. Addresses are those that policies judge, behind all address translation.
+package verdict
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"weft/policy"
+)
+
+// Pod is a pod of this node.
+type Pod struct {
+	Namespace, Name string
+	Addresses       []netip.Addr
+}
+
+// Options say who is answered, and by what.
+type Options struct {
+	// PodOf finds the pod whose network namespace has this inode.
+	PodOf func(inode uint64) (Pod, bool)
+	// Allowed judges a connection by the policies in force.
+	Allowed func(policy.Traffic) (bool, error)
+	Log     *zap.Logger
+}
+
+// Errors that callers are told of.
+var (
+	ErrNoPod   = errors.New("only pods of this node are answered")
+	ErrForeign = errors.New("neither end is an address of the caller's pod")
+)
+
+// Listen binds a unix socket that everybody may open, and makes its directory. Callers make sure that nobody listens there.
+func Listen(path string) (net.Listener, error) {
+	dir := filepath.Dir(path)
+	err := os.MkdirAll(filepath.Dir(dir), 0o755)
+	if err == nil {
+		if err = os.Mkdir(dir, 0o755); err == nil {
+			err = os.Chmod(dir, 0o755) // whatever the umask; one that was there is somebody's
+		} else if errors.Is(err, os.ErrExist) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("verdict: socket directory: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("verdict: %w", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		return nil, errors.Join(fmt.Errorf("verdict: %w", err), l.Close())
+	}
+	return l, nil
+}
+
+// Judge answers a caller about a connection.
+func (o *Options) Judge(caller Pod, t policy.Traffic) (allowed bool, err error) {
+	if !slices.Contains(caller.Addresses, t.Src) && !slices.Contains(caller.Addresses, t.Dst) {
+		return false, ErrForeign
+	}
+	return o.Allowed(t)
+}
+
+// Identify finds the pod at the other end of a connection.
+func (o *Options) Identify(c net.Conn) (Pod, error) {
+	inode, err := Caller(c)
+	if err != nil {
+		return Pod{}, fmt.Errorf("%w: %w", ErrNoPod, err)
+	}
+	p, ok := o.PodOf(inode)
+	if !ok {
+		return Pod{}, ErrNoPod
+	}
+	return p, nil
+}
+
+type callerKey struct{}
+
+// who is a caller, or why it is none.
+type who struct {
+	pod Pod
+	err error
+}
+
+// Serve answers on l until ctx ends, then closes l.
+func Serve(ctx context.Context, l net.Listener, o Options) error {
+	s := &http.Server{
+		Handler: handler(&o), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second, MaxHeaderBytes: 4 << 10,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			pod, err := o.Identify(c)
+			return context.WithValue(ctx, callerKey{}, who{pod, err})
+		},
+		ErrorLog: zap.NewStdLog(zap.NewNop()), // strangers' mistakes are no news
+	}
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	if err := s.Serve(Few(l)); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("verdict: %w", err)
+	}
+	return nil
+}
+
+func handler(o *Options) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/verdict", func(w http.ResponseWriter, r *http.Request) {
+		caller, _ := r.Context().Value(callerKey{}).(who)
+		if caller.err != nil {
+			send(w, http.StatusForbidden, failure{caller.err.Error()})
+			return
+		}
+		t, err := question(caller.pod, r.URL.Query().Get)
+		if err != nil {
+			send(w, http.StatusBadRequest, failure{err.Error()})
+			return
+		}
+		switch allowed, err := o.Judge(caller.pod, t); {
+		case errors.Is(err, ErrForeign):
+			send(w, http.StatusForbidden, failure{err.Error()})
+		case err != nil:
+			send(w, http.StatusServiceUnavailable, failure{err.Error()})
+		default:
+			send(w, http.StatusOK, Answer{allowed})
+		}
+	})
+	return mux
+}
+
+// Answer is a verdict.
+type Answer struct {
+	Allowed bool `json:"allowed"`
+}
+
+type failure struct {
+	Error string `json:"error"`
+}
+
+func send(w http.ResponseWriter, code int, v any) {
+	body, _ := json.Marshal(v) // of texts and a bool
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	w.Write(body) // a caller that has gone does not matter
+}
+
+// question reads a connection.
+func question(caller Pod, get func(string) string) (t policy.Traffic, err error) {
+	if t.Protocol, t.Port, err = policy.ParsePort(get("port")); err != nil {
+		return t, err
+	}
+	ends := [2]netip.Addr{}
+	for i, name := range []string{"src", "dst"} {
+		text := get(name)
+		if text == "" {
+			continue
+		}
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.Zone() != "" {
+			return t, fmt.Errorf("%s: %q is not an address", name, text)
+		}
+		ends[i] = a.Unmap()
+	}
+	for i, a := range ends {
+		if a.IsValid() {
+			continue
+		}
+		other := ends[1-i]
+		k := slices.IndexFunc(caller.Addresses, func(own netip.Addr) bool { return other.IsValid() && own.Is4() == other.Is4() })
+		if k < 0 {
+			return t, errors.New("src and dst: give one of them at least, of a family that the pod has")
+		}
+		ends[i] = caller.Addresses[k]
+	}
+	if ends[0].Is4() != ends[1].Is4() {
+		return t, errors.New("src and dst are of two families")
+	}
+	t.Src, t.Dst = ends[0], ends[1]
+	return t, nil
+}
