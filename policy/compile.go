@@ -269,40 +269,82 @@ func (c *compiler) identities(d Direction, s *Side, policies []*Policy) (list []
 			}
 		}
 	}
-	numbers := map[string]int{}
-	number := func(e endpoint) int {
-		k := identity{peers: make([]bool, len(peers))}
-		sum := make([]byte, 0, len(peers)+16)
-		for i, p := range peers {
-			if w.contains(p, e) {
-				k.peers[i] = true
-				sum = strconv.AppendInt(sum, int64(i), 36)
-				sum = append(sum, ' ')
+	// Of the peers, those that an end is by what it is are looked for once for all that are alike; the others are asked about each address.
+	var selectors, networks []int
+	for i, p := range peers {
+		if p.Blocks != nil {
+			networks = append(networks, i)
+		} else {
+			selectors = append(selectors, i)
+		}
+	}
+	selected := func(e endpoint) (is []int) {
+		for _, i := range selectors {
+			if w.contains(peers[i], e) {
+				is = append(is, i)
 			}
 		}
-		if d == Egress {
+		return is
+	}
+	numbers := map[string]int{}
+	var sum []byte
+	// number is the identity of an end that is among these of the selectors.
+	number := func(e endpoint, among []int) int {
+		sum = sum[:0]
+		for _, i := range among {
+			sum = append(strconv.AppendInt(sum, int64(i), 36), ' ')
+		}
+		for _, i := range networks {
+			if w.contains(peers[i], e) {
+				sum = append(strconv.AppendInt(sum, int64(i), 36), ' ')
+			}
+		}
+		end := len(sum)
+		var called []NamedPort
+		if d == Egress && len(names) > 0 {
 			for _, n := range e.named() {
 				if names[n.Name] {
-					k.named = append(k.named, n)
+					called = append(called, n)
 				}
 			}
-			sum = append(sum, fmt.Sprint(k.named)...)
+			sum = fmt.Append(sum, called)
 		}
 		n, ok := numbers[string(sum)]
 		if !ok {
 			n = len(list)
 			numbers[string(sum)] = n
+			k := identity{peers: make([]bool, len(peers)), named: called}
+			for _, text := range strings.Fields(string(sum[:end])) {
+				i, _ := strconv.ParseInt(text, 36, 0)
+				k.peers[i] = true
+			}
 			list = append(list, k)
 		}
 		return n
 	}
-	number(endpoint{}) // the zero address is in no block
-	s.Nets = atoms(blocks, func(a netip.Addr) int { return number(endpoint{addr: a}) })
-	// Addresses are left out that their net says the same of.
-	for _, a := range slices.SortedFunc(maps.Keys(w.at), netip.Addr.Compare) { // in an order, for the same policies to be the same table
-		if n := number(w.at[a]); n != s.identity(a) {
-			s.Peers[a] = n
+	number(endpoint{}, nil) // the zero address is in no block
+	s.Nets = atoms(blocks, func(a netip.Addr) int { return number(endpoint{addr: a}, nil) })
+	// Addresses are left out that their net says the same of. In an order, for the same policies to be the same table.
+	put := func(e endpoint, addresses []netip.Addr, among []int) {
+		for _, a := range addresses {
+			e.addr = a.Unmap()
+			if n := number(e, among); n != s.identity(e.addr) {
+				s.Peers[e.addr] = n
+			}
 		}
+	}
+	alike := map[string][]int{}
+	for _, p := range w.pods {
+		key := p.alike()
+		among, known := alike[key]
+		if !known {
+			among = selected(endpoint{pod: p})
+			alike[key] = among
+		}
+		put(endpoint{pod: p}, p.Addresses, among)
+	}
+	for _, n := range w.nodes {
+		put(endpoint{node: n}, n.Addresses, selected(endpoint{node: n}))
 	}
 	return list
 }

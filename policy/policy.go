@@ -22,7 +22,9 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -127,6 +129,15 @@ type Pod struct {
 }
 
 func (p *Pod) String() string { return p.Namespace + "/" + p.Name }
+
+// alike is the same of pods that no selector tells apart.
+func (p *Pod) alike() string {
+	key := make([]byte, 0, 64)
+	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
+		key = append(append(append(append(key, k...), 0), p.Labels[k]...), 0)
+	}
+	return string(append(append(append(append(key, 0), p.Namespace...), 0), p.ServiceAccount...))
+}
 
 // account is what the pod runs as.
 func (p *Pod) account() string { return cmp.Or(p.ServiceAccount, "default") }
