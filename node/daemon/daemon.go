@@ -151,7 +151,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 
 	if cfg.Policy.Enabled {
 		if d.policies, err = policies.New(policies.Options{File: cfg.Policy.File, Node: d.ownPrefixes, NoPods: probe.Addresses, Host: host, Log: log,
-			Name: cfg.Node.Name, Open: open(cfg)}); err != nil {
+			Name: cfg.Node.Name, Open: open(cfg, b.Self().Ways)}); err != nil {
 			return errors.Join(fmt.Errorf("%w: policy.file: %w", ErrConfiguration, err), b.Close())
 		}
 	}

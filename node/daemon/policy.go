@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"weft/api"
+	"weft/control"
 	"weft/insight/trace"
 	"weft/internal/config"
 	"weft/node/policies"
@@ -50,8 +51,8 @@ func (d *Daemon) policiesOn(q api.PathQuestion, node bool) (list []trace.PolicyV
 	return list
 }
 
-// open are the ports of a node's own that no policy may close.
-func open(cfg *config.Config) (ports [2][]policy.Port) {
+// open are the ports of a node's own that no policy may close; ways are those by which it takes packets.
+func open(cfg *config.Config, ways []control.Way) (ports [2][]policy.Port) {
 	add := func(d policy.Direction, p policy.Protocol, number uint16) {
 		if number != 0 {
 			ports[d] = append(ports[d], policy.Port{Protocol: p, First: number, Last: number})
@@ -62,6 +63,9 @@ func open(cfg *config.Config) (ports [2][]policy.Port) {
 		add(d, policy.UDP, cfg.Network.Port)
 		if cfg.Encryption.Cipher != config.CipherNone {
 			add(d, policy.UDP, cfg.Encryption.Port)
+		}
+		for _, w := range ways {
+			add(d, policy.UDP, w.Port)
 		}
 	}
 	add(policy.Ingress, policy.TCP, portOf(cfg.API.Metrics))
