@@ -68,7 +68,7 @@ type cluster struct {
 	iface      string         // node.interface; "" = detected
 	control    string         // the section of weft.yaml; "" = nodes.yaml
 	network    []netip.Prefix // network.prefixes; nil = those of all nodes, of both families
-	extra      string         // more lines of every weft.yaml
+	extra      string         // more lines of every weft.yaml; NODE stands for the node's name
 }
 
 // up builds a cluster, starts a daemon per node and waits until all pods reach each other.
@@ -202,7 +202,7 @@ func (c *cluster) writeConfig(n *nettest.ClusterNode) {
 	if control == "" {
 		control = fmt.Sprintf("{kind: static, static: {file: %s}}", c.nodesFile())
 	}
-	extra := c.extra
+	extra := strings.ReplaceAll(c.extra, "NODE", n.Name)
 	if !strings.Contains(extra, "queues:") {
 		extra += "\nqueues: 1" // the default depends on the machine's cores
 	}

@@ -41,7 +41,7 @@ const waits = time.Second
 
 func newPoliced(t *testing.T, mode string) *policed {
 	c := &policed{cluster: prepare(t, mode, 4, nettest.ClusterOptions{}), clients: map[string]*api.Client{}, pods: map[string]*policedPod{}}
-	c.extra = "policy: {enabled: true, file: " + c.file() + "}"
+	c.extra = "policy: {enabled: true, file: " + c.file() + ", verdict_socket: " + c.dir + "/NODE-verdict/sock}"
 	for i, n := range c.Nodes {
 		name := string(rune('a'+i)) + "0"
 		c.pods[name] = &policedPod{ns: n.Pod, addrs: n.PodAddrs, text: fmt.Sprintf("namespace: x, labels: {name: %s, kind: old}, ports: [{name: web, port: %d}, {name: dns, port: 54, protocol: UDP}]", name, 80+i)}
@@ -216,7 +216,7 @@ func (c *policed) agrees(step string) (denied int) {
 func TestPolicy(t *testing.T) {
 	t.Parallel()
 	nettest.RequireRoot(t)
-	nettest.RequireTool(t, "ping")
+	nettest.RequireTool(t, "ping", "python3")
 	for _, m := range catalog.Modes {
 		if os.Getenv("WEFT_TEST_LONG") == "" && !slices.Contains([]string{"vxlan", "tun-gso"}, m.Name) {
 			continue
@@ -280,6 +280,7 @@ func testPolicy(t *testing.T, c *policed) {
 	c.live(np("in", "x", "{podSelector: {matchLabels: {name: b0}}, ingress: [{ports: [{port: 81}]}]}"))
 
 	c.traced()
+	c.asked()
 
 	// A file that is wrong changes nothing, nor does a daemon's death.
 	good, err := os.ReadFile(c.file())
@@ -419,6 +420,38 @@ func (c *policed) traced() {
 	// The policy by its name, or that a change ended the connection: one that stood before sends again.
 	if !bytes.Contains(file.Bytes(), []byte("drop policy-denied: denied: "+why)) && !bytes.Contains(file.Bytes(), []byte("drop policy-denied: a change of policies denied its connection")) {
 		t.Errorf("the capture names no policy: %d bytes", file.Len())
+	}
+}
+
+// asked: a process of an attached pod is told what policies say of its own connections, and nobody is told of others'.
+func (c *policed) asked() {
+	t, pod := c.t, c.pods["a1"]
+	const script = `
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(("GET /v1/verdict?%s HTTP/1.0\r\nHost: weft\r\n\r\n" % sys.argv[2]).encode())
+answer = b""
+while True:
+    part = s.recv(4096)
+    if not part: break
+    answer += part
+print(answer.decode())
+`
+	socket := c.path(c.Nodes[0], "verdict/sock")
+	b0 := c.pods["b0"].addrs
+	for _, q := range []struct {
+		ns          *nettest.NS
+		query, want string
+	}{
+		{pod.ns, fmt.Sprintf("dst=%s&port=80", b0[0]), `{"allowed":false}`},
+		{pod.ns, fmt.Sprintf("dst=%s&port=81", b0[1]), `{"allowed":true}`},
+		{pod.ns, fmt.Sprintf("src=%s&dst=%s&port=81", c.pods["a0"].addrs[0], b0[0]), "neither end is an address of the caller's pod"},
+		{c.Nodes[0].NS, fmt.Sprintf("src=%s&dst=%s&port=81", pod.addrs[0], b0[0]), "only pods of this node are answered"},
+	} {
+		if out := q.ns.MustRun(t, "python3", "-c", script, socket, q.query); !strings.Contains(out, q.want) {
+			t.Errorf("%s: %s, want %s", q.query, out, q.want)
+		}
 	}
 }
 
