@@ -74,8 +74,11 @@ func (r *rig) open(n *nettest.ClusterNode) *running {
 		Log: zaptest.NewLogger(r.t, zaptest.Level(zap.WarnLevel)).Named(n.Name)}
 	n.NS.Do(func() {
 		if set.Host, err = hostnet.New(set.Log, backend.Owner); err == nil {
-			if b, err = kernelvxlan.NewWithoutChecksum(set); err == nil {
-				b = Over(b, set)
+			var p backend.Planner
+			if p, err = kernelvxlan.NewPlannerWithoutChecksum(set); err == nil {
+				if b, err = backend.ByKernel(set, p); err == nil {
+					b = Over(b, set)
+				}
 			}
 		}
 	})

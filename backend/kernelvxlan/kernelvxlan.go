@@ -40,29 +40,14 @@ type planner struct {
 	checksum bool
 }
 
-// New makes the backend of mode vxlan, with outer UDP checksums; see backend.ByKernel. It works in the network namespace of the
-// calling thread.
-func New(s backend.Settings) (backend.Backend, error) { return open(s, true) }
-
-// NewWithoutChecksum makes the backend of mode vxlan-nocsum: the outer UDP checksum is zero, as RFC 7348 §4.1 has it
-// and Flannel and Calico ship it. Over IPv6 zero is sent, and taken from any peer (RFC 6935); what then protects the
-// VXLAN header is the link's own check.
-func NewWithoutChecksum(s backend.Settings) (backend.Backend, error) { return open(s, false) }
-
-// NewPlanner makes what New's backend plans by, for one that has other ways besides.
+// NewPlanner makes what mode vxlan plans by, with outer UDP checksums. It works in the network namespace of the calling thread.
 func NewPlanner(s backend.Settings) (backend.Planner, error) { return &planner{s, true}, nil }
 
-// NewPlannerWithoutChecksum is the same for NewWithoutChecksum.
+// NewPlannerWithoutChecksum makes what mode vxlan-nocsum plans by: the outer UDP checksum is zero, as RFC 7348 §4.1 has it
+// and Flannel and Calico ship it. Over IPv6 zero is sent, and taken from any peer (RFC 6935); what then protects the
+// VXLAN header is the link's own check.
 func NewPlannerWithoutChecksum(s backend.Settings) (backend.Planner, error) {
 	return &planner{s, false}, nil
-}
-
-func open(s backend.Settings, checksum bool) (backend.Backend, error) {
-	b, err := backend.ByKernel(s, &planner{s, checksum})
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
 }
 
 // Self returns what to publish about this node.

@@ -68,7 +68,7 @@ func (p *pair) open(i int, checksum bool) (b *opened) {
 	p.Nodes[i].NS.Do(func() {
 		if set.Host, err = hostnet.New(set.Log, backend.Owner); err == nil {
 			b = &opened{host: set.Host}
-			b.Backend, err = open(set, checksum)
+			b.Backend, err = backend.ByKernel(set, &planner{set, checksum})
 		}
 	})
 	if err != nil {
@@ -583,7 +583,7 @@ func TestHelperDaemon(t *testing.T) {
 	if set.Host, err = hostnet.New(set.Log, backend.Owner); err != nil {
 		t.Fatal(err)
 	}
-	b, err := open(set, true)
+	b, err := backend.ByKernel(set, &planner{set, true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -280,20 +280,6 @@ func (p *Probe) unshare() error {
 	return nil
 }
 
-// inside runs fn on a thread in the probe's namespace.
-func (p *Probe) inside(fn func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked
-		if err := netns.Set(p.ns); err != nil {
-			done <- err
-			return
-		}
-		done <- fn()
-	}()
-	return <-done
-}
-
 // send sends a packet from one address to another, and says whether it came back: itself, where the other is the probe's as well, else an echo reply.
 func (p *Probe) send(ctx context.Context, src, dst netip.Addr) (back bool, err error) {
 	gateway, err := p.host.Device(link)
@@ -302,7 +288,7 @@ func (p *Probe) send(ctx context.Context, src, dst netip.Addr) (back bool, err e
 	}
 	var mark [16]byte
 	_, _ = rand.Read(mark[:]) // never fails
-	err = p.inside(func() error {
+	err = hostnet.Within(p.ns, func() error {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
