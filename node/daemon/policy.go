@@ -13,6 +13,7 @@ import (
 	"weft/internal/config"
 	"weft/node/policies"
 	"weft/policy"
+	"weft/reach/link"
 )
 
 var _ api.Policer = (*Daemon)(nil)
@@ -61,6 +62,7 @@ func open(cfg *config.Config, ways []control.Way) (ports [2][]policy.Port) {
 	both := []policy.Direction{policy.Egress, policy.Ingress}
 	for _, d := range both {
 		add(d, policy.UDP, cfg.Network.Port)
+		add(d, policy.UDP, link.Port)
 		if cfg.Encryption.Cipher != config.CipherNone {
 			add(d, policy.UDP, cfg.Encryption.Port)
 		}
