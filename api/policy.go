@@ -12,10 +12,12 @@ import (
 // Policies are the network policies of a node.
 type Policies struct {
 	Enabled bool      `json:"enabled"`
-	File    string    `json:"file"`
-	Problem string    `json:"problem"` // why the file as it is is not in force, "" where it is
+	Source  string    `json:"source"`  // file, kubernetes or etcd
+	File    string    `json:"file"`    // which: a path, or what the source is called
+	Problem string    `json:"problem"` // why what the source says is not in force, "" where it is
+	Odd     []string  `json:"odd"`     // objects that cannot be understood, and what is denied for that
 	Since   time.Time `json:"since"`   // when what is in force came to be so; zero = nothing is
-	Pods    int       `json:"pods"`    // that the file lists
+	Pods    int       `json:"pods"`    // that the source knows
 
 	Policies []policy.Listed `json:"policies"` // in the order in which they are asked
 	Denied   []PolicyDenied  `json:"denied"`   // since the daemon began
@@ -33,7 +35,7 @@ type PolicyCounted struct {
 
 // PolicyDenied is how many packets this node denied, and for what.
 type PolicyDenied struct {
-	Tier    string `json:"tier"`   // or "unknown": of pods that the file does not list; "ended": answers of connections that a change has denied
+	Tier    string `json:"tier"`   // or "unknown": of pods that the source does not know; "ended": answers of connections that a change has denied
 	Policy  string `json:"policy"` // where no rule matched, all that isolate the pod
 	Rule    string `json:"rule"`
 	Packets uint64 `json:"packets"`
@@ -48,7 +50,7 @@ type Policer interface {
 func handlePolicies(mux *http.ServeMux, p Policer) {
 	mux.HandleFunc("GET /v1/policies", func(w http.ResponseWriter, _ *http.Request) {
 		all := p.Policies()
-		all.Policies, all.Denied, all.Counted = list(all.Policies), list(all.Denied), list(all.Counted)
+		all.Policies, all.Denied, all.Counted, all.Odd = list(all.Policies), list(all.Denied), list(all.Counted), list(all.Odd)
 		reply(w, all)
 	})
 	mux.HandleFunc("GET /v1/policies/explain", func(w http.ResponseWriter, r *http.Request) {

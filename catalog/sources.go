@@ -9,6 +9,8 @@ import (
 	"weft/control/kubernetes"
 	"weft/control/static"
 	"weft/internal/config"
+	"weft/node/policies"
+	"weft/policy"
 )
 
 // Source is one way to know who is in the cluster.
@@ -25,9 +27,19 @@ var Sources = []Source{
 	}},
 	{"etcd", "an etcd cluster, where every node leases its prefixes; Flannel's schema too", newEtcd},
 	{"kubernetes", "a Kubernetes API server: podCIDRs and annotations of its nodes; Flannel's too", func(c *config.Config, log *zap.Logger) control.Source {
-		k := c.Control.Kubernetes
-		return kubernetes.New(kubernetes.Settings{Kubeconfig: k.Kubeconfig, Server: k.Server, Schema: k.Schema, Network: c.Network.Prefixes, VNI: c.Network.VNI, Port: c.Network.Port, Log: log})
+		return kubernetes.New(kubernetesSettings(c, log))
 	}},
+}
+
+// Policies makes the source of network policies that the configuration names.
+func Policies(c *config.Config, log *zap.Logger) policy.Source {
+	switch c.Policy.Source {
+	case config.PolicyKubernetes:
+		return kubernetes.NewPolicies(kubernetesSettings(c, log))
+	case config.PolicyEtcd:
+		return etcd.NewPolicies(etcdSettings(c, log))
+	}
+	return policies.File(c.Policy.File)
 }
 
 // SourceByKind finds a source.
@@ -50,11 +62,20 @@ func Built() config.Built {
 	return b
 }
 
+func kubernetesSettings(c *config.Config, log *zap.Logger) kubernetes.Settings {
+	k := c.Control.Kubernetes
+	return kubernetes.Settings{Kubeconfig: k.Kubeconfig, Server: k.Server, Schema: k.Schema, Network: c.Network.Prefixes, VNI: c.Network.VNI, Port: c.Network.Port, Log: log}
+}
+
 func newEtcd(c *config.Config, log *zap.Logger) control.Source {
+	return etcd.New(etcdSettings(c, log))
+}
+
+func etcdSettings(c *config.Config, log *zap.Logger) etcd.Settings {
 	e := c.Control.Etcd
-	return etcd.New(etcd.Settings{
+	return etcd.Settings{
 		Endpoints: e.Endpoints, Prefix: e.Prefix, Schema: e.Schema, Lease: e.Lease,
 		CAFile: e.CAFile, CertFile: e.CertFile, KeyFile: e.KeyFile, Username: e.Username, PasswordFile: e.PasswordFile,
 		Network: c.Network.Prefixes, VNI: c.Network.VNI, Port: c.Network.Port, StateDir: c.StateDir, Log: log,
-	})
+	}
 }

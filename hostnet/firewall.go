@@ -36,7 +36,7 @@ func roomy(c *mdlayher.Conn) error {
 }
 
 // connect opens nftables in the Host's namespace, over one socket until CloseLasting.
-func (h *Host) connect() (*nftables.Conn, error) {
+func (h *Host) connect(more ...nftables.ConnOption) (*nftables.Conn, error) {
 	ns, err := h.elsewhere()
 	if err != nil {
 		return nil, err
@@ -45,7 +45,7 @@ func (h *Host) connect() (*nftables.Conn, error) {
 	if ns.IsOpen() {
 		options = append(options, nftables.WithNetNSFd(int(ns)))
 	}
-	conn, err := nftables.New(options...)
+	conn, err := nftables.New(append(options, more...)...)
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: open nftables: %w", err)
 	}
@@ -166,8 +166,14 @@ func (h *Host) syncFirewall() {
 			slices.ContainsFunc(tables, func(t wantedTable) bool { return t.key() == key }) {
 			continue
 		}
-		conn.DelTable(k)
-		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		change, done, err := h.writer(key)
+		if err == nil {
+			change.DelTable(k)
+			err = change.Flush()
+			done(err)
+			delete(h.keeper.held, key)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
 			if said := "table " + k.Name; !h.said[said] { // it is tried again
 				h.said[said] = true
 				h.log.Warn("an nftables table with a name of ours that nobody wants stays", zap.String("table", k.Name), zap.Error(h.tableTrouble(key, err)))

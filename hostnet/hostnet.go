@@ -123,6 +123,8 @@ type Host struct {
 	said     map[string]bool // settings that could not be made, and are told of
 
 	firewall firewall
+	keeper   keeper
+	kept     atomic.Pointer[map[tableKey]bool]                                  // of keeper.held
 	detours  func(rt *handle, v6 bool) (others []Rule, guard uint32, err error) // the function of the name, but in tests
 
 	listening    atomic.Bool // Run hears of every change
@@ -240,6 +242,7 @@ func (h *Host) Close() error {
 	if h.raw != nil {
 		h.raw.close()
 	}
+	h.letGo()
 	return errors.Join(err, h.ns.Close(), h.sysctls.close())
 }
 

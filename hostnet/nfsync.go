@@ -19,6 +19,7 @@ var setNumbers sync.Mutex
 // syncTableOf makes one table right, and says whether it changed anything.
 func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chains map[tableKey]map[string]*nftables.Chain) (bool, error) {
 	reason := "it was missing"
+	kept := h.claim(t, there)
 	if there {
 		var err error
 		if reason, err = h.wrongWith(conn, t, chains[t.key()]); err != nil {
@@ -28,16 +29,22 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 			return h.syncElements(conn, t)
 		}
 	}
-	// A connection of its own: the library keeps what was queued before an error, and would send it with the next change.
-	change, err := h.connect()
+	change, done, err := h.writer(t.key())
 	if err != nil {
 		return false, err
 	}
-	defer change.CloseLasting()
+	defer func() { done(err) }()
 	k := &nftables.Table{Name: t.Name, Family: t.Family}
-	change.AddTable(k)
-	change.DelTable(k)
-	change.AddTable(k)
+	switch {
+	case kept && there:
+		if err = empty(change, conn, k, chains[t.key()]); err != nil {
+			return false, fmt.Errorf("hostnet: %s: %w", t, err)
+		}
+	case !kept:
+		change.AddTable(k)
+		change.DelTable(k)
+		change.AddTable(k)
+	}
 	for _, name := range t.Counters {
 		change.AddObj(&nftables.CounterObj{Table: k, Name: name})
 	}
@@ -48,7 +55,7 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 		s := t.Sets[i].Set
 		s.Table = k
 		setNumbers.Lock()
-		err := change.AddSet(&s, nil)
+		err = change.AddSet(&s, nil)
 		setNumbers.Unlock()
 		if err == nil {
 			err = inParts(t.Sets[i].Elements, func(part []nftables.SetElement) error { return change.SetAddElements(&s, part) })
@@ -64,7 +71,7 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 			n++
 		}
 	}
-	if err := change.Flush(); err != nil {
+	if err = change.Flush(); err != nil {
 		return false, &ObjectError{Object: t.String(), Dev: t.device(), Err: h.tableTrouble(t.key(), err)}
 	}
 	h.forgetMissed(t.Table)
@@ -204,16 +211,16 @@ func (h *Host) syncElements(conn *nftables.Conn, t wantedTable) (changed bool, e
 	if len(t.Sets) == 0 {
 		return false, nil
 	}
-	change, err := h.connect() // see syncTableOf
+	change, done, err := h.writer(t.key())
 	if err != nil {
 		return false, err
 	}
-	defer change.CloseLasting()
+	defer func() { done(err) }()
 	for i := range t.Sets {
 		s := t.Sets[i].Set
 		s.Table = &nftables.Table{Name: t.Name, Family: t.Family}
-		have, err := conn.GetSetElements(&s)
-		if err != nil {
+		var have []nftables.SetElement
+		if have, err = conn.GetSetElements(&s); err != nil {
 			return false, fmt.Errorf("hostnet: %s: read set %s: %w", t, s.Name, err)
 		}
 		if s.DataType == nftables.TypeVerdict {
@@ -236,7 +243,7 @@ func (h *Host) syncElements(conn *nftables.Conn, t wantedTable) (changed bool, e
 	if !changed {
 		return false, nil
 	}
-	if err := change.Flush(); err != nil {
+	if err = change.Flush(); err != nil {
 		return true, fmt.Errorf("hostnet: %s: change its sets: %w", t, h.tableTrouble(t.key(), err))
 	}
 	return true, nil

@@ -23,6 +23,9 @@ type Table struct {
 	Sets     []Set
 	Chains   []TableChain
 
+	// Kept says that nobody else is to flush, change or delete it while this process lives, where the kernel can have it so.
+	Kept bool
+
 	Masquerades *Masqueraded // what it does to flows, nil = nothing: those that it missed are forgotten when it is put in force
 }
 

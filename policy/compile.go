@@ -187,10 +187,16 @@ func (c *compiler) side(d Direction, local func(*Pod) bool) {
 		}
 		return n
 	}
+	var mine []*Pod
 	for _, pod := range w.pods {
 		if local == nil || local(pod) {
-			add(endpoint{pod: pod}, pod.Addresses)
+			mine = append(mine, pod)
 		}
+	}
+	// The same policies about the same pods make the same Program, in whatever order the pods are told.
+	slices.SortFunc(mine, func(a, b *Pod) int { return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name)) })
+	for _, pod := range mine {
+		add(endpoint{pod: pod}, pod.Addresses)
 	}
 	for _, node := range w.nodes {
 		if w.hosts && (local == nil || node.Name == w.self) {
@@ -318,7 +324,7 @@ func (c *compiler) identities(d Direction, s *Side, policies []*Policy) (list []
 				i, _ := strconv.ParseInt(text, 36, 0)
 				k.peers[i] = true
 			}
-			list = append(list, k)
+			list, sums = append(list, k), append(sums, string(sum))
 		}
 		return n
 	}
@@ -346,7 +352,28 @@ func (c *compiler) identities(d Direction, s *Side, policies []*Policy) (list []
 	for _, n := range w.nodes {
 		put(endpoint{node: n}, n.Addresses, selected(endpoint{node: n}))
 	}
-	return list
+	return s.renumber(list, sums)
+}
+
+// renumber gives identities the numbers that their sums have in order: those that they have follow the order of a map.
+func (s *Side) renumber(list []identity, sums []string) []identity {
+	order := make([]int, len(list)) // former numbers
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order[1:], func(a, b int) int { return cmp.Compare(sums[a], sums[b]) })
+	now := make([]int, len(list))
+	sorted := make([]identity, len(list))
+	for n, former := range order {
+		now[former], sorted[n] = n, list[former]
+	}
+	for a, n := range s.Peers {
+		s.Peers[a] = now[n]
+	}
+	for i := range s.Nets {
+		s.Nets[i].Identity = now[s.Nets[i].Identity]
+	}
+	return sorted
 }
 
 // atoms cuts the blocks into disjoint ranges; within one, all addresses are alike.

@@ -22,7 +22,7 @@ var clusterPolicyAPIs = []string{"policy.networking.k8s.io/v1alpha2", "policy.ne
 // Parse reads workloads and policies; file is the name that errors carry. Policies are written as for Kubernetes:
 //
 //	namespaces: [{name: shop, labels: {team: blue}}]
-//	pods: [{name: web, namespace: shop, labels: {app: web}, addresses: [10.244.1.5], ports: [{name: http, port: 8080}]}]
+//	pods: [{name: web, namespace: shop, node: alpha, labels: {app: web}, addresses: [10.244.1.5], ports: [{name: http, port: 8080}]}]
 //	nodes: [{name: alpha, addresses: [192.0.2.1]}]
 //	tiers: [{name: security, order: 500, default: Deny}]
 //	networkSets: [{name: offices, networks: [198.51.100.0/24]}]
@@ -34,39 +34,55 @@ var clusterPolicyAPIs = []string{"policy.networking.k8s.io/v1alpha2", "policy.ne
 //
 // The error lists every mistake with its line, and there is no World then: half of somebody's policies are not what he wrote.
 func Parse(file string, data []byte) (*World, error) {
+	_, w, err := ParseCluster(file, data)
+	return w, err
+}
+
+// ParseCluster is Parse with what the World is made of.
+func ParseCluster(file string, data []byte) (c Cluster, w *World, err error) {
 	doc := strict.Parse(file, data)
 	if doc.Empty() {
 		doc.Fail("the file is empty: it needs pods and policies")
 	}
-	f := doc.Root().Fields("namespaces", "pods", "nodes", "tiers", "networkSets", "policies")
-	var namespaces []Namespace
-	var pods []Pod
-	var nodes []Node
-	var policies []Policy
+	c = parts(doc.Root())
+	if err = doc.Err(); err != nil {
+		return Cluster{}, nil, err
+	}
+	if w, err = c.World(); err != nil {
+		doc.Fail("%v", err)
+		return Cluster{}, nil, doc.Err()
+	}
+	return c, w, nil
+}
+
+// ParsePart reads a part of a file: what it names may be in another one.
+func ParsePart(name string, data []byte) (Cluster, error) {
+	doc := strict.Parse(name, data)
+	if doc.Empty() {
+		doc.Fail("is empty: write {policies: []} for nothing")
+	}
+	c := parts(doc.Root())
+	return c, doc.Err()
+}
+
+func parts(root strict.Value) (c Cluster) {
+	f := root.Fields("namespaces", "pods", "nodes", "tiers", "networkSets", "policies")
 	for _, v := range f["namespaces"].List() {
 		n := v.Fields("name", "labels")
-		namespaces = append(namespaces, Namespace{Name: name(v, n["name"]), Labels: labels(n["labels"])})
+		c.Namespaces = append(c.Namespaces, Namespace{Name: name(v, n["name"]), Labels: labels(n["labels"])})
 	}
 	for _, v := range f["pods"].List() {
-		pods = append(pods, pod(v))
+		c.Pods = append(c.Pods, pod(v))
 	}
 	for _, v := range f["nodes"].List() {
 		n := v.Fields("name", "labels", "addresses")
-		nodes = append(nodes, Node{Name: name(v, n["name"]), Labels: labels(n["labels"]), Addresses: addresses(n["addresses"])})
+		c.Nodes = append(c.Nodes, Node{Name: name(v, n["name"]), Labels: labels(n["labels"]), Addresses: addresses(n["addresses"])})
 	}
 	own := ownObjects{tiers(f["tiers"]), networkSets(f["networkSets"])}
 	for _, v := range f["policies"].List() {
-		policies = append(policies, onePolicy(v, own))
+		c.Policies = append(c.Policies, onePolicy(v, own))
 	}
-	if err := doc.Err(); err != nil {
-		return nil, err
-	}
-	w, err := NewWorld(namespaces, pods, nodes, policies)
-	if err != nil {
-		doc.Fail("%v", err)
-		return nil, doc.Err()
-	}
-	return w, nil
+	return c
 }
 
 func name(v, of strict.Value) string {
@@ -119,8 +135,9 @@ func addresses(v strict.Value) (all []netip.Addr) {
 }
 
 func pod(v strict.Value) Pod {
-	f := v.Fields("name", "namespace", "labels", "serviceAccount", "addresses", "ports")
+	f := v.Fields("name", "namespace", "node", "labels", "serviceAccount", "addresses", "ports")
 	p := Pod{Name: name(v, f["name"]), Namespace: namespace(f["namespace"]), Labels: labels(f["labels"]), Addresses: addresses(f["addresses"])}
+	p.Node, _ = f["node"].String()
 	if account := f["serviceAccount"]; account.Present() {
 		if p.ServiceAccount, _ = account.String(); p.ServiceAccount == "" {
 			account.Fail("is empty: write a service account, or remove the key for default")
@@ -167,7 +184,7 @@ func protocol(v strict.Value) Protocol {
 func onePolicy(v strict.Value, own ownObjects) Policy {
 	f := v.Fields("apiVersion", "kind", "metadata", "spec", "status")
 	meta := f["metadata"].Fields("name", "namespace", "labels", "annotations", "uid", "resourceVersion", "generation", "creationTimestamp",
-		"managedFields", "ownerReferences", "finalizers", "selfLink", "generateName")
+		"managedFields", "ownerReferences", "finalizers", "selfLink", "generateName", "deletionTimestamp", "deletionGracePeriodSeconds")
 	p := Policy{Name: name(v, meta["name"])}
 	version, _ := f["apiVersion"].String()
 	kind, _ := f["kind"].String()

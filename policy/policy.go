@@ -122,6 +122,7 @@ type Namespace struct {
 // Pod is a workload with addresses of its own. One of the node's network (hostNetwork) is none: no policy selects it.
 type Pod struct {
 	Namespace, Name string
+	Node            string // where it runs, "" = nobody said
 	Labels          map[string]string
 	ServiceAccount  string // "" = default
 	Addresses       []netip.Addr

@@ -62,7 +62,7 @@ func policiesOf(ctx context.Context, file, socket string) (api.Policies, error) 
 	if err != nil {
 		return api.Policies{}, err
 	}
-	return api.Policies{File: file, Pods: len(w.Pods()), Policies: w.List(), Denied: []api.PolicyDenied{}, Counted: []api.PolicyCounted{}}, nil
+	return api.Policies{Source: "file", File: file, Pods: len(w.Pods()), Policies: w.List(), Odd: []string{}, Denied: []api.PolicyDenied{}, Counted: []api.PolicyCounted{}}, nil
 }
 
 func newPolicyShowCommand() *cobra.Command {
@@ -176,6 +176,9 @@ func printPolicies(out io.Writer, p api.Policies, offline bool) {
 	}
 	if p.Problem != "" {
 		fmt.Fprintf(out, "problem: %s\n", p.Problem)
+	}
+	for _, odd := range p.Odd {
+		fmt.Fprintf(out, "problem: %s\n", odd)
 	}
 	row(out, "POLICY", "TIER", "PRIORITY", "ISOLATES", "RULES", "PODS AND NODES")
 	for _, l := range p.Policies {

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -40,6 +41,7 @@ type client struct {
 	codec  runtime.ParameterCodec
 	server string // URL, for messages
 	http   *http.Client
+	config *rest.Config
 }
 
 // dial makes a client. It connects to nothing; an error is one of the settings.
@@ -79,7 +81,7 @@ func dial(s Settings) (*client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: control.kubernetes.kubeconfig: %w", err)
 	}
-	return &client{rest: r, codec: runtime.NewParameterCodec(scheme), server: config.Host, http: h}, nil
+	return &client{rest: r, codec: runtime.NewParameterCodec(scheme), server: config.Host, http: h, config: config}, nil
 }
 
 // readKubeconfig reads a file that others may read where there is no secret in it.
@@ -169,8 +171,27 @@ func (c *client) told(err error) string {
 // refused says that the server answered, and that it is not for us.
 func refused(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) }
 
-// listWatch is what a reflector reads from; on the way it tells the member how the server is.
-type listWatch struct{ m *member }
+// listWatch is what a reflector reads one kind of object from; on the way it tells how the server is.
+type listWatch struct {
+	heard func(context.Context, error)
+	list  func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	watch func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	thin  func(runtime.Object) runtime.Object // a copy of what is looked at
+}
+
+// follow is a listWatch of the objects of a resource of the core's, as many as the field selector lets through.
+func (c *client) follow(resource, fields string, list func() runtime.Object, thin func(runtime.Object) runtime.Object, heard func(context.Context, error)) listWatch {
+	return listWatch{heard: heard, thin: thin,
+		list: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			page := list()
+			o.FieldSelector = fields
+			return page, c.rest.Get().Resource(resource).VersionedParams(&o, c.codec).Do(ctx).Into(page)
+		},
+		watch: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = fields
+			return c.rest.Get().Resource(resource).VersionedParams(&o, c.codec).Watch(ctx)
+		}}
+}
 
 func (l listWatch) List(o metav1.ListOptions) (runtime.Object, error) {
 	return l.ListWithContext(context.Background(), o)
@@ -180,48 +201,54 @@ func (l listWatch) Watch(o metav1.ListOptions) (watch.Interface, error) {
 	return l.WatchWithContext(context.Background(), o)
 }
 
-// ListWithContext lists nodes, as far as read looks at them. It asks for a page at a time, since thousands of whole Node objects
+// ListWithContext lists objects, as far as they are looked at. It asks for a page at a time, since thousands of whole objects
 // would take hundreds of megabytes: so it is with servers that cannot stream the list.
 func (l listWatch) ListWithContext(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
-	c, list := l.m.client, &corev1.NodeList{}
+	all := &metav1.List{}
 	if o.Limit = pageSize; o.ResourceVersion == "0" {
 		o.ResourceVersion = "" // with "0" a server pays no regard to the limit
 	}
 	for {
-		page := &corev1.NodeList{}
-		err := c.rest.Get().Resource("nodes").VersionedParams(&o, c.codec).Do(ctx).Into(page)
-		l.m.heard(ctx, err)
+		page, err := l.list(ctx, o)
+		l.heard(ctx, err)
 		if err != nil {
 			return nil, err
 		}
-		for i := range page.Items {
-			list.Items = append(list.Items, *thin(&page.Items[i]))
+		err = meta.EachListItem(page, func(item runtime.Object) error {
+			all.Items = append(all.Items, runtime.RawExtension{Object: l.thin(item)})
+			return nil
+		})
+		if err != nil {
+			return nil, err
 		}
-		list.ResourceVersion = page.ResourceVersion // the same for all pages
-		if page.Continue == "" {
-			return list, nil
+		about, err := meta.ListAccessor(page)
+		if err != nil {
+			return nil, err
 		}
-		o.Continue, o.ResourceVersion, o.ResourceVersionMatch = page.Continue, "", ""
+		all.ResourceVersion = about.GetResourceVersion() // the same for all pages
+		if about.GetContinue() == "" {
+			return all, nil
+		}
+		o.Continue, o.ResourceVersion, o.ResourceVersionMatch = about.GetContinue(), "", ""
 	}
 }
 
-// WatchWithContext watches nodes.
+// WatchWithContext watches objects.
 func (l listWatch) WatchWithContext(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 	o.Watch = true
-	c := l.m.client
-	w, err := c.rest.Get().Resource("nodes").VersionedParams(&o, c.codec).Watch(ctx)
+	w, err := l.watch(ctx, o)
 	if apierrors.IsInvalid(err) { // a server that cannot stream the list; it is asked in another way next
 		return w, err
 	}
-	l.m.heard(ctx, err)
+	l.heard(ctx, err)
 	if err != nil {
 		return nil, err
 	}
 	return watch.Filter(w, func(e watch.Event) (watch.Event, bool) {
 		if e.Type != watch.Error {
-			l.m.heard(ctx, nil)
+			l.heard(ctx, nil)
 		}
 		return e, true
 	}), nil

@@ -8,3 +8,6 @@ func (s *Source) SetDownAfter(d time.Duration) {
 	defer s.hearing.Unlock()
 	s.downAfter = d
 }
+
+// LookAgain sets how often a server is asked whether it has ClusterNetworkPolicies.
+func (p *Policies) LookAgain(d time.Duration) { p.lookAgain = d }

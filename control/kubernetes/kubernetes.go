@@ -22,6 +22,7 @@ import (
 
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
@@ -112,7 +113,7 @@ func (s *Source) Run(ctx context.Context, update func(control.State)) error {
 	defer group.Wait()
 	defer cancel()
 	pauses := relist
-	reflector := cache.NewReflectorWithOptions(listWatch{m}, &corev1.Node{}, m, cache.ReflectorOptions{Name: "weft", Backoff: &pauses})
+	reflector := cache.NewReflectorWithOptions(c.follow("nodes", "", func() runtime.Object { return &corev1.NodeList{} }, thinNode, m.heard), &corev1.Node{}, m, cache.ReflectorOptions{Name: "weft", Backoff: &pauses})
 	group.Go(func() { reflector.RunWithContext(ctx) })
 	group.Go(func() { m.register(ctx) })
 	group.Go(func() { m.writeEvents(ctx) })

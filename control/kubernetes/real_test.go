@@ -29,6 +29,7 @@ import (
 	"weft/control/controltest"
 	"weft/control/kubernetes"
 	"weft/internal/nettest"
+	"weft/policy"
 )
 
 // server is a real kube-apiserver with a real etcd, on loopback ports. Nothing of it outlives the test.
@@ -238,12 +239,36 @@ users: [{name: x, user: {token: %q}}]}`, s.at, token), 0o600))
 	for _, r := range []struct{ method, path, kind, body string }{
 		{http.MethodDelete, nodesPath + "/a", jsonBody, ""}, {http.MethodPost, nodesPath, jsonBody, `{"metadata":{"name":"x"}}`},
 		{http.MethodPatch, nodesPath + "/a", mergeBody, `{"metadata":{"labels":{"x":"y"}}}`}, {http.MethodGet, "/api/v1/secrets", "", ""},
-		{http.MethodPost, "/api/v1/namespaces/kube-system/events", jsonBody, `{"metadata":{"name":"x"}}`}, {http.MethodGet, "/api/v1/pods", "", ""},
+		{http.MethodPost, "/api/v1/namespaces/kube-system/events", jsonBody, `{"metadata":{"name":"x"}}`}, {http.MethodGet, "/api/v1/namespaces/weft/pods/weft-a", "", ""},
+		{http.MethodPost, "/apis/networking.k8s.io/v1/namespaces/weft/networkpolicies", jsonBody, `{"metadata":{"name":"x"}}`},
 	} {
 		if code, body := s.try(token, r.method, r.path, r.kind, []byte(r.body)); code != http.StatusForbidden {
 			t.Errorf("%s %s: %d %s", r.method, r.path, code, body)
 		}
 	}
+
+	// What policies are made of comes from the real server, too, and an object of a later version is none that passes for understood.
+	source := kubernetes.NewPolicies(settings("a", token))
+	source.LookAgain(time.Second)
+	policies := visit(t, source)
+	policies.await("no policies", func(c policy.Cluster) bool { return c.Revision > 0 && c.Outage == "" && find(c, "weft-a") != nil })
+	s.do(http.MethodPost, "/apis/networking.k8s.io/v1/namespaces/weft/networkpolicies", jsonBody,
+		[]byte(`{"metadata":{"name":"all"},"spec":{"podSelector":{"matchExpressions":[{"key":"app","operator":"Exists"}]},"policyTypes":["Ingress","Egress"],"egress":[{"to":[{"ipBlock":{"cidr":"10.0.0.0/8","except":["10.1.0.0/16"]}}],"ports":[{"port":80,"endPort":90,"protocol":"TCP"}]}]}}`))
+	if now := policies.await("a policy", func(c policy.Cluster) bool { return len(c.Policies) == 1 }); len(now.Problems) != 0 || len(now.Policies[0].Rules[policy.Egress]) != 1 {
+		t.Errorf("%+v", now.Policies)
+	}
+	s.do(http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", jsonBody, []byte(`{"metadata":{"name":"clusternetworkpolicies.policy.networking.k8s.io",
+"annotations":{"api-approved.kubernetes.io":"https://github.com/kubernetes-sigs/network-policy-api/pull/300"}},"spec":{"group":"policy.networking.k8s.io","scope":"Cluster",
+"names":{"kind":"ClusterNetworkPolicy","plural":"clusternetworkpolicies"},"versions":[{"name":"v1alpha2","served":true,"storage":true,"schema":{"openAPIV3Schema":{"type":"object","x-kubernetes-preserve-unknown-fields":true}}}]}}`))
+	const cnp = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
+	nettest.Eventually(t, patience, func() error {
+		if code, body := s.try("admin", http.MethodPost, cnp, jsonBody, []byte(`{"apiVersion":"policy.networking.k8s.io/v1alpha2","kind":"ClusterNetworkPolicy","metadata":{"name":"deny"},
+"spec":{"tier":"Admin","priority":1,"subject":{"namespaces":{}},"ingress":[{"action":"Deny","from":[{"namespaces":{}}]}]}}`)); code != http.StatusCreated {
+			return fmt.Errorf("%d %s", code, body)
+		}
+		return nil
+	})
+	policies.await("a policy of the cluster, and nodes", func(c policy.Cluster) bool { return len(c.Policies) == 2 && len(c.Nodes) == 2 && len(c.Problems) == 0 })
 
 	// A node that waits for its podCIDR, and gets it.
 	a := run(t, settings("a", token), node("a", "192.0.2.1"))

@@ -55,11 +55,11 @@ var (
 		"encap/sealed": {[]string{"packet", "internal/backoff", "github.com/flynn/noise", "golang.org/x/crypto/argon2", "golang.org/x/crypto/blake2s",
 			"golang.org/x/crypto/chacha20poly1305", "golang.org/x/sys/cpu", "golang.org/x/time/rate", "internal/secretfile", "internal/wholefile", unix, zap}, []string{"packet/packettest"}},
 		"control/static": {[]string{"control", "internal/plainfile", "internal/config/strict", zap, "github.com/fsnotify/fsnotify"}, []string{"control/controltest"}},
-		"control/etcd": {[]string{"control", "internal/backoff", "internal/secretfile", "internal/wholefile", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
+		"control/etcd": {[]string{"control", "policy", "internal/backoff", "internal/secretfile", "internal/wholefile", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
 			[]string{"control/controltest"}},
 
 		// client-go is nowhere else
-		"control/kubernetes": {[]string{"control", "internal/backoff", "internal/secretfile", zap, "k8s.io/api/core/v1", "k8s.io/apimachinery/pkg/...", "k8s.io/client-go/rest", "k8s.io/client-go/tools/cache",
+		"control/kubernetes": {[]string{"control", "policy", "internal/backoff", "internal/secretfile", zap, "k8s.io/api/core/v1", "k8s.io/apimachinery/pkg/...", "k8s.io/client-go/dynamic", "k8s.io/client-go/rest", "k8s.io/client-go/tools/cache",
 			"k8s.io/client-go/tools/clientcmd", "k8s.io/klog/v2"}, []string{"control/controltest", "k8s.io/api/apps/v1"}},
 
 		// the engine names no part; its tests drive the real ones
@@ -79,7 +79,7 @@ var (
 		// the roof. The list of modes is data, which anybody may read
 		"catalog/mode": {code: []string{"control", "packet"}},
 		"catalog": {code: []string{"backend", "backend/compose", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan", "flowcache",
-			"internal/config", "internal/steer", "packet", "reach/link", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
+			"internal/config", "internal/steer", "node/policies", "packet", "policy", "reach/link", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
 		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/history", "perf/run", "perf/scenario", "perf/watch", "perf/agent", "perf/site", "perf/site/netns", "perf/site/remote", "perf/testbed",
 			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet", "policy",
 			"github.com/spf13/cobra/...", "github.com/spf13/pflag", "golang.org/x/term", unix, zap, "go.uber.org/zap/zapcore"}, []string{"dataplane", "node/metrics", "insight/trace"}},

@@ -112,10 +112,18 @@ type CNI struct {
 // Policy is who may speak with whom.
 type Policy struct {
 	Enabled bool
+	Source  string // of Policy…
 	File    string // of workloads and policies, absolute path
 
 	VerdictSocket, AuthzSocket string // unix sockets that pods may ask, absolute paths; "" = none
 }
+
+// Sources of policies. All but the file are reached as the control source of that name is.
+const (
+	PolicyFile       = "file"
+	PolicyKubernetes = kindKubernetes
+	PolicyEtcd       = "etcd"
+)
 
 // API is what the daemon answers on.
 type API struct {

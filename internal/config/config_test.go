@@ -47,7 +47,7 @@ control:
   etcd: {endpoints: ["http://127.0.0.1:2379"], prefix: "", schema: weft, lease: 1h, ca_file: "", cert_file: "", key_file: "", username: "", password_file: ""}
   subnet_env: ""
 cni:      {attach: routed, masquerade: true, spoofcheck: true}
-policy:   {enabled: false, file: /etc/weft/policies.yaml, verdict_socket: "", authz_socket: ""}
+policy:   {enabled: false, source: file, file: /etc/weft/policies.yaml, verdict_socket: "", authz_socket: ""}
 api:      {socket: /run/weft/weft.sock, metrics: 127.0.0.1:9470}
 state_dir: /var/lib/weft
 `
@@ -91,7 +91,7 @@ control:
   kubernetes: {kubeconfig: /kc, server: "192.0.2.9:6443", schema: flannel}
   subnet_env: /run/flannel/subnet.env
 cni:      {attach: bridge, masquerade: false, spoofcheck: false}
-policy:   {enabled: false, file: /pol, verdict_socket: /v, authz_socket: /z}
+policy:   {enabled: false, source: file, file: /pol, verdict_socket: /v, authz_socket: /z}
 api:      {socket: /s, metrics: ""}
 state_dir: /d
 `), full)
@@ -109,7 +109,7 @@ state_dir: /d
 		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",
 		"control.etcd.lease 1m30s", "control.etcd.ca_file /ca", "control.etcd.cert_file /c", "control.etcd.key_file /kk", "control.etcd.username u",
 		"control.etcd.password_file /pw", "control.kubernetes.kubeconfig /kc", "control.kubernetes.server 192.0.2.9:6443", "control.kubernetes.schema flannel", "control.subnet_env /run/flannel/subnet.env",
-		"cni.attach bridge", "cni.masquerade false", "cni.spoofcheck false", "policy.enabled false", "policy.file /pol", "policy.verdict_socket /v", "policy.authz_socket /z", "api.socket /s", "api.metrics ", "state_dir /d",
+		"cni.attach bridge", "cni.masquerade false", "cni.spoofcheck false", "policy.enabled false", "policy.source file", "policy.file /pol", "policy.verdict_socket /v", "policy.authz_socket /z", "api.socket /s", "api.metrics ", "state_dir /d",
 	}
 	for i, s := range c.Show() {
 		if got := fmt.Sprintf("%s %v", s.Key, s.Value); got != want[i] {
@@ -251,6 +251,7 @@ func TestMistakes(t *testing.T) {
 		"same ports":       {"network: {prefixes: [10.0.0.0/8], port: 9}\nencryption: {cipher: auto, port: 9}", full, []string{"weft.yaml:2: encryption.port: is the plain tunnel's port too"}},
 		"cni unbuilt":      {net + "cni: {attach: bridge}", slim, []string{"weft.yaml:2: cni.attach: this weft is built without a CNI plugin"}},
 		"attach unknown":   {net + "cni: {attach: routd}", full, []string{`weft.yaml:2: cni.attach: "routd" is unknown: did you mean routed?`}},
+		"policy elsewhere": {net + "policy: {enabled: true, source: etcd, file: /p}", full, []string{"weft.yaml:2: policy.file: policies come from etcd: remove the key"}},
 		"policy bridged":   {net + "cni: {attach: bridge}\npolicy: {enabled: true}", full, []string{"weft.yaml:3: policy.enabled: network policy cannot be enforced among bridged pods"}},
 		"masquerade":       {net + "cni: {masquerade: 1}", full, []string{"weft.yaml:2: cni.masquerade: is the number 1, wants true or false"}},
 		"metrics":          {net + "api: {metrics: \"9470\"}", full, []string{`weft.yaml:2: api.metrics: "9470" is not host:port`}},

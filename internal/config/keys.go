@@ -150,6 +150,9 @@ func keys() []key {
 				}
 			},
 			get: func(c *Config) any { return c.Policy.Enabled }},
+		{name: "policy.source", initial: PolicyFile,
+			read: func(c *Config, v strict.Value) { choice(v, &c.Policy.Source, PolicyFile, PolicyKubernetes, PolicyEtcd) },
+			get:  func(c *Config) any { return c.Policy.Source }},
 		{name: "policy.file", initial: DefaultPolicies,
 			read: func(c *Config, v strict.Value) { text(v, &c.Policy.File, absolute, notEmpty) },
 			get:  func(c *Config) any { return c.Policy.File }},

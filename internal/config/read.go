@@ -249,6 +249,9 @@ func (r reader) check(doc *strict.Document) {
 	if on := r.values["policy.enabled"]; c.Policy.Enabled && c.CNI.Attach == "bridge" {
 		on.Fail("network policy cannot be enforced among bridged pods: their frames pass no forward hook; write cni: {attach: routed}")
 	}
+	if file := r.values["policy.file"]; file.Present() && c.Policy.Source != PolicyFile {
+		file.Fail("policies come from %s: remove the key, or write policy: {source: file}", c.Policy.Source)
+	}
 	plain := c.Network.Port
 	if first := c.ported(); plain == 0 && first != nil {
 		plain = first.Port

@@ -64,7 +64,11 @@ func (c *policed) write(policies string) {
 	var b strings.Builder
 	b.WriteString("namespaces: [{name: x, labels: {team: blue}}, {name: y, labels: {team: red}}]\npods:\n")
 	for name, p := range c.pods {
-		if p.text != "" {
+		switch {
+		case p.text == "":
+		case len(p.addrs) == 0: // it gets them when it is attached
+			fmt.Fprintf(&b, "  - {name: %s, node: %s, %s}\n", name, c.Nodes[0].Name, p.text)
+		default:
 			fmt.Fprintf(&b, "  - {name: %s, addresses: [%q, %q], %s}\n", name, p.addrs[0], p.addrs[1], p.text)
 		}
 	}

@@ -120,7 +120,7 @@ func (d *Daemon) status() api.Status {
 	s.Endpoints, s.Prefixes = full(state.Self.Endpoints), full(state.Self.Prefixes)
 	s.Control.Nodes, s.Control.AsOf = len(state.Nodes)+1, state.AsOf
 	if d.policies != nil {
-		if p := d.policies.Problem(); p != "" {
+		for _, p := range d.policies.Problems() {
 			s.Problems = append(s.Problems, api.Problem{Text: "network policy: " + sentence(p)})
 		}
 	}
@@ -141,13 +141,13 @@ func (d *Daemon) status() api.Status {
 	return s
 }
 
-// ownPrefixes are those of this node, none while they are not known.
-func (d *Daemon) ownPrefixes() []netip.Prefix {
+// ownPrefixes are those of this node, and whether they are known.
+func (d *Daemon) ownPrefixes() (prefixes []netip.Prefix, known bool) {
 	state, _ := d.look()
 	if state == nil {
-		return nil
+		return nil, false
 	}
-	return state.Self.Prefixes
+	return state.Self.Prefixes, len(state.Self.Prefixes) > 0
 }
 
 // forPods is what attaching pods needs to know.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,7 @@ import (
 	"weft/node/policies"
 	"weft/node/probe"
 	"weft/node/systemd"
+	"weft/policy"
 )
 
 // ErrConfiguration marks errors that a person has to mend in a file.
@@ -36,7 +38,9 @@ var ErrConfiguration = errors.New("configuration")
 type Parts struct {
 	Backend func(backend.Settings) (backend.Backend, error)
 	Source  func(*config.Config, *zap.Logger) control.Source
-	Version string
+	// Policies is where network policies come from.
+	Policies func(*config.Config, *zap.Logger) policy.Source
+	Version  string
 
 	// Reload asks, whenever a signal arrives, to look at the configuration again (Reread) and to put the newest state in
 	// force again, whether it is or not; nil = never.
@@ -149,14 +153,25 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		log.Warn("no address of this node that others could reach", zap.Error(err))
 	}
 
+	var attached *pods.Manager
+	var admit func(context.Context, string, string, []netip.Addr) error
 	if cfg.Policy.Enabled {
-		if d.policies, err = policies.New(policies.Options{File: cfg.Policy.File, Node: d.ownPrefixes, NoPods: probe.Addresses, Host: host, Log: log,
-			Name: cfg.Node.Name, Open: open(cfg, b.Self().Ways)}); err != nil {
-			return errors.Join(fmt.Errorf("%w: policy.file: %w", ErrConfiguration, err), b.Close())
+		if err := checkPolicies(cfg); err != nil {
+			return errors.Join(err, b.Close())
+		}
+		d.policies = policies.New(policies.Options{Source: parts.Policies(cfg, log), Name: cfg.Node.Name, Node: d.ownPrefixes, NoPods: probe.Addresses, Host: host, Log: log, Open: open(cfg, b.Self().Ways),
+			Tells: cfg.Policy.Source == config.PolicyKubernetes, Local: func() (list []policy.Attached) {
+				attached.Each(func(namespace, name string, addresses []netip.Addr) {
+					list = append(list, policy.Attached{Namespace: namespace, Name: name, Addresses: addresses})
+				})
+				return list
+			}})
+		admit = func(ctx context.Context, namespace, name string, addresses []netip.Addr) error {
+			return d.policies.Admit(ctx, policy.Attached{Namespace: namespace, Name: name, Addresses: addresses})
 		}
 	}
-	attached, err := pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, SpoofCheck: cfg.CNI.SpoofCheck, Node: d.forPods, Host: host, Log: log})
-	if err != nil {
+	if attached, err = pods.New(pods.Options{StateDir: cfg.StateDir, Attach: cfg.CNI.Attach, Masquerade: cfg.CNI.Masquerade, SpoofCheck: cfg.CNI.SpoofCheck,
+		Node: d.forPods, Admit: admit, Host: host, Log: log}); err != nil {
 		return errors.Join(err, b.Close())
 	}
 	defer attached.Close()
@@ -303,10 +318,8 @@ func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 		return err
 	}
 	defer h.Close()
-	if cfg.Policy.Enabled {
-		if err := policies.Check(cfg.Policy.File); err != nil {
-			return fmt.Errorf("%w: %w", ErrConfiguration, err)
-		}
+	if err := checkPolicies(cfg); err != nil {
+		return err
 	}
 	state, err := readAndRefuse(cfg, parts, h, log)
 	if err != nil || state == nil {
@@ -325,6 +338,17 @@ func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// checkPolicies reads the file of policies, where that is what they come from.
+func checkPolicies(cfg *config.Config) error {
+	if !cfg.Policy.Enabled || cfg.Policy.Source != config.PolicyFile {
+		return nil
+	}
+	if err := policies.Check(cfg.Policy.File); err != nil {
+		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	return nil
 }
 
 // nodesFile refuses a nodes file that was asked for and is not there: a node whose file is missing

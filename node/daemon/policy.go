@@ -24,9 +24,9 @@ func (d *Daemon) Policies() api.Policies {
 		return api.Policies{}
 	}
 	s := d.policies.Status()
-	p := api.Policies{Enabled: true, File: s.File, Problem: s.Problem, Since: s.Since}
+	p := api.Policies{Enabled: true, Source: d.cfg.Policy.Source, File: s.Source, Pods: s.Pods, Problem: s.Problem, Odd: s.Odd, Since: s.Since}
 	if s.World != nil {
-		p.Pods, p.Policies = len(s.World.Pods()), s.World.List()
+		p.Policies = s.World.List()
 	}
 	for _, c := range s.Counts {
 		if c.What == policies.Denied {

@@ -65,8 +65,11 @@ type Options struct {
 	ResultCache string      // where the runtime keeps what it knows of attachments; "" = where libcni does
 	SpoofCheck  bool        // pods' packets are checked at their links, see check
 	Node        func() Node // cheap, from any goroutine
-	Host        *hostnet.Host
-	Log         *zap.Logger
+	// Admit returns once the rules for a pod with these addresses are in force, before which it is not to run; nil = there are none. The names
+	// are "" where nobody said them.
+	Admit func(ctx context.Context, namespace, name string, addresses []netip.Addr) error
+	Host  *hostnet.Host
+	Log   *zap.Logger
 }
 
 // Manager attaches pods to one network namespace, that of the thread which called New. Safe for concurrent use.
@@ -253,6 +256,15 @@ func (m *Manager) discard(name string) error {
 	return nil
 }
 
+// Each tells of all attachments, also of those that are just being made, in the order of their names.
+func (m *Manager) Each(tell func(namespace, name string, addresses []netip.Addr)) {
+	m.planning.Lock()
+	defer m.planning.Unlock()
+	for _, a := range m.sorted() {
+		tell(a.PodNamespace, a.PodName, a.Addrs)
+	}
+}
+
 // furnished takes note that the pod's end was set up, for the node's end of this number.
 func (m *Manager) furnished(k string, index int) {
 	m.planning.Lock()
@@ -398,6 +410,11 @@ func (m *Manager) Attach(ctx context.Context, q api.AttachRequest) (api.AttachRe
 		return none, err
 	}
 	result, err := m.connect(r, q, n, ns)
+	if err == nil && m.o.Admit != nil {
+		if err = m.o.Admit(ctx, r.PodNamespace, r.PodName, r.Addrs); err != nil {
+			err = coded(api.CodeUnavailable, "%v: try again", err)
+		}
+	}
 	if err == nil {
 		err = ctx.Err()
 	}

@@ -45,7 +45,7 @@ func counter(rules *nft.Rules, name string) Counter {
 
 // count adds what the table has counted since the last look. A counter that went back is one of a table made anew. The caller holds m.mu.
 func (m *Manager) count() error {
-	if m.since.IsZero() || m.changing { // publish counts right after a change
+	if m.since.IsZero() || m.changing || m.rules.Table.Name == "" { // publish counts right after a change
 		return nil
 	}
 	now, err := m.o.Host.Counts(nft.Family, nft.Name)

@@ -13,7 +13,7 @@ import (
 )
 
 // Explain says what the policies in force say about connections, as policy.World.Explain does, and what the table does with pods that the
-// file does not list.
+// source does not know.
 func (m *Manager) Explain(src, dst, port string) ([]policy.Explained, error) {
 	world, prefixes, err := m.now()
 	if err != nil {
@@ -62,6 +62,11 @@ func (m *Manager) now() (*policy.World, []netip.Prefix, error) {
 	if m.inForce == nil {
 		return nil, nil, errors.New("network policies are not in force yet: `weft policy list` says why, and --file asks a file")
 	}
+	if len(m.inForce.Policies()) == 0 && len(m.said.Policies) == 0 { // it lacks pods of others, and there is no table
+		if all, err := m.said.World(); err == nil {
+			return all, nil, nil
+		}
+	}
 	return m.inForce, m.prefixes, nil
 }
 
@@ -82,8 +87,8 @@ func (m *Manager) unknown(world *policy.World, prefixes []netip.Prefix, a *polic
 		}
 		a.Allowed = false
 		a.Ends = append(a.Ends, policy.ExplainedSide{Direction: policy.Direction(d).String(), Pod: end.String(), Tier: nft.Unknown,
-			Text:   "denied: it has an address of this node's prefixes, and the file lists no pod that has it",
-			Remedy: fmt.Sprintf("list the pod that has %s in %s", end, m.o.File), Notes: []string{}, Asked: []policy.ExplainedRule{}})
+			Text:   fmt.Sprintf("denied: it has an address of this node's prefixes, and %s knows no pod that has it", m.o.Source),
+			Remedy: fmt.Sprintf("see that %s knows the pod that has %s", m.o.Source, end), Notes: []string{}, Asked: []policy.ExplainedRule{}})
 	}
 	slices.SortStableFunc(a.Ends, func(x, y policy.ExplainedSide) int { return cmp.Compare(x.Direction, y.Direction) }) // egress first
 }

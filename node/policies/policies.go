@@ -1,18 +1,20 @@
-// Package policies keeps network policies in force: it reads workloads and policies from a file, again whenever that changes, and hands
+// Package policies keeps network policies in force: it takes workloads and policies from a source, again whenever they change, and hands
 // the Host the table that enforces them.
 //
-// It never opens what was closed: while the file cannot be used, the last good one stays in force; when the daemon ends or dies, the kernel's
-// table stays; and while no policies are in force, no pods are attached (Ready).
+// It never opens what was closed: while the source cannot say what there is, what it said last stays in force; when the daemon ends or
+// dies, the kernel's table stays; and while no policies are in force, no pods are attached (Ready). A pod that is attached waits until what is
+// known of it is in force (Admit).
+//
+// As long as there is no policy there is no table, and no packet costs anything.
 package policies
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
-	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -21,7 +23,6 @@ import (
 	"go.uber.org/zap"
 
 	"weft/hostnet"
-	"weft/internal/plainfile"
 	"weft/policy"
 	"weft/policy/nft"
 )
@@ -29,38 +30,45 @@ import (
 // Owner is the name under which policies are handed to the Host.
 const Owner = "policies"
 
-// every is how often the file and the node's prefixes are looked at. A look at a file that has not changed costs a stat.
-const every = time.Second
+// share is how much longer than a change took nothing is changed afterwards: what happens in a large cluster costs this node a tenth of a
+// core at most.
+const share = 9
 
 // Options say what policies to keep in force, and where.
 type Options struct {
-	File string                // absolute path
-	Node func() []netip.Prefix // the node's own prefixes, none while they are not known; cheap, from any goroutine
+	Source policy.Source
+	Name   string // this node's; "" = not known
+	// Node returns the node's own prefixes: whoever has an address of them and is not known is denied everything. It says whether they are
+	// known by now. Cheap, from any goroutine.
+	Node func() (prefixes []netip.Prefix, known bool)
+	// Local are the pods that were given addresses here; nil = nobody gives any. Cheap, from any goroutine.
+	Local func() []policy.Attached
 	// NoPods are the addresses of the node's prefixes that the daemon itself sends from and to: nothing is known of a pod
 	// there, and they pass all the same. nil = there are none.
 	NoPods func(prefixes []netip.Prefix) []netip.Addr
-	Host   *hostnet.Host
-	Log    *zap.Logger
+	// Tells says that the source tells of every pod by its name: one that it does not know yet is waited for.
+	Tells bool
+	Host  *hostnet.Host
+	Log   *zap.Logger
 
-	Name string           // the node's, for policies about nodes
 	Open [2][]policy.Port // by direction: what stays open on this node beside policy.Failsafe's, whatever policies say
 }
 
-// Manager keeps one file's policies in force. Safe for concurrent use.
+// Manager keeps one source's policies in force. Safe for concurrent use.
 type Manager struct {
-	o    Options
-	look chan struct{} // holds a token while the node may have other prefixes
+	o      Options
+	look   chan struct{} // holds a token while the node may have other prefixes or pods, or the source has said something
+	urgent chan struct{} // holds a token while somebody waits for it
 
-	// Run's own, without a lock: to read, to compile, to apply and to walk connections take their time, and nobody who asks waits for them.
-	data    []byte        // the file as it was read last
-	stat    os.FileInfo   // when that was
-	world   *policy.World // of the last good file
+	// Run's own, without a lock: to compile, to apply and to walk connections take their time, and nobody who asks waits for them.
+	cluster policy.Cluster // as it is being put in force
 	nodes   []netip.Prefix
-	program *policy.Program // in force
+	local   []policy.Attached
+	world   *policy.World   // in force
+	program *policy.Program // of it
 
 	mu       sync.Mutex
-	wrong    string             // why the file cannot be used, "" where it can
-	read     time.Time          // when the last good file was read
+	said     policy.Cluster     // what the source said last
 	inForce  *policy.World      // nil = none yet
 	prefixes []netip.Prefix     // the node's own as they are in force
 	rules    nft.Rules          // in force
@@ -68,165 +76,226 @@ type Manager struct {
 	unmarked error              // why connections that stand may not have been judged anew
 	since    time.Time          // when they came into force; zero = not yet
 	changing bool               // the table may be one that rules does not tell of
+	asked    uint64             // by Admit, so many times
+	served   uint64             // all but those that asked after so many are in force
+	changed  chan struct{}      // closed when served is another number
 	counted  map[Counter]uint64 // since the daemon began
 	seen     map[string]uint64  // the table's counters at the last look
 
 	logs logs
 }
 
-// New reads the file, which has to be good: nobody knows what was meant by one that is not.
-func New(o Options) (*Manager, error) {
-	m := &Manager{o: o, look: make(chan struct{}, 1), counted: map[Counter]uint64{}, seen: map[string]uint64{}}
-	m.reread()
-	if m.wrong != "" {
-		return nil, errors.New(m.wrong)
+// New makes a Manager. Nothing is read before Run.
+func New(o Options) *Manager {
+	if o.Local == nil {
+		o.Local = func() []policy.Attached { return nil }
 	}
-	return m, nil
+	return &Manager{o: o, look: make(chan struct{}, 1), urgent: make(chan struct{}, 1), changed: make(chan struct{}), counted: map[Counter]uint64{}, seen: map[string]uint64{}}
 }
 
-// Check reads a file and says what is wrong with it.
-func Check(file string) error {
-	data, err := plainfile.Read(file, plainfile.Most)
-	if err != nil {
-		return fmt.Errorf("policy.file: %w", err)
-	}
-	_, err = policy.Parse(file, data)
-	return err
-}
-
-// Run keeps policies in force until ctx ends.
+// Run keeps policies in force until ctx ends. An error is the source's.
 func (m *Manager) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- m.o.Source.Run(ctx, m.hear) }()
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	changed := m.o.Host.Changed(Owner)
 	defer m.listen()()
 	for {
-		m.keep()
+		began, pause := time.Now(), time.Duration(0)
+		if m.keep() {
+			pause = share * time.Since(began)
+		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return <-ended
+		case err := <-ended:
+			return err
+		case <-time.After(pause):
+		case <-m.urgent:
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return <-ended
+		case err := <-ended:
+			return err
 		case <-tick.C:
 		case <-changed:
 		case <-m.look:
+		case <-m.urgent:
 		}
 	}
 }
 
-// Look is to be called when the node's prefixes may be others.
-func (m *Manager) Look() {
+// hear takes over what the source says.
+func (m *Manager) hear(c policy.Cluster) {
+	m.mu.Lock()
+	before := m.said
+	m.said = c
+	m.mu.Unlock()
+	if c.Outage != "" && c.Outage != before.Outage {
+		m.o.Log.Error("policies cannot be had: what was last read stays in force", zap.Stringer("source", m.o.Source), zap.String("problem", c.Outage))
+	}
+	for _, p := range c.Problems {
+		if !slices.Contains(before.Problems, p) {
+			m.o.Log.Error("a policy's object cannot be used", zap.String("problem", p))
+		}
+	}
+	if c.Revision != before.Revision {
+		m.o.Log.Debug("policies read", zap.Stringer("source", m.o.Source), zap.Int("policies", len(c.Policies)), zap.Int("pods", len(c.Pods)))
+		m.Look()
+	}
+}
+
+// Look is to be called when the node's prefixes may be others, or its pods.
+func (m *Manager) Look() { poke(m.look) }
+
+func poke(c chan struct{}) {
 	select {
-	case m.look <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
-// reread reads the file where it may have changed, and says whether there is another World. For Run alone.
-func (m *Manager) reread() bool {
-	stat, err := os.Stat(m.o.File)
-	if err == nil && m.stat != nil && os.SameFile(stat, m.stat) && stat.ModTime().Equal(m.stat.ModTime()) && stat.Size() == m.stat.Size() &&
-		time.Since(stat.ModTime()) > every { // a file that changes within the clock's grain looks the same
-		return false
-	}
-	var data []byte
-	if err == nil {
-		data, err = plainfile.Read(m.o.File, plainfile.Most)
-	}
-	if err == nil && m.stat != nil && bytes.Equal(data, m.data) {
-		m.stat = stat
-		return false
-	}
-	m.data, m.stat = nil, nil
-	var world *policy.World
-	if err == nil {
-		m.data, m.stat = data, stat
-		world, err = policy.Parse(m.o.File, data)
-	}
-	if err != nil {
-		m.mu.Lock()
-		text := err.Error()
-		another := text != m.wrong
-		m.wrong = text
-		m.mu.Unlock()
-		if another {
-			m.o.Log.Error("the file of policies cannot be used: the last good one stays in force", zap.String("file", m.o.File), zap.Error(err))
-		}
-		return false
-	}
-	m.world = world
+// keep puts in force what is to be, and says whether that was work. For Run alone.
+func (m *Manager) keep() bool {
 	m.mu.Lock()
-	m.wrong, m.read = "", time.Now()
-	m.mu.Unlock()
-	m.o.Log.Info("policies read", zap.String("file", m.o.File), zap.Int("policies", len(world.Policies())), zap.Int("pods", len(world.Pods())))
-	return true
-}
-
-// keep puts in force what is to be. For Run alone.
-func (m *Manager) keep() {
-	another := m.reread()
-	if now := m.o.Node(); len(now) > 0 && !slices.Equal(now, m.nodes) {
-		m.nodes, another = now, true
-	}
-	if len(m.nodes) == 0 { // which pods are ours is not known yet: what an earlier daemon put in force stays
-		return
-	}
-	m.mu.Lock()
+	c, asked := m.said, m.asked
 	stands, unmarked := m.failed == nil && !m.since.IsZero(), m.unmarked != nil
 	m.mu.Unlock()
-	if another || !stands {
+	another := c.Revision != m.cluster.Revision
+	m.cluster = c
+	now, known := m.o.Node()
+	if known && !slices.Equal(now, m.nodes) {
+		m.nodes, another = slices.Clone(now), true
+	}
+	if c.Revision == 0 || !known && len(m.nodes) == 0 { // which pods are ours is not known yet: what an earlier daemon put in force stays
+		return false
+	}
+	if local := m.o.Local(); !slices.EqualFunc(local, m.local, func(a, b policy.Attached) bool {
+		return a.Namespace == b.Namespace && a.Name == b.Name && slices.Equal(a.Addresses, b.Addresses)
+	}) {
+		m.local, another = local, true
+	}
+	worked := another || !stands
+	if worked {
 		m.put()
-		return
+	} else {
+		err := m.o.Host.Err(Owner)
+		m.mu.Lock()
+		m.failed = err
+		m.mu.Unlock()
+		if unmarked {
+			m.mark()
+		}
 	}
-	err := m.o.Host.Err(Owner)
 	m.mu.Lock()
-	m.failed = err
-	m.mu.Unlock()
-	if unmarked {
-		m.mark()
+	defer m.mu.Unlock()
+	if m.failed == nil && !m.since.IsZero() && asked != m.served {
+		m.served = asked
+		close(m.changed)
+		m.changed = make(chan struct{})
 	}
+	return worked
+}
+
+// here says whether a pod runs on this node.
+func (m *Manager) here(p *policy.Pod) bool {
+	switch {
+	case slices.ContainsFunc(m.local, func(a policy.Attached) bool { return a.Namespace == p.Namespace && a.Name == p.Name }):
+		return true
+	case p.Node != "":
+		return p.Node == m.o.Name
+	case len(m.nodes) == 0:
+		return true // nobody says where it runs
+	}
+	return slices.ContainsFunc(p.Addresses, m.own)
 }
 
 // put compiles and applies. For Run alone.
 func (m *Manager) put() {
-	program := m.world.On(m.o.Name, m.o.Open).Compile(func(p *policy.Pod) bool { return slices.ContainsFunc(p.Addresses, m.own) })
-	var known []netip.Addr
-	for _, p := range m.world.Pods() {
-		known = append(known, p.Addresses...)
+	c := m.cluster
+	c.Pods = c.WithAttached(m.local)
+	if len(c.Policies) == 0 { // whoever is elsewhere does not matter
+		c.Pods = slices.DeleteFunc(slices.Clone(c.Pods), func(p policy.Pod) bool { return !m.here(&p) })
 	}
-	if m.o.NoPods != nil {
-		known = append(known, m.o.NoPods(m.nodes)...)
-	}
-	rules := nft.Table(program, nft.Options{Prefixes: m.nodes, Known: known, Log: m.logs.listening()})
-	m.mu.Lock()
-	_ = m.count() // the table's counters end with it
-	m.changing = true
-	m.mu.Unlock()
-	err := m.o.Host.Apply(Owner, hostnet.Want{Tables: []hostnet.Table{rules.Table}})
-	if !m.publish(rules, err) {
+	world, err := c.World()
+	if err != nil { // a source looks before it tells
+		m.fail(err)
 		return
 	}
-	m.program = program
-	m.mark()
+	program := world.On(m.o.Name, m.o.Open).Compile(m.here)
+	var rules nft.Rules
+	var want hostnet.Want
+	if len(c.Policies) > 0 {
+		var known []netip.Addr
+		for _, p := range world.Pods() {
+			for _, a := range p.Addresses {
+				if m.own(a) && (p.Node == "" || m.here(p)) {
+					known = append(known, a)
+				}
+			}
+		}
+		if m.o.NoPods != nil {
+			known = append(known, m.o.NoPods(m.nodes)...)
+		}
+		rules = nft.Table(program, nft.Options{Prefixes: m.nodes, Known: known, Log: m.logs.listening()})
+		want.Tables = []hostnet.Table{rules.Table}
+	}
+	m.mu.Lock()
+	same := m.failed == nil && !m.since.IsZero() && m.unmarked == nil && reflect.DeepEqual(rules, m.rules)
+	if !same {
+		_ = m.count() // the table's counters end with it
+		m.changing = true
+	}
+	m.mu.Unlock()
+	if same {
+		err = m.o.Host.Err(Owner)
+	} else {
+		err = m.o.Host.Apply(Owner, want)
+	}
+	if !m.publish(world, rules, err) {
+		return
+	}
+	m.program, m.world = program, world
+	if !same {
+		m.mark()
+	}
+}
+
+// fail says why what is to be is not in force.
+func (m *Manager) fail(err error) {
+	m.mu.Lock()
+	before := m.failed
+	m.failed, m.changing = err, false
+	m.mu.Unlock()
+	if before == nil || before.Error() != err.Error() {
+		m.o.Log.Error("policies are not in force, trying again", zap.Error(err))
+	}
 }
 
 // publish says how it stands after an Apply, and whether that did it.
-func (m *Manager) publish(rules nft.Rules, err error) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	before := m.failed
-	m.failed, m.changing = err, false
+func (m *Manager) publish(world *policy.World, rules nft.Rules, err error) bool {
 	if err != nil {
-		if before == nil || before.Error() != err.Error() {
-			m.o.Log.Error("policies are not in force, trying again", zap.Error(err))
-		}
+		m.fail(err)
 		return false
 	}
-	if m.since.IsZero() {
-		m.o.Log.Info("policies are in force", zap.String("file", m.o.File))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	first, changed := m.since.IsZero(), m.changing
+	m.failed, m.changing = nil, false
+	if first {
+		m.o.Log.Info("policies are in force", zap.Stringer("source", m.o.Source), zap.Int("policies", len(m.cluster.Policies)), zap.Int("pods", len(m.cluster.Pods)))
 	}
-	m.rules, m.inForce, m.prefixes, m.since = rules, m.world, m.nodes, time.Now()
-	m.logs.rules(rules, m.world)
-	m.unmarked = errBeingMarked
-	_ = m.count() // at once: what a new table counts until the next look would pass for what the old one had
+	m.rules, m.inForce, m.prefixes = rules, world, m.nodes
+	m.logs.rules(rules, world)
+	if changed || first {
+		m.since, m.unmarked = time.Now(), errBeingMarked
+		_ = m.count() // at once: what a new table counts until the next look would pass for what the old one had
+	}
 	there := map[string]bool{}
 	for _, p := range m.inForce.Policies() {
 		there[p.String()] = true
@@ -276,33 +345,96 @@ func (m *Manager) Ready() error {
 	case m.failed != nil:
 		return fmt.Errorf("network policies are not in force: %w", m.failed)
 	case m.since.IsZero():
-		return errors.New("network policies are not in force yet")
+		return fmt.Errorf("network policies are not in force yet%s", orNothing(": ", m.said.Outage))
 	}
 	return nil
 }
 
+// orNothing returns a text behind another, and nothing where it is "".
+func orNothing(before, text string) string {
+	if text == "" {
+		return ""
+	}
+	return before + text
+}
+
+// admission is how long a pod waits for what is known of it.
+const admission = 8 * time.Second
+
+// Admit waits until the rules for a pod that has just been given addresses here, and is among Options.Local, are in force: before that it
+// is not to run. Where the source Tells, it waits for the pod's object, too; else a pod that the source does not know is denied everything, and
+// nobody waits. A pod of no name is one of which nothing is known. The error says what it waited for.
+func (m *Manager) Admit(ctx context.Context, pod policy.Attached) error {
+	if pod.Name == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, admission)
+	defer cancel()
+	m.mu.Lock()
+	m.asked++
+	mine := m.asked
+	m.mu.Unlock()
+	poke(m.urgent)
+	for {
+		m.mu.Lock()
+		served, changed, known, failed, outage := m.served >= mine, m.changed, false, m.failed, m.said.Outage
+		if m.inForce != nil {
+			p := m.inForce.Pod(pod.Namespace, pod.Name)
+			known = p != nil && !slices.ContainsFunc(pod.Addresses, func(a netip.Addr) bool { return !slices.Contains(p.Addresses, a) })
+		}
+		if served && !known && m.o.Tells { // it comes with what the source says next
+			m.asked++
+			mine = m.asked
+			served = false
+		}
+		m.mu.Unlock()
+		if served {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			switch {
+			case failed != nil:
+				return fmt.Errorf("network policies are not in force: %w", failed)
+			case !known && m.o.Tells:
+				return fmt.Errorf("network policy: %s has not told of pod %s, nobody knows what it may do%s", m.o.Source, pod, orNothing(": ", outage))
+			}
+			return fmt.Errorf("network policy: the rules for pod %s are not in force yet%s", pod, orNothing(": ", outage))
+		}
+	}
+}
+
 // Status is how it stands.
 type Status struct {
-	File    string
-	Problem string        // "" where the file as it is is in force
+	Source  string
+	Problem string        // "" where what the source says is in force
 	Since   time.Time     // when what is in force came to be so; zero = nothing is
-	World   *policy.World // in force; nil where nothing is
+	World   *policy.World // in force; nil where nothing is. Of a world without policies, the pods of this node only
+	Pods    int           // that the source knows
+	Odd     []string      // objects that could not be understood, and what is denied for that
 	Counts  []Count
 }
 
-// Problem says why what the file says is not in force, "" where it is.
-func (m *Manager) Problem() string {
+// Problems say why what the source says is not in force, what of it could not be understood, and what passes it by.
+func (m *Manager) Problems() (list []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.problem()
+	if p := m.problem(); p != "" {
+		list = append(list, p)
+	}
+	if len(m.said.Policies) > 0 {
+		list = append(list, unjudged("/proc/thread-self/net")...)
+	}
+	return append(list, m.said.Problems...)
 }
 
 func (m *Manager) problem() string {
 	switch {
 	case m.failed != nil:
 		return m.failed.Error()
-	case m.wrong != "":
-		return fmt.Sprintf("%s is not in force, what was read at %s still is: %s", m.o.File, m.read.Format(time.RFC3339), m.wrong)
+	case m.said.Outage != "":
+		return m.said.Outage
 	case m.unmarked != nil:
 		return fmt.Sprintf("answers of connections that are denied by now may pass: %v", m.unmarked)
 	}
@@ -313,7 +445,7 @@ func (m *Manager) problem() string {
 func (m *Manager) Status() Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := Status{File: m.o.File, Since: m.since, World: m.inForce, Problem: m.problem()}
+	s := Status{Source: m.o.Source.String(), Since: m.since, World: m.inForce, Pods: len(m.said.Pods), Problem: m.problem(), Odd: m.said.Problems}
 	if err := m.count(); err != nil && s.Problem == "" {
 		s.Problem = err.Error()
 	}

@@ -21,6 +21,7 @@ import (
 	"weft/hostnet"
 	"weft/internal/nettest"
 	"weft/policy"
+	"weft/policy/nft"
 )
 
 const patience = 30 * time.Second
@@ -104,10 +105,7 @@ func (b *bench) start() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.m, err = New(Options{File: b.file, Node: func() []netip.Prefix { return n.Prefixes }, Host: b.host, Log: b.log, Name: "n1"})
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	b.m = New(Options{Source: File(b.file), Name: "n1", Node: func() ([]netip.Prefix, bool) { return n.Prefixes, true }, Host: b.host, Log: b.log})
 	if b.m.Ready() == nil {
 		b.t.Error("ready before anything is in force")
 	}
@@ -305,13 +303,7 @@ func TestNeverOpen(t *testing.T) {
 	closed("no daemon")
 	b.start()
 	closed("a new daemon")
-	b.c.Nodes[1].NS.MustRun(t, "nft", "flush", "ruleset")
-	nettest.Eventually(t, patience, func() error {
-		if b.host.Repairs() == 0 {
-			return errors.New("the table is not put back")
-		}
-		return nil
-	})
+	b.flushed()
 	closed("somebody flushed the ruleset")
 	// Open, and not for the pod that is listed no more.
 	b.writeWhole(strings.Replace(strings.Replace(string(good), deny, "", 1), "name: p1, namespace: x, labels: {name: p1}, addresses: [\""+b.c.Nodes[1].PodAddrs[0].String()+"\", ", "name: p1, namespace: x, labels: {name: p1}, addresses: [", 1))
@@ -334,4 +326,75 @@ func TestNeverOpen(t *testing.T) {
 	}) {
 		t.Errorf("a pod that is not listed is explained as %+v, %v", answers, err)
 	}
+}
+
+// flushed has somebody flush the ruleset, again and again, while packets come that are denied. Where the kernel has tables that nobody else may
+// flush, not one passes, and nothing has to be put back.
+func (b *bench) flushed() {
+	t := b.t
+	t.Helper()
+	ns := b.c.Nodes[1].NS
+	if !b.host.Keeps(nft.Family, nft.Name) {
+		ns.MustRun(t, "nft", "flush", "ruleset")
+		nettest.Eventually(t, patience, func() error {
+			if b.host.Repairs() == 0 {
+				return errors.New("the table is not put back")
+			}
+			return nil
+		})
+		return
+	}
+	var server net.PacketConn
+	var err error
+	b.c.Nodes[1].Pod.Do(func() { server, err = net.ListenPacket("udp", ":99") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	stop, done := make(chan struct{}), make(chan int)
+	go func() {
+		sent := 0
+		var socks []net.Conn
+		b.c.Nodes[0].Pod.Do(func() {
+			for _, a := range b.c.Nodes[1].PodAddrs {
+				if c, err := net.Dial("udp", netip.AddrPortFrom(a, 99).String()); err == nil {
+					socks = append(socks, c)
+				}
+			}
+		})
+		for {
+			for _, c := range socks {
+				if _, err := c.Write([]byte{1}); err == nil {
+					sent++
+				}
+			}
+			select {
+			case <-stop:
+				for _, c := range socks {
+					c.Close()
+				}
+				done <- sent
+				return
+			default:
+			}
+		}
+	}()
+	for range 50 {
+		ns.MustRun(t, "nft", "flush", "ruleset")
+	}
+	if out, err := ns.Run("nft", "delete", "table", "inet", nft.Name); err == nil {
+		t.Errorf("somebody else deleted the table: %s", out)
+	}
+	close(stop)
+	sent := <-done
+	if err := server.SetReadDeadline(time.Now().Add(waits)); err != nil {
+		t.Fatal(err)
+	}
+	if _, from, err := server.ReadFrom(make([]byte, 8)); err == nil {
+		t.Errorf("a packet from %v passed while the ruleset was flushed", from)
+	}
+	if n := b.host.Repairs(); n != 0 || sent == 0 {
+		t.Errorf("%d repairs, %d packets sent", n, sent)
+	}
+	t.Logf("%d packets sent while the ruleset was flushed 50 times, none passed", sent)
 }

@@ -105,7 +105,7 @@ var families = []family{
 
 // Table writes the table.
 func Table(g *policy.Program, o Options) Rules {
-	b := &builder{program: g, log: o.Log, chains: map[string]bool{}, rules: Rules{Table: hostnet.Table{Name: Name, Family: Family},
+	b := &builder{program: g, log: o.Log, chains: map[string]bool{}, rules: Rules{Table: hostnet.Table{Name: Name, Family: Family, Kept: true},
 		Denied: map[string]policy.Reason{}, Allowed: map[string]policy.Reason{}, Noted: map[string]policy.Note{}}}
 	base := map[policy.Direction][][]expr.Any{}
 	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
