@@ -293,6 +293,7 @@ func (c *compiler) identities(d Direction, s *Side, policies []*Policy) (list []
 		return is
 	}
 	numbers := map[string]int{}
+	var sums []string // by number
 	var sum []byte
 	// number is the identity of an end that is among these of the selectors.
 	number := func(e endpoint, among []int) int {

@@ -28,7 +28,7 @@ func (d *Daemon) measure(ctx context.Context) error {
 // unmeasured lists the peers that are reached, and how large packets to them should be.
 func (d *Daemon) unmeasured() (list []pathmtu.Peer) {
 	s := d.backend.Status()
-	own := d.ownPrefixes()
+	own, _ := d.ownPrefixes()
 	if !s.Ready {
 		return nil
 	}
