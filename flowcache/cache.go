@@ -78,7 +78,8 @@ type Cache struct {
 
 	mu     sync.Mutex
 	gen    uint64
-	open   bool // all that was seen in this generation was judged by what is in force
+	open   bool   // all that was seen in this generation was judged by what is in force
+	news   uint64 // counts what was heard
 	off    string
 	ground *peers
 	number map[string]uint32    // of peers, for the totals
@@ -345,7 +346,10 @@ func (c *Cache) Run(ctx context.Context) error {
 
 // heard is told that something has changed.
 func (c *Cache) heard(links bool) {
-	c.Forget()
+	c.mu.Lock()
+	c.forget()
+	c.news++
+	c.mu.Unlock()
 	if links {
 		poke(c.links)
 	}

@@ -48,6 +48,7 @@ type identified struct {
 	t       *testing.T
 	mu      sync.Mutex
 	steps   []place // where what is sent after a step may arrive
+	what    string  // the newest
 	arrived map[place]int
 	sent    int // since the last step
 }
@@ -77,7 +78,7 @@ func (s *identified) hear(at place, step uint64) {
 		may |= p
 	}
 	if at&may == 0 {
-		s.t.Errorf("a datagram that was sent after step %d, since when it may arrive at %b, arrived at %b", step, may, at)
+		s.t.Errorf("a datagram that was sent after step %d, since when it may arrive at %b, arrived at %b: %s", step, may, at, s.what)
 	}
 	if step == uint64(len(s.steps)-1) {
 		s.arrived[at]++
@@ -191,32 +192,32 @@ func forgets(t *testing.T, inner, n int) {
 		})
 	}
 	// heard waits until a node has heard of somebody else's change: from then on it is acknowledged.
-	heard := func(n *running, gen uint64) {
+	heard := func(n *running, news uint64) {
 		t.Helper()
 		nettest.Eventually(t, nettest.Patience, func() error {
 			n.cache.mu.Lock()
 			defer n.cache.mu.Unlock()
-			if n.cache.gen == gen {
+			if n.cache.news == news {
 				return errors.New("it has heard of no change")
 			}
 			return nil
 		})
 	}
-	generation := func(n *running) (gen uint64) { // with no news of an earlier change under way
+	news := func(n *running) (news uint64) { // with none of an earlier change under way
 		t.Helper()
 		since := time.Now()
 		nettest.Eventually(t, nettest.Patience, func() error {
 			n.cache.mu.Lock()
 			defer n.cache.mu.Unlock()
-			if !n.cache.open || n.cache.gen != gen {
-				gen, since = n.cache.gen, time.Now()
+			if n.cache.news != news {
+				news, since = n.cache.news, time.Now()
 			}
-			if time.Since(since) < 30*time.Millisecond {
+			if time.Since(since) < 50*time.Millisecond {
 				return errors.New("there is news all the time")
 			}
 			return nil
 		})
-		return gen
+		return news
 	}
 	quiet := func() { // so many were sent that must not arrive
 		t.Helper()
@@ -250,6 +251,9 @@ func forgets(t *testing.T, inner, n int) {
 		}
 		kinds[kind]++
 		far := r.nodes[nodeOf[at]]
+		s.mu.Lock()
+		s.what = kind
+		s.mu.Unlock()
 		s.expect(atB | atC) // while it is being made
 		switch kind {
 		case "move":
@@ -278,28 +282,28 @@ func forgets(t *testing.T, inner, n int) {
 				node, ns = far, r.Nodes[nodeOf[at]].NS
 			}
 			family := map[bool]string{true: "ip", false: "ip6"}[moving.Is4()]
-			gen := generation(node)
+			before := news(node)
 			ns.MustRun(t, "nft", fmt.Sprintf("table inet later { chain forward { type filter hook forward priority 10; %s daddr %v drop; }; }", family, moving))
-			heard(node, gen)
+			heard(node, before)
 			s.expect(nowhere)
 			quiet()
 			s.expect(at) // before packets may pass again
 			ns.MustRun(t, "nft", "delete table inet later")
 		case "a route there":
 			ns := r.Nodes[nodeOf[at]].NS
-			gen := generation(far)
+			before := news(far)
 			ns.MustRun(t, "ip", "route", "replace", "blackhole", moving.String(), "metric", "1")
 			ns.MustRun(t, "ip", "route", "del", moving.String(), "dev", "pod0")
-			heard(far, gen)
+			heard(far, before)
 			s.expect(nowhere)
 			quiet()
 			s.expect(at)
 			ns.MustRun(t, "ip", "route", "add", moving.String(), "dev", "pod0")
 			ns.MustRun(t, "ip", "route", "del", "blackhole", moving.String(), "metric", "1")
 		case "a pod there": // its link goes, and another pod gets the address
-			gen := generation(far)
+			before := news(far)
 			b.NS.MustRun(t, "ip", "link", "del", "pod0")
-			heard(far, gen)
+			heard(far, before)
 			s.expect(nowhere)
 			quiet()
 			sb.Close()
