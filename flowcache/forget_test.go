@@ -291,8 +291,8 @@ func forgets(t *testing.T, inner, n int) {
 			ns.MustRun(t, "nft", "delete table inet later")
 		case "a route there":
 			ns := r.Nodes[nodeOf[at]].NS
+			ns.MustRun(t, "ip", "route", "replace", "blackhole", moving.String(), "metric", "1") // behind the other one, until that goes
 			before := news(far)
-			ns.MustRun(t, "ip", "route", "replace", "blackhole", moving.String(), "metric", "1")
 			ns.MustRun(t, "ip", "route", "del", moving.String(), "dev", "pod0")
 			heard(far, before)
 			s.expect(nowhere)
