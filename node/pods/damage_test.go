@@ -192,12 +192,13 @@ func addresses(a api.AttachResult) (list []netip.Prefix) {
 	return list
 }
 
-// inKernel is what there is of pods in the node's kernel.
+// inKernel is what there is of pods in the node's kernel: links by name and MAC, for whether one has carrier yet is no part of it.
 func (r *rig) inKernel() (list []string) {
 	r.t.Helper()
 	for line := range strings.Lines(r.host.MustRun(r.t, "ip", "-br", "link")) {
 		if strings.HasPrefix(line, "weft") {
-			list = append(list, line)
+			fields := strings.Fields(line)
+			list = append(list, fields[0]+" "+fields[2])
 		}
 	}
 	return append(list, strings.Split(r.host.MustRun(r.t, "ip", "route", "show", "proto", "87"), "\n")...)
