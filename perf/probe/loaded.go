@@ -3,6 +3,7 @@ package probe
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,40 +22,34 @@ func runLoadedRoundTrips(ctx context.Context, s Spec, r *Result) error {
 	}
 	defer trips.close()
 
+	// The stream is this goroutine's, which has the thread and with it the network namespace that its connections are made in.
 	ctx, cancel := context.WithCancel(ctx)
-	load := Result{kinds: r.kinds}
-	var loadErr error
-	begun, over := make(chan struct{}), make(chan struct{})
-	wait := background(func() {
-		defer close(over)
-		if loadErr = stream(ctx, bulk, &load, func() { close(begun) }); loadErr != nil {
-			trips.stop.Store(true) // none is timed without it
-		}
-	})
-	defer wait()
 	defer cancel()
-
-	select {
-	case <-begun:
-	case <-over:
-		return fmt.Errorf("the stream: %w", loadErr)
-	}
+	load := Result{kinds: r.kinds}
 	grown := min(s.Duration/10, growth)
-	select {
-	case <-time.After(grown):
-	case <-over:
-	case <-trips.dead:
+	var values map[string]float64
+	var failed atomic.Bool // the stream
+	first := false         // that failed
+	over, wait := make(chan struct{}), func() {}
+	loadErr := stream(ctx, bulk, &load, func() {
+		wait = background(func() {
+			select {
+			case <-time.After(grown):
+			case <-over:
+			case <-trips.dead:
+			}
+			values, err = trips.run(s.Duration-2*grown, r)
+			first = failed.Load()
+			if err != nil {
+				cancel()
+			}
+		})
+	})
+	if loadErr != nil {
+		failed.Store(true)
+		trips.stop.Store(true) // none is timed without it
 	}
-	values, err := trips.run(s.Duration-2*grown, r)
-	first := false // that failed
-	select {
-	case <-over:
-		first = loadErr != nil
-	default:
-	}
-	if err != nil {
-		cancel()
-	}
+	close(over)
 	wait()
 	switch {
 	case loadErr != nil && (err == nil || first):

@@ -222,7 +222,7 @@ func TestPathGoesAway(t *testing.T) {
 		_, err := h.far.Run("ip", "link", "set", "eth0", "down")
 		down <- err
 	})
-	if _, err := h.run(Spec{Test: "udp-rr", Duration: time.Second}); err == nil {
+	if _, err := h.run(Spec{Test: "udp-rr", Duration: 5 * time.Second}); err == nil {
 		t.Error("no error")
 	}
 	if err := <-down; err != nil {
