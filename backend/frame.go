@@ -2,6 +2,7 @@ package backend
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 
@@ -167,7 +168,7 @@ func (f *Frame) Status() Status {
 	s := Status{
 		Ready: f.carries && f.err == nil, Underlay: f.under.Devices, UnderlayMTU: f.under.MTU, InnerMTU: f.plan.InnerMTU,
 		Devices: slices.Clone(f.plan.Devices), Repairs: f.set.Host.Repairs(), Hops: slices.Clone(f.plan.Hops), Problems: slices.Clone(f.plan.Problems),
-		Features: f.plan.Features, KernelDrops: map[string]uint64{},
+		Features: maps.Clone(f.plan.Features), KernelDrops: map[string]uint64{},
 	}
 	if s.Features == nil {
 		s.Features = map[string]string{}

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"weft/policy"
 )
@@ -64,10 +65,28 @@ func Listen(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verdict: %w", err)
 	}
-	if err := os.Chmod(path, 0o666); err != nil {
+	if err := openToAll(path); err != nil {
 		return nil, errors.Join(fmt.Errorf("verdict: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// openToAll lets everybody connect to a socket. Whoever may write in its directory (a pod with a writable mount) may have put a symbolic
+// link in its place: that is not followed, and nothing but a socket gets the mode.
+func openToAll(path string) error {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return fmt.Errorf("%s is no socket any more: let nobody but root write in its directory, and mount it read-only", path)
+	}
+	return os.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), 0o666)
 }
 
 // Judge answers a caller about a connection.
