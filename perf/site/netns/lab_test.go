@@ -379,7 +379,7 @@ func checkBalances(t *testing.T, all []result.Balance, wantPaths int) {
 // TestEveryTest runs each test of the list, several flows and super-packets among them, over IPv6, and expects each of its
 // figures and an account that adds up.
 func TestEveryTest(t *testing.T) {
-	asked := []string{"tcp-stream:flows=8", "udp-rate:gso=1", "udp-overload:factor=3", "udp-stream:rate=1e7", "tcp-rr", "udp-rr", "udp-open-rr:rate=2000", "tcp-crr", "cpu-fixed:rate=1e8", "mixed:rate=2e7:family=6"}
+	asked := []string{"tcp-stream:flows=8", "udp-rate:gso=1", "udp-overload:factor=3", "udp-stream:rate=1e7", "tcp-rr", "udp-rr", "udp-open-rr:rate=2000", "loaded-rr:flows=2", "tcp-crr", "cpu-fixed:rate=1e8", "mixed:rate=2e7:family=6"}
 	l := start(t, "--contenders", "bare,tun,xdp", "--tests", strings.Join(asked, ","), "--family", "6",
 		"--duration", "500ms", "--repeat", "1", "--warmup", "0", "--json", "r.json")
 	l.ran()
@@ -418,7 +418,7 @@ func TestEveryTest(t *testing.T) {
 			t.Errorf("%s, %s: %+v %+v", b.Contender, b.Test, b.PathBalance, b.LaneBalance)
 		}
 	}
-	if udp != 3*5 {
+	if udp != 3*5 { // of loaded-rr none: see its own words
 		t.Errorf("%d accounts of UDP paths, want 15", udp)
 	}
 }
