@@ -69,8 +69,8 @@ func NewFrame(s Settings, p Planner, carry func() (anew bool, err error)) (*Fram
 	return f, nil
 }
 
-// Hear makes the paths to the peers follow what an Ear hears. Call it before the first Apply.
-func (f *Frame) Hear(e *egress.Ear) { f.paths.Hear(e) }
+// Hear makes the paths to the peers follow what an ICMPListener hears. Call it before the first Apply.
+func (f *Frame) Hear(e *egress.ICMPListener) { f.paths.Hear(e) }
 
 // Self implements Backend.
 func (f *Frame) Self() control.Node { return f.planner.Self() }

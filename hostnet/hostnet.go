@@ -134,7 +134,7 @@ type Host struct {
 	doubt        atomic.Bool // it heard of another one that may concern us, or may have missed some
 
 	underlayNews atomic.Uint64 // see UnderlayNews
-	terrainNews  atomic.Uint64 // see TerrainNews
+	outsideNews  atomic.Uint64 // see OutsideNews
 
 	whole atomic.Int64 // how long the last look at everything took, ns
 

@@ -126,7 +126,7 @@ func (h *Host) surprisingRoute(m syscall.NetlinkMessage, there bool) bool {
 	msg := nl.DeserializeRtMsg(m.Data)
 	foreign := msg.Protocol != Protocol && leads(msg)
 	if foreign {
-		h.terrainNews.Add(1)
+		h.outsideNews.Add(1)
 		h.around.Store(true)
 	}
 	// A replaced route is told by its successor alone, whose protocol may be anybody's.

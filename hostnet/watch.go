@@ -50,7 +50,7 @@ func (h *Host) Run(ctx context.Context) error {
 	}
 	h.doubt.Store(true) // for what happened before we listened
 	h.underlayNews.Add(1)
-	h.terrainNews.Add(1)
+	h.outsideNews.Add(1)
 	notify()
 	h.listening.Store(true)
 	ctx, cancel := context.WithCancel(ctx)
@@ -152,7 +152,7 @@ func (h *Host) follow(ctx context.Context, listener *nl.NetlinkSocket, notify fu
 			return
 		}
 		h.underlayNews.Add(1)
-		h.terrainNews.Add(1)
+		h.outsideNews.Add(1)
 		h.doubt.Store(true)
 		notify()
 		h.listening.Store(true)
@@ -186,7 +186,7 @@ func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func
 		news, from, err := listener.Receive()
 		if errors.Is(err, unix.ENOBUFS) {
 			h.underlayNews.Add(1)
-			h.terrainNews.Add(1)
+			h.outsideNews.Add(1)
 			h.doubt.Store(true) // the kernel dropped notifications; the socket itself goes on
 			notify()
 			continue
@@ -200,7 +200,7 @@ func (h *Host) read(ctx context.Context, listener *nl.NetlinkSocket, notify func
 		for _, m := range news {
 			if h.concerns(m) {
 				h.underlayNews.Add(1)
-				h.terrainNews.Add(1)
+				h.outsideNews.Add(1)
 				h.doubt.Store(true)
 				notify()
 			} else if h.surprising(m) {

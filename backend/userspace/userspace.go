@@ -36,8 +36,8 @@ type Backend struct {
 	log   *zap.Logger
 	route forwarder
 	reply *rejecter
-	ear   *egress.Ear // nil only while New fails
-	seal  Sealer      // nil where nothing is sealed
+	ear   *egress.ICMPListener // nil only while New fails
+	seal  Sealer               // nil where nothing is sealed
 
 	failed chan failure // engines report here when a lane dies
 

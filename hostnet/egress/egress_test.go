@@ -240,7 +240,7 @@ func TestFits(t *testing.T) {
 // path that they went over.
 func TestMeasured(t *testing.T) {
 	m, now := two(), time.Unix(1000, 0)
-	f, e, sized := NewFinder(m, Choice{}), newEar([]uint16{4789}), NewMeasured()
+	f, e, sized := NewFinder(m, Choice{}), newICMPListener([]uint16{4789}), NewMeasured()
 	defer e.Close()
 	f.now = func() time.Time { return now }
 	f.Hear(e)

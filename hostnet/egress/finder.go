@@ -24,7 +24,7 @@ type Finder struct {
 	kernel Kernel
 	choice Choice
 	now    func() time.Time
-	ear    *Ear                  // nil = nobody listens
+	ear    *ICMPListener         // nil = nobody listens
 	sized  *Measured             // nil = nobody measures
 	learnt map[netip.Addr]learnt // what the kernel has learnt of paths
 
@@ -52,8 +52,8 @@ func NewFinder(k Kernel, c Choice) *Finder {
 	return &Finder{kernel: k, choice: c, now: time.Now, learnt: map[netip.Addr]learnt{}}
 }
 
-// Hear makes the Finder take in what an Ear hears.
-func (f *Finder) Hear(e *Ear) { f.ear = e }
+// Hear makes the Finder take in what an ICMPListener hears.
+func (f *Finder) Hear(e *ICMPListener) { f.ear = e }
 
 // Measure makes the Finder take in what is found out by packets of full size.
 func (f *Finder) Measure(m *Measured) { f.sized = m }
@@ -197,7 +197,7 @@ func (f *Finder) follow(self control.Node, peers []control.Node, local []held) {
 	}
 }
 
-// news says whether the Ear has heard something, or something was found out.
+// news says whether the ICMPListener has heard something, or something was found out.
 func (f *Finder) news() bool {
 	found := f.sized.take()
 	if f.ear == nil {

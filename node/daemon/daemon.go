@@ -325,7 +325,7 @@ func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 	if err != nil || state == nil {
 		return err
 	}
-	all, _, err := grounds(cfg, h, nil)
+	all, _, err := reserved(cfg, h, nil)
 	if err != nil {
 		return err
 	}

@@ -13,38 +13,38 @@ import (
 	"weft/internal/ipnet"
 )
 
-// Ground is what this node reaches without the overlay, by a device that is not weft's.
-type Ground struct {
-	Prefix  netip.Prefix // a network on the device's link, or the address of a router
-	Dev     string
-	Router  bool // of the default route
-	Outside bool // the device has a default route: the way out, and as a rule that to the other nodes
+// OutsideNet is what this node reaches without the overlay, by a device that is not weft's.
+type OutsideNet struct {
+	Prefix       netip.Prefix // a network on the device's link, or the address of a router
+	Dev          string
+	Router       bool // of the default route
+	DefaultRoute bool // the device has a default route: the way out, and as a rule that to the other nodes
 }
 
-func (g Ground) String() string {
+func (g OutsideNet) String() string {
 	if g.Router {
 		return fmt.Sprintf("the router %v on %s", g.Prefix.Addr(), g.Dev)
 	}
 	return fmt.Sprintf("this node's own network %v on %s", g.Prefix, g.Dev)
 }
 
-// Terrain is all that this node reaches without the overlay.
-type Terrain struct {
-	Grounds []Ground
-	routes  []netip.Prefix // of others, in the main table
+// Outside is all that this node reaches without the overlay.
+type Outside struct {
+	Nets   []OutsideNet
+	routes []netip.Prefix // of others, in the main table
 }
 
 // Leads says whether some route of others leads to an address, the default route among them.
-func (t Terrain) Leads(a netip.Addr) bool {
+func (t Outside) Leads(a netip.Addr) bool {
 	return slices.ContainsFunc(t.routes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// TerrainNews counts what was heard, or may have been missed, that could make the Terrain another one.
-func (h *Host) TerrainNews() uint64 { return h.terrainNews.Load() }
+// OutsideNews counts what was heard, or may have been missed, that could make the Outside another one.
+func (h *Host) OutsideNews() uint64 { return h.outsideNews.Load() }
 
-// Terrain lists what devices that are up and not weft's lead to: the networks on their links, by the main table, and the routers of
+// Outside lists what devices that are up and not weft's lead to: the networks on their links, by the main table, and the routers of
 // default routes. Loopback devices, single addresses and link-local ones are left out.
-func (h *Host) Terrain() (t Terrain, err error) {
+func (h *Host) Outside() (t Outside, err error) {
 	links, err := dumpLinks(h.rt)
 	if err != nil {
 		return t, fmt.Errorf("hostnet: list links: %w", err)
@@ -83,8 +83,8 @@ func (h *Host) Terrain() (t Terrain, err error) {
 		if !known || !p.IsValid() || p.Addr().IsLinkLocalUnicast() || p.Addr().IsMulticast() || p.Bits() == 0 || !router && p.IsSingleIP() {
 			return
 		}
-		if g := (Ground{p, name, router, outside[index]}); !slices.Contains(t.Grounds, g) {
-			t.Grounds = append(t.Grounds, g)
+		if g := (OutsideNet{p, name, router, outside[index]}); !slices.Contains(t.Nets, g) {
+			t.Nets = append(t.Nets, g)
 		}
 	}
 	for _, r := range routes {

@@ -21,28 +21,28 @@ import (
 // resolvConfs say which name servers this machine asks; the second is there where the first names systemd-resolved.
 var resolvConfs = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
 
-// grounds is what this node needs outside of the overlay. Those that the overlay must not even have in its network are vital: what leads to
+// reserved is what this node needs outside of the overlay. Those that the overlay must not even have in its network are vital: what leads to
 // the other nodes, out of the cluster, and to the control plane.
-func grounds(cfg *config.Config, h *hostnet.Host, own []netip.Addr) (all, vital []control.Ground, err error) {
-	t, err := h.Terrain()
+func reserved(cfg *config.Config, h *hostnet.Host, own []netip.Addr) (all, vital []control.Reserved, err error) {
+	t, err := h.Outside()
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, g := range t.Grounds {
-		ground := control.Ground{Prefix: g.Prefix, What: g.String()}
-		all = append(all, ground)
-		if g.Router || g.Outside || g.Dev == cfg.Node.Interface || slices.ContainsFunc(own, g.Prefix.Contains) {
-			vital = append(vital, ground)
+	for _, g := range t.Nets {
+		r := control.Reserved{Prefix: g.Prefix, What: g.String()}
+		all = append(all, r)
+		if g.Router || g.DefaultRoute || g.Dev == cfg.Node.Interface || slices.ContainsFunc(own, g.Prefix.Contains) {
+			vital = append(vital, r)
 		}
 	}
 	for a, what := range servers(cfg) {
 		if t.Leads(a) {
-			ground := control.Ground{Prefix: ipnet.Host(a), What: what}
-			all, vital = append(all, ground), append(vital, ground)
+			r := control.Reserved{Prefix: ipnet.Host(a), What: what}
+			all, vital = append(all, r), append(vital, r)
 		}
 	}
 	for _, a := range own {
-		vital = append(vital, control.Ground{Prefix: ipnet.Host(a), What: fmt.Sprintf("this node's own endpoint %v", a)})
+		vital = append(vital, control.Reserved{Prefix: ipnet.Host(a), What: fmt.Sprintf("this node's own endpoint %v", a)})
 	}
 	return all, vital, nil
 }
@@ -84,7 +84,7 @@ func servers(cfg *config.Config) map[netip.Addr]string {
 
 // refuse is an error of the configuration where the overlay's network would take away what this node needs to reach the others.
 func refuse(cfg *config.Config, h *hostnet.Host, me control.Node) error {
-	_, vital, err := grounds(cfg, h, me.Endpoints)
+	_, vital, err := reserved(cfg, h, me.Endpoints)
 	if err != nil {
 		return err
 	}
@@ -107,13 +107,13 @@ func readAndRefuse(cfg *config.Config, parts Parts, h *hostnet.Host, log *zap.Lo
 	return state, errors.Join(refuse(cfg, h, me), err)
 }
 
-// spared remembers what Spare made, so that the same State around the same grounds is the same list of nodes.
+// spared remembers what Spare made, so that the same State around the same reserved ranges is the same list of nodes.
 type spared struct {
-	from    *control.State
-	news    uint64 // Host.TerrainNews
-	looked  bool
-	grounds []control.Ground
-	out     control.State
+	from     *control.State
+	news     uint64 // Host.OutsideNews
+	looked   bool
+	reserved []control.Reserved
+	out      control.State
 }
 
 // spare leaves out of a State what the overlay would take of this node's own surroundings. It is for the goroutine of applyAll.
@@ -122,17 +122,17 @@ func (d *Daemon) spare(s *control.State) *control.State {
 		return s
 	}
 	sp := &d.spared
-	news := d.host.TerrainNews()
+	news := d.host.OutsideNews()
 	fresh := !sp.looked || sp.news != news
 	if fresh {
-		all, _, err := grounds(d.cfg, d.host, nil)
+		all, _, err := reserved(d.cfg, d.host, nil)
 		if err == nil { // else what was known stays
-			fresh = !slices.Equal(all, sp.grounds)
-			sp.grounds, sp.news, sp.looked = all, news, true
+			fresh = !slices.Equal(all, sp.reserved)
+			sp.reserved, sp.news, sp.looked = all, news, true
 		}
 	}
 	if fresh || sp.from != s {
-		sp.from, sp.out = s, s.Spare(d.cfg.Network.Prefixes, sp.grounds)
+		sp.from, sp.out = s, s.Spare(d.cfg.Network.Prefixes, sp.reserved)
 	}
 	return &sp.out
 }

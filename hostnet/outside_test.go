@@ -27,13 +27,13 @@ func TestTerrain(t *testing.T) {
 	}
 	look := func() string {
 		t.Helper()
-		terrain, err := b.host.Terrain()
+		outside, err := b.host.Outside()
 		if err != nil {
 			t.Fatal(err)
 		}
 		var all []string
-		for _, g := range terrain.Grounds {
-			all = append(all, fmt.Sprint(g, " ", g.Outside))
+		for _, g := range outside.Nets {
+			all = append(all, fmt.Sprint(g, " ", g.DefaultRoute))
 		}
 		slices.Sort(all)
 		return strings.Join(all, "\n")

@@ -25,7 +25,7 @@ const (
 	least6 = 1280
 )
 
-// Ear hears routers that say that a tunnel packet of this node was too large (RFC 792 and 1191, RFC 4443 §3.2). The kernel hears them too, and
+// ICMPListener hears routers that say that a tunnel packet of this node was too large (RFC 792 and 1191, RFC 4443 §3.2). The kernel hears them too, and
 // knows for the sockets that sent the packet; of packets that AF_XDP has sent it knows nothing, and for those whose socket it knows this
 // is sooner.
 //
@@ -33,7 +33,7 @@ const (
 // of ours sends from, to a tunnel port of an endpoint that the Finder has asked for, longer than what the path is
 // said to carry. And where it says less of that path than is known, and did not come from inside the overlay. Who guesses all that is believed until packets
 // of full size have shown otherwise (Measured), and no more then.
-type Ear struct {
+type ICMPListener struct {
 	ports []uint16
 	news  chan struct{} // for whoever has a Finder look
 	told  chan struct{} // for the Finder
@@ -67,9 +67,9 @@ type message struct {
 	mtu      int // bytes
 }
 
-// Listen opens an Ear for packets to these UDP ports. It needs CAP_NET_RAW, and works in the network namespace of the calling thread.
-func Listen(ports ...uint16) (*Ear, error) {
-	e := newEar(ports)
+// Listen opens an ICMPListener for packets to these UDP ports. It needs CAP_NET_RAW, and works in the network namespace of the calling thread.
+func Listen(ports ...uint16) (*ICMPListener, error) {
+	e := newICMPListener(ports)
 	v4, err := raw(unix.AF_INET, unix.IPPROTO_ICMP)
 	if err != nil {
 		return nil, fmt.Errorf("egress: listen for ICMP: %w: grant CAP_NET_RAW", err)
@@ -84,8 +84,8 @@ func Listen(ports ...uint16) (*Ear, error) {
 	return e, nil
 }
 
-func newEar(ports []uint16) *Ear {
-	e := &Ear{ports: ports, news: make(chan struct{}, 1), told: make(chan struct{}, 1), sends: sock.Sends,
+func newICMPListener(ports []uint16) *ICMPListener {
+	e := &ICMPListener{ports: ports, news: make(chan struct{}, 1), told: make(chan struct{}, 1), sends: sock.Sends,
 		asked: map[netip.Addr]Path{}, heard: map[netip.Addr]word{}, refuted: map[netip.Addr]time.Time{}, pause: lookAgain}
 	e.inside = e.overlay
 	return e
@@ -115,8 +115,8 @@ func raw(family, protocol int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "icmp"), nil
 }
 
-// Close ends the Ear.
-func (e *Ear) Close() {
+// Close ends the ICMPListener.
+func (e *ICMPListener) Close() {
 	for _, f := range e.files {
 		f.Close()
 	}
@@ -130,9 +130,9 @@ func (e *Ear) Close() {
 }
 
 // News gets a token when there is something to look at: at once where nothing was for a while, else not more often than the Finder bears.
-func (e *Ear) News() <-chan struct{} { return e.news }
+func (e *ICMPListener) News() <-chan struct{} { return e.news }
 
-func (e *Ear) listen(f *os.File, v4 bool) {
+func (e *ICMPListener) listen(f *os.File, v4 bool) {
 	conn, err := f.SyscallConn()
 	if err != nil {
 		return // closed already
@@ -158,7 +158,7 @@ func (e *Ear) listen(f *os.File, v4 bool) {
 }
 
 // hear takes in a message that came by the device with a number.
-func (e *Ear) hear(m message, device int) {
+func (e *ICMPListener) hear(m message, device int) {
 	if !slices.Contains(e.ports, m.to.Port()) || !e.sends(m.from) {
 		return
 	}
@@ -186,7 +186,7 @@ func (e *Ear) hear(m message, device int) {
 }
 
 // tell gives the tokens for all that was heard since the last ones.
-func (e *Ear) tell() {
+func (e *ICMPListener) tell() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.timer, e.next = nil, time.Now().Add(e.pause)
@@ -215,8 +215,8 @@ func arrival(control []byte) int {
 	return 0
 }
 
-// overlay says whether a device is weft's: inside, a pod's, or the pods' bridge. It is looked for in the namespace of the Ear's sockets.
-func (e *Ear) overlay(index int) (is bool) {
+// overlay says whether a device is weft's: inside, a pod's, or the pods' bridge. It is looked for in the namespace of the ICMPListener's sockets.
+func (e *ICMPListener) overlay(index int) (is bool) {
 	if index == 0 {
 		return false
 	}
@@ -280,7 +280,7 @@ func tooBig(b []byte, v4 bool) (m message, ok bool) {
 }
 
 // keep forgets what no peer is reached by any more. pause is what the Finder bears between two tokens.
-func (e *Ear) keep(paths map[netip.Addr]Path, pause time.Duration) {
+func (e *ICMPListener) keep(paths map[netip.Addr]Path, pause time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.pause = pause
@@ -295,7 +295,7 @@ func (e *Ear) keep(paths map[netip.Addr]Path, pause time.Duration) {
 
 // limit takes note of a path that is asked for, and of what was heard of it. A path that is another one by now, or that has waited long enough, is
 // as wide as it looks until somebody says otherwise.
-func (e *Ear) limit(to netip.Addr, p *Path, now time.Time) {
+func (e *ICMPListener) limit(to netip.Addr, p *Path, now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.asked[to] = *p
@@ -317,7 +317,7 @@ func (e *Ear) limit(to netip.Addr, p *Path, now time.Time) {
 
 // refute forgets what was heard of a path before packets as large as its devices carry went over it. Whoever said that may say it again: nobody is heard of
 // this path for a while.
-func (e *Ear) refute(to netip.Addr, whole time.Time) {
+func (e *ICMPListener) refute(to netip.Addr, whole time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if w, ok := e.heard[to]; ok && w.until.Add(-believed).Before(whole) {

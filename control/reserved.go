@@ -6,27 +6,27 @@ import (
 	"slices"
 )
 
-// Ground is a range of addresses that a node needs outside of the overlay: a network of its own links, a router, a server.
-type Ground struct {
+// Reserved is a range of addresses that a node needs outside of the overlay: a network of its own links, a router, a server.
+type Reserved struct {
 	Prefix netip.Prefix
 	What   string // in words: "this node's own network 192.0.2.0/24 on eth0"
 }
 
-// Spare leaves out of s what the overlay would take of a node's grounds: routes to peers' prefixes would go before those to the grounds
+// Spare leaves out of s what the overlay would take of a node's reserved ranges: routes to peers' prefixes would go before those to the ranges
 // themselves. Each is a Problem, with its remedy. What lies inside the node's own prefixes is for the node to have, as hosts of its
-// own; a ground elsewhere in the network is a Problem by itself, for addresses there that no route leads to are refused. Where
+// own; one elsewhere in the network is a Problem by itself, for addresses there that no route leads to are refused. Where
 // there is nothing to leave out, the lists are those of s.
-func (s State) Spare(network []netip.Prefix, grounds []Ground) State {
-	grounds = slices.DeleteFunc(slices.Clone(grounds), func(g Ground) bool {
+func (s State) Spare(network []netip.Prefix, reserved []Reserved) State {
+	reserved = slices.DeleteFunc(slices.Clone(reserved), func(g Reserved) bool {
 		return !slices.ContainsFunc(network, g.Prefix.Overlaps) || slices.ContainsFunc(s.Self.Prefixes, func(own netip.Prefix) bool {
 			return own.Overlaps(g.Prefix) && own.Bits() <= g.Prefix.Bits()
 		})
 	})
-	if len(grounds) == 0 {
+	if len(reserved) == 0 {
 		return s
 	}
 	problems := slices.Clone(s.Problems)
-	for _, g := range grounds {
+	for _, g := range reserved {
 		if wrong := Covers(network, g); wrong != "" {
 			problems = append(problems, Problem{Text: wrong})
 		}
@@ -35,10 +35,10 @@ func (s State) Spare(network []netip.Prefix, grounds []Ground) State {
 	var kept []Node
 	for i, n := range nodes {
 		left := slices.DeleteFunc(slices.Clone(n.Prefixes), func(p netip.Prefix) bool {
-			at := slices.IndexFunc(grounds, func(g Ground) bool { return g.Prefix.Overlaps(p) })
+			at := slices.IndexFunc(reserved, func(g Reserved) bool { return g.Prefix.Overlaps(p) })
 			if at >= 0 {
 				problems = append(problems, Problem{Node: n.Name, Text: fmt.Sprintf(
-					"prefix %v is left out on this node, it would take away %s: give the node another prefix, or that network other addresses", p, grounds[at].What)})
+					"prefix %v is left out on this node, it would take away %s: give the node another prefix, or that network other addresses", p, reserved[at].What)})
 			}
 			return at >= 0
 		})
@@ -56,8 +56,8 @@ func (s State) Spare(network []netip.Prefix, grounds []Ground) State {
 	return s
 }
 
-// Covers says what is wrong where the overlay's network overlaps a ground, "" where it does not.
-func Covers(network []netip.Prefix, g Ground) string {
+// Covers says what is wrong where the overlay's network overlaps a reserved range, "" where it does not.
+func Covers(network []netip.Prefix, g Reserved) string {
 	for _, p := range network {
 		if p.Overlaps(g.Prefix) {
 			return fmt.Sprintf("the overlay's network %v covers %s, and would take it away: choose network.prefixes that this network has no use for", p, g.What)

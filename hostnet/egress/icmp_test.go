@@ -91,7 +91,7 @@ func FuzzTooBig(f *testing.F) {
 // TestLimit: what was heard counts for the path it was said of, and for a while.
 func TestLimit(t *testing.T) {
 	to, now := netip.MustParseAddr("192.0.2.2"), time.Now()
-	e := newEar(nil)
+	e := newICMPListener(nil)
 	path := func(dev string, mtu int, at time.Duration) int {
 		p := Path{Device: dev, MTU: mtu}
 		e.limit(to, &p, now.Add(at))
@@ -129,7 +129,7 @@ func TestHear(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		own, to := netip.MustParseAddrPort("192.0.2.1:50000"), netip.MustParseAddrPort("192.0.2.2:4789")
 		other := netip.MustParseAddr("198.51.100.9")
-		e := newEar([]uint16{4789})
+		e := newICMPListener([]uint16{4789})
 		defer e.Close()
 		e.sends = func(a netip.AddrPort) bool { return a == own || a == netip.AddrPortFrom(other, own.Port()) }
 		e.inside = func(index int) bool { return index == 7 }
@@ -212,7 +212,7 @@ func TestListen(t *testing.T) {
 			nettest.End{NS: there, Dev: dev, Addrs: nettest.Prefixes([]string{"10.0.0.2/24", "192.0.2.254/24"}[i], []string{"fd00::2/64", "2001:db8::254/64"}[i])}, 1500)
 	}
 	for i, c := range []struct{ own, to, inside string }{{"192.0.2.1", "198.51.100.2", "10.0.0.1"}, {"2001:db8::1", "2001:db8:1::2", "fd00::1"}} {
-		var e *Ear
+		var e *ICMPListener
 		var s *sock.Socket
 		var err error
 		here.Do(func() {
@@ -301,7 +301,7 @@ func TestInner(t *testing.T) {
 
 // TestFinderHears: a word is another revision, and forgotten with the path.
 func TestFinderHears(t *testing.T) {
-	m, e := two(), newEar([]uint16{4789})
+	m, e := two(), newICMPListener([]uint16{4789})
 	f := NewFinder(m, Choice{})
 	f.Hear(e)
 	own, to := netip.MustParseAddrPort("192.0.2.1:50000"), netip.MustParseAddrPort("203.0.113.3:4789")

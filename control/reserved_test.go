@@ -13,7 +13,7 @@ import (
 func TestSpare(t *testing.T) {
 	const a, b, c = "a 192.0.2.1 10.244.1.0/24,fd00:10:244:1::/64", "b 192.0.2.2 10.244.2.0/24,fd00:10:244:2::/64", "c 192.0.2.3 10.244.3.0/24"
 	for name, tc := range map[string]struct {
-		grounds  string
+		reserved string
 		left     []string
 		problems []string
 	}{
@@ -29,11 +29,11 @@ func TestSpare(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := control.State{Self: node(t, a), Nodes: []control.Node{node(t, b), node(t, c)}}
 			before := fmt.Sprint(s)
-			var grounds []control.Ground
-			for g := range strings.FieldsSeq(tc.grounds) {
-				grounds = append(grounds, control.Ground{Prefix: netip.MustParsePrefix(g), What: "X"})
+			var reserved []control.Reserved
+			for g := range strings.FieldsSeq(tc.reserved) {
+				reserved = append(reserved, control.Reserved{Prefix: netip.MustParsePrefix(g), What: "X"})
 			}
-			got := s.Spare(network, grounds)
+			got := s.Spare(network, reserved)
 			if fmt.Sprint(s) != before {
 				t.Error("what it was given changed")
 			}
