@@ -21,6 +21,7 @@ const headStart = 300 * time.Millisecond
 
 // ServerOf reads the API server's HOST:PORT from a kubeconfig.
 func ServerOf(kubeconfig string) (string, error) {
+	quiet()
 	config, err := clientcmd.LoadFromFile(kubeconfig)
 	if err != nil {
 		return "", fmt.Errorf("kubernetes: read %s: %w", kubeconfig, err)

@@ -40,9 +40,6 @@ func connect(ctx context.Context, s Spec, j job) (*client, message, error) {
 	}
 	d := s.dialer("tcp")
 	conn, err := d.DialContext(ctx, "tcp", s.Target.String())
-	if err != nil && ctx.Err() != nil { // the library says "i/o timeout" of either time that is over
-		return nil, message{}, ctx.Err()
-	}
 	if err != nil {
 		return nil, message{}, fmt.Errorf("control connection: %w", s.silent(s.Target, err))
 	}

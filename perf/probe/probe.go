@@ -121,8 +121,12 @@ func Run(ctx context.Context, spec Spec) (Result, error) {
 	}
 	r := Result{Test: spec.Test, Params: spec.Params, Target: spec.Target.String(), Metrics: []Metric{}, kinds: test.Metrics}
 	if err := test.run(ctx, spec, &r); err != nil {
-		if cause := context.Cause(ctx); cause != nil {
+		at, ends := ctx.Deadline()
+		switch cause := context.Cause(ctx); {
+		case cause != nil:
 			err = cause
+		case ends && !time.Now().Before(at): // what was asked of the network ended by it, a moment before ctx does
+			err = context.DeadlineExceeded
 		}
 		return Result{}, fmt.Errorf("%s to %s: %w", spec.Test, spec.Target, err)
 	}
