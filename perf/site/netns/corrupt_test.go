@@ -40,6 +40,7 @@ esac
 // TestCorrupt: a contender that delivers other bytes than were sent fails the run as corrupt, in its exit code, result, table and page, and not as
 // one that loses packets; the others are not touched by it.
 func TestCorrupt(t *testing.T) {
+	t.Parallel()
 	nettest.RequireTool(t, "nft")
 	file := filepath.Join(t.TempDir(), "damaging")
 	if err := os.WriteFile(file, []byte(damaging), 0o700); err != nil {

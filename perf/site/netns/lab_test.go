@@ -244,6 +244,7 @@ func TestKilled(t *testing.T) {
 
 // TestRun carries real traffic over contenders of every kind, and looks at what comes out.
 func TestRun(t *testing.T) {
+	t.Parallel()
 	all := []string{"tcp-stream", "udp-rr", "udp-rate:size=100", "mixed"}
 	metrics := map[string]int{"tcp-stream": 1, "udp-rr": 5, "udp-rate:size=100": 2, "mixed": 2}
 	for _, c := range []struct {
@@ -259,6 +260,7 @@ func TestRun(t *testing.T) {
 		{"jumbo packets", []string{"--mtu", "9000", "--warmup", "0"}, all[1:2], map[string]int{"bare": 9000, "vxlan": 8950, "tun": 8950, "wireguard-go": 8920}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			l := start(t, append([]string{"--contenders", "bare,vxlan,tun,wireguard-go", "--tests", strings.Join(c.tests, ","),
 				"--duration", "300ms", "--repeat", "2", "--out", "results", "--json", "r.json"}, c.args...)...)
 			l.ran()
@@ -379,6 +381,7 @@ func checkBalances(t *testing.T, all []result.Balance, wantPaths int) {
 // TestEveryTest runs each test of the list, several flows and super-packets among them, over IPv6, and expects each of its
 // figures and an account that adds up.
 func TestEveryTest(t *testing.T) {
+	t.Parallel()
 	asked := []string{"tcp-stream:flows=8", "udp-rate:gso=1", "udp-overload:factor=3", "udp-stream:rate=1e7", "tcp-rr", "udp-rr", "udp-open-rr:rate=2000", "loaded-rr:flows=2", "tcp-crr", "cpu-fixed:rate=1e8", "mixed:rate=2e7:family=6"}
 	l := start(t, "--contenders", "bare,tun,xdp", "--tests", strings.Join(asked, ","), "--family", "6",
 		"--duration", "500ms", "--repeat", "1", "--warmup", "0", "--json", "r.json")
@@ -499,11 +502,12 @@ func TestFullDisk(t *testing.T) {
 // TestOddTemp: the lab does not depend on what its temporary folder is called: longer than a unix socket's address, with characters that mean something
 // elsewhere, relative.
 func TestOddTemp(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	dir := t.TempDir()
 	for _, temp := range []string{filepath.Join(dir, strings.Repeat("long", 50)), filepath.Join(dir, "a: b #{c}, 'd' \"e\""), "relative"} {
-		t.Setenv("TMPDIR", temp)
 		l := command(t, "--contenders", "bare,tun-gso+aes-128-gcm,wireguard-go", "--tests", "udp-rr", "--duration", "100ms", "--repeat", "1", "--warmup", "0", "--json", "r.json")
+		l.Env = append(os.Environ(), "TMPDIR="+temp)
 		if !filepath.IsAbs(temp) {
 			temp = filepath.Join(l.Dir, temp)
 		}
@@ -522,6 +526,7 @@ func TestOddTemp(t *testing.T) {
 
 // TestLargestMTU: what contenders with AF_XDP are said to carry at most they carry, and beyond it they are unsupported without a try; the others run.
 func TestLargestMTU(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ contender, mtu, beyond string }{
 		{"xdp,tun-xdp", "3506", "3507"}, {"xdp-udp", "3556", "3557"}, {"xdp-udp+aes-128-gcm", "3588", "3589"}, {"xdp-lib", "1762", "1763"},
 	} {
@@ -547,6 +552,7 @@ func TestLargestMTU(t *testing.T) {
 
 // TestOnlyIPv4: what is known of a contender once it is up, that it carries no IPv6, ends no sample in a failure.
 func TestOnlyIPv4(t *testing.T) {
+	t.Parallel()
 	nettest.RequireTool(t, "ip")
 	file := filepath.Join(t.TempDir(), "own")
 	if err := os.WriteFile(file, []byte(`#!/bin/sh
@@ -569,6 +575,7 @@ esac
 
 // TestTrouble asks for what cannot be.
 func TestTrouble(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		args []string
 		code int
