@@ -62,6 +62,7 @@ type wantedTable struct {
 	*Table
 	digest string
 	owner  *owner
+	side   string // of a Seamless one, "" = none yet
 }
 
 // mergeTables is merge for nftables: a table is one owner's.
@@ -80,7 +81,7 @@ func (h *Host) mergeTables() (list []wantedTable) {
 				o.failFirewall(err)
 				continue
 			}
-			list = append(list, wantedTable{t, digest, o})
+			list = append(list, wantedTable{t, digest, o, ""})
 		}
 	}
 	return list

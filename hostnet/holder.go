@@ -43,15 +43,15 @@ func (h *Host) tableHolder(t tableKey) string {
 	return by
 }
 
-// tableTrouble is an error of changing a table of nftables, with who has it, where somebody has.
+// tableTrouble is an error of changing a table of nftables, with who has it, where that is another process.
 func (h *Host) tableTrouble(t tableKey, err error) error {
-	switch by := h.tableHolder(t); {
-	case by != "":
-		return fmt.Errorf("%w: %s owns the table, and it alone may change it: stop that, or have it give its table another name", err, by)
-	case errors.Is(err, unix.EPERM):
-		return fmt.Errorf("%w%s", err, hint(err))
+	if !errors.Is(err, unix.EPERM) { // nft_table_lookup's answer to who does not own it
+		return fmt.Errorf("%w: the kernel may lack what its rules need", err)
 	}
-	return fmt.Errorf("%w: the kernel may lack what its rules need", err)
+	if by := h.tableHolder(t); by != "" && !h.keeper.held[t] {
+		return fmt.Errorf("%w: %s owns the table, and it alone may change it: stop that, or have it give its table another name", err, by)
+	}
+	return fmt.Errorf("%w%s", err, hint(err))
 }
 
 // holder says what has the place of an object that could not be added, and what to do about it; "" where that is not known.

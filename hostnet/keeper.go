@@ -71,10 +71,21 @@ func (h *Host) claim(t wantedTable, there bool) bool {
 	}
 	if !g.told {
 		g.told = true
-		h.log.Warn("others may flush a table of ours, it is put back within a second: Linux 6.9 and newer have tables that they may not", zap.Stringer("object", t), zap.Error(err))
+		h.log.Warn("others may flush a table of ours, which is put back within a second", zap.Stringer("object", t), zap.String("reason", whyNotKept(there, h.tableHolder(t.key()))), zap.Error(err))
 	}
 	h.letGo()
 	return false
+}
+
+// whyNotKept says why a table cannot be the keeper's: of one that was there, or of one that another process owns.
+func whyNotKept(there bool, holder string) string {
+	switch {
+	case holder != "":
+		return holder + " owns it: stop that"
+	case there:
+		return "it was made without an owner, and one cannot be given to it: `weft cleanup` while no daemon runs has the next one make it anew"
+	}
+	return "the kernel has no tables with flags owner and persist: Linux 6.9 and newer have"
 }
 
 func (h *Host) tellKept() {

@@ -13,9 +13,9 @@ import (
 
 // Flow is what connection tracking knows of a connection: who began it, and where it ends up behind all address translation.
 type Flow struct {
-	Src, Dst netip.Addr
-	Protocol uint8
-	Port     uint16 // the destination's
+	Src, Dst   netip.Addr
+	Protocol   uint8
+	Port, From uint16 // the destination's, and the source's as it sends
 }
 
 // MarkFlows gives a bit of their mark to the flows of TCP, UDP and SCTP that are to have it, takes it from the others, and says how many it
@@ -46,7 +46,7 @@ func (h *Host) MarkFlows(bit uint32, marked func(Flow) bool) (changed int, err e
 				continue
 			}
 			mark := f.Mark &^ bit
-			if marked(Flow{Src: ipnet.Addr(f.Forward.SrcIP).Unmap(), Dst: ipnet.Addr(f.Reverse.SrcIP).Unmap(), Protocol: f.Forward.Protocol, Port: f.Reverse.SrcPort}) {
+			if marked(Flow{Src: ipnet.Addr(f.Forward.SrcIP).Unmap(), Dst: ipnet.Addr(f.Reverse.SrcIP).Unmap(), Protocol: f.Forward.Protocol, Port: f.Reverse.SrcPort, From: f.Forward.SrcPort}) {
 				mark |= bit
 			}
 			if mark == f.Mark {

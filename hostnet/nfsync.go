@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink/nl"
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,11 +17,17 @@ var setNumbers sync.Mutex
 
 // syncTableOf makes one table right, and says whether it changed anything.
 func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chains map[tableKey]map[string]*nftables.Chain) (bool, error) {
+	if t.Seamless {
+		return h.syncSeamless(conn, t, there, chains[t.key()])
+	}
 	reason := "it was missing"
 	kept := h.claim(t, there)
 	if there {
-		var err error
-		if reason, err = h.wrongWith(conn, t, chains[t.key()]); err != nil {
+		rules, err := h.raw.rules(t.key())
+		if err == nil {
+			reason, err = h.wrongWith(conn, t, chains[t.key()], rules)
+		}
+		if err != nil {
 			return false, fmt.Errorf("hostnet: read %s: %w", t, err)
 		}
 		if reason == "" {
@@ -51,18 +56,8 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 	for _, c := range t.Chains {
 		change.AddChain(&nftables.Chain{Name: c.Name, Table: k, Type: c.Type, Hooknum: c.Hook, Priority: c.Priority, Device: c.Device})
 	}
-	for i := range t.Sets {
-		s := t.Sets[i].Set
-		s.Table = k
-		setNumbers.Lock()
-		err = change.AddSet(&s, nil)
-		setNumbers.Unlock()
-		if err == nil {
-			err = inParts(t.Sets[i].Elements, func(part []nftables.SetElement) error { return change.SetAddElements(&s, part) })
-		}
-		if err != nil {
-			return false, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
-		}
+	if err = addSets(change, k, t); err != nil {
+		return false, err
 	}
 	n := 0
 	for _, c := range t.Chains {
@@ -75,29 +70,43 @@ func (h *Host) syncTableOf(conn *nftables.Conn, t wantedTable, there bool, chain
 		return false, &ObjectError{Object: t.String(), Dev: t.device(), Err: h.tableTrouble(t.key(), err)}
 	}
 	h.forgetMissed(t.Table)
-	if h.firewall.tables[t.key()] == t.digest {
-		h.repairs.Add(1)
-		h.log.Warn("repaired", zap.String("action", "put back"), zap.String("object", t.String()), zap.String("reason", reason))
-	} else {
-		h.log.Info("changed", zap.String("object", t.String()), zap.String("reason", reason))
-	}
+	h.tellChanged(t, reason)
 	return true, nil
 }
 
+// addSets queues a table's sets with their elements.
+func addSets(change *nftables.Conn, k *nftables.Table, t wantedTable) error {
+	for i := range t.Sets {
+		s := t.Sets[i].Set
+		s.Table = k
+		setNumbers.Lock()
+		err := change.AddSet(&s, nil)
+		setNumbers.Unlock()
+		if err == nil {
+			err = inParts(t.Sets[i].Elements, func(part []nftables.SetElement) error { return change.SetAddElements(&s, part) })
+		}
+		if err != nil {
+			return fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
+		}
+	}
+	return nil
+}
+
 // mark is the comment of the table's rule of this number.
-func (t wantedTable) mark(n int) []byte { return RuleMark(fmt.Sprintf("%s.%d", t.digest, n)) }
+func (t wantedTable) mark(n int) []byte { return RuleMark(fmt.Sprintf("%s%s.%d", t.digest, t.side, n)) }
+
+// is says whether the kernel's chain is as wanted, but for its rules.
+func (c *TableChain) is(k *nftables.Chain) bool {
+	return k.Type == c.Type && equal(k.Hooknum, c.Hook) && equal(k.Priority, c.Priority) && (k.Policy == nil || *k.Policy != nftables.ChainPolicyDrop)
+}
 
 // wrongWith compares a table that is there, but for elements; "" = it is right.
-func (h *Host) wrongWith(conn *nftables.Conn, t wantedTable, have map[string]*nftables.Chain) (string, error) {
+func (h *Host) wrongWith(conn *nftables.Conn, t wantedTable, have map[string]*nftables.Chain, rules map[string][][]byte) (string, error) {
 	if device := t.device(); device != "" && h.firewall.anew[device] {
 		return device + " was made anew", nil
 	}
 	if len(have) != len(t.Chains) {
 		return fmt.Sprintf("it had %d chains", len(have)), nil
-	}
-	rules, err := h.raw.rules(t.key())
-	if err != nil {
-		return "", err
 	}
 	n := 0
 	for _, c := range t.Chains {
@@ -105,7 +114,7 @@ func (h *Host) wrongWith(conn *nftables.Conn, t wantedTable, have map[string]*nf
 		switch {
 		case is == nil:
 			return "it had no chain " + c.Name, nil
-		case is.Type != c.Type || !equal(is.Hooknum, c.Hook) || !equal(is.Priority, c.Priority) || is.Policy != nil && *is.Policy == nftables.ChainPolicyDrop:
+		case !c.is(is):
 			return "its chain " + c.Name + " was another", nil
 		case len(rules[c.Name]) != len(c.Rules):
 			return fmt.Sprintf("its chain %s had %d rules", c.Name, len(rules[c.Name])), nil
@@ -206,47 +215,61 @@ func (h *Host) Counts(family nftables.TableFamily, tables ...string) (map[string
 
 func equal[T comparable](a, b *T) bool { return (a == nil) == (b == nil) && (a == nil || *a == *b) }
 
-// syncElements makes the elements of a table's sets right, in one transaction: no packet finds some of them changed and others not.
-func (h *Host) syncElements(conn *nftables.Conn, t wantedTable) (changed bool, err error) {
-	if len(t.Sets) == 0 {
-		return false, nil
-	}
-	change, done, err := h.writer(t.key())
-	if err != nil {
-		return false, err
-	}
-	defer func() { done(err) }()
+// setDifference is what a set's elements in the kernel are to become.
+type setDifference struct {
+	set        nftables.Set
+	gone, come []nftables.SetElement
+}
+
+// differentSets reads the sets of a table and returns those that have other elements.
+func differentSets(conn *nftables.Conn, t wantedTable) (list []setDifference, err error) {
 	for i := range t.Sets {
-		s := t.Sets[i].Set
-		s.Table = &nftables.Table{Name: t.Name, Family: t.Family}
-		var have []nftables.SetElement
-		if have, err = conn.GetSetElements(&s); err != nil {
-			return false, fmt.Errorf("hostnet: %s: read set %s: %w", t, s.Name, err)
+		d := setDifference{set: t.Sets[i].Set}
+		d.set.Table = &nftables.Table{Name: t.Name, Family: t.Family}
+		have, err := conn.GetSetElements(&d.set)
+		if err != nil {
+			return nil, fmt.Errorf("hostnet: %s: read set %s: %w", t, d.set.Name, err)
 		}
-		if s.DataType == nftables.TypeVerdict {
+		if d.set.DataType == nftables.TypeVerdict {
 			for k := range have {
 				have[k].Val, have[k].VerdictData = nil, verdictOf(have[k].Val)
 			}
 		}
-		gone, come := differentElements(have, t.Sets[i].Elements)
-		if len(gone) > 0 {
-			err = inParts(gone, func(part []nftables.SetElement) error { return change.SetDeleteElements(&s, part) })
+		if d.gone, d.come = differentElements(have, t.Sets[i].Elements); len(d.gone)+len(d.come) > 0 {
+			list = append(list, d)
 		}
-		if err == nil && len(come) > 0 {
-			err = inParts(come, func(part []nftables.SetElement) error { return change.SetAddElements(&s, part) })
+	}
+	return list, nil
+}
+
+// changeElements makes the elements of sets right, in one transaction.
+func (h *Host) changeElements(t wantedTable, differences []setDifference) error {
+	err := h.transact(t.key(), func(change *nftables.Conn) error {
+		for i := range differences {
+			d := &differences[i]
+			err := inParts(d.gone, func(part []nftables.SetElement) error { return change.SetDeleteElements(&d.set, part) })
+			if err == nil {
+				err = inParts(d.come, func(part []nftables.SetElement) error { return change.SetAddElements(&d.set, part) })
+			}
+			if err != nil {
+				return fmt.Errorf("set %s: %w", d.set.Name, err)
+			}
 		}
-		if err != nil {
-			return false, fmt.Errorf("hostnet: %s: set %s: %w", t, s.Name, err)
-		}
-		changed = changed || len(gone)+len(come) > 0
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("hostnet: %s: change its sets: %w", t, h.tableTrouble(t.key(), err))
 	}
-	if !changed {
-		return false, nil
+	return nil
+}
+
+// syncElements makes the elements of a table's sets right, in one transaction: no packet finds some of them changed and others not.
+func (h *Host) syncElements(conn *nftables.Conn, t wantedTable) (changed bool, err error) {
+	differences, err := differentSets(conn, t)
+	if err != nil || len(differences) == 0 {
+		return false, err
 	}
-	if err = change.Flush(); err != nil {
-		return true, fmt.Errorf("hostnet: %s: change its sets: %w", t, h.tableTrouble(t.key(), err))
-	}
-	return true, nil
+	return true, h.changeElements(t, differences)
 }
 
 // inParts hands over elements in as many messages as they need: an attribute of netlink holds 64 KiB, an element some 100 bytes.

@@ -23,6 +23,10 @@ type Table struct {
 	Sets     []Set
 	Chains   []TableChain
 
+	// Seamless has each packet judged by the table as it was or as it is to be, while it changes. Its names may end in no ".a" and ".b"; its
+	// rules ask sets by expr.Lookup alone.
+	Seamless bool
+
 	// Kept says that nobody else is to flush, change or delete it while this process lives, where the kernel can have it so.
 	Kept bool
 

@@ -52,9 +52,13 @@ type Attached struct {
 
 func (a Attached) String() string { return fmt.Sprintf("%s/%s", a.Namespace, a.Name) }
 
+// MayRunOn says whether a pod may be the one that was given addresses on a node, "" = of no known name. One that runs elsewhere was here before:
+// its namesake's attachment is not gone yet.
+func (p *Pod) MayRunOn(node string) bool { return p.Node == "" || node == "" || p.Node == node }
+
 // WithAttached returns the Cluster's pods with the addresses that this node gave them, and nobody else with those. A pod that the Cluster does
 // not know stays unknown.
-func (c Cluster) WithAttached(here []Attached) []Pod {
+func (c Cluster) WithAttached(node string, here []Attached) []Pod {
 	type name struct{ namespace, name string }
 	given, taken := map[name][]netip.Addr{}, map[netip.Addr]bool{}
 	for _, a := range here {
@@ -73,7 +77,7 @@ func (c Cluster) WithAttached(here []Attached) []Pod {
 	pods := slices.Clone(c.Pods)
 	for i := range pods {
 		p := &pods[i]
-		if mine, ok := given[name{p.Namespace, p.Name}]; ok {
+		if mine, ok := given[name{p.Namespace, p.Name}]; ok && p.MayRunOn(node) {
 			p.Addresses = mine
 		} else if slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return taken[a] }) {
 			p.Addresses = slices.DeleteFunc(slices.Clone(p.Addresses), func(a netip.Addr) bool { return taken[a] })

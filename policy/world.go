@@ -157,6 +157,9 @@ func (w *World) Policies() (all []*Policy) {
 	return all
 }
 
+// Empty says that there are no policies.
+func (w *World) Empty() bool { return len(w.tiers) == 0 }
+
 // Pod returns the pod of that namespace and name, nil where there is none.
 func (w *World) Pod(namespace, name string) *Pod {
 	i := slices.IndexFunc(w.pods, func(p *Pod) bool { return p.Namespace == namespace && p.Name == name })

@@ -3,6 +3,7 @@ package policies
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"sync"
@@ -35,6 +36,7 @@ func (s saying) Run(ctx context.Context, update func(policy.Cluster)) error {
 // TestAdmit: a pod that is attached waits until its rules are in force, with the addresses that it has got; one that the source has not
 // told of waits in vain; whose address another pod has left has it alone.
 func TestAdmit(t *testing.T) {
+	t.Parallel()
 	nettest.RequireRoot(t)
 	c := nettest.NewCluster(t, nettest.ClusterOptions{})
 	n := c.Nodes[1]
@@ -139,7 +141,10 @@ func TestAdmit(t *testing.T) {
 	if err := admit(a, patience); err != nil {
 		t.Error(err)
 	}
-	if s := m.Status(); s.Problem != "away again" || len(s.World.Policies()) != 1 {
-		t.Errorf("problem %q, policies %v", s.Problem, s.World.Policies())
-	}
+	nettest.Eventually(t, patience, func() error {
+		if s := m.Status(); s.Problem != "away again" || len(s.World.Policies()) != 1 {
+			return fmt.Errorf("problem %q, policies %v", s.Problem, s.World.Policies())
+		}
+		return nil
+	})
 }

@@ -43,6 +43,7 @@ func (b *bench) listenIn(ns *nettest.NS, ports ...int) {
 // TestHosts: a node is judged where policies are about it, over both families; its failsafe ports stay open, its own pods can be reached by it,
 // neighbours are found, and connections that a change denies end.
 func TestHosts(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, "")
 	far, node := b.c.Nodes[0], b.c.Nodes[1]
 	b.listenIn(node.NS, 22, 80, 81)
@@ -97,8 +98,72 @@ func TestHosts(t *testing.T) {
 	}
 }
 
+// TestSessionsGoOn: sessions of a node's failsafe ports that stand when the first policy about the node comes go on, whoever speaks first, also where
+// connection tracking took them up the wrong way round; others end.
+func TestSessionsGoOn(t *testing.T) {
+	t.Parallel()
+	for name, tracked := range map[string]bool{"untracked": false, "taken up from their servers": true} {
+		t.Run(name, func(t *testing.T) {
+			b := prepare(t)
+			far, node := b.c.Nodes[0], b.c.Nodes[1]
+			var stay, end []both
+			for family := range 2 {
+				stay = append(stay, b.session(far.NS, node.NS, netip.AddrPortFrom(node.Underlay[family], 22)), b.session(node.NS, far.NS, netip.AddrPortFrom(far.Underlay[family], 2379)))
+				end = append(end, b.session(far.NS, node.NS, netip.AddrPortFrom(node.Underlay[family], 80)))
+			}
+			if tracked {
+				node.NS.MustRun(t, "nft", "add table inet other; add chain inet other c { type filter hook input priority 0; }; add rule inet other c ct state new counter")
+				for _, s := range stay {
+					if !heard(s.server, s.client, patience) {
+						t.Fatal("a session does not pass without policies")
+					}
+				}
+			}
+			b.write(own("node", "{tier: strict, priority: 1, subject: {nodes: {}}, policyTypes: [Ingress, Egress]}"))
+			b.start()
+			t.Cleanup(func() { b.stop() })
+			for i, s := range stay {
+				first, second := s.server, s.client
+				if i/2 == 1 {
+					first, second = second, first
+				}
+				if !heard(first, second, patience) || !heard(second, first, patience) {
+					t.Errorf("the session %v → %v does not go on", s.client.LocalAddr(), s.client.RemoteAddr())
+				}
+			}
+			for _, s := range end {
+				if heard(s.client, s.server, waits) || heard(s.server, s.client, waits) {
+					t.Errorf("the session %v → %v goes on", s.client.LocalAddr(), s.client.RemoteAddr())
+				}
+			}
+		})
+	}
+}
+
+// session is a connection of TCP between two namespaces.
+func (b *bench) session(from, to *nettest.NS, at netip.AddrPort) (s both) {
+	b.t.Helper()
+	var l net.Listener
+	var err error
+	to.Do(func() { l, err = net.Listen("tcp", at.String()) })
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer l.Close()
+	from.Do(func() { s.client, err = net.DialTimeout("tcp", at.String(), patience) })
+	if err == nil {
+		s.server, err = l.Accept()
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { s.client.Close(); s.server.Close() })
+	return s
+}
+
 // TestLogs: a rule that logs has both pods' names in the daemon's log, and a policy that is staged counts and changes nothing.
 func TestLogs(t *testing.T) {
+	t.Parallel()
 	b := prepare(t)
 	seen, told := observer.New(zapcore.InfoLevel)
 	b.log = zap.New(seen)

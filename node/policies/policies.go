@@ -64,18 +64,20 @@ type Manager struct {
 	cluster policy.Cluster // as it is being put in force
 	nodes   []netip.Prefix
 	local   []policy.Attached
-	world   *policy.World   // in force
-	program *policy.Program // of it
 
 	mu       sync.Mutex
 	said     policy.Cluster     // what the source said last
 	inForce  *policy.World      // nil = none yet
+	program  *policy.Program    // of it
+	everyone *policy.World      // all that the source says where there are no policies: the one in force lacks pods of others then; nil = nobody has asked
+	everyRev uint64             // whose Revision that is
 	prefixes []netip.Prefix     // the node's own as they are in force
 	rules    nft.Rules          // in force
 	failed   error              // why not all of them are
 	unmarked error              // why connections that stand may not have been judged anew
 	since    time.Time          // when they came into force; zero = not yet
 	changing bool               // the table may be one that rules does not tell of
+	waiting  map[podName]int    // who is being admitted
 	asked    uint64             // by Admit, so many times
 	served   uint64             // all but those that asked after so many are in force
 	changed  chan struct{}      // closed when served is another number
@@ -85,12 +87,15 @@ type Manager struct {
 	logs logs
 }
 
+// podName is a pod's namespace and name.
+type podName struct{ namespace, name string }
+
 // New makes a Manager. Nothing is read before Run.
 func New(o Options) *Manager {
 	if o.Local == nil {
 		o.Local = func() []policy.Attached { return nil }
 	}
-	return &Manager{o: o, look: make(chan struct{}, 1), urgent: make(chan struct{}, 1), changed: make(chan struct{}), counted: map[Counter]uint64{}, seen: map[string]uint64{}}
+	return &Manager{o: o, look: make(chan struct{}, 1), urgent: make(chan struct{}, 1), changed: make(chan struct{}), counted: map[Counter]uint64{}, waiting: map[podName]int{}, seen: map[string]uint64{}}
 }
 
 // Run keeps policies in force until ctx ends. An error is the source's.
@@ -135,6 +140,7 @@ func (m *Manager) hear(c policy.Cluster) {
 	m.mu.Lock()
 	before := m.said
 	m.said = c
+	awaited := len(m.waiting) > 0 && slices.ContainsFunc(c.Pods, func(p policy.Pod) bool { return m.waiting[podName{p.Namespace, p.Name}] > 0 })
 	m.mu.Unlock()
 	if c.Outage != "" && c.Outage != before.Outage {
 		m.o.Log.Error("policies cannot be had: what was last read stays in force", zap.Stringer("source", m.o.Source), zap.String("problem", c.Outage))
@@ -147,6 +153,9 @@ func (m *Manager) hear(c policy.Cluster) {
 	if c.Revision != before.Revision {
 		m.o.Log.Debug("policies read", zap.Stringer("source", m.o.Source), zap.Int("policies", len(c.Policies)), zap.Int("pods", len(c.Pods)))
 		m.Look()
+		if awaited {
+			poke(m.urgent)
+		}
 	}
 }
 
@@ -205,7 +214,7 @@ func (m *Manager) keep() bool {
 // here says whether a pod runs on this node.
 func (m *Manager) here(p *policy.Pod) bool {
 	switch {
-	case slices.ContainsFunc(m.local, func(a policy.Attached) bool { return a.Namespace == p.Namespace && a.Name == p.Name }):
+	case p.MayRunOn(m.o.Name) && slices.ContainsFunc(m.local, func(a policy.Attached) bool { return a.Namespace == p.Namespace && a.Name == p.Name }):
 		return true
 	case p.Node != "":
 		return p.Node == m.o.Name
@@ -218,7 +227,7 @@ func (m *Manager) here(p *policy.Pod) bool {
 // put compiles and applies. For Run alone.
 func (m *Manager) put() {
 	c := m.cluster
-	c.Pods = c.WithAttached(m.local)
+	c.Pods = c.WithAttached(m.o.Name, m.local)
 	if len(c.Policies) == 0 { // whoever is elsewhere does not matter
 		c.Pods = slices.DeleteFunc(slices.Clone(c.Pods), func(p policy.Pod) bool { return !m.here(&p) })
 	}
@@ -257,10 +266,9 @@ func (m *Manager) put() {
 	} else {
 		err = m.o.Host.Apply(Owner, want)
 	}
-	if !m.publish(world, rules, err) {
+	if !m.publish(world, program, rules, err) {
 		return
 	}
-	m.program, m.world = program, world
 	if !same {
 		m.mark()
 	}
@@ -278,7 +286,7 @@ func (m *Manager) fail(err error) {
 }
 
 // publish says how it stands after an Apply, and whether that did it.
-func (m *Manager) publish(world *policy.World, rules nft.Rules, err error) bool {
+func (m *Manager) publish(world *policy.World, program *policy.Program, rules nft.Rules, err error) bool {
 	if err != nil {
 		m.fail(err)
 		return false
@@ -290,7 +298,7 @@ func (m *Manager) publish(world *policy.World, rules nft.Rules, err error) bool 
 	if first {
 		m.o.Log.Info("policies are in force", zap.Stringer("source", m.o.Source), zap.Int("policies", len(m.cluster.Policies)), zap.Int("pods", len(m.cluster.Pods)))
 	}
-	m.rules, m.inForce, m.prefixes = rules, world, m.nodes
+	m.rules, m.inForce, m.program, m.prefixes = rules, world, program, m.nodes
 	m.logs.rules(rules, world)
 	if changed || first {
 		m.since, m.unmarked = time.Now(), errBeingMarked
@@ -311,16 +319,7 @@ var errBeingMarked = errors.New("they are being judged anew")
 // mark tells connections that stand to end where they are denied by now: the table judges what begins. What fails is tried again at the next
 // look. For Run alone.
 func (m *Manager) mark() {
-	n, err := m.o.Host.MarkFlows(nft.Mark, func(f hostnet.Flow) bool {
-		allowed, egress, ingress := m.program.Judge(policy.Traffic{Src: f.Src, Dst: f.Dst, Protocol: policy.Protocol(f.Protocol), Port: f.Port})
-		switch self := m.o.Name; { // what pods and their own node send each other is judged by policies about the node alone
-		case m.world.NodeAt(f.Src) == self && self != "":
-			return egress.Deny
-		case m.world.NodeAt(f.Dst) == self && self != "":
-			return ingress.Deny
-		}
-		return !allowed
-	})
+	n, err := m.o.Host.MarkFlows(nft.Mark, m.ends)
 	if n > 0 {
 		m.o.Log.Info("connections were judged anew", zap.Int("flows", n))
 	}
@@ -331,6 +330,26 @@ func (m *Manager) mark() {
 	if err != nil && (before == nil || before.Error() != err.Error()) {
 		m.o.Log.Warn("answers of connections that are denied by now may pass, trying again", zap.Error(err))
 	}
+}
+
+// ends says whether a connection is denied by now. For Run alone.
+func (m *Manager) ends(f hostnet.Flow) bool {
+	allowed, egress, ingress := m.program.Judge(policy.Traffic{Src: f.Src, Dst: f.Dst, Protocol: policy.Protocol(f.Protocol), Port: f.Port})
+	self := m.o.Name
+	src, dst := self != "" && m.inForce.NodeAt(f.Src) == self, self != "" && m.inForce.NodeAt(f.Dst) == self
+	if !src && !dst {
+		return !allowed
+	}
+	// What pods and their own node send each other is judged by policies about the node alone. Connection tracking may have taken up a session of
+	// one of its ports that stay open the wrong way round.
+	_, out, in := m.program.Judge(policy.Traffic{Src: f.Dst, Dst: f.Src, Protocol: policy.Protocol(f.Protocol), Port: f.From})
+	if f.Protocol == uint8(policy.TCP) && (src && in.Tier == policy.Failsafe || dst && out.Tier == policy.Failsafe) {
+		return false
+	}
+	if src {
+		return egress.Deny
+	}
+	return ingress.Deny
 }
 
 func (m *Manager) own(a netip.Addr) bool {
@@ -373,7 +392,9 @@ func (m *Manager) Admit(ctx context.Context, pod policy.Attached) error {
 	m.mu.Lock()
 	m.asked++
 	mine := m.asked
+	m.waiting[podName{pod.Namespace, pod.Name}]++
 	m.mu.Unlock()
+	defer m.admitted(podName{pod.Namespace, pod.Name})
 	poke(m.urgent)
 	for {
 		m.mu.Lock()
@@ -402,6 +423,15 @@ func (m *Manager) Admit(ctx context.Context, pod policy.Attached) error {
 			}
 			return fmt.Errorf("network policy: the rules for pod %s are not in force yet%s", pod, orNothing(": ", outage))
 		}
+	}
+}
+
+// admitted is of Admit's end.
+func (m *Manager) admitted(pod podName) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.waiting[pod]--; m.waiting[pod] == 0 {
+		delete(m.waiting, pod)
 	}
 }
 

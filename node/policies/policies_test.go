@@ -34,6 +34,7 @@ type bench struct {
 	t    *testing.T
 	c    *nettest.Cluster
 	file string
+	from policy.Source // nil = the file
 	m    *Manager
 	host *hostnet.Host
 	log  *zap.Logger // of the policies; nil = the test's
@@ -66,6 +67,11 @@ func prepare(t *testing.T) *bench {
 
 func (b *bench) write(policies string) {
 	b.t.Helper()
+	b.writeWhole(b.text(policies))
+}
+
+// text is the file with these policies.
+func (b *bench) text(policies string) string {
 	var text strings.Builder
 	text.WriteString("tiers: [{name: first, order: 5}, {name: strict, order: 7, default: Deny}]\nnodes:\n")
 	for i, n := range b.c.Nodes {
@@ -75,7 +81,7 @@ func (b *bench) write(policies string) {
 	for i, n := range b.c.Nodes {
 		fmt.Fprintf(&text, "  - {name: p%d, namespace: x, labels: {name: p%d}, addresses: [%q, %q]}\n", i, i, n.PodAddrs[0], n.PodAddrs[1])
 	}
-	b.writeWhole(text.String() + "policies:\n" + np("nobody", "none", "{podSelector: {}}") + policies)
+	return text.String() + "policies:\n" + np("nobody", "none", "{podSelector: {}}") + policies
 }
 
 func (b *bench) writeWhole(text string) {
@@ -105,7 +111,11 @@ func (b *bench) start() {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.m = New(Options{Source: File(b.file), Name: "n1", Node: func() ([]netip.Prefix, bool) { return n.Prefixes, true }, Host: b.host, Log: b.log})
+	source := b.from
+	if source == nil {
+		source = File(b.file)
+	}
+	b.m = New(Options{Source: source, Name: "n1", Node: func() ([]netip.Prefix, bool) { return n.Prefixes, true }, Host: b.host, Log: b.log})
 	if b.m.Ready() == nil {
 		b.t.Error("ready before anything is in force")
 	}
@@ -191,6 +201,7 @@ func heard(from, to net.Conn, wait time.Duration) bool {
 // TestChangesBite: a change ends the connections that it denies, in both directions, whoever speaks first, and no others; taken back, they go
 // on. What it denied is counted under its name, over changes of the table.
 func TestChangesBite(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, "")
 	l80, l81 := b.listen(80), b.listen(81)
 	for family := range 2 {
@@ -246,6 +257,7 @@ func TestChangesBite(t *testing.T) {
 // TestTakenUp: connection tracking forgets everything after a deny, and takes the server for the client that speaks first: what the client then sends
 // is none of its answers. A connection that is allowed goes on.
 func TestTakenUp(t *testing.T) {
+	t.Parallel()
 	b := newBench(t, "")
 	l80, l81 := b.listen(80), b.listen(81)
 	for family := range 2 {
@@ -272,6 +284,7 @@ func TestTakenUp(t *testing.T) {
 // TestNeverOpen: a file that is wrong or gone, a daemon that ends, one that starts anew, and somebody who flushes the table open nothing that
 // stays open, and neither does a pod of which nothing is known.
 func TestNeverOpen(t *testing.T) {
+	t.Parallel()
 	deny := np("nothing", "x", "{podSelector: {}}")
 	b := newBench(t, deny)
 	b.listen(80)

@@ -1,9 +1,9 @@
 // Package nft writes a policy.Program as the nftables table that enforces it.
 //
-// Packets are judged where they are forwarded: behind DNAT, before any mode has them. There are two base chains, for a verdict to accept
-// ends one: that of egress would else speak for ingress. Each asks three questions, whatever the number of rules and pods: is the
-// pod one that policies are about (a set), who is the other end (a map of addresses, then one of ranges), and which
-// ports may those two use (a map). A connection's answers belong to it (ct direction reply); its own direction is judged packet
+// Packets are judged where they are forwarded: behind DNAT, before any mode has them. One base chain jumps to egress, then to ingress, for both to
+// be of one table where it changes; what is allowed returns: to accept would have egress speak for ingress. Each asks three questions, whatever the
+// number of rules and pods: is the pod one that policies are about (a set), who is the other end (a map of addresses, then one of ranges), and
+// which ports may those two use (a map). A connection's answers belong to it (ct direction reply); its own direction is judged packet
 // by packet, so that a change bites at once. Flows of which a change denies the answers too are marked (Mark) in connection tracking.
 //
 // What rules log, and what staged policies would decide, is counted on the way to the verdict, and logged to Group where a rule says so.
@@ -61,7 +61,7 @@ const (
 )
 
 // The base chains stand before a firewall's filter, priority 0.
-const egressPriority, ingressPriority = -6, -5
+const basePriority = -6
 
 // Rules are a Program as nftables has it.
 type Rules struct {
@@ -105,7 +105,7 @@ var families = []family{
 
 // Table writes the table.
 func Table(g *policy.Program, o Options) Rules {
-	b := &builder{program: g, log: o.Log, chains: map[string]bool{}, rules: Rules{Table: hostnet.Table{Name: Name, Family: Family, Kept: true},
+	b := &builder{program: g, log: o.Log, chains: map[string]bool{}, rules: Rules{Table: hostnet.Table{Name: Name, Family: Family, Kept: true, Seamless: true},
 		Denied: map[string]policy.Reason{}, Allowed: map[string]policy.Reason{}, Noted: map[string]policy.Note{}}}
 	base := map[policy.Direction][][]expr.Any{}
 	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
@@ -124,11 +124,14 @@ func Table(g *policy.Program, o Options) Rules {
 			base[d] = append(base[d], b.side(d, f)...)
 		}
 	}
-	for d, name := range []string{"egress", "ingress"} {
-		priority := nftables.ChainPriorityRef([]nftables.ChainPriority{egressPriority, ingressPriority}[d])
-		b.rules.Table.Chains = append(b.rules.Table.Chains, hostnet.TableChain{Name: name, Type: nftables.ChainTypeFilter, Hook: nftables.ChainHookForward,
-			Priority: priority, Rules: base[policy.Direction(d)]})
+	var forward [][]expr.Any
+	for _, d := range []policy.Direction{policy.Egress, policy.Ingress} {
+		if len(base[d]) > 0 {
+			b.chain(d.String(), base[d])
+			forward = append(forward, to(&expr.Verdict{Kind: expr.VerdictJump, Chain: d.String()}))
+		}
 	}
+	b.base("forward", nftables.ChainHookForward, forward)
 	for d, hook := range []*nftables.ChainHook{nftables.ChainHookOutput, nftables.ChainHookInput} {
 		b.host(policy.Direction(d), hook, o)
 	}
@@ -197,12 +200,15 @@ func (b *builder) host(d policy.Direction, hook *nftables.ChainHook, o Options) 
 	b.neighbourTypes()
 	lo := make([]byte, unix.IFNAMSIZ)
 	copy(lo, "lo")
-	rules := [][]expr.Any{rule([]expr.Any{&expr.Meta{Key: loopback, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: lo}}, accept())}
+	rules := [][]expr.Any{rule([]expr.Any{&expr.Meta{Key: loopback, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: lo}}, allow())}
 	rules = append(append(rules, ended(), takenUp()), answers()...)
-	rules = append(rules, rule(families[1].only(), neighbours(), accept()))
+	rules = append(rules, rule(families[1].only(), neighbours(), allow()))
+	if set := b.openAt(1 - d); set != "" {
+		rules = append(rules, rule(goesOn(), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: set}}, allow()))
+	}
 	if d == policy.Egress {
 		for _, p := range o.Prefixes {
-			rules = append(rules, rule(hostnet.Match(p, false, true), accept()))
+			rules = append(rules, rule(hostnet.Match(p, false, true), allow()))
 		}
 	}
 	for _, f := range families {
@@ -210,8 +216,38 @@ func (b *builder) host(d policy.Direction, hook *nftables.ChainHook, o Options) 
 		b.others(name, d, f, func(identity int) *expr.Verdict { return b.list(side.Lists[identity][side.Host]) })
 		rules = append(rules, rule(f.only(), to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: name})))
 	}
-	priority := nftables.ChainPriorityRef([]nftables.ChainPriority{egressPriority, ingressPriority}[d])
-	b.rules.Table.Chains = append(b.rules.Table.Chains, hostnet.TableChain{Name: "host_" + d.String(), Type: nftables.ChainTypeFilter, Hook: hook, Priority: priority, Rules: rules})
+	b.base("host_"+d.String(), hook, rules)
+}
+
+// openAt makes the set of the ports of TCP that stay open on the node in one direction whatever policies say; "" = there are none. Sessions of theirs
+// that stand go on when connection tracking takes them up in their midst, or the wrong way round: their other direction passes by these ports, too.
+func (b *builder) openAt(d policy.Direction) (name string) {
+	side := &b.program.Sides[d]
+	if side.Host < 0 {
+		return ""
+	}
+	var ports []nftables.SetElement
+	for _, s := range b.program.Lists[side.Lists[0][side.Host]] {
+		if b.program.Reasons[s.Reason].Tier != policy.Failsafe {
+			continue
+		}
+		for at := s.First; at <= s.Last; at++ {
+			if p, port := at.Protocol(); p == policy.TCP {
+				ports = append(ports, nftables.SetElement{Key: binary.BigEndian.AppendUint16(nil, port)})
+			}
+		}
+	}
+	if len(ports) == 0 {
+		return ""
+	}
+	name = "open_" + d.String()
+	b.set(nftables.Set{Name: name, KeyType: nftables.TypeInetService}, ports)
+	return name
+}
+
+// goesOn is true for a packet of TCP that begins nothing, and loads its source port.
+func goesOn() []expr.Any {
+	return append(tcpWithoutSYN(), &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2})
 }
 
 // neighbours is what IPv6 cannot do without on a link: ICMPv6 types 130 to 137 (MLD, neighbour discovery and redirects) and 143 (MLDv2).
@@ -381,13 +417,13 @@ func (b *builder) reason(n int) *expr.Verdict {
 		b.drop(counter)
 		return &expr.Verdict{Kind: expr.VerdictGoto, Chain: chainOf(counter)}
 	case r.Tier == policy.NoTier:
-		return &expr.Verdict{Kind: expr.VerdictAccept}
+		return &expr.Verdict{Kind: expr.VerdictReturn}
 	}
 	counter := "allowed_" + digest(r)
 	if !b.chains[counter] {
 		b.rules.Allowed[counter] = r
 		b.rules.Table.Counters = append(b.rules.Table.Counters, counter)
-		b.chain(counter, [][]expr.Any{append(counted(counter), accept()...)})
+		b.chain(counter, [][]expr.Any{append(counted(counter), allow()...)})
 	}
 	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: counter}
 }
@@ -425,6 +461,12 @@ func (b *builder) chain(name string, rules [][]expr.Any) {
 	b.rules.Table.Chains = append(b.rules.Table.Chains, hostnet.TableChain{Name: name, Rules: rules})
 }
 
+// base makes a base chain, which accepts what returns to it.
+func (b *builder) base(name string, hook *nftables.ChainHook, rules [][]expr.Any) {
+	b.rules.Table.Chains = append(b.rules.Table.Chains, hostnet.TableChain{Name: name, Type: nftables.ChainTypeFilter, Hook: hook,
+		Priority: nftables.ChainPriorityRef(basePriority), Rules: rules})
+}
+
 func (b *builder) set(s nftables.Set, elements []nftables.SetElement) {
 	b.rules.Table.Sets = append(b.rules.Table.Sets, hostnet.Set{Set: s, Elements: elements})
 }
@@ -445,7 +487,8 @@ func rule(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
 
 func to(v *expr.Verdict) []expr.Any { return []expr.Any{v} }
 
-func accept() []expr.Any { return to(&expr.Verdict{Kind: expr.VerdictAccept}) }
+// allow goes on behind the jump to a direction's chain.
+func allow() []expr.Any { return to(&expr.Verdict{Kind: expr.VerdictReturn}) }
 
 // only is true for the family's packets.
 func (f family) only() []expr.Any {
@@ -462,7 +505,7 @@ func answers() [][]expr.Any {
 	begun := []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, // and not taken up
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(TakenUp), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)}}
-	return [][]expr.Any{rule(flowState(expr.CtStateBitRELATED), accept()), rule(flowReply(), flowState(expr.CtStateBitESTABLISHED), begun, accept())}
+	return [][]expr.Any{rule(flowState(expr.CtStateBitRELATED), allow()), rule(flowReply(), flowState(expr.CtStateBitESTABLISHED), begun, allow())}
 }
 
 // lookup ends a rule with the verdict that a map has for what register 1 holds.
@@ -488,17 +531,23 @@ func flowMarked(bit uint32) []expr.Any {
 
 // takenUp marks a flow of TCP whose first packet here has no SYN.
 func takenUp() []expr.Any {
-	const flagSYN = 0x02 // RFC 9293, 3.1: the 14th byte
 	word := binaryutil.NativeEndian.PutUint32
-	return rule(flowState(expr.CtStateBitNEW), []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{flagSYN}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}},
+	return rule(flowState(expr.CtStateBitNEW), tcpWithoutSYN(), []expr.Any{
 		&expr.Ct{Key: expr.CtKeyMARK, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: word(^uint32(TakenUp)), Xor: word(TakenUp)},
 		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
 	})
+}
+
+// tcpWithoutSYN is true for a packet of TCP that begins no connection.
+func tcpWithoutSYN() []expr.Any {
+	const flagSYN = 0x02 // RFC 9293, 3.1: the 14th byte
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 13, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{flagSYN}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}},
+	}
 }
 
 func flowReply() []expr.Any {
