@@ -144,23 +144,38 @@ func (v *view) followCluster(ctx context.Context, of dynamic.ResourceInterface) 
 	group.Wait()
 }
 
-// clusterPolicyVersion asks in which version the server has ClusterNetworkPolicies, "" = in none that can be read.
+// unreadable is the error of a server that has policies in versions only that are not known here.
+type unreadable struct{ versions []string }
+
+func (u unreadable) Error() string {
+	return fmt.Sprintf("the API server has ClusterNetworkPolicies of %s in version %s only, and this weft reads %s: have it serve one of these, or update weft", clusterPolicyGroup,
+		strings.Join(u.versions, " and "), strings.Join(clusterPolicyVersions, " and "))
+}
+
+// clusterPolicyVersion asks in which version the server has ClusterNetworkPolicies, "" = it has none. An error that is unreadable says that it
+// has them in others than can be read.
 func (c *client) clusterPolicyVersion(ctx context.Context) (string, error) {
 	var group metav1.APIGroup
-	if err := c.discover(ctx, &group, clusterPolicyGroup); err != nil || len(group.Versions) == 0 {
+	if err := c.discover(ctx, &group, clusterPolicyGroup); err != nil {
 		return "", err
 	}
-	for _, version := range clusterPolicyVersions {
-		if !slices.ContainsFunc(group.Versions, func(v metav1.GroupVersionForDiscovery) bool { return v.Version == version }) {
-			continue
-		}
+	var has []string
+	for _, v := range group.Versions {
 		var list metav1.APIResourceList
-		if err := c.discover(ctx, &list, clusterPolicyGroup, version); err != nil {
+		if err := c.discover(ctx, &list, clusterPolicyGroup, v.Version); err != nil {
 			return "", err
 		}
 		if slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == clusterPolicies }) {
+			has = append(has, v.Version)
+		}
+	}
+	for _, version := range clusterPolicyVersions {
+		if slices.Contains(has, version) {
 			return version, nil
 		}
+	}
+	if len(has) > 0 {
+		return "", unreadable{has}
 	}
 	return "", nil
 }
@@ -259,6 +274,8 @@ func (v *view) heard(resource string) func(context.Context, error) {
 		case apierrors.IsResourceExpired(err), apierrors.IsGone(err), apierrors.IsTooManyRequests(err): // it answers, and is asked again
 		case apierrors.IsForbidden(err):
 			v.outage(resource, fmt.Sprintf("the API server %s refuses this node: %v: grant list and watch of %s (deploy/kubernetes/weft.yaml)", v.client.server, err, resource))
+		case errors.As(err, &unreadable{}):
+			v.outage(resource, err.Error())
 		default:
 			v.outage(resource, v.client.told(err))
 		}
@@ -317,6 +334,9 @@ func (v *view) cluster() policy.Cluster {
 	c := policy.Cluster{Revision: v.revision, Pods: make([]policy.Pod, 0, len(v.pods.all)),
 		Namespaces: slices.Collect(maps.Values(v.namespaces.all)), Nodes: make([]policy.Node, 0, len(v.nodes.all))}
 	for _, r := range v.pods.all {
+		if _, known := v.namespaces.all[r.Namespace]; !known {
+			continue // what its namespace's labels would have policies deny is not known yet: so nothing is known of it
+		}
 		p := r.Pod
 		if slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return v.holder(a) != r }) {
 			p.Addresses = slices.DeleteFunc(slices.Clone(p.Addresses), func(a netip.Addr) bool { return v.holder(a) != r })

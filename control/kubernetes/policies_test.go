@@ -319,13 +319,14 @@ func TestPolicies(t *testing.T) {
 			s := openShop(t, streaming)
 			s.put(namespacesPath, "", "shop", `{"metadata":{"labels":{"team":"blue"}}}`)
 			s.put(podsPath, "shop", "web", podJSON("a", `{"app":"web"}`, "10.244.1.5", "fd00::5"))
+			s.put(namespacesPath, "", "many", `{}`)
 			for i := range 600 { // more than a page
 				s.put(podsPath, "many", fmt.Sprint("p", i), podJSON("b", `{}`, fmt.Sprintf("10.245.%d.%d", i/250, i%250)))
 			}
 			s.put(npPath, "shop", "web", `{"spec":{"podSelector":{"matchLabels":{"app":"web"}},"policyTypes":["Ingress"],"ingress":[{"ports":[{"port":"http"}],"from":[{"namespaceSelector":{}}]}]}}`)
 			c := visit(t, kubernetes.NewPolicies(s.set))
 			now := c.await("everything", func(c policy.Cluster) bool { return c.Revision > 0 })
-			if len(now.Pods) != 601 || len(now.Policies) != 1 || len(now.Namespaces) != 1 || len(now.Problems) != 0 || len(now.Nodes) != 0 {
+			if len(now.Pods) != 601 || len(now.Policies) != 1 || len(now.Namespaces) != 2 || len(now.Problems) != 0 || len(now.Nodes) != 0 {
 				t.Fatalf("%d pods, policies %+v, namespaces %+v, problems %v", len(now.Pods), now.Policies, now.Namespaces, now.Problems)
 			}
 			web := find(now, "web")
@@ -417,4 +418,48 @@ func TestClusterPolicies(t *testing.T) {
 		c.await("nothing", func(c policy.Cluster) bool { return len(c.Policies) == 0 && len(c.Nodes) == 0 && c.Outage == "" })
 		c.end()
 	}
+}
+
+// TestVersionsOfLater: a server that has ClusterNetworkPolicies in no version that can be read has them all the same: they stay as they were read, and it is
+// said in which versions it has them.
+func TestVersionsOfLater(t *testing.T) {
+	t.Parallel()
+	s := openShop(t, true)
+	s.served = "v1beta1"
+	s.put(s.cnp(), "", "deny", `{"spec":{"tier":"Admin","priority":10,"subject":{"namespaces":{}},"egress":[{"action":"Deny","to":[{"namespaces":{}}]}]}}`)
+	c := visit(t, kubernetes.NewPolicies(s.set))
+	c.await("a policy", func(c policy.Cluster) bool { return len(c.Policies) == 1 })
+	s.mu.Lock()
+	s.served = "v2"
+	s.mu.Unlock()
+	s.wipeHistory()
+	c.await("an error that names the versions", func(c policy.Cluster) bool {
+		return len(c.Policies) == 1 && strings.Contains(c.Outage, "in version v2 only, and this weft reads v1alpha2 and v1beta1")
+	})
+	c.end()
+	// One that starts then has nothing to say but that.
+	c = visit(t, kubernetes.NewPolicies(s.set))
+	c.await("an error at the start", func(c policy.Cluster) bool { return c.Revision == 0 && strings.Contains(c.Outage, "version v2") })
+	s.mu.Lock()
+	s.served = "v1alpha2"
+	s.mu.Unlock()
+	c.await("it can be read again", func(c policy.Cluster) bool { return c.Revision > 0 && c.Outage == "" })
+}
+
+// TestNamespaceUnknown: of a pod nothing is known before its namespace's labels are: what these would have policies deny it could do until then.
+func TestNamespaceUnknown(t *testing.T) {
+	t.Parallel()
+	s := openShop(t, true)
+	s.put(namespacesPath, "", "old", `{"metadata":{"labels":{"team":"blue"}}}`)
+	s.put(podsPath, "old", "a", podJSON("alpha", `{}`, "10.0.0.1"))
+	s.put(podsPath, "new", "b", podJSON("alpha", `{}`, "10.0.0.2"))
+	c := visit(t, kubernetes.NewPolicies(s.set))
+	now := c.await("what is known", func(c policy.Cluster) bool { return c.Revision > 0 })
+	if len(now.Pods) != 1 || find(now, "a") == nil {
+		t.Fatalf("%+v", now.Pods)
+	}
+	s.put(namespacesPath, "", "new", `{"metadata":{"labels":{"team":"red"}}}`)
+	c.await("the pod with its namespace", func(c policy.Cluster) bool { return find(c, "b") != nil && len(c.Namespaces) == 2 })
+	s.put(namespacesPath, "", "new", "")
+	c.await("the pod gone with it", func(c policy.Cluster) bool { return find(c, "b") == nil && find(c, "a") != nil })
 }
