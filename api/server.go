@@ -46,7 +46,7 @@ func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("api: socket directory: %w", err)
 	}
-	if err := RemoveStale(path); err != nil {
+	if err := RemoveStale(path, "api.socket"); err != nil {
 		return nil, err
 	}
 	// The mode of the socket before bind(2) becomes the mode of the file, so that it is at no
@@ -85,7 +85,9 @@ func peer(c net.Conn) (pid int) {
 
 // RemoveStale removes a socket that nobody listens on. A live one is ErrInUse, and a file that is no
 // socket is an error too; where there is nothing there is nothing to do.
-func RemoveStale(path string) error {
+//
+// Errors name the configuration's key that the path comes from.
+func RemoveStale(path, key string) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -93,7 +95,7 @@ func RemoveStale(path string) error {
 	case err != nil:
 		return fmt.Errorf("api: socket: %w", err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return fmt.Errorf("api: %s exists and is no socket: move it away or set api.socket", path)
+		return fmt.Errorf("api: %s exists and is no socket: move it away or set %s", path, key)
 	}
 	c, err := dial(context.Background(), path)
 	switch {
@@ -103,7 +105,7 @@ func RemoveStale(path string) error {
 			by = fmt.Sprintf(" (pid %d)", pid)
 		}
 		c.Close()
-		return fmt.Errorf("api: socket %s: %w%s: stop that daemon or set api.socket", path, ErrInUse, by)
+		return fmt.Errorf("api: socket %s: %w%s: stop that daemon or set %s", path, ErrInUse, by, key)
 	case !errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("api: socket: %w", err)
 	}

@@ -1,6 +1,8 @@
 package catalog
 
 import (
+	"net/url"
+
 	"go.uber.org/zap"
 
 	"weft/catalog/mode"
@@ -40,6 +42,19 @@ func Policies(c *config.Config, log *zap.Logger) policy.Source {
 		return etcd.NewPolicies(etcdSettings(c, log))
 	}
 	return policies.File(c.Policy.File)
+}
+
+// Servers are the addresses, HOST:PORT, of the control plane that a daemon itself asks.
+func Servers(c *config.Config) (list []string) {
+	if c.Control.Kind == config.PolicyKubernetes || c.Policy.Enabled && c.Policy.Source == config.PolicyKubernetes {
+		list = kubernetes.Servers(kubernetesSettings(c, nil))
+	}
+	for _, e := range c.Control.Etcd.Endpoints {
+		if u, err := url.Parse(e); err == nil {
+			list = append(list, u.Host)
+		}
+	}
+	return list
 }
 
 // SourceByKind finds a source.

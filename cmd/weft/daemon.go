@@ -139,7 +139,7 @@ func load(file string) (*config.Config, daemon.Parts, error) {
 		return nil, daemon.Parts{}, fmt.Errorf("mode %s, control %s: not in the catalog", strings.Join(mode.Names(cfg.Modes), ", "), cfg.Control.Kind)
 	}
 	return cfg, daemon.Parts{Backend: func(s backend.Settings) (backend.Backend, error) { return catalog.Backend(s, uses...) },
-		Source: source.New, Policies: catalog.Policies, Version: version().String()}, nil
+		Source: source.New, Policies: catalog.Policies, Servers: catalog.Servers, Version: version().String()}, nil
 }
 
 // checkKeys reads the keys and the password that a daemon with this configuration would.

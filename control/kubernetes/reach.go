@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +40,27 @@ func ServerOf(kubeconfig string) (string, error) {
 		port = "443"
 	}
 	return net.JoinHostPort(u.Hostname(), port), nil
+}
+
+// Servers are the addresses, HOST:PORT, at which the API server may be asked with these settings, as far as they can be read.
+func Servers(s Settings) (list []string) {
+	add := func(at string) {
+		if at != "" && !slices.Contains(list, at) {
+			list = append(list, at)
+		}
+	}
+	if s.Kubeconfig != "" {
+		if at, err := ServerOf(s.Kubeconfig); err == nil {
+			add(at)
+		}
+		add(s.Server)
+		return list
+	}
+	if host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT"); host != "" && port != "" { // as rest.InClusterConfig
+		add(net.JoinHostPort(host, port))
+	}
+	add(direct(s.Server, DirectFile))
+	return list
 }
 
 // direct is the API server's own address, "" where none is known: what the configuration says, else what is written down.

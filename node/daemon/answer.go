@@ -120,7 +120,7 @@ func (d *Daemon) status() api.Status {
 	s.Endpoints, s.Prefixes = full(state.Self.Endpoints), full(state.Self.Prefixes)
 	s.Control.Nodes, s.Control.AsOf = len(state.Nodes)+1, state.AsOf
 	if d.policies != nil {
-		for _, p := range d.policies.Problems() {
+		for _, p := range slices.Concat(d.policies.Problems(), d.verdicts.problems()) {
 			s.Problems = append(s.Problems, api.Problem{Text: "network policy: " + sentence(p)})
 		}
 	}

@@ -32,7 +32,7 @@ func Cleanup(stateDir, socket string, log *zap.Logger) (removed []string, err er
 	errs := []error{err}
 
 	if _, err := os.Lstat(socket); err == nil {
-		if err := api.RemoveStale(socket); err != nil {
+		if err := api.RemoveStale(socket, "api.socket"); err != nil {
 			errs = append(errs, err)
 		} else {
 			removed = append(removed, "socket "+socket)

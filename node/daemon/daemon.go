@@ -40,7 +40,9 @@ type Parts struct {
 	Source  func(*config.Config, *zap.Logger) control.Source
 	// Policies is where network policies come from.
 	Policies func(*config.Config, *zap.Logger) policy.Source
-	Version  string
+	// Servers are the addresses, HOST:PORT, of the control plane that the daemon asks; nil = there is none.
+	Servers func(*config.Config) []string
+	Version string
 
 	// Reload asks, whenever a signal arrives, to look at the configuration again (Reread) and to put the newest state in
 	// force again, whether it is or not; nil = never.
@@ -75,6 +77,7 @@ type Daemon struct {
 
 	losses   lossWatch
 	policies *policies.Manager // nil where policies are off
+	verdicts verdicts
 
 	life     context.Context // ends with the daemon
 	captures atomic.Int32    // under way
@@ -159,7 +162,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		if err := checkPolicies(cfg); err != nil {
 			return errors.Join(err, b.Close())
 		}
-		d.policies = policies.New(policies.Options{Source: parts.Policies(cfg, log), Name: cfg.Node.Name, Node: d.ownPrefixes, NoPods: probe.Addresses, Host: host, Log: log, Open: open(cfg, b.Self().Ways),
+		d.policies = policies.New(policies.Options{Source: parts.Policies(cfg, log), Name: cfg.Node.Name, Node: d.ownPrefixes, NoPods: probe.Addresses, Host: host, Log: log, Open: open(cfg, b.Self().Ways, parts.Servers),
 			Tells: cfg.Policy.Source == config.PolicyKubernetes, Local: func() (list []policy.Attached) {
 				attached.Each(func(namespace, name string, addresses []netip.Addr) {
 					list = append(list, policy.Attached{Namespace: namespace, Name: name, Addresses: addresses})
@@ -188,19 +191,8 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	}
 	defer d.losses.watch.Close()
 
-	var asked verdicts
-	if d.policies != nil {
-		if asked, err = d.listenVerdicts(attached); err != nil {
-			return errors.Join(err, b.Close())
-		}
-		defer asked.close()
-	}
-
 	group, ctx := errgroup.WithContext(ctx)
 	d.life = ctx
-	for _, serve := range asked.serve {
-		group.Go(func() error { return serve(ctx) })
-	}
 	group.Go(func() error { return api.Serve(ctx, socket, d, attached) })
 	group.Go(func() error { return attached.Run(ctx) })
 	if watched != nil {
@@ -209,6 +201,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	group.Go(func() error { return host.Run(ctx) })
 	if d.policies != nil {
 		group.Go(func() error { return d.policies.Run(ctx) })
+		group.Go(func() error { return d.answerPods(ctx, attached) })
 	}
 	group.Go(func() error { return d.probe.Run(ctx) })
 	group.Go(func() error { return d.measure(ctx) })

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
 	"strconv"
 
 	"weft/api"
@@ -52,8 +51,8 @@ func (d *Daemon) policiesOn(q api.PathQuestion, node bool) (list []trace.PolicyV
 	return list
 }
 
-// open are the ports of a node's own that no policy may close; ways are those by which it takes packets.
-func open(cfg *config.Config, ways []control.Way) (ports [2][]policy.Port) {
+// open are the ports of a node's own that no policy may close; ways are those by which it takes packets, servers those of its control plane.
+func open(cfg *config.Config, ways []control.Way, servers func(*config.Config) []string) (ports [2][]policy.Port) {
 	add := func(d policy.Direction, p policy.Protocol, number uint16) {
 		if number != 0 {
 			ports[d] = append(ports[d], policy.Port{Protocol: p, First: number, Last: number})
@@ -71,12 +70,11 @@ func open(cfg *config.Config, ways []control.Way) (ports [2][]policy.Port) {
 		}
 	}
 	add(policy.Ingress, policy.TCP, portOf(cfg.API.Metrics))
-	for _, e := range cfg.Control.Etcd.Endpoints {
-		if u, err := url.Parse(e); err == nil {
-			add(policy.Egress, policy.TCP, portOf(u.Host))
+	if servers != nil {
+		for _, at := range servers(cfg) {
+			add(policy.Egress, policy.TCP, portOf(at))
 		}
 	}
-	add(policy.Egress, policy.TCP, portOf(cfg.Control.Kubernetes.Server))
 	return ports
 }
 

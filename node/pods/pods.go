@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -90,6 +91,8 @@ type Manager struct {
 	planning sync.Mutex // held from a look at held until the Host has the plan; guards both
 	held     map[string]*attachment
 	known    Node // the last that was known well enough to plan by
+
+	inNetns atomic.Pointer[map[uint64]api.Pod] // attachments that stand, by the inode of their namespace
 
 	lost bool // there may be pods that live and that the store does not know: no link is a stray
 
@@ -187,6 +190,7 @@ func (m *Manager) tend(all bool) error {
 // apply hands the Host what pods need. Before the node is known nothing is said where there are pods: what an earlier daemon put in
 // force stays. The caller holds m.planning.
 func (m *Manager) apply() error {
+	m.index()
 	if n := m.o.Node(); n.MTU > 0 && len(n.Prefixes) > 0 {
 		m.known = n
 	} else if m.known.MTU == 0 && len(m.held) > 0 {
@@ -436,6 +440,7 @@ func (m *Manager) finish(r *record, result api.AttachResult) error {
 	defer m.planning.Unlock()
 	r.Result = &result
 	m.poke()
+	m.index()
 	return m.store.finish(r)
 }
 
@@ -574,6 +579,7 @@ func (m *Manager) recover() error {
 		m.o.Log.Warn("undoing an attach that was cut off", zap.String("container", r.ContainerID))
 		errs = append(errs, m.keep(r))
 	}
+	m.index()
 	return errors.Join(append(errs, m.strays())...)
 }
 
@@ -642,19 +648,27 @@ func (m *Manager) Pods() ([]api.Pod, error) {
 	return list, errors.Join(err, countErr)
 }
 
-// In finds the pod whose network namespace has the inode, with the addresses of all its interfaces.
+// In finds the pod whose network namespace has the inode, with the addresses of all its interfaces. Cheap, from any goroutine.
 func (m *Manager) In(inode uint64) (found api.Pod, ok bool) {
-	all, err := m.store.all()
-	if err != nil {
-		m.o.Log.Warn("pods cannot be read", zap.Error(err))
-	}
-	for _, r := range all {
-		if r.Inode == inode && r.Result != nil {
-			found.PodNamespace, found.PodName, ok = r.PodNamespace, r.PodName, true
-			found.IPs = append(found.IPs, r.Addrs...)
-		}
+	if all := m.inNetns.Load(); all != nil {
+		found, ok = (*all)[inode]
 	}
 	return found, ok
+}
+
+// index has In find what is held. The caller holds m.planning.
+func (m *Manager) index() {
+	by := map[uint64]api.Pod{}
+	for _, a := range m.sorted() {
+		if a.Result == nil {
+			continue
+		}
+		p := by[a.Inode]
+		p.PodNamespace, p.PodName = a.PodNamespace, a.PodName
+		p.IPs = append(p.IPs, a.Addrs...)
+		by[a.Inode] = p
+	}
+	m.inNetns.Store(&by)
 }
 
 // Count is how many attachments there are.

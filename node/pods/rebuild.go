@@ -332,6 +332,7 @@ func (m *Manager) find(network, container, ifname string) (*record, error) {
 		m.planning.Lock()
 		delete(m.held, old)
 		m.held[k] = newAttachment(r, r.Result.MTU)
+		m.index()
 		m.planning.Unlock()
 		return r, nil
 	}

@@ -5,34 +5,72 @@ import (
 	"sync"
 )
 
-// most is how many connections are served at once: strangers wait.
-const most = 256
+// perCaller is how many connections of one pod are served at once; those that are in no pod of this node share as many.
+const perCaller = 32
 
-// Few is a listener on a unix socket that has so many connections at once and no more: the others wait.
-func Few(l net.Listener) net.Listener { return &few{Listener: l, free: make(chan struct{}, most)} }
+// Known is a connection whose other end has been found out.
+type Known struct {
+	*net.UnixConn
+	Pod Pod
+	Err error // why nobody is answered there
 
-// few is a listener that has so many connections and no more.
-type few struct {
-	net.Listener
-	free chan struct{}
+	done func()
 }
 
-func (f *few) Accept() (net.Conn, error) {
-	f.free <- struct{}{}
-	c, err := f.Listener.Accept()
-	if err != nil {
-		<-f.free
-		return nil, err
-	}
-	return &counted{c.(*net.UnixConn), sync.OnceFunc(func() { <-f.free })}, nil
-}
-
-type counted struct {
-	*net.UnixConn // of which Caller asks the kernel
-	done          func()
-}
-
-func (c *counted) Close() error {
+// Close ends the connection, and counts it no more.
+func (c *Known) Close() error {
 	defer c.done()
 	return c.UnixConn.Close()
+}
+
+// Callers is a listener on a unix socket whose connections are Known. One beyond what its pod may have is closed at once: nobody waits for others.
+func Callers(l net.Listener, o *Options) net.Listener {
+	return &callers{Listener: l, o: o, open: map[string]int{}}
+}
+
+type callers struct {
+	net.Listener
+	o *Options
+
+	mu   sync.Mutex
+	open map[string]int // by NAMESPACE/NAME, "" of strangers
+}
+
+func (l *callers) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		k := &Known{UnixConn: c.(*net.UnixConn)}
+		k.Pod, k.Err = l.o.Identify(c)
+		who := ""
+		if k.Err == nil {
+			who = k.Pod.Namespace + "/" + k.Pod.Name
+		}
+		if !l.take(who) {
+			c.Close()
+			continue
+		}
+		k.done = sync.OnceFunc(func() { l.give(who) })
+		return k, nil
+	}
+}
+
+func (l *callers) take(who string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[who] == perCaller {
+		return false
+	}
+	l.open[who]++
+	return true
+}
+
+func (l *callers) give(who string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[who]--; l.open[who] == 0 {
+		delete(l.open, who)
+	}
 }

@@ -58,6 +58,9 @@ func Listen(path string) (net.Listener, error) {
 			err = nil
 		}
 	}
+	if err == nil {
+		err = ours(dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("verdict: socket directory: %w", err)
 	}
@@ -69,6 +72,18 @@ func Listen(path string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("verdict: %w", err), l.Close())
 	}
 	return l, nil
+}
+
+// ours refuses a directory in which others may put a socket of their own in the place of this one.
+func ours(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", dir, err)
+	}
+	if st.Mode&0o022 != 0 || st.Uid != 0 && int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("others may write in %s, and answer in this daemon's place: chown root and chmod go-w it, or name a socket in a directory that is not there yet", dir)
+	}
+	return nil
 }
 
 // openToAll lets everybody connect to a socket. Whoever may write in its directory (a pod with a writable mount) may have put a symbolic
@@ -112,25 +127,18 @@ func (o *Options) Identify(c net.Conn) (Pod, error) {
 
 type callerKey struct{}
 
-// who is a caller, or why it is none.
-type who struct {
-	pod Pod
-	err error
-}
-
 // Serve answers on l until ctx ends, then closes l.
 func Serve(ctx context.Context, l net.Listener, o Options) error {
 	s := &http.Server{
 		Handler: handler(&o), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second, MaxHeaderBytes: 4 << 10,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			pod, err := o.Identify(c)
-			return context.WithValue(ctx, callerKey{}, who{pod, err})
+			return context.WithValue(ctx, callerKey{}, c.(*Known))
 		},
 		ErrorLog: zap.NewStdLog(zap.NewNop()), // strangers' mistakes are no news
 	}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
-	if err := s.Serve(Few(l)); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.Serve(Callers(l, &o)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("verdict: %w", err)
 	}
 	return nil
@@ -139,17 +147,17 @@ func Serve(ctx context.Context, l net.Listener, o Options) error {
 func handler(o *Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/verdict", func(w http.ResponseWriter, r *http.Request) {
-		caller, _ := r.Context().Value(callerKey{}).(who)
-		if caller.err != nil {
-			send(w, http.StatusForbidden, failure{caller.err.Error()})
+		caller := r.Context().Value(callerKey{}).(*Known)
+		if caller.Err != nil {
+			send(w, http.StatusForbidden, failure{caller.Err.Error()})
 			return
 		}
-		t, err := question(caller.pod, r.URL.Query().Get)
+		t, err := question(caller.Pod, r.URL.Query().Get)
 		if err != nil {
 			send(w, http.StatusBadRequest, failure{err.Error()})
 			return
 		}
-		switch allowed, err := o.Judge(caller.pod, t); {
+		switch allowed, err := o.Judge(caller.Pod, t); {
 		case errors.Is(err, ErrForeign):
 			send(w, http.StatusForbidden, failure{err.Error()})
 		case err != nil:

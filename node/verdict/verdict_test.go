@@ -3,17 +3,21 @@ package verdict
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"weft/internal/nettest"
 	"weft/policy"
 )
 
@@ -106,6 +110,89 @@ func TestStrangers(t *testing.T) {
 	ask := serve(t, Options{PodOf: func(uint64) (Pod, bool) { return Pod{}, false }, Allowed: func(policy.Traffic) (bool, error) { return true, nil }})
 	if code, answer := ask("src=10.0.0.1&dst=10.0.0.2&port=80"); code != 403 || answer["allowed"] != nil {
 		t.Errorf("%d %v", code, answer)
+	}
+}
+
+// TestTooMany: who opens many connections has so many and no more, and takes none from others.
+func TestTooMany(t *testing.T) {
+	var who atomic.Pointer[Pod]
+	path := filepath.Join(t.TempDir(), "d", "s")
+	l, err := Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Serve(ctx, l, Options{Log: zap.NewNop(), PodOf: func(uint64) (Pod, bool) { p := who.Load(); return *p, p.Name != "" }, Allowed: func(policy.Traffic) (bool, error) { return true, nil }})
+	}()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	// ask says whether it was answered; the connection stays.
+	ask := func() (net.Conn, bool) {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Write([]byte("GET /v1/verdict?dst=10.0.0.2&port=80 HTTP/1.1\r\nHost: weft\r\n\r\n"))
+		n, _ := c.Read(make([]byte, 16))
+		return c, n > 0
+	}
+	other := pod
+	other.Name = "other"
+	for _, p := range []*Pod{&pod, {}} { // strangers are one
+		who.Store(p)
+		var open []net.Conn
+		for i := range perCaller {
+			c, answered := ask()
+			if !answered {
+				t.Fatalf("%q: connection %d is not answered", p.Name, i)
+			}
+			open = append(open, c)
+		}
+		if c, answered := ask(); answered {
+			c.Close()
+			t.Errorf("%q: one more is answered", p.Name)
+		}
+		who.Store(&other)
+		c, answered := ask()
+		if !answered {
+			t.Errorf("%q takes others' places", p.Name)
+		}
+		c.Close()
+		who.Store(p)
+		for _, c := range open {
+			c.Close()
+		}
+		nettest.Eventually(t, nettest.Patience, func() error {
+			c, answered := ask()
+			c.Close()
+			if !answered {
+				return errors.New("places are not given back")
+			}
+			return nil
+		})
+	}
+}
+
+// TestDirectoryOfOthers: where others may write, they could put a socket of theirs in this one's place.
+func TestDirectoryOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	for mode, refused := range map[os.FileMode]bool{0o777: true, 0o775: true, 0o755: false, 0o700: false} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		l, err := Listen(filepath.Join(dir, "s"))
+		if (err != nil) != refused || refused && !strings.Contains(err.Error(), "chmod go-w") {
+			t.Errorf("mode %v: %v", mode, err)
+		}
+		if err == nil {
+			l.Close()
+		}
 	}
 }
 

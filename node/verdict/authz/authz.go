@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	auth "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	grpcstatus "google.golang.org/grpc/status"
 
@@ -28,13 +30,17 @@ import (
 // Most bytes of a request: Envoy may be told to send bodies along, which nobody here reads.
 const maxRequest = 64 << 10
 
+// How long a connection may say nothing, when it begins and between two questions: Envoy makes another one then.
+const helloTimeout, idleTimeout = 5 * time.Second, 5 * time.Minute
+
 // Serve answers on l until ctx ends, then closes l.
 func Serve(ctx context.Context, l net.Listener, o verdict.Options) error {
-	s := grpc.NewServer(grpc.Creds(callers{&o}), grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(64))
+	s := grpc.NewServer(grpc.Creds(callers{}), grpc.MaxRecvMsgSize(maxRequest), grpc.MaxConcurrentStreams(64), grpc.ConnectionTimeout(helloTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout}))
 	auth.RegisterAuthorizationServer(s, &server{o: &o})
 	stop := context.AfterFunc(ctx, s.Stop)
 	defer stop()
-	if err := s.Serve(verdict.Few(l)); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+	if err := s.Serve(verdict.Callers(l, &o)); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("authz: %w", err)
 	}
 	return nil
@@ -52,14 +58,14 @@ func (s *server) Check(ctx context.Context, r *auth.CheckRequest) (*auth.CheckRe
 	if !ok {
 		return nil, grpcstatus.Error(codes.Unauthenticated, "who calls is not known")
 	}
-	if caller.err != nil {
-		return nil, grpcstatus.Error(codes.PermissionDenied, caller.err.Error())
+	if caller.Err != nil {
+		return nil, grpcstatus.Error(codes.PermissionDenied, caller.Err.Error())
 	}
 	t, err := traffic(r)
 	if err != nil {
 		return nil, grpcstatus.Error(codes.InvalidArgument, err.Error())
 	}
-	allowed, err := s.o.Judge(caller.pod, t)
+	allowed, err := s.o.Judge(caller.Pod, t)
 	switch {
 	case errors.Is(err, verdict.ErrForeign):
 		return nil, grpcstatus.Error(codes.PermissionDenied, err.Error())
@@ -107,20 +113,15 @@ func end(p *auth.AttributeContext_Peer) (a netip.Addr, port uint16, protocol cor
 	return a.Unmap().WithZone(""), uint16(s.GetPortValue()), s.GetProtocol(), nil
 }
 
-// callers find out who is at the other end of a connection, once.
-type callers struct{ o *verdict.Options }
+// callers hand on who is at the other end of a connection, which its listener has found out.
+type callers struct{}
 
-// known is what they found.
-type known struct {
-	pod verdict.Pod
-	err error
-}
+type known struct{ *verdict.Known }
 
 func (known) AuthType() string { return "SO_PEERCRED" }
 
-func (c callers) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	pod, err := c.o.Identify(conn)
-	return conn, known{pod, err}, nil
+func (callers) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return conn, known{conn.(*verdict.Known)}, nil
 }
 
 func (callers) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
