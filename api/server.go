@@ -175,6 +175,9 @@ func Handler(d Daemon, p Pods) http.Handler {
 	if p, ok := d.(Policer); ok {
 		handlePolicies(mux, p)
 	}
+	if b, ok := d.(Speaker); ok {
+		handleBGP(mux, b)
+	}
 	c := &captures{cancels: map[uint64]context.CancelFunc{}}
 	mux.HandleFunc("GET /v1/capture", c.start(d))
 	mux.HandleFunc("DELETE /v1/capture/{id}", c.stop)

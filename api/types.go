@@ -1,5 +1,5 @@
 // Package api is what a running daemon says about itself: JSON over HTTP on a unix socket. It holds
-// the types, the server and the client, and imports nothing of weft but data (backend/status), so that the types are the
+// the types, the server and the client, and imports nothing of weft but data (backend/status, reach), so that the types are the
 // interface and the daemon's insides may change behind them.
 //
 //	GET /v1/status   Status
@@ -9,6 +9,7 @@
 //	GET /v1/routes   []Route
 //	GET /v1/stages   []Lane
 //	GET /v1/flows    []Flow
+//	GET /v1/bgp      BGP
 //	GET /v1/trace    Traced, one a line, while they come
 //	GET /v1/path     Path
 //	POST /v1/probe   what was sent

@@ -15,6 +15,7 @@ import (
 	"weft/hostnet"
 	"weft/hostnet/egress"
 	"weft/packet"
+	"weft/reach"
 )
 
 // Owner is the name under which a backend hands the Host what it wants.
@@ -22,20 +23,21 @@ const Owner = "mode"
 
 // Settings is what a backend is made from: the effective configuration, nothing about the cluster.
 type Settings struct {
-	Mode        string           // the mode's name, e.g. "tun"
-	Node        string           // this node's name
-	Network     []netip.Prefix   // the overlay's inner prefixes
-	VNI         uint32           // 24 bits
-	Port        uint16           // UDP port of the tunnel, already chosen (never 0)
-	Interface   string           // node.interface, see package egress; "" = the one that has the endpoint
-	UnderlayMTU int              // node.mtu, bytes; 0 = that interface's
-	Queues      int              // queue pairs, already chosen (≥ 1)
-	Seal        *Seal            // how traffic between nodes is sealed; nil = it is not
-	Fault       *Fault           // a stage slowed on purpose; nil = none. A backend without such a stage must not start
-	Host        *hostnet.Host    // the kernel's owner; somebody else runs and closes it
-	Measured    *egress.Measured // what packets of full size have shown of the paths to peers; nil = nobody measures
-	Compose     Composer         // chooses among this way to carry traffic and others, peer by peer; nil = it is for all of them
-	Outside     *Outside         // where packets to peers leave; nil = in the Host's namespace. A backend that cannot do it must not start
+	Mode        string               // the mode's name, e.g. "tun"
+	Node        string               // this node's name
+	Network     []netip.Prefix       // the overlay's inner prefixes
+	VNI         uint32               // 24 bits
+	Port        uint16               // UDP port of the tunnel, already chosen (never 0)
+	Interface   string               // node.interface, see package egress; "" = the one that has the endpoint
+	UnderlayMTU int                  // node.mtu, bytes; 0 = that interface's
+	Queues      int                  // queue pairs, already chosen (≥ 1)
+	Seal        *Seal                // how traffic between nodes is sealed; nil = it is not
+	Fault       *Fault               // a stage slowed on purpose; nil = none. A backend without such a stage must not start
+	Host        *hostnet.Host        // the kernel's owner; somebody else runs and closes it
+	Measured    *egress.Measured     // what packets of full size have shown of the paths to peers; nil = nobody measures
+	Compose     Composer             // chooses among this way to carry traffic and others, peer by peer; nil = it is for all of them
+	Outside     *Outside             // where packets to peers leave; nil = in the Host's namespace. A backend that cannot do it must not start
+	Learnt      func() *reach.Learnt // how prefixes are reached without a tunnel, by a routing protocol; nil = there is none, and peers on the link are reached
 	Log         *zap.Logger
 }
 

@@ -225,3 +225,49 @@ func nextHopFrom(b []byte, names map[int]string) (n NextHop, ours bool, err erro
 	}
 	return n, b[2] == Protocol, nil
 }
+
+// Gateways returns the next hops of the routes of protocol 87 in the main table, by destination, but of those over devices of weft's own: by
+// what this node has been reaching others without a tunnel, an earlier process's routes included.
+func (h *Host) Gateways() (map[netip.Prefix][]netip.Addr, error) {
+	links, err := dumpLinks(h.rt)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: list links: %w", err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	routes, err := dumpRoutes(h.strict, names)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: list routes: %w", err)
+	}
+	byHop, err := h.raw.hopRoutes()
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: list routes: %w", err)
+	}
+	hops, err := h.raw.nextHops(names)
+	if err != nil {
+		return nil, fmt.Errorf("hostnet: list next hops: %w", err)
+	}
+	objects := map[uint32]NextHop{}
+	for _, n := range hops {
+		objects[n.ID] = n
+	}
+	found := map[netip.Prefix][]netip.Addr{}
+	for _, r := range routes {
+		if _, by := byHop[r.key()]; !by && r.Via.IsValid() && r.Table == MainTable && !Ours(r.Dev) {
+			found[r.Dst] = append(found[r.Dst], r.Via)
+		}
+	}
+	for _, r := range byHop {
+		if r.Table != MainTable {
+			continue
+		}
+		for _, m := range objects[r.NextHop].Members {
+			if one, known := objects[m.ID]; known && one.Via.IsValid() {
+				found[r.Dst] = append(found[r.Dst], one.Via)
+			}
+		}
+	}
+	return found, nil
+}

@@ -166,7 +166,7 @@ func TestReferenceAPI(t *testing.T) {
 			t.Errorf("%s: %d", r[0], w.Code)
 		}
 	}
-	for _, file := range []string{"server.go", "podserver.go", "trace.go", "policy.go"} {
+	for _, file := range []string{"server.go", "podserver.go", "trace.go", "policy.go", "bgp.go"} {
 		source, err := os.ReadFile("../../api/" + file)
 		if err != nil {
 			t.Fatal(err)
@@ -189,6 +189,7 @@ func (silent) Peers() []api.Peer                { return nil }
 func (silent) Routes() []api.Route              { return nil }
 func (silent) Lanes() []api.Lane                { return nil }
 func (silent) Flows() []api.Flow                { return nil }
+func (silent) BGP() api.BGP                     { return api.BGP{} }
 func (silent) Trace(_ context.Context, _ string, started func(), _ func(api.Traced) error) error {
 	started()
 	return nil

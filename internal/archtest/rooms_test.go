@@ -36,7 +36,7 @@ var (
 		"control":             {},
 		"control/controltest": {code: []string{"control"}},
 		"backend/status":      {},
-		"backend":             {code: []string{"backend/status", "catalog/mode", "control", "dataplane", "packet", "hostnet/egress", "hostnet", unix, zap}},
+		"backend":             {code: []string{"backend/status", "catalog/mode", "control", "dataplane", "packet", "hostnet/egress", "hostnet", "reach", unix, zap}},
 
 		// who may speak with whom: knows no kernel and no Kubernetes
 		"policy":            {[]string{"internal/config/strict"}, []string{"policy/policytest"}},
@@ -67,13 +67,15 @@ var (
 
 		"backend/userspace":   {code: []string{"internal/ipnet", "backend", "control", "dataplane", "packet", "hostnet/egress", "hostnet", "internal/wait", "golang.org/x/time/rate", unix, zap}},
 		"backend/compose":     {code: []string{"backend", "backend/status", "control", "hostnet/egress", "hostnet", "reach/link", zap}},
-		"backend/hostgw":      {code: []string{"backend", "control", "hostnet/egress", "hostnet", zap}},
+		"backend/hostgw":      {code: []string{"backend", "control", "hostnet/egress", "hostnet", "reach", zap}},
 		"backend/kernelvxlan": {code: []string{"internal/ipnet", "backend", "control", "packet", "hostnet/egress", "hostnet", zap}},
 
 		// the kernel remembers what another way of it decided
 		"flowcache": {[]string{"backend", "backend/status", "bpf", "control", "hostnet", nl, netns, unix, zap, "github.com/cilium/ebpf/..."}, []string{"backend/kernelvxlan", "internal/ipnet", "github.com/google/nftables/..."}},
 
 		// what is learnt beside the membership
+		"reach":      {code: []string{"control"}},
+		"reach/bgp":  {code: []string{"control", "internal/config", "internal/secretfile", "reach", zap, "github.com/osrg/gobgp/v4/..."}}, // the library is nowhere else
 		"reach/link": {code: []string{"control", "golang.org/x/net/ipv4", "golang.org/x/net/ipv6", unix, zap}},
 
 		// the roof. The list of modes is data, which anybody may read
@@ -111,8 +113,8 @@ var (
 		"perf/model":   {code: []string{"perf/result", "perf/probe", "internal/config/strict", "gonum.org/v1/gonum/stat/..."}},
 
 		// what one node does, and what other processes may ask of it
-		"api": {code: []string{"backend/status", "policy"}},
-		"node/daemon": {[]string{"backend", "backend/status", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "node/verdict", "node/verdict/authz", "policy", "reach/link", "internal/txloss",
+		"api": {code: []string{"backend/status", "policy", "reach"}},
+		"node/daemon": {[]string{"backend", "backend/status", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "node/verdict", "node/verdict/authz", "policy", "reach/bgp", "reach/link", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"node/metrics":       {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is here and in perf/watch
 		"node/pods":          {code: []string{"node/probe", "internal/holder", "internal/plainfile", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},

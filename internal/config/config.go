@@ -39,6 +39,7 @@ type Config struct {
 	Control    Control
 	CNI        CNI
 	Policy     Policy
+	BGP        BGP
 	API        API
 	StateDir   string
 

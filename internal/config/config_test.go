@@ -48,6 +48,7 @@ control:
   subnet_env: ""
 cni:      {attach: routed, masquerade: true, spoofcheck: true}
 policy:   {enabled: false, source: file, file: /etc/weft/policies.yaml, verdict_socket: "", authz_socket: ""}
+bgp:      {as: 0, router_id: "", mesh: true, password_file: "", peers: []}
 api:      {socket: /run/weft/weft.sock, metrics: 127.0.0.1:9470}
 state_dir: /var/lib/weft
 `
@@ -92,6 +93,7 @@ control:
   subnet_env: /run/flannel/subnet.env
 cni:      {attach: bridge, masquerade: false, spoofcheck: false}
 policy:   {enabled: false, source: file, file: /pol, verdict_socket: /v, authz_socket: /z}
+bgp:      {as: 0, router_id: "", mesh: true, password_file: "", peers: []}
 api:      {socket: /s, metrics: ""}
 state_dir: /d
 `), full)
@@ -109,7 +111,8 @@ state_dir: /d
 		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",
 		"control.etcd.lease 1m30s", "control.etcd.ca_file /ca", "control.etcd.cert_file /c", "control.etcd.key_file /kk", "control.etcd.username u",
 		"control.etcd.password_file /pw", "control.kubernetes.kubeconfig /kc", "control.kubernetes.server 192.0.2.9:6443", "control.kubernetes.schema flannel", "control.subnet_env /run/flannel/subnet.env",
-		"cni.attach bridge", "cni.masquerade false", "cni.spoofcheck false", "policy.enabled false", "policy.source file", "policy.file /pol", "policy.verdict_socket /v", "policy.authz_socket /z", "api.socket /s", "api.metrics ", "state_dir /d",
+		"cni.attach bridge", "cni.masquerade false", "cni.spoofcheck false", "policy.enabled false", "policy.source file", "policy.file /pol", "policy.verdict_socket /v", "policy.authz_socket /z",
+		"bgp.as 0", "bgp.router_id ", "bgp.mesh true", "bgp.password_file ", "bgp.peers []", "api.socket /s", "api.metrics ", "state_dir /d",
 	}
 	for i, s := range c.Show() {
 		if got := fmt.Sprintf("%s %v", s.Key, s.Value); got != want[i] {

@@ -31,7 +31,7 @@ const maxSocketName = 85
 const leastRekey, mostRekey = time.Second, 2 * time.Minute
 
 func keys() []key {
-	return []key{
+	return slices.Concat([]key{
 		{name: "node.name", initial: `""`,
 			read: func(c *Config, v strict.Value) { text(v, &c.Node.Name, nodeName) },
 			get:  func(c *Config) any { return c.Node.Name }},
@@ -162,6 +162,7 @@ func keys() []key {
 		{name: "policy.authz_socket", initial: `""`,
 			read: func(c *Config, v strict.Value) { text(v, &c.Policy.AuthzSocket, absolute, socketLength) },
 			get:  func(c *Config) any { return c.Policy.AuthzSocket }},
+	}, bgpKeys(), []key{
 		{name: "api.socket", initial: DefaultSocket,
 			read: func(c *Config, v strict.Value) { text(v, &c.API.Socket, absolute, notEmpty, socketLength) },
 			get:  func(c *Config) any { return c.API.Socket }},
@@ -171,7 +172,7 @@ func keys() []key {
 		{name: "state_dir", initial: DefaultStateDir,
 			read: func(c *Config, v strict.Value) { text(v, &c.StateDir, absolute, notEmpty) },
 			get:  func(c *Config) any { return c.StateDir }},
-	}
+	})
 }
 
 // Key is a key as people know it.

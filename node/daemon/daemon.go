@@ -29,6 +29,7 @@ import (
 	"weft/node/probe"
 	"weft/node/systemd"
 	"weft/policy"
+	"weft/reach/bgp"
 )
 
 // ErrConfiguration marks errors that a person has to mend in a file.
@@ -77,6 +78,7 @@ type Daemon struct {
 
 	losses   lossWatch
 	policies *policies.Manager // nil where policies are off
+	bgp      *bgp.Speaker      // nil where BGP is
 	verdicts verdicts
 
 	life     context.Context // ends with the daemon
@@ -141,11 +143,18 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	} else {
 		told.Network = onlyIPv4(told.Network)
 	}
+	var speaker *bgp.Speaker
+	if cfg.BGP.AS != 0 {
+		if speaker, err = speak(cfg, host, told.Network, log); err != nil {
+			return err
+		}
+		told.Learnt = speaker.Learnt
+	}
 	b, err := parts.Backend(told)
 	if err != nil {
 		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode.Name, err)
 	}
-	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, sized: told.Measured, started: time.Now(), no6: no6,
+	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, bgp: speaker, sized: told.Measured, started: time.Now(), no6: no6,
 		shown: cfg.Show(), wake: make(chan struct{}, 1), looks: make(chan struct{}, 1),
 		around: func() uint64 { return host.Surroundings(backend.Owner) }}
 
@@ -206,6 +215,9 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	group.Go(func() error { return d.probe.Run(ctx) })
 	group.Go(func() error { return d.measure(ctx) })
 	group.Go(func() error { return b.Run(ctx, d.lookAt) })
+	if speaker != nil {
+		group.Go(func() error { return speaker.Run(ctx, func() { d.lookAt(nil) }) })
+	}
 	group.Go(func() error { return d.follow(ctx) })
 	group.Go(func() error { d.applyAll(ctx, parts); return nil })
 	group.Go(func() error { d.report(ctx); return nil })
@@ -298,6 +310,9 @@ func (d *Daemon) update(s control.State) {
 	if same {
 		return
 	}
+	if d.bgp != nil {
+		d.bgp.Update(&s)
+	}
 	select {
 	case d.wake <- struct{}{}:
 	default: // applyAll will see this one too
@@ -311,7 +326,7 @@ func Check(cfg *config.Config, parts Parts, log *zap.Logger) error {
 		return err
 	}
 	defer h.Close()
-	if err := checkPolicies(cfg); err != nil {
+	if err := errors.Join(checkPolicies(cfg), checkBGP(cfg)); err != nil {
 		return err
 	}
 	state, err := readAndRefuse(cfg, parts, h, log)

@@ -12,6 +12,7 @@ import (
 	"weft/internal/config"
 	"weft/node/policies"
 	"weft/policy"
+	"weft/reach/bgp"
 	"weft/reach/link"
 )
 
@@ -68,6 +69,10 @@ func open(cfg *config.Config, ways []control.Way, servers func(*config.Config) [
 		for _, w := range ways {
 			add(d, policy.UDP, w.Port)
 		}
+	}
+	if cfg.BGP.AS != 0 {
+		add(policy.Egress, policy.TCP, bgp.Port)
+		add(policy.Ingress, policy.TCP, bgp.Port)
 	}
 	add(policy.Ingress, policy.TCP, portOf(cfg.API.Metrics))
 	if servers != nil {

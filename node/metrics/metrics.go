@@ -52,6 +52,7 @@ type describe struct {
 	stageCalls, stagePackets, stageTimed, stageSeconds, stageDrops              *description
 	pods, podDrops                                                              *description
 	policies, policyDenied, policyCounted                                       *description
+	bgpUp, bgpReceived, bgpAdvertised, bgpRoutes, bgpRefused                    *description
 }
 
 func newCollector(d api.Daemon, p Pods) *collector {
@@ -108,6 +109,12 @@ func newCollector(d api.Daemon, p Pods) *collector {
 		policies:      gauge("policies", "Network policies that are in force on this node; absent where they are off."),
 		policyDenied:  count("policy_denied_packets_total", "Packets that network policies denied; a series begins with the first policy that could.", "tier", "policy", "rule"),
 		policyCounted: count("policy_packets_total", "Packets, but answers, that a rule allowed or logged, or that a staged policy would have denied or allowed.", "what", "tier", "policy", "rule"),
+
+		bgpUp:         gauge("bgp_session_up", "1 while the BGP session with a node or a router is established; absent where BGP is off.", "peer", "node"),
+		bgpReceived:   gauge("bgp_received_prefixes", "Prefixes that the peer tells of.", "peer", "node"),
+		bgpAdvertised: gauge("bgp_advertised_prefixes", "Prefixes that the peer is told of.", "peer", "node"),
+		bgpRoutes:     gauge("bgp_routes", "Prefixes whose next hops are learnt by BGP."),
+		bgpRefused:    gauge("bgp_refused_prefixes", "Prefixes that peers tell of and that are not believed; weft bgp routes names them."),
 	}
 	return c
 }
@@ -160,6 +167,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	if p, ok := c.daemon.(api.Policer); ok {
 		s.policed(p.Policies())
 	}
+	if b, ok := c.daemon.(api.Speaker); ok {
+		s.bgp(b.BGP())
+	}
 	pods, err := c.pods.Pods()
 	if err != nil {
 		return // the log and `weft pods` say so
@@ -181,6 +191,20 @@ func (s scrape) policed(p api.Policies) {
 	for _, c := range p.Counted {
 		s.send(s.policyCounted, float64(c.Packets), c.What, c.Tier, c.Policy, c.Rule)
 	}
+}
+
+func (s scrape) bgp(b api.BGP) {
+	if !b.Enabled {
+		return
+	}
+	for _, p := range b.Sessions {
+		peer := p.Peer.String()
+		s.send(s.bgpUp, truth(p.Up), peer, p.Node)
+		s.send(s.bgpReceived, float64(p.Received), peer, p.Node)
+		s.send(s.bgpAdvertised, float64(p.Advertised), peer, p.Node)
+	}
+	s.send(s.bgpRoutes, float64(len(b.Routes)))
+	s.send(s.bgpRefused, float64(len(b.Refused)))
 }
 
 func (s scrape) status(v api.Status) {

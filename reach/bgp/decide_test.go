@@ -1,0 +1,191 @@
+package bgp
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"weft/control"
+	"weft/internal/config"
+	"weft/reach"
+)
+
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func node(name string, number int) control.Node {
+	return control.Node{Name: name, Endpoints: []netip.Addr{addr(fmt.Sprintf("192.0.2.%d", number)), addr(fmt.Sprintf("2001:db8::%d", number))},
+		Prefixes: []netip.Prefix{prefix(fmt.Sprintf("10.244.%d.0/24", number)), prefix(fmt.Sprintf("fd00:10:244:%d::/64", number))}}
+}
+
+// cluster is node a among b and c, with a router of each family at .254 that is believed 198.51.100.0/24 and what is in c's rack.
+func cluster() (*Options, *control.State) {
+	o := &Options{Node: "a", Network: []netip.Prefix{prefix("10.244.0.0/16"), prefix("fd00:10:244::/48")}, Config: config.BGP{AS: 64512, Mesh: true, Peers: []config.BGPPeer{
+		{Address: addr("192.0.2.254"), AS: 64513, MaxPrefixes: 10, Import: []config.Import{{Prefix: prefix("198.51.100.0/24"), Longest: 24}, {Prefix: prefix("10.244.3.0/24"), Longest: 32}}},
+		{Address: addr("192.0.2.253"), AS: 64514, Import: []config.Import{{Prefix: prefix("198.51.100.0/24"), Longest: 28}}},
+		{Address: addr("192.0.2.77"), AS: 64515, Nodes: []string{"rack2-*"}},
+	}}, OnLink: func(a netip.Addr) (string, error) {
+		if a == addr("192.0.2.3") {
+			return "", errors.New("192.0.2.3 is behind a router")
+		}
+		return "eth0", nil
+	}}
+	return o, &control.State{Self: node("a", 1), Nodes: []control.Node{node("b", 2), node("c", 3)}}
+}
+
+func TestSessions(t *testing.T) {
+	o, s := cluster()
+	show := func() (list []string) {
+		sessions, problems := o.sessions(s, map[string]string{"": "", "/f": "secret"})
+		for _, x := range sorted(sessions) {
+			list = append(list, fmt.Sprintf("%s %v-%v as %d %v passive=%v %s", x.node, x.local, x.remote, x.as, x.families(), x.passive, x.password))
+		}
+		for _, p := range problems {
+			list = append(list, p.Text)
+		}
+		return list
+	}
+	want := func(lines ...string) {
+		t.Helper()
+		if got := show(); !slices.Equal(got, lines) {
+			t.Errorf("sessions:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(lines, "\n"))
+		}
+	}
+	routers := []string{" 192.0.2.1-192.0.2.253 as 64514 [ipv4] passive=false ", " 192.0.2.1-192.0.2.254 as 64513 [ipv4] passive=false "}
+	want(append(routers,
+		"b 192.0.2.1-192.0.2.2 as 64512 [ipv4] passive=false ", "b 2001:db8::1-2001:db8::2 as 64512 [ipv6] passive=false ",
+		"c 192.0.2.1-192.0.2.3 as 64512 [ipv4] passive=false ", "c 2001:db8::1-2001:db8::3 as 64512 [ipv6] passive=false ")...)
+
+	// IPv4 goes by IPv6 where that is all; the node with the higher address waits for the other.
+	s.Nodes[0].Endpoints, s.Nodes[1].Endpoints = []netip.Addr{addr("2001:db8::2")}, []netip.Addr{addr("192.0.2.3")}
+	s.Self, s.Nodes = s.Nodes[1], []control.Node{s.Nodes[0], s.Self}
+	s.Self.Endpoints = append(s.Self.Endpoints, addr("2001:db8::3"))
+	o.Node, o.Config.PasswordFile, o.Config.Peers = "c", "/f", nil
+	want("a 192.0.2.3-192.0.2.1 as 64512 [ipv4] passive=true secret", "a 2001:db8::3-2001:db8::1 as 64512 [ipv6] passive=true secret",
+		"b 2001:db8::3-2001:db8::2 as 64512 [ipv4 ipv6] passive=true secret")
+
+	// A selector, a family that this node lacks, a node among the peers.
+	o, s = cluster()
+	o.Node, o.Config.Mesh = "rack2-7", false
+	want(append([]string{" 192.0.2.1-192.0.2.77 as 64515 [ipv4] passive=false "}, routers...)...)
+	o.Config.Mesh, o.Config.Peers = true, []config.BGPPeer{{Address: addr("192.0.2.2"), AS: 64512}, {Address: addr("192.0.2.1"), AS: 64512}}
+	s.Nodes = s.Nodes[:1]
+	s.Self.Endpoints = s.Self.Endpoints[:1]
+	want("b 192.0.2.1-192.0.2.2 as 64512 [ipv4] passive=false ", "BGP: bgp.peers has this node's own endpoint 192.0.2.2: remove it there, for nodes are peers by themselves, or write bgp.mesh: false")
+}
+
+func TestRouterID(t *testing.T) {
+	o, s := cluster()
+	if id := o.routerID(&s.Self); id != addr("192.0.2.1") {
+		t.Errorf("router ID %v", id)
+	}
+	s.Self.Endpoints = s.Self.Endpoints[1:]
+	if a, b := o.routerID(&s.Self), (&Options{Node: "b"}).routerID(&s.Self); !a.Is4() || a == b || a.IsUnspecified() || a.As4()[0] > 223 {
+		t.Errorf("router IDs %v and %v", a, b)
+	}
+	o.Config.RouterID = addr("198.51.100.1")
+	if id := o.routerID(&s.Self); id != addr("198.51.100.1") {
+		t.Errorf("router ID %v", id)
+	}
+}
+
+// TestDecide: who is believed what, and who is not and why.
+func TestDecide(t *testing.T) {
+	o, s := cluster()
+	sessions, _ := o.sessions(s, map[string]string{"": ""})
+	w := newWorld(o, s, sessions)
+	const b, tor, tor2 = "192.0.2.2", "192.0.2.254", "192.0.2.253"
+	for _, c := range []struct {
+		prefix, via, from string
+		wrong             string // a part of it; "" = it is believed
+	}{
+		{"10.244.2.0/24", b, b, ""},
+		{"fd00:10:244:2::/64", "2001:db8::2", "2001:db8::2", ""},
+		{"10.244.2.0/24", "2001:db8::2", "2001:db8::2", ""}, // RFC 8950
+		{"10.244.2.0/24", "192.0.2.3", b, "no endpoint of b"},
+		{"10.244.3.0/24", b, b, "it belongs to c, and b tells of it"},
+		{"10.244.3.0/24", "192.0.2.3", "192.0.2.3", "behind a router"},
+		{"10.244.1.0/24", b, b, "this node's own"},
+		{"10.244.1.128/25", tor, tor, "this node's own"},
+		{"10.0.0.0/8", tor, tor, "this node's own"},
+		{"0.0.0.0/0", tor, tor, "this node's own"},
+		{"10.244.2.0/25", b, b, "b owns 10.244.2.0/24, and prefixes of nodes are told of as they are"},
+		{"10.244.2.0/23", b, b, "neither in parts nor together with others"},
+		{"10.244.9.0/24", b, b, "no node owns it"},
+		{"203.0.113.0/24", b, b, "nodes tell of nodes' prefixes alone"},
+		{"10.244.2.0/24", tor, tor, "it belongs to b, and a router is believed a node's prefix only where its import lists it"},
+		{"10.244.3.0/24", tor, tor, ""},
+		{"10.244.3.0/24", b, tor, "an endpoint of b, which does not own it"},
+		{"10.244.3.0/24", "192.0.2.99", tor, "no router of bgp.peers"},
+		{"10.244.3.0/24", tor2, tor, ""},
+		{"198.51.100.0/24", tor, tor, ""},
+		{"198.51.100.0/28", tor, tor, "import does not list it"},
+		{"198.51.100.0/28", tor2, tor2, ""},
+		{"198.51.100.0/29", tor2, tor2, "import does not list it"},
+		{"198.51.0.0/16", tor, tor, "import does not list it"},
+		{"198.51.100.0/24", b, tor, "an endpoint of b"},
+		{"198.51.100.0/24", tor, "192.0.2.88", "none any more"},
+		{"::/0", tor, tor, "this node's own"},
+	} {
+		wrong := w.wrong(path{prefix: prefix(c.prefix), via: addr(c.via), from: addr(c.from)})
+		if (wrong == "") != (c.wrong == "") || !strings.Contains(wrong, c.wrong) {
+			t.Errorf("%s via %s from %s: %q, want %q", c.prefix, c.via, c.from, wrong, c.wrong)
+		}
+	}
+
+	show := func(paths ...path) string {
+		slices.Reverse(paths) // the order says nothing
+		routes, refused := w.decide(paths)
+		var list []string
+		for _, r := range routes {
+			list = append(list, fmt.Sprintf("%v %s via %v from %v", r.Prefix, r.Node, r.Via, r.From))
+		}
+		for _, r := range refused {
+			list = append(list, fmt.Sprintf("%v from %s refused", r.Prefix, r.From))
+		}
+		return strings.Join(list, "; ")
+	}
+	out := func(from string, change ...func(*path)) path {
+		p := path{prefix: prefix("198.51.100.0/24"), via: addr(from), from: addr(from), pref: 100, length: 1}
+		for _, f := range change {
+			f(&p)
+		}
+		return p
+	}
+	for _, c := range []struct {
+		paths []path
+		want  string
+	}{
+		{[]path{out(tor), out(tor2)}, "198.51.100.0/24  via [192.0.2.253 192.0.2.254] from [192.0.2.253 192.0.2.254]"},
+		{[]path{out(tor), out(tor2, func(p *path) { p.length = 2 })}, "198.51.100.0/24  via [192.0.2.254] from [192.0.2.254]"},
+		{[]path{out(tor), out(tor2, func(p *path) { p.length, p.pref = 5, 200 })}, "198.51.100.0/24  via [192.0.2.253] from [192.0.2.253]"},
+		{[]path{out(tor), out(tor2, func(p *path) { p.med = 1 })}, "198.51.100.0/24  via [192.0.2.254] from [192.0.2.254]"},
+		{[]path{out(tor), out(tor2, func(p *path) { p.origin = 2 })}, "198.51.100.0/24  via [192.0.2.254] from [192.0.2.254]"},
+		{[]path{out(tor), out(tor2, func(p *path) { p.stale = true })}, "198.51.100.0/24  via [192.0.2.254] from [192.0.2.254]"},
+		{[]path{out(tor, func(p *path) { p.stale = true })}, "198.51.100.0/24  via [192.0.2.254] from [192.0.2.254]"},
+		{[]path{out(tor), out(tor, func(p *path) { p.prefix = prefix("10.244.2.0/24") })}, "198.51.100.0/24  via [192.0.2.254] from [192.0.2.254]; 10.244.2.0/24 from 192.0.2.254 refused"},
+	} {
+		if got := show(c.paths...); got != c.want {
+			t.Errorf("%s\nwant %s", got, c.want)
+		}
+	}
+}
+
+// TestHeld: until the peers have told of all, what the kernel had counts where nobody has told of it, if it is somebody's to tell of.
+func TestHeld(t *testing.T) {
+	o, s := cluster()
+	via := []netip.Addr{addr("192.0.2.9")}
+	o.Held = map[netip.Prefix][]netip.Addr{prefix("10.244.2.0/24"): via, prefix("10.244.3.0/24"): via, prefix("10.244.9.0/24"): via, prefix("198.51.100.0/24"): via, prefix("203.0.113.0/24"): via}
+	told := reach.Route{Prefix: prefix("10.244.2.0/24"), Node: "b", Via: []netip.Addr{addr("192.0.2.2")}}
+	var got []string
+	for _, r := range New(*o).held(s, []reach.Route{told}) {
+		got = append(got, fmt.Sprintf("%v %q %v %v", r.Prefix, r.Node, r.Via, r.Stale))
+	}
+	want := []string{`10.244.2.0/24 "b" [192.0.2.2] false`, `10.244.3.0/24 "c" [192.0.2.9] true`, `198.51.100.0/24 "" [192.0.2.9] true`}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
