@@ -32,7 +32,7 @@ func TestCarries(t *testing.T) {
 
 // pingPong sends numbered datagrams there and back, a window of them at a time, and has the cache forget now and then.
 func pingPong(t *testing.T, r *rig, inner int) {
-	const window, each, rounds = 16, 200, 10
+	const window, each = 16, 200
 	a, b := netip.AddrPortFrom(r.Nodes[0].PodAddrs[inner], 10000), netip.AddrPortFrom(r.Nodes[1].PodAddrs[inner], 20000)
 	ca, cb := socket(t, r.Nodes[0].Pod, a), socket(t, r.Nodes[1].Pod, b)
 	headers := map[[2]int]int{}
@@ -95,7 +95,7 @@ func pingPong(t *testing.T, r *rig, inner int) {
 			return errors.Join(err, other)
 		})
 	}
-	for range rounds {
+	for range often(3, 10) {
 		cachedNow()
 		before, err := r.nodes[0].flow(unix.IPPROTO_UDP, a, b)
 		if err != nil {
@@ -157,7 +157,7 @@ func TestStreamsWithoutOffloads(t *testing.T) {
 }
 
 func stream(t *testing.T, r *rig, inner int) {
-	const size, forgets = 8 << 20, 20
+	size := often(2<<20, 8<<20)
 	at := netip.AddrPortFrom(r.Nodes[1].PodAddrs[inner], 5000)
 	var l net.Listener
 	var c net.Conn
@@ -218,7 +218,7 @@ func stream(t *testing.T, r *rig, inner int) {
 		})
 	}
 	carried := uint64(0)
-	for range forgets {
+	for range often(4, 20) {
 		nettest.Eventually(t, nettest.Patience, func() error {
 			f, err := r.nodes[0].flow(unix.IPPROTO_TCP, local, at)
 			_, other := r.nodes[1].flow(unix.IPPROTO_TCP, at, local)

@@ -22,16 +22,19 @@ import (
 	"weft/internal/nettest"
 )
 
-// changes is how many random changes TestForgets makes.
+// kinds are the changes that TestForgets makes.
+var kinds = []string{"move", "our rule here", "our rule there", "a rule here", "a rule there", "a route there", "a pod there"}
+
+// changes is how many of them it makes with each inner family: each kind once.
 func changes(t *testing.T) int {
 	if text := os.Getenv("WEFT_TEST_CHANGES"); text != "" {
 		n, err := strconv.Atoi(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return n
+		return n / 2
 	}
-	return 24
+	return often(len(kinds), 500)
 }
 
 // place is where packets of the test may arrive, a set.
@@ -92,10 +95,11 @@ func (s *identified) count(at place) int {
 }
 
 // TestForgets: after a change was acknowledged no datagram takes the old way, whoever made it: routes move to another peer, a rule of ours
-// or of somebody else's begins to drop, at either end, a pod is deleted and its address is another pod's. 1,000 changes with WEFT_TEST_CHANGES=1000.
+// or of somebody else's begins to drop, at either end, a pod is deleted and its address is another pod's. 1,000 changes with WEFT_TEST_LONG=1, others with
+// WEFT_TEST_CHANGES.
 func TestForgets(t *testing.T) {
 	for _, inner := range []int{0, 1} {
-		t.Run([]string{"v4", "v6"}[inner], func(t *testing.T) { forgets(t, inner, changes(t)/2) })
+		t.Run([]string{"v4", "v6"}[inner], func(t *testing.T) { forgets(t, inner, changes(t)) })
 	}
 }
 
@@ -242,14 +246,20 @@ func forgets(t *testing.T, inner, n int) {
 				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(len(dst.AsSlice()))},
 				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: dst.AsSlice()}, &expr.Verdict{Kind: expr.VerdictDrop}}}}}}}}
 	}
-	kinds := map[string]int{}
+	made := map[string]int{}
+	var order []int // of kinds, each as often as the others
 	for range n {
 		cachedAt(at)
-		kind := []string{"move", "our rule here", "our rule there", "a rule here", "a rule there", "a route there", "a pod there"}[rand.N(7)]
-		if at == atC && (kind == "a pod there") {
-			kind = "move"
+		if len(order) == 0 {
+			order = rand.Perm(len(kinds))
 		}
-		kinds[kind]++
+		kind := kinds[order[0]]
+		if at == atC && kind == "a pod there" {
+			kind = "move"
+		} else {
+			order = order[1:]
+		}
+		made[kind]++
 		far := r.nodes[nodeOf[at]]
 		s.mu.Lock()
 		s.what = kind
@@ -314,7 +324,7 @@ func forgets(t *testing.T, inner, n int) {
 			sb = serve(again, atB)
 		}
 	}
-	t.Logf("%d changes: %v", n, kinds)
+	t.Logf("%d changes: %v", n, made)
 }
 
 // attachPod joins an empty namespace to its node as nettest.Build does.

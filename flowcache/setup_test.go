@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -26,6 +27,14 @@ import (
 
 // tracking is a table by which nodes track connections, and drop what is out of window as kube-proxy does.
 const tracking = `table inet others { chain forward { type filter hook forward priority 0; ct state invalid drop; ct state established accept; }; }`
+
+// often is how many times something is done: fewer where the tests are to be quick, for the race detector has every packet cost many times as much.
+func often(usual, long int) int {
+	if os.Getenv("WEFT_TEST_LONG") != "" {
+		return long
+	}
+	return usual
+}
 
 // rig is a cluster whose nodes run the cache over a vxlan device.
 type rig struct {
