@@ -76,45 +76,59 @@ const (
 
 	lostMost = 3 // in a row, and the way is down
 	memory   = 8 // probes whose answers are still known
+
+	patienceMost = (memory - 1) * interval // for an answer: a probe is judged before it is forgotten
 )
 
 // track is what is remembered of one target. It is for one goroutine, and knows no clock.
 type track struct {
 	Target
 	State
-	sent [memory]struct { // the last probes, the newest at next-1
-		nonce    uint64
-		at       time.Time
-		answered bool
-	}
-	next    int
-	lost    int       // in a row
-	due     time.Time // when the next probe is sent
-	waiting bool      // for the answer to the newest
+	sent   [memory]sent // the last probes, the newest at next-1
+	next   int
+	judged int       // probes before this one were answered or are lost; those from here on may still be answered in time
+	lost   int       // in a row
+	due    time.Time // when the next probe is sent
+}
+
+// sent is a probe.
+type sent struct {
+	nonce    uint64
+	at       time.Time
+	answered bool
 }
 
 // patience is how long an answer may take.
-func (t *track) patience() time.Duration { return max(interval, 2*t.RTT) }
+func (t *track) patience() time.Duration { return min(max(interval, 2*t.RTT), patienceMost) }
 
-// probe takes note of a probe that is sent now.
+// probe takes note of a probe that was sent now.
 func (t *track) probe(nonce uint64, now time.Time) {
-	t.sent[t.next%memory] = struct {
-		nonce    uint64
-		at       time.Time
-		answered bool
-	}{nonce, now, false}
+	t.sent[t.next%memory] = sent{nonce, now, false}
 	t.next++
-	t.waiting = true
+	t.judged = max(t.judged, t.next-memory)
 }
 
-// expired takes note of a probe whose answer has not come in time, if there is one; it says whether State has changed.
-func (t *track) expired(now time.Time) (changed bool) {
-	last := &t.sent[(t.next+memory-1)%memory]
-	if !t.waiting || now.Sub(last.at) < t.patience() {
-		return false
+// expires is when the oldest probe that was not judged yet is lost; false where there is none.
+func (t *track) expires() (at time.Time, waiting bool) {
+	for ; t.judged < t.next; t.judged++ {
+		if s := &t.sent[t.judged%memory]; !s.answered {
+			return s.at.Add(t.patience()), true
+		}
 	}
-	t.waiting = false
-	t.lost++
+	return at, false
+}
+
+// expired takes note of probes whose answers have not come in time; it says whether State has changed. Each is judged by its own age: where answers take
+// longer than the pause between probes, there always is a newer one.
+func (t *track) expired(now time.Time) (changed bool) {
+	for {
+		at, waiting := t.expires()
+		if !waiting || now.Before(at) {
+			break
+		}
+		t.judged++
+		t.lost++
+	}
 	if t.lost < lostMost || t.Known && !t.Up {
 		return false
 	}
@@ -131,9 +145,6 @@ func (t *track) answered(nonce uint64, now time.Time) (changed bool) {
 		}
 		s.answered = true
 		t.RTT = now.Sub(s.at)
-		if i == (t.next+memory-1)%memory {
-			t.waiting = false
-		}
 		changed = !t.Known || !t.Up
 		if changed || t.lost > 0 { // clean from here on
 			t.Since = now
@@ -147,7 +158,7 @@ func (t *track) answered(nonce uint64, now time.Time) (changed bool) {
 // failed takes note that the kernel refuses to send; it says whether State has changed.
 func (t *track) failed(err error, now time.Time) (changed bool) {
 	changed = !t.Known || t.Up
-	t.Known, t.Up, t.Reason, t.waiting = true, false, fmt.Sprintf("probes by %s: %v", t.Device, err), false
+	t.Known, t.Up, t.Reason, t.judged = true, false, fmt.Sprintf("probes by %s: %v", t.Device, err), t.next
 	if changed {
 		t.Since = now
 	}

@@ -58,6 +58,46 @@ func TestTrack(t *testing.T) {
 	}
 }
 
+// TestFarAndSilent: where answers take longer than the pause between probes, a newer probe is always under way, and silence is noticed all the same: after
+// three probes that are older than an answer may be.
+func TestFarAndSilent(t *testing.T) {
+	start := time.Unix(1000, 0)
+	for _, c := range []struct {
+		rtt, answers time.Duration // and until when probes are answered
+		late         time.Duration // by which probes are sent after their time, every other one
+		down         time.Duration // when that is known
+	}{
+		{rtt: 150 * time.Millisecond, answers: time.Second, down: 1400*time.Millisecond + 300*time.Millisecond}, // those of 1.0, 1.2 and 1.4 s
+		{rtt: 350 * time.Millisecond, answers: time.Second, down: 1400*time.Millisecond + 700*time.Millisecond},
+		{rtt: time.Millisecond, answers: time.Second, down: 1400*time.Millisecond + 200*time.Millisecond},
+		{rtt: time.Millisecond, answers: time.Second, late: 30 * time.Millisecond, down: 1430*time.Millisecond + 200*time.Millisecond},
+		{rtt: 1500 * time.Millisecond, answers: 4 * time.Second, down: 4400*time.Millisecond + patienceMost}, // longer than anybody waits: as long as answers come it is up
+	} {
+		k, nonce := &track{}, uint64(0)
+		answers := map[time.Duration]uint64{}
+		var down time.Duration
+		for now := time.Duration(0); now < 10*time.Second && down == 0; now += time.Millisecond {
+			at := start.Add(now)
+			if n := answers[now]; n > 0 {
+				k.answered(n, at)
+			}
+			if k.expired(at) && !k.Up && now > c.answers {
+				down = now
+			}
+			if i := now / interval; now == i*interval+i%2*c.late {
+				nonce++
+				k.probe(nonce, at)
+				if now < c.answers {
+					answers[now+c.rtt] = nonce
+				}
+			}
+		}
+		if down != c.down {
+			t.Errorf("%+v: down at %v: %+v", c, down, k.State)
+		}
+	}
+}
+
 func TestMessage(t *testing.T) {
 	for _, m := range []message{{kindProbe, 1}, {kindAnswer, 1<<64 - 1}} {
 		b := make([]byte, probeSize)

@@ -213,8 +213,8 @@ func (p *Prober) turn(now time.Time) (wait time.Duration) {
 			poke(p.news)
 		}
 		wait = min(wait, t.due.Sub(now))
-		if t.waiting {
-			wait = min(wait, t.patience()-now.Sub(t.sent[(t.next+memory-1)%memory].at))
+		if at, waiting := t.expires(); waiting {
+			wait = min(wait, at.Sub(now))
 		}
 	}
 	return max(wait, breath)
@@ -238,23 +238,23 @@ func (p *Prober) send(t *track, now time.Time) error {
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // never fails (crypto/rand)
 	nonce := binary.BigEndian.Uint64(random[:])
-	old := &t.sent[t.next%memory]
-	delete(p.nonces, old.nonce)
-	p.nonces[nonce] = t
-	t.probe(nonce, now)
 	var b [probeSize]byte
 	message{kindProbe, nonce}.put(b[:])
 	err := c.send(b[:], t.Addr, index)
 	switch {
 	case err == nil:
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOBUFS): // it is not the way that fails
-		t.waiting = false
 		return nil
 	case known: // the device may have been made anew
 		delete(p.index, t.Device)
 		return p.send(t, now)
+	default:
+		return err
 	}
-	return err
+	delete(p.nonces, t.sent[t.next%memory].nonce)
+	p.nonces[nonce] = t
+	t.probe(nonce, now)
+	return nil
 }
 
 // read takes what comes in at one address until it is closed.
