@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"errors"
 	"net"
 	"syscall"
 
@@ -14,71 +15,83 @@ import (
 // away and puts back before the first of the news is read. It waits for an Apply that is at work, for that is what most news
 // are about.
 func (h *Host) surprising(m syscall.NetlinkMessage) bool {
+	foreign := false // a route of somebody else's
+	var look func(m []byte, there bool) (surprise bool, err error)
 	switch m.Header.Type {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		return h.surprisingRoute(m, m.Header.Type == unix.RTM_NEWROUTE)
+		msg := nl.DeserializeRtMsg(m.Data)
+		if foreign = msg.Protocol != Protocol && leads(msg); foreign {
+			h.outsideNews.Add(1)
+			h.around.Store(true)
+		}
+		// A replaced route is told by its successor alone, whose protocol may be anybody's.
+		if msg.Protocol != Protocol && m.Header.Flags&unix.NLM_F_REPLACE == 0 {
+			return foreign
+		}
+		look = h.routeNews
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return h.surprisingNeighbor(m, m.Header.Type == unix.RTM_NEWNEIGH)
+		look = h.neighborNews
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		return h.surprisingAddr(m, m.Header.Type == unix.RTM_NEWADDR)
+		look = h.addrNews
 	case rtmNewNextHop, rtmDelNextHop:
-		return h.surprisingNextHop(m, m.Header.Type == rtmNewNextHop)
+		look = h.nextHopNews
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
-		return h.surprisingRule(m, m.Header.Type == unix.RTM_NEWRULE)
+		look = h.ruleNews
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-		return h.surprisingLink(m, m.Header.Type == unix.RTM_NEWLINK)
-	}
-	return false
-}
-
-func (h *Host) surprisingNextHop(m syscall.NetlinkMessage, there bool) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.prev == nil {
+		look = h.linkNews
+	default:
 		return false
 	}
-	n, mine, err := nextHopFrom(m.Data, h.prev.names)
-	if err != nil {
+	there := false
+	switch m.Header.Type {
+	case unix.RTM_NEWROUTE, unix.RTM_NEWNEIGH, unix.RTM_NEWADDR, rtmNewNextHop, unix.RTM_NEWRULE, unix.RTM_NEWLINK:
+		there = true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.prev == nil { // nothing is ours yet
+		return false
+	}
+	surprise, err := look(m.Data, there)
+	if err != nil { // whatever it says may concern us
 		h.doubt.Store(true)
-		return true
+	}
+	return surprise || err != nil || foreign
+}
+
+func (h *Host) nextHopNews(m []byte, there bool) (bool, error) {
+	n, mine, err := nextHopFrom(m, h.prev.names)
+	if err != nil {
+		return false, err
 	}
 	_, wanted := h.prev.hops[n.ID]
-	return (mine || wanted) && judge(h, h.prev.hops, n, there)
+	return (mine || wanted) && judge(h, h.prev.hops, n, there), nil
 }
 
-func (h *Host) surprisingRule(m syscall.NetlinkMessage, there bool) bool {
-	r, mine, err := ruleMessage(m.Data)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.prev == nil {
-		return false
-	}
+func (h *Host) ruleNews(m []byte, there bool) (bool, error) {
+	r, mine, err := ruleMessage(m)
 	if err != nil {
-		h.doubt.Store(true)
-		return true
+		return false, err
 	}
 	if !mine {
 		h.around.Store(true)
 		h.doubt.Store(true) // whether there are guards among the rules depends on others'
-		return true
+		return true, nil
 	}
-	return judge(h, h.prev.rules, r, there)
+	return judge(h, h.prev.rules, r, there), nil
 }
 
 // linkKey is a link among suspects.
 type linkKey string
 
-func (h *Host) surprisingLink(m syscall.NetlinkMessage, there bool) bool {
-	l, err := netlink.LinkDeserialize(nil, m.Data)
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (h *Host) linkNews(m []byte, there bool) (bool, error) {
+	l, err := netlink.LinkDeserialize(nil, m)
 	if err != nil {
-		h.doubt.Store(true)
-		return true
+		return false, err
 	}
 	is := l.Attrs()
-	if h.prev == nil || !Ours(is.Name) {
-		return false
+	if !Ours(is.Name) {
+		return false, nil
 	}
 	want, wanted := h.prev.links[is.Name]
 	var fine bool
@@ -96,59 +109,37 @@ func (h *Host) surprisingLink(m syscall.NetlinkMessage, there bool) bool {
 		// The other end is down, in a namespace that is not ours to hear of.
 		if wanted && there && want.Veth != nil && is.RawFlags&unix.IFF_RUNNING == 0 {
 			h.inside.Store(true)
-			return true
+			return true, nil
 		}
-		return false
+		return false, nil
 	}
 	h.suspects[linkKey(is.Name)] = true
-	return true
+	return true, nil
 }
 
-func (h *Host) surprisingAddr(m syscall.NetlinkMessage, there bool) bool {
-	k, err := addrMessage(m.Data)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.prev == nil {
-		return false
-	}
+func (h *Host) addrNews(m []byte, there bool) (bool, error) {
+	k, err := addrMessage(m)
 	if err != nil {
-		h.doubt.Store(true)
-		return true
+		return false, err
 	}
 	name, ok := h.prev.devices[k.LinkIndex]
 	if !ok || k.IP.IsLinkLocalUnicast() && !h.prev.links[name].quiet() {
-		return false
+		return false, nil
 	}
-	return judge(h, h.prev.addrs, addrFrom(k, name), there)
+	return judge(h, h.prev.addrs, addrFrom(k, name), there), nil
 }
 
-func (h *Host) surprisingRoute(m syscall.NetlinkMessage, there bool) bool {
-	msg := nl.DeserializeRtMsg(m.Data)
-	foreign := msg.Protocol != Protocol && leads(msg)
-	if foreign {
-		h.outsideNews.Add(1)
-		h.around.Store(true)
-	}
-	// A replaced route is told by its successor alone, whose protocol may be anybody's.
-	if msg.Protocol != Protocol && m.Header.Flags&unix.NLM_F_REPLACE == 0 {
-		return foreign
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	k, hop, ok := routeMessage(m.Data)
-	switch {
-	case h.prev == nil: // nothing is ours yet
-		return false
-	case !ok:
-		h.doubt.Store(true)
-		return true
+func (h *Host) routeNews(m []byte, there bool) (bool, error) {
+	k, hop, ok := routeMessage(m)
+	if !ok {
+		return false, errors.New("hostnet: a route's message cannot be read")
 	}
 	r := routeFrom(k, h.prev.names)
 	if hop != 0 {
 		r = hopRoute(k, hop)
 	}
 	r.odd = r.odd || k.Protocol != Protocol
-	return judge(h, h.prev.routes, r, there) || foreign
+	return judge(h, h.prev.routes, r, there), nil
 }
 
 // leads says whether a route may lead packets to another machine, or refuse them: not to the node's own addresses or to groups.
@@ -160,22 +151,17 @@ func leads(msg *nl.RtMsg) bool {
 	return msg.Flags&unix.RTM_F_CLONED == 0
 }
 
-func (h *Host) surprisingNeighbor(m syscall.NetlinkMessage, there bool) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	row, err := fdbRowFrom(m.Data) // both kinds are the same message
-	switch {
-	case h.prev == nil:
-		return false
-	case err != nil:
-		h.doubt.Store(true)
-		return true
-	case row.Family == unix.AF_BRIDGE:
+func (h *Host) neighborNews(m []byte, there bool) (bool, error) {
+	row, err := fdbRowFrom(m) // both kinds are the same message
+	if err != nil {
+		return false, err
+	}
+	if row.Family == unix.AF_BRIDGE {
 		e, ok := fdbFrom(row, h.prev.devices)
-		return ok && judge(h, h.prev.fdb, e, there)
+		return ok && judge(h, h.prev.fdb, e, there), nil
 	}
 	n, permanent := neighborFrom(row.Neigh, h.prev.devices)
-	return judge(h, h.prev.neighbors, n, there && permanent)
+	return judge(h, h.prev.neighbors, n, there && permanent), nil
 }
 
 // judge makes an object suspect, or no longer so: news is that the object is there, or else that none with its key is there as
