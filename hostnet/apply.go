@@ -96,7 +96,8 @@ func (p *pass) run() {
 	remove(p, fdb, p.before.fdb)
 	remove(p, neighbors, p.before.neighbors)
 	remove(p, addrs, p.before.addrs)
-	_, err := h.removeOwn(p.index[loopback], own)
+	removed, err := h.removeOwn(p.index[loopback], own)
+	h.wrote = h.wrote || len(removed) > 0
 	p.fail(err)
 	p.removeStrayLinks()
 
@@ -111,6 +112,7 @@ func (p *pass) run() {
 // guard puts the guards in force before anything else.
 func (p *pass) guard() {
 	made, err := p.h.guard(p.h.network())
+	p.h.wrote = p.h.wrote || len(made) > 0
 	p.fail(err)
 	for _, r := range made {
 		if holds(p.before.routes, r) {

@@ -186,6 +186,7 @@ func (h *Host) syncFirewall() {
 		changed = true
 	}
 	f.tables, f.looked = now, true
+	h.wrote = h.wrote || changed
 	if right {
 		clear(f.anew)
 		f.want = want

@@ -116,7 +116,7 @@ type Host struct {
 
 	underlay *Host // of the namespace that tunnel devices send in; nil = this one
 
-	mu       sync.Mutex      // held by Apply; guards owners, prev, suspects and firewall
+	mu       sync.Mutex      // held by Apply; guards owners, prev, suspects, firewall and wrote
 	owners   []*owner        // in the order in which they were named, or spoke first
 	prev     *inForce        // after the last Apply; nil before the first
 	suspects map[any]bool    // keys of objects of which the latest news is not what the last Apply left
@@ -141,6 +141,7 @@ type Host struct {
 	obstacles atomic.Pointer[[]Obstacle]
 
 	followers []func() // see Follow
+	wrote     bool     // something to the kernel, since they were told last
 
 	watched atomic.Pointer[map[int]bool] // devices that are not ours and whose changes concern us, by index
 	repairs atomic.Uint64
@@ -178,8 +179,8 @@ func (h *Host) addVxlan(name string, v Vxlan) error {
 	return h.raw.addVxlan(name, v, -1)
 }
 
-// Follow has f called whenever this Host may have changed what the kernel does with packets, before the call that did so returns; f must not
-// call the Host. It is called before the first Apply.
+// Follow has f called whenever this Host has changed what the kernel does with packets, before the call that did so returns, and not when a look
+// finds all as it is to be; f must not call the Host. It is called before the first Apply.
 func (h *Host) Follow(f func()) { h.followers = append(h.followers, f) }
 
 // followed tells those who Follow.
@@ -187,6 +188,14 @@ func (h *Host) followed() {
 	for _, f := range h.followers {
 		f()
 	}
+}
+
+// followedIf tells those who Follow where something was written to the kernel, or is wanted otherwise. The caller holds h.mu.
+func (h *Host) followedIf(otherwise bool) {
+	if h.wrote || otherwise {
+		h.followed()
+	}
+	h.wrote = false
 }
 
 // handle is the library's, and what it has no words for.

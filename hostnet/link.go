@@ -124,6 +124,7 @@ func (p *pass) syncLinks() {
 		changed = changed || did
 	}
 	if changed {
+		p.h.wrote = true
 		if links, err = dumpLinks(p.h.rt); err != nil {
 			p.fail(fmt.Errorf("hostnet: list links: %w", err))
 		}
@@ -149,6 +150,7 @@ func (p *pass) removeStrayLinks() {
 		_, retired := p.before.links[name]
 		p.h.changed("removed", name, !p.first && !retired, "not wanted")
 		p.fail(p.h.removeLink(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}}))
+		p.h.wrote = true
 		delete(p.names, index)
 		delete(p.index, name)
 	}

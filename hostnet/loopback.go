@@ -35,7 +35,9 @@ func (p *pass) syncOwn() (strays []netip.Addr) {
 			if _, there := have[a]; there {
 				continue // with another mark too: then somebody else keeps it there
 			}
-			if err := p.h.raw.addHostAddr(p.index[loopback], a); err != nil && !errors.Is(err, unix.EEXIST) {
+			err := p.h.raw.addHostAddr(p.index[loopback], a)
+			p.h.wrote = p.h.wrote || err == nil
+			if err != nil && !errors.Is(err, unix.EEXIST) {
 				o.fail(fmt.Errorf("hostnet: add address %s dev %s: %w%s", a, loopback, err, hint(err)))
 				delete(p.now.own, a)
 			} else if p.before.own[a] {

@@ -74,10 +74,10 @@ func (h *Host) Apply(owner string, w Want) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	o := h.owner(owner)
+	if len(h.followers) > 0 {
+		defer h.followedIf(!o.spoken || !reflect.DeepEqual(o.want, w))
+	}
 	if h.listening.Load() && !h.doubtful() && h.prev != nil && o.spoken && o.err == nil && o.want.patchable(w) {
-		if len(h.followers) > 0 && !reflect.DeepEqual(o.want, w) {
-			defer h.followed()
-		}
 		if h.applyChanges(o, w) == nil {
 			return o.firewallErr
 		}
@@ -97,6 +97,7 @@ func (h *Host) doubtful() bool { return h.doubt.Load() || len(h.suspects) > 0 }
 func (h *Host) repair() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	defer h.followedIf(false)
 	switch {
 	case h.prev == nil:
 	case h.doubtful() || h.rt.tcx.broken():
@@ -113,7 +114,6 @@ func (h *Host) settled() bool {
 
 // applyWhole makes the kernel's state be what all owners want, with a look at all that the kernel has. The caller holds h.mu.
 func (h *Host) applyWhole() {
-	defer h.followed()
 	h.doubt.Store(false) // what happens from here on casts a new one
 	clear(h.suspects)
 	began := time.Now()

@@ -166,6 +166,7 @@ func (h *Host) setSysctl(w Sysctl) error {
 	if err != nil {
 		return fmt.Errorf("hostnet: sysctl net/%s: %w: run as root, with /proc/sys writable", w, err)
 	}
+	h.wrote = true
 	h.log.Info("set sysctl; it stays so when weft stops", zap.String("key", "net/"+w.Key), zap.String("was", have), zap.String("value", w.Value))
 	return nil
 }

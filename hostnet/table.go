@@ -114,6 +114,7 @@ func carryOut[T object[K], K comparable](p *pass, todo []change[T], dump func() 
 			// IPv6 refuses to move a route to another device in one step: it looks the new next hop up in
 			// the old route.
 			c.err = errors.Join(c.to.evict(p.h.rt, index), c.to.add(p.h.rt, index, false))
+			p.h.wrote = true
 		}
 		if errors.Is(c.err, unix.EEXIST) {
 			taken = append(taken, c)
@@ -146,6 +147,9 @@ func carryOut[T object[K], K comparable](p *pass, todo []change[T], dump func() 
 		if c.ours {
 			c.err = c.to.add(p.h.rt, p.index[c.to.device()], true)
 		}
+	}
+	for _, c := range todo {
+		p.h.wrote = p.h.wrote || c.err == nil && !c.there
 	}
 	return todo
 }
@@ -186,6 +190,7 @@ func remove[T object[K], K comparable](p *pass, strays []T, before map[K]T) {
 		if !p.first && !retired {
 			p.repaired("took away", o, "not wanted")
 		}
+		p.h.wrote = true
 		if err := o.remove(p.h.rt, p.index[o.device()]); err != nil && !gone(err) {
 			p.fail(fmt.Errorf("hostnet: remove %s: %w%s", o, err, hint(err)))
 		}

@@ -2,11 +2,13 @@ package hostnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -197,4 +199,54 @@ func TestRunEndsWithContext(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("Run = %v", err)
 	}
+}
+
+// TestFollow: who Follows is told of what the Host changes, and not of looks that find all as it is to be.
+func TestFollow(t *testing.T) {
+	b := newBench(t)
+	var told atomic.Int32
+	b.host.Follow(func() { told.Add(1) })
+	changed := b.guarded(sample())
+	looks := func(n int) {
+		t.Helper()
+		for range n {
+			select {
+			case <-changed:
+			case <-time.After(waitLong):
+				t.Fatal("nobody looks")
+			}
+		}
+	}
+	looks(2) // the links' own news is over
+	quiet := told.Load()
+	if quiet == 0 {
+		t.Fatal("not told of the first Want")
+	}
+	nettest.Eventually(t, waitLong, func() error {
+		before := told.Load()
+		looks(3)
+		if now := told.Load(); now != before {
+			return fmt.Errorf("told %d times in three looks", now-before)
+		}
+		return nil
+	})
+	before := told.Load()
+	b.apply(sample())
+	if now := told.Load(); now != before {
+		t.Errorf("told %d times of what was wanted before", now-before)
+	}
+	more := sample()
+	more.Routes = append(more.Routes, route("10.244.3.0/24", "10.244.3.0", "10.244.1.1"))
+	b.apply(more)
+	if told.Load() == before {
+		t.Error("not told of another Want")
+	}
+	before = told.Load()
+	b.ip("route", "del", "10.244.3.0/24")
+	nettest.Eventually(t, waitLong, func() error {
+		if told.Load() == before {
+			return errors.New("not told of what was put back")
+		}
+		return nil
+	})
 }
