@@ -45,7 +45,7 @@ func (c *Cache) consider(k bpf.FlowKey) (why string) {
 		return "it is not seen any more"
 	}
 	c.mu.Lock()
-	gen, p := c.gen, c.ground
+	gen, p := c.gen, c.forwarding
 	why = c.closed(&s)
 	c.mu.Unlock()
 	if why != "" {
@@ -74,7 +74,7 @@ func (c *Cache) consider(k bpf.FlowKey) (why string) {
 	defer c.mu.Unlock()
 	_, again := c.flows[key]
 	switch {
-	case c.gen != gen || c.ground != p: // something has changed meanwhile; it will be seen again
+	case c.gen != gen || c.forwarding != p: // something has changed meanwhile; it will be seen again
 		return "something has changed"
 	case !again && len(c.flows) >= most:
 		return "there are too many flows"
@@ -99,7 +99,7 @@ func (c *Cache) closed(s *bpf.FlowSighting) string {
 		return "something has changed a moment ago"
 	case s.From != c.gen || s.Left != c.gen || s.Arrived != c.gen || s.To != c.gen:
 		return "it has not been seen both ways since the last change: " + missing(s, c.gen)
-	case c.ground == nil || !known:
+	case c.forwarding == nil || !known:
 		return "its link is none that is watched"
 	case link != "":
 		return link
@@ -172,7 +172,7 @@ func (c *Cache) tracked(t hostnet.Tuple) (*hostnet.Tracked, string) {
 
 // remember makes of what was seen what the programs do. The caller holds c.mu.
 func (c *Cache) remember(p *peers, peer *status.Peer, k *bpf.FlowKey, s *bpf.FlowSighting) (bpf.FlowOut, bpf.FlowIn) {
-	number := c.number[peer.Node]
+	number := c.numbers.number(peer.Node)
 	out := bpf.FlowOut{Gen: c.gen, Used: now(), Dev: s.Out.Dev, Peer: number, Mtu: uint32(peer.MTU), V6: s.Out.V6, Dscp: s.Out.Dscp, Mac: s.MacFrom}
 	in := bpf.FlowIn{Gen: c.gen, Used: now(), Dev: s.PodTo, Peer: number, Inner: s.In.Dmac, V6: s.In.V6, Src: s.In.Src, Dst: s.In.Dst}
 	copy(in.Mac[:], s.MacTo[:])

@@ -33,7 +33,7 @@ func (d *device) close() error {
 // c.thread.
 func (c *Cache) attach() (why string) {
 	c.mu.Lock()
-	p := c.ground
+	p := c.forwarding
 	c.mu.Unlock()
 	if p == nil || len(p.Underlay) == 0 {
 		return "there is no path yet"
@@ -93,10 +93,10 @@ func (c *Cache) attach() (why string) {
 		c.forget()
 	}
 	c.podLinks = pods
-	if c.ground == p && !maps.Equal(p.dev, numbers) {
+	if c.forwarding == p && !maps.Equal(p.dev, numbers) {
 		again := *p
 		again.dev = numbers
-		c.ground = &again
+		c.forwarding = &again
 		c.forget()
 	}
 	return why

@@ -44,9 +44,9 @@ func (c *cached) Apply(s control.State) error {
 	err := c.Backend.Apply(s)
 	if c.cache != nil {
 		now := c.Backend.Status()
-		g := Ground{MAC: s.Self.VTEP(), Prefixes: s.Self.Prefixes, Peers: now.Hops, Underlay: now.Underlay}
+		g := Forwarding{MAC: s.Self.VTEP(), Prefixes: s.Self.Prefixes, Peers: now.Hops, Underlay: now.Underlay}
 		if err != nil {
-			g = Ground{} // what is in force is not known
+			g = Forwarding{} // what is in force is not known
 		}
 		c.cache.Follow(g)
 	}

@@ -49,8 +49,8 @@ import (
 // most is how many flows there are at most; more are the stack's. As the maps of package bpf have it.
 const most = 65536
 
-// Ground is how the stack was told to carry packets. Immutable.
-type Ground struct {
+// Forwarding is how the stack was told to carry packets. Immutable.
+type Forwarding struct {
 	MAC      [6]byte        // ours, of inner frames
 	Prefixes []netip.Prefix // the node's own
 	Peers    []status.Peer
@@ -76,14 +76,14 @@ type Cache struct {
 	unsettled chan struct{} // holds a token while packets may be under way that were judged before the last change
 	links     chan struct{} // holds a token while devices may be others
 
-	mu     sync.Mutex
-	gen    uint64
-	open   bool   // all that was seen in this generation was judged by what is in force
-	news   uint64 // counts what was heard
-	off    string
-	ground *peers
-	number map[string]uint32    // of peers, for the totals
-	flows  map[bpf.FlowKey]flow // by key of outs
+	mu         sync.Mutex
+	gen        uint64
+	open       bool   // all that was seen in this generation was judged by what is in force
+	news       uint64 // counts what was heard
+	off        string
+	forwarding *peers
+	numbers    numbers              // of peers, for the totals
+	flows      map[bpf.FlowKey]flow // by key of outs
 
 	attached map[int]*device // by index; of the goroutine of Run
 	podLinks map[int]string  // links with programs; why not, where they cannot have them
@@ -99,9 +99,9 @@ type flow struct {
 	kept    time.Time        // when that was told last
 }
 
-// peers is a Ground that can be asked.
+// peers is a Forwarding that can be asked.
 type peers struct {
-	Ground
+	Forwarding
 	by   map[netip.Prefix]*status.Peer
 	bits []int
 	dev  map[string]uint32 // numbers of devices
@@ -119,7 +119,7 @@ func New(o Options) (c *Cache, err error) {
 		return nil, fmt.Errorf("flowcache: %w", err)
 	}
 	c = &Cache{o: o, gen: 1, unsettled: make(chan struct{}, 1), links: make(chan struct{}, 1), off: "it has not begun",
-		number: map[string]uint32{}, flows: map[bpf.FlowKey]flow{}, attached: map[int]*device{}, podLinks: map[int]string{}}
+		flows: map[bpf.FlowKey]flow{}, attached: map[int]*device{}, podLinks: map[int]string{}}
 	if err := spec.LoadAndAssign(&c.objects, nil); err != nil {
 		remedy := ""
 		if errors.Is(err, unix.EPERM) {
@@ -137,6 +137,7 @@ func New(o Options) (c *Cache, err error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("flowcache: %w", err), c.Close())
 	}
+	c.numbers = newNumbers(c.objects.Totals.MaxEntries())
 	return c, nil
 }
 
@@ -201,6 +202,9 @@ func (c *Cache) settle(ctx context.Context) {
 		grace()
 		c.mu.Lock()
 		if c.gen == gen {
+			if err := c.numbers.recycle(c.objects.Totals); err != nil {
+				c.o.Log.Warn("some peers' packets past the stack are not counted", zap.Error(err))
+			}
 			c.next()
 			c.open = true
 		}
@@ -218,15 +222,15 @@ func grace() {
 	}
 }
 
-// Follow takes another ground. Nothing that was seen on the old one counts.
-func (c *Cache) Follow(g Ground) {
+// Follow is told how the stack carries packets from now on. Nothing that was seen before counts.
+func (c *Cache) Follow(g Forwarding) {
 	c.mu.Lock()
-	same := c.ground != nil && reflect.DeepEqual(c.ground.Ground, g)
+	same := c.forwarding != nil && reflect.DeepEqual(c.forwarding.Forwarding, g)
 	c.mu.Unlock()
 	if same { // a change of the kernel is told of by the Host
 		return
 	}
-	p := &peers{Ground: g, by: map[netip.Prefix]*status.Peer{}, dev: map[string]uint32{}}
+	p := &peers{Forwarding: g, by: map[netip.Prefix]*status.Peer{}, dev: map[string]uint32{}}
 	seen := map[int]bool{}
 	for i := range g.Peers {
 		for _, prefix := range g.Peers[i].Prefixes {
@@ -241,13 +245,9 @@ func (c *Cache) Follow(g Ground) {
 	slices.Reverse(p.bits)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ground = p
-	for i := range g.Peers {
-		if _, ok := c.number[g.Peers[i].Node]; !ok {
-			c.number[g.Peers[i].Node] = uint32(len(c.number))
-		}
-	}
+	c.forwarding = p
 	c.forget()
+	c.numbers.follow(g.Peers)
 	poke(c.links)
 }
 
@@ -365,7 +365,7 @@ func (c *Cache) turn(why string) {
 	c.off = why
 	c.forget()
 	switch {
-	case c.ground == nil: // nothing is to be carried yet
+	case c.forwarding == nil: // nothing is to be carried yet
 	case why != "":
 		c.o.Log.Warn("the flow cache is off: the kernel's own stack carries all flows", zap.String("reason", why))
 	default:
@@ -389,7 +389,7 @@ func (c *Cache) Lost() (n uint64) {
 // Count adds to what is told of peers what was carried past the stack.
 func (c *Cache) Count(list []status.Peer) {
 	c.mu.Lock()
-	number := maps.Clone(c.number)
+	number := maps.Clone(c.numbers.of)
 	c.mu.Unlock()
 	for i := range list {
 		n, ok := number[list[i].Node]

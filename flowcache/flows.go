@@ -39,7 +39,7 @@ func (c *Cache) Flows() []status.Flow {
 		t := tuple(&k)
 		f := status.Flow{Protocol: t.Protocol, Local: t.Src, Remote: t.Dst}
 		c.mu.Lock()
-		p := c.ground
+		p := c.forwarding
 		f.Reason = c.closed(&s)
 		c.mu.Unlock()
 		if p != nil {
