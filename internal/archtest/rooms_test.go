@@ -123,7 +123,7 @@ var (
 		"node/verdict/authz": {code: []string{"node/verdict", "policy", "github.com/envoyproxy/go-control-plane/envoy/...", "google.golang.org/genproto/googleapis/rpc/status", "google.golang.org/grpc/..."}},
 		"node/pathmtu":       {code: []string{"internal/echo", zap}},
 		"node/systemd":       {code: []string{"github.com/coreos/go-systemd/v22/daemon", unix}},
-		"node/probe":         {code: []string{"internal/echo", "internal/ipnet", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/..."}},
+		"node/probe":         {code: []string{"internal/backoff", "internal/echo", "internal/ipnet", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/..."}},
 
 		// what explains a node
 		"insight/capture": {[]string{"backend", "dataplane", "packet", "insight/filter", gopacket}, []string{"packet/packettest", "encap/vxlan"}},

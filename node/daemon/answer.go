@@ -38,8 +38,8 @@ func (d *Daemon) Status() api.Status {
 	s := d.status()
 	maps.Copy(s.KernelDrops, d.losses.since(s.Underlay, d.log))
 	// Pods are attached nevertheless: what stops their packets may be mended, and some of them may pass.
-	if at, across := d.probe.Wrong(); s.Ready && at+across != "" {
-		s.Ready, s.Reason = false, cmp.Or(at, across)
+	if stopped := d.probe.Verdict().Stopped(); s.Ready && stopped != "" {
+		s.Ready, s.Reason = false, stopped
 	}
 	return s
 }
@@ -132,11 +132,14 @@ func (d *Daemon) status() api.Status {
 			s.Obstacles = append(s.Obstacles, o.String())
 		}
 	}
-	at, across := d.probe.Wrong()
-	for _, wrong := range []string{at, across} {
-		if wrong != "" {
-			s.Obstacles = append(s.Obstacles, wrong)
+	forwarded := d.probe.Verdict()
+	for _, stopped := range []string{forwarded.Within, forwarded.Across} {
+		if stopped != "" {
+			s.Obstacles = append(s.Obstacles, stopped)
 		}
+	}
+	if forwarded.Unclear != "" {
+		s.Problems = append(s.Problems, api.Problem{Text: forwarded.Unclear})
 	}
 	return s
 }

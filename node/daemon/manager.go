@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -83,8 +82,8 @@ func (d *Daemon) summary() string {
 	if !s.Ready {
 		return "not ready: " + s.Reason
 	}
-	if at, across := d.probe.Wrong(); at+across != "" {
-		return "not ready: " + cmp.Or(at, across)
+	if stopped := d.probe.Verdict().Stopped(); stopped != "" {
+		return "not ready: " + stopped
 	}
 	text := fmt.Sprintf("ready: mode %s, %d nodes, inner MTU %d", s.Mode, s.Control.Nodes, s.InnerMTU)
 	if n := len(s.Problems); n > 0 {

@@ -115,7 +115,8 @@ func (d *Daemon) Path(q api.PathQuestion) (api.Path, error) {
 		return api.Path{}, errors.New("trace: the control source has not spoken yet: see `weft status`")
 	}
 	n := trace.Node{State: state, Status: d.backend.Status(), Mode: d.cfg.Mode, Host: d.host, Masquerade: d.cfg.CNI.Masquerade}
-	n.Stopped, n.StoppedAcross = d.probe.Wrong()
+	forwarded := d.probe.Verdict()
+	n.Stopped, n.StoppedAcross = forwarded.Within, forwarded.Across
 	if d.policies != nil {
 		n.Policy = d.policiesOn
 	}

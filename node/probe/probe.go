@@ -9,6 +9,7 @@ package probe
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -63,31 +64,38 @@ type Probe struct {
 	inode   uint64
 	mac     [6]byte
 	every   time.Duration
+	wait    time.Duration
 	across  map[bool]*across // by whether it is IPv6
-	verdict atomic.Pointer[verdict]
+	verdict atomic.Pointer[Verdict]
 }
 
-// verdict is what stops packets and the remedy; "" = nothing.
-type verdict struct{ within, across string }
+// Verdict says in words what is wrong, and the remedy; "" = nothing, or it is not known.
+type Verdict struct {
+	Within  string // what on this node keeps pods' packets from being forwarded at all
+	Across  string // what on this node keeps them from being forwarded to or from other nodes
+	Unclear string // which packets to other nodes are lost for a reason that is not found on this one
+}
+
+// Stopped is what is known to stop packets on this node.
+func (v Verdict) Stopped() string { return cmp.Or(v.Within, v.Across) }
 
 // New returns a Probe that has made nothing yet.
 func New(host *hostnet.Host, node func() Node, log *zap.Logger) *Probe {
-	p := &Probe{host: host, node: node, log: log, ns: -1, every: every, across: map[bool]*across{false: {}, true: {}}}
+	p := &Probe{host: host, node: node, log: log, ns: -1, every: every, wait: wait, across: map[bool]*across{false: {peers: map[netip.Addr]*peer{}}, true: {peers: map[netip.Addr]*peer{}}}}
 	_, _ = rand.Read(p.mac[:]) // never fails
 	p.mac[0] = p.mac[0]&^1 | 2
 	return p
 }
 
-// Wrong says in words what keeps pods' packets from being forwarded at all, or across to other nodes, and the remedy; "" where they are, or where it is not
-// known.
-func (p *Probe) Wrong() (at, across string) {
+// Verdict is the newest. A Probe that is nil knows nothing.
+func (p *Probe) Verdict() (v Verdict) {
 	if p == nil {
-		return "", ""
+		return v
 	}
-	if v := p.verdict.Load(); v != nil {
-		return v.within, v.across
+	if is := p.verdict.Load(); is != nil {
+		v = *is
 	}
-	return "", ""
+	return v
 }
 
 // Run judges until ctx ends.
@@ -116,7 +124,7 @@ func (p *Probe) Run(ctx context.Context) error {
 				_ = p.host.Apply(Owner, hostnet.Want{})
 				standing = false
 			}
-			p.say(verdict{})
+			p.say(Verdict{})
 			continue
 		}
 		if err := p.setup(n, pairs, false); err != nil {
@@ -124,11 +132,11 @@ func (p *Probe) Run(ctx context.Context) error {
 				p.log.Warn("whether pods' packets are forwarded cannot be found out", zap.Error(err))
 			}
 			standing = true
-			p.say(verdict{})
+			p.say(Verdict{})
 			continue
 		}
 		standing = true
-		var v verdict
+		var v Verdict
 		for _, pair := range pairs {
 			v6 := pair[0].Is6()
 			back, err := p.send(ctx, pair[0], pair[1])
@@ -140,18 +148,17 @@ func (p *Probe) Run(ctx context.Context) error {
 				lost[v6]++
 			}
 			if lost[v6] >= enough && ctx.Err() == nil {
-				v.within = strings.TrimPrefix(v.within+"; "+p.blame(ctx, pair), "; ")
+				v.Within = and(v.Within, p.blame(ctx, pair))
 			} else if lost[v6] > 0 {
-				v.within, _ = p.Wrong() // not sure yet
+				v.Within = p.Verdict().Within // not sure yet
 			}
 		}
 		for _, pair := range pairs {
-			if v.within != "" { // nothing gets as far as the others
+			if v.Within != "" { // nothing gets as far as the others
 				break
 			}
-			if text := p.lookAcross(ctx, n, pairs, pair[0]); text != "" {
-				v.across = strings.TrimPrefix(v.across+"; "+text, "; ")
-			}
+			proven, unclear := p.lookAcross(ctx, n, pairs, pair[0])
+			v.Across, v.Unclear = and(v.Across, proven), and(v.Unclear, unclear)
 		}
 		if ctx.Err() == nil {
 			p.say(v)
@@ -159,17 +166,27 @@ func (p *Probe) Run(ctx context.Context) error {
 	}
 }
 
-func (p *Probe) say(v verdict) {
-	var before verdict
-	before.within, before.across = p.Wrong()
-	if text := strings.TrimPrefix(v.within+"; "+v.across, "; "); before != v {
-		if v == (verdict{}) {
+func (p *Probe) say(v Verdict) {
+	before := p.Verdict()
+	if is := and(v.Within, v.Across); is != and(before.Within, before.Across) {
+		if is == "" {
 			p.log.Info("pods' packets are forwarded again")
 		} else {
-			p.log.Error("pods' packets are not forwarded", zap.String("reason", strings.TrimSuffix(text, "; ")))
+			p.log.Error("pods' packets are not forwarded", zap.String("reason", is))
 		}
 	}
+	if v.Unclear != "" && v.Unclear != before.Unclear {
+		p.log.Warn("packets to other nodes are lost", zap.String("reason", v.Unclear))
+	}
 	p.verdict.Store(&v)
+}
+
+// and joins what is not "".
+func and(text, more string) string {
+	if text != "" && more != "" {
+		return text + "; " + more
+	}
+	return text + more
 }
 
 // smallest are the shortest prefixes whose addresses would be missed: longer ones give none to the probe.
@@ -305,7 +322,7 @@ func (p *Probe) send(ctx context.Context, src, dst netip.Addr) (back bool, err e
 		}
 		all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
 		at := &unix.SockaddrLinklayer{Ifindex: end.Attrs().Index, Protocol: all}
-		timeout := unix.NsecToTimeval(int64(wait / 10))
+		timeout := unix.NsecToTimeval(int64(p.wait / 10))
 		if err := errors.Join(unix.Bind(fd, at), unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)); err != nil {
 			return err
 		}
@@ -313,7 +330,7 @@ func (p *Probe) send(ctx context.Context, src, dst netip.Addr) (back bool, err e
 			return err
 		}
 		buffer := make([]byte, 2048)
-		for began := time.Now(); time.Since(began) < wait && ctx.Err() == nil; {
+		for began := time.Now(); time.Since(began) < p.wait && ctx.Err() == nil; {
 			n, from, err := unix.Recvfrom(fd, buffer, 0)
 			if err != nil {
 				continue // nothing came; what else is wrong shows in that nothing comes
@@ -406,7 +423,7 @@ func (p *Probe) blame(ctx context.Context, pair [2]netip.Addr) string {
 	if on, err := p.host.Forwards(link, pair[0].Is6()); err == nil && !on {
 		return what + fmt.Sprintf("net.%s.conf.*.forwarding is 0 on pods' links: sysctl -w net.%[1]s.conf.all.forwarding=1", fam)
 	}
-	rule, err := p.host.TracedDrop(ctx, wait, func() { _, _ = p.send(ctx, pair[0], pair[1]) })
+	rule, err := p.host.TracedDrop(ctx, p.wait, func() { _, _ = p.send(ctx, pair[0], pair[1]) })
 	switch {
 	case rule != "":
 		return what + rule + ": let the network's prefixes pass before it, as source and as destination"
