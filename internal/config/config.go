@@ -53,6 +53,7 @@ type Node struct {
 	Name      string // the name the other nodes know it by
 	Interface string // underlay interface; "" = the one that holds the node's endpoint
 	MTU       int    // of the underlay, bytes; 0 = the interface's
+	ProbeMTU  bool   // packets of full size find out how much the paths to the peers carry
 }
 
 // Network is the overlay.

@@ -75,7 +75,7 @@ func TestDefaultsWrittenDown(t *testing.T) {
 
 func TestValues(t *testing.T) {
 	c, err := config.Parse("weft.yaml", []byte(`
-node:     {name: a, interface: eth1, mtu: 9000}
+node:     {name: a, interface: eth1, mtu: 9000, probe_mtu: false}
 network:  {prefixes: [10.0.0.0/8, "fd00::/48"], vni: 16777215, port: 8472}
 mode:     xdp
 queues:   4
@@ -105,7 +105,7 @@ state_dir: /d
 	}
 	c.DetectedUnderlay("eth9", 1, "must not win over the file")
 	want := []string{
-		"node.name a", "node.interface eth1", "node.mtu 9000", "network.prefixes [10.0.0.0/8 fd00::/48]", "network.vni 16777215",
+		"node.name a", "node.interface eth1", "node.mtu 9000", "node.probe_mtu false", "network.prefixes [10.0.0.0/8 fd00::/48]", "network.vni 16777215",
 		"network.port 8472", "mode xdp", "queues 4", "encryption.cipher auto", "encryption.port 1", "encryption.key_file /k",
 		"encryption.psk_file /p", "encryption.permit_plaintext_from [old.example b]", "encryption.rekey_after 30s", "control.kind static", "control.static.file /n",
 		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",

@@ -41,6 +41,13 @@ func keys() []key {
 		{name: "node.mtu", initial: "0",
 			read: func(c *Config, v strict.Value) { number(v, &c.Node.MTU, 0, 65535) },
 			get:  func(c *Config) any { return c.Node.MTU }},
+		{name: "node.probe_mtu", initial: "true",
+			read: func(c *Config, v strict.Value) {
+				if b, ok := v.Bool(); ok {
+					c.Node.ProbeMTU = b
+				}
+			},
+			get: func(c *Config) any { return c.Node.ProbeMTU }},
 		{name: "network.prefixes",
 			read: readPrefixes,
 			get:  func(c *Config) any { return c.Network.Prefixes }},

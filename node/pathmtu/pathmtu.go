@@ -5,6 +5,8 @@
 // of it is on the wire that was not before: Flannel's nodes and older ones are judged as well. Where small ones come back and large ones do not, time and again,
 // the path is as wide as the largest that does. Of a peer that answers none nothing is said. Both directions of a path are judged as one, as far as the peer has
 // not found out for itself that its own is narrower and sends its answers in pieces.
+//
+// Hosts and firewalls may let small pings through alone, and one knows no path that carries less than floor: what would be less is told of, and not heeded.
 package pathmtu
 
 import (
@@ -19,7 +21,9 @@ import (
 )
 
 const (
-	small = 64 // bytes: a packet that passes if anything does
+	small  = 64   // bytes: a packet that passes if anything does
+	floor4 = 1200 // the least that is believed of a path, bytes of an IPv4 packet inside
+	floor6 = 1280 // and of IPv6 (RFC 8200)
 
 	usual = 10 * time.Second // from visit to visit of a peer
 	soon  = 5 * time.Second  // where somebody says that its path is narrow
@@ -48,6 +52,8 @@ type Prober struct {
 	found func(p Peer, carries int, at time.Time) // of p, of which Whole and Endpoint are as they were; carries = inner bytes
 	ask   func(ctx context.Context, to netip.Addr, length, tries int, wait time.Duration) (echo.Reply, error)
 	log   *zap.Logger
+
+	noted sync.Map // endpoints of peers of which it was told that not even the floor passes
 }
 
 // New returns a Prober of the peers that a function tells, which hands what it has found out to another.
@@ -147,17 +153,33 @@ func (p *Prober) measure(ctx context.Context, peer Peer) (carries int, ok bool) 
 		}
 		return peer.Whole, true
 	}
+	floor := min(peer.floor(), peer.Whole)
 	// Most often it is what somebody says.
-	if n := peer.Narrowed; n > small && n < peer.Whole && passes(n) && !passes(n+1) {
+	switch n := peer.Narrowed; {
+	case n >= floor && n < peer.Whole && passes(n) && !passes(n+1):
 		carries = n
-	} else {
-		carries = echo.Largest(small, peer.Whole, passes)
+	case floor == peer.Whole || !passes(floor):
+		if _, told := p.noted.LoadOrStore(peer.Endpoint, true); !told {
+			p.log.Warn("small packets come back from a peer and those of the least size that every path carries do not: taken for a limit to the size of pings, and the path for as wide as it was",
+				zap.String("peer", peer.Node), zap.Int("bytes", floor))
+		}
+		return 0, false
+	default:
+		carries = echo.Largest(floor, peer.Whole, passes)
 	}
 	// It may have been loss, or a path that is another one by now.
 	if passes(peer.Whole) || !passes(carries) {
 		return 0, false
 	}
 	return carries, true
+}
+
+// floor is the least that is believed of the path.
+func (p Peer) floor() int {
+	if p.Inner.Is6() {
+		return floor6
+	}
+	return floor4
 }
 
 // refuting is how many more packets have to arrive.

@@ -63,7 +63,11 @@ func TestMeasure(t *testing.T) {
 			"somebody lies":               {path{carries: 1450}, Peer{Whole: 1450, Narrowed: 1350, Lied: true}, 1450, true, 1 + doubt},
 			"one of two ways is narrow":   {path{carries: 1450, also: 1350}, Peer{Whole: 1450, Narrowed: 1350, Lied: true}, 0, false, 1 + doubt},
 			"nobody answers":              {path{silent: true}, Peer{Whole: 1450}, 0, false, 1},
-			"nothing but the smallest":    {path{carries: small}, Peer{Whole: 1450}, small, true, 20},
+			"nothing but the smallest":    {path{carries: small}, Peer{Whole: 1450}, 0, false, 10},
+			"pings up to so many bytes":   {path{carries: 576}, Peer{Whole: 1450, Narrowed: 576}, 0, false, 10},
+			"the floor":                   {path{carries: floor4}, Peer{Whole: 1450}, floor4, true, 30},
+			"less than the floor":         {path{carries: floor4 - 1}, Peer{Whole: 1450}, 0, false, 10},
+			"never as wide":               {path{carries: 1000}, Peer{Whole: floor4}, 0, false, 10},
 		} {
 			c.peer.Inner = inner
 			p := New(nil, nil, zaptest.NewLogger(t))
