@@ -94,10 +94,11 @@ func judge(o offer, was *candidate, now time.Time) candidate {
 		c.state, c.reason = status.StateUnfit, o.unfit
 	case o.link.State == status.StateDown:
 		c.state, c.reason = status.StateDown, o.link.Reason
-		if was == nil || was.state != status.StateDown {
-			if now.Sub(c.failed) > flapsWithin {
-				c.flaps = 0
-			}
+		if now.Sub(c.failed) > flapsWithin {
+			c.flaps = 0
+		}
+		// What was not proven yet has not failed: a peer that starts answers late.
+		if was != nil && (was.state == status.StateUp || was.state == status.StateHeld) {
 			c.flaps, c.failed = c.flaps+1, now
 		}
 	case o.link.State == status.StateUp:

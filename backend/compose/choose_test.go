@@ -38,13 +38,15 @@ func TestChoose(t *testing.T) {
 		{15, downSince(15), Link{}, none, slow, down, assumed},        // the third, before it was used again: 20 s
 		{16, upSince(16), Link{}, none, slow, heldState, assumed},     //
 		{35, upSince(16), Link{}, none, slow, heldState, assumed},     //
-		{36, upSince(16), Link{}, none, fast, up, assumed},            //
+		{36, upSince(16), upSince(36), none, fast, up, up},            //
 		{37, upSince(16), downSince(37), none, fast, up, down},        // a standby fails: nothing happens
 		{38, downSince(38), downSince(37), none, fast, down, down},    // all are down: what was used stays
 		{39, downSince(38), upSince(39), none, fast, down, heldState}, // nothing is usable yet
 		{44, downSince(38), upSince(39), none, slow, down, up},        //
 		{50, Link{}, upSince(39), "it is behind a router", slow, unfit, up},
 		{51, Link{}, upSince(39), none, fast, assumed, up},            // facts of the kernel are not damped
+		{52, upSince(52), upSince(39), none, slow, heldState, up},     //
+		{999, upSince(52), upSince(39), none, fast, up, up},           //
 		{1000, downSince(1000), upSince(39), none, slow, down, up},    // after ten quiet minutes it counts from the start
 		{1001, upSince(1001), upSince(39), none, slow, heldState, up}, //
 		{1006, upSince(1001), upSince(39), none, fast, up, up},        //
@@ -57,6 +59,17 @@ func TestChoose(t *testing.T) {
 		}
 		if before.chosen >= 0 && before.candidates[0].state == c.candidates[0].state && !before.candidates[0].since.Equal(c.candidates[0].since) {
 			t.Errorf("second %d: the state is of %v", step.at, c.candidates[0].since)
+		}
+	}
+	// A peer that starts: what does not work before it ever did is no failure.
+	c = choice{chosen: -1}
+	for i, step := range []struct {
+		link  Link
+		state string
+	}{{Link{}, assumed}, {downSince(1), down}, {upSince(2), up}, {downSince(3), down}, {upSince(4), heldState}} {
+		c = choose([]offer{{way: fast, link: step.link}}, c, start.Add(time.Duration(i)*time.Second))
+		if c.candidates[0].state != step.state {
+			t.Errorf("step %d: %+v", i, c.candidates[0])
 		}
 	}
 	if c := choose([]offer{{way: fast, unfit: "no"}, {way: slow, unfit: "no"}}, c, start); c.chosen != -1 {

@@ -33,6 +33,7 @@ type Planner struct {
 	carriers []Carrier       // the preferred first
 	seals    bool            // whether traffic is sealed
 	permit   map[string]bool // nodes that may be spoken to in clear all the same
+	silent   int             // the carrier by which nodes are reached that do not say what they take
 	prober   Prober          // nil = nothing is known of how the ways are
 	now      func() time.Time
 	log      *zap.Logger
@@ -40,7 +41,7 @@ type Planner struct {
 	mu      sync.Mutex
 	nodes   []control.Node // of the last plan
 	peers   peers
-	trouble string // why not all ways are probed
+	trouble string // why not all ways are probed, nor all probes answered
 }
 
 // New makes a Planner of the carriers, the preferred first.
@@ -48,6 +49,12 @@ func New(s backend.Settings, carriers ...Carrier) *Planner {
 	p := &Planner{carriers: carriers, seals: s.Seal != nil, permit: map[string]bool{}, now: time.Now, log: s.Log, peers: peers{}}
 	if s.Log == nil {
 		p.log = zap.NewNop()
+	}
+	p.silent = slices.IndexFunc(carriers, func(c Carrier) bool {
+		return len(c.Ways) > 0 && (p.seals && c.Ways[0].Sealed() || !p.seals && c.Ways[0].Name == control.WayVXLAN)
+	})
+	if p.silent < 0 {
+		p.silent = len(carriers) - 1
 	}
 	if s.Seal != nil {
 		for _, name := range s.Seal.PermitPlain {
@@ -57,12 +64,14 @@ func New(s backend.Settings, carriers ...Carrier) *Planner {
 	return p
 }
 
-// Self implements backend.Planner: what all carriers have to say.
+// Self implements backend.Planner: what all carriers have to say, and that probes are answered, unless it has turned out that they cannot be.
 func (p *Planner) Self() control.Node {
-	var n control.Node
-	if p.prober != nil {
+	n := control.Node{Ways: p.ways()}
+	p.mu.Lock()
+	if p.prober != nil && p.trouble == "" {
 		n.Features = []string{control.FeatureProbe}
 	}
+	p.mu.Unlock()
 	for _, c := range p.carriers {
 		s := c.Self()
 		n.Name, n.PublicKey = s.Name, cmp.Or(n.PublicKey, s.PublicKey)
@@ -70,9 +79,16 @@ func (p *Planner) Self() control.Node {
 			n.MAC = s.MAC
 		}
 		n.Features = union(n.Features, s.Features)
-		n.Ways = union(n.Ways, c.Ways)
 	}
 	return n
+}
+
+// ways are those by which this node takes packets.
+func (p *Planner) ways() (list []control.Way) {
+	for _, c := range p.carriers {
+		list = union(list, c.Ways)
+	}
+	return list
 }
 
 func union[T comparable](list, more []T) []T {
@@ -85,12 +101,16 @@ func union[T comparable](list, more []T) []T {
 }
 
 // way is by which of its ways a carrier sends to a node; why not, where it cannot. Where a node does not say what it takes, it is assumed
-// to take what is sent: so it was before nodes said anything.
+// to take what is sent: so it was before nodes said anything. Of several carriers that is the first one that sends VXLAN, as earlier nodes do wherever they
+// are, else the last: one that is there may not hear what the others send, and nothing would tell.
 func (p *Planner) way(c *Carrier, n *control.Node) (w control.Way, unfit string) {
 	if len(c.Ways) == 0 {
 		return w, ""
 	}
 	if len(n.Ways) == 0 {
+		if by := &p.carriers[p.silent]; c.Mode != by.Mode {
+			return c.Ways[0], fmt.Sprintf("it does not say by which ways it takes packets, and is assumed to take %s", by.Ways[0])
+		}
 		return c.Ways[0], ""
 	}
 	for _, w := range c.Ways {
@@ -135,10 +155,16 @@ func (p *Planner) Plan(s *control.State, u *egress.Underlay) (backend.Plan, erro
 		told[problem.Node] = true
 	}
 	m.Problems = slices.Clip(m.Problems) // it may be a carrier's
+	if p.trouble != "" {
+		m.Problems = append(m.Problems, control.Problem{Node: s.Self.Name, Text: "ways are not probed, and this node does not say that it answers: " + p.trouble})
+	}
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		if chosen[i] == none && !told[n.Name] && shares(s.Self, n) {
 			m.Problems = append(m.Problems, control.Problem{Node: n.Name, Text: p.peers[n.Name].unreached()})
+		}
+		if len(plans) > 1 && len(n.Ways) == 0 {
+			m.Problems = append(m.Problems, control.Problem{Node: n.Name, Text: fmt.Sprintf("it does not say by which ways it takes packets, and is sent %s alone: upgrade weft there, or write its ways in nodes.yaml", p.carriers[p.silent].Ways[0])})
 		}
 	}
 	return p.warned(m, s), nil
@@ -152,7 +178,7 @@ func shares(self control.Node, n *control.Node) bool {
 
 // warned adds what is wrong with what the others are told of this node.
 func (p *Planner) warned(m backend.Plan, s *control.State) backend.Plan {
-	if own := p.Self().Ways; len(own) > 0 {
+	if own := p.ways(); len(own) > 0 {
 		for _, w := range s.Self.Ways {
 			if !slices.Contains(own, w) {
 				m.Problems = append(slices.Clip(m.Problems), control.Problem{Node: s.Self.Name,
