@@ -102,6 +102,7 @@ func (d *Daemon) applyAll(ctx context.Context, parts Parts) {
 		}
 		a.succeed()
 		d.say("")
+		d.announceAgain()
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -213,7 +214,9 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		group.Go(func() error { return d.answerPods(ctx, attached) })
 	}
 	group.Go(func() error { return d.probe.Run(ctx) })
-	group.Go(func() error { return d.measure(ctx) })
+	if cfg.Node.ProbeMTU {
+		group.Go(func() error { return d.measure(ctx) })
+	}
 	group.Go(func() error { return b.Run(ctx, d.lookAt) })
 	if speaker != nil {
 		group.Go(func() error { return speaker.Run(ctx, func() { d.lookAt(nil) }) })
@@ -288,9 +291,10 @@ func (d *Daemon) announce() error {
 	return err
 }
 
-// announceAgain is announce, once something has happened to the underlay's devices, or while what leads there is not known.
+// announceAgain is announce, once something has happened to the underlay's devices, while what leads there is not known, or where the backend has found
+// out that it can do something else than it said.
 func (d *Daemon) announceAgain() {
-	if d.host != nil && (d.unsure != nil || d.host.UnderlayNews() != d.heard) {
+	if d.host != nil && (d.unsure != nil || d.host.UnderlayNews() != d.heard || !slices.Equal(d.backend.Self().Features, d.announced.Features)) {
 		_ = d.announce() // a device without an address is the backend's to tell of
 	}
 }

@@ -62,7 +62,9 @@ func open(cfg *config.Config, ways []control.Way, servers func(*config.Config) [
 	both := []policy.Direction{policy.Egress, policy.Ingress}
 	for _, d := range both {
 		add(d, policy.UDP, cfg.Network.Port)
-		add(d, policy.UDP, link.Port)
+		if len(cfg.Modes) > 1 { // else nobody probes, or answers
+			add(d, policy.UDP, link.Port)
+		}
 		if cfg.Encryption.Cipher != config.CipherNone {
 			add(d, policy.UDP, cfg.Encryption.Port)
 		}
