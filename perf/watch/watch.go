@@ -37,6 +37,7 @@ type Watch struct {
 	metrics collector
 
 	mu     sync.Mutex
+	begun  time.Time      // of Loop; zero = not yet
 	last   *result.Result // that there was
 	newest *history.Entry // of this process's runs
 	seen   map[series]bool
@@ -65,6 +66,9 @@ func New(cfg Config) *Watch {
 
 // Loop runs until ctx ends, which is no error.
 func (w *Watch) Loop(ctx context.Context) {
+	w.mu.Lock()
+	w.begun = time.Now()
+	w.mu.Unlock()
 	for {
 		begin := time.Now()
 		r, err := w.cfg.Run(ctx)
@@ -160,6 +164,7 @@ func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Se
 
 // state is what is known at a moment.
 type state struct {
+	begun  time.Time
 	newest *history.Entry // nil = no run has ended
 	seen   []series
 	counts
@@ -170,15 +175,21 @@ type state struct {
 func (w *Watch) state() state {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return state{w.newest, slices.Collect(maps.Keys(w.seen)), w.counts, w.next, w.size}
+	return state{w.begun, w.newest, slices.Collect(maps.Keys(w.seen)), w.counts, w.next, w.size}
 }
+
+// firstGrace is what the first run may take beside two periods: of later ones it is known how long they take.
+const firstGrace = time.Minute
 
 // late says why runs do not come as they should; nil = they do.
 func (w *Watch) late(now time.Time) error {
 	s := w.state()
 	switch {
-	case s.newest == nil:
-		return nil // the first one is being made
+	case s.newest == nil: // the first one is being made, or hangs
+		if late := s.begun.Add(2*w.cfg.Every + firstGrace); !s.begun.IsZero() && now.After(late) {
+			return fmt.Errorf("the first run began at %s and has not ended: an agent hangs, or a run takes more than twice the period", s.begun.UTC().Format(time.RFC3339))
+		}
+		return nil
 	case s.newest.Error != "":
 		return fmt.Errorf("the last run found nothing: %s", s.newest.Error)
 	case !s.next.IsZero() && now.After(s.next.Add(w.cfg.Every+seconds(2*s.newest.Seconds))):

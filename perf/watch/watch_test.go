@@ -124,6 +124,31 @@ func TestLoop(t *testing.T) {
 	})
 }
 
+// TestFirstHangs: a first run that never ends is not healthy for ever.
+func TestFirstHangs(t *testing.T) {
+	f := open(t)
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		w := New(Config{Every: time.Minute, History: f, Log: zap.NewNop(), Run: func(ctx context.Context) (*result.Result, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}})
+		done := make(chan struct{})
+		go func() { defer close(done); w.Loop(ctx) }()
+		for _, c := range []struct {
+			after time.Duration
+			code  int
+		}{{time.Minute, http.StatusOK}, {2 * time.Minute, http.StatusOK}, {time.Second, http.StatusServiceUnavailable}} {
+			time.Sleep(c.after)
+			if code, body := get(t, w, "/healthz"); code != c.code {
+				t.Errorf("after %v more: %d %s", c.after, code, body)
+			}
+		}
+		cancel()
+		<-done
+	})
+}
+
 // TestAfter: the schedule is kept to the period, and to the share of a core.
 func TestAfter(t *testing.T) {
 	begin := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
