@@ -55,6 +55,7 @@ func (f *benchFlags) continuously(ctx context.Context, cmd *cobra.Command, args 
 		f.unmake()
 		return usageError{err}
 	}
+	f.plan.Partial = true
 	log := newLog(cmd.ErrOrStderr())
 	w := watch.New(watch.Config{Every: f.watch.every, Share: f.watch.share, History: file, Version: version().String(), Log: log,
 		Run: func(ctx context.Context) (*result.Result, error) { return f.once(ctx, cmd, args) },

@@ -2,6 +2,7 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -28,6 +29,7 @@ type Plan struct {
 	run.Plan
 	Congestion string      // TCP congestion control, set on the generators' sockets
 	Limit      probe.Limit // of what a host sends; agents may allow less
+	Partial    bool        // hosts that cannot be reached are left out, and named in the result, while two can be
 }
 
 // Host is one machine with an agent.
@@ -47,6 +49,7 @@ type hosts struct {
 	plan   *Plan
 	ends   []*end
 	pods   map[string]*end // by their host's name
+	away   []error         // why hosts and pods are left out
 	secret []byte          // of sealed contenders
 	opened []string
 	slot   int // of the next contender
@@ -79,7 +82,11 @@ func Connect(ctx context.Context, p *Plan) (_ *hosts, err error) {
 	}()
 	for _, host := range p.Hosts {
 		e, err := h.dial(ctx, host)
-		if err != nil {
+		switch {
+		case err != nil && p.Partial && ctx.Err() == nil:
+			h.away = append(h.away, fmt.Errorf("host %s is left out: %w", cmp.Or(host.Name, host.At.String()), err))
+			continue
+		case err != nil:
 			return nil, err
 		}
 		if e.Name == "" {
@@ -93,12 +100,22 @@ func Connect(ctx context.Context, p *Plan) (_ *hosts, err error) {
 			return nil, err
 		}
 	}
+	if len(h.away) > 0 && len(h.ends) < 2 {
+		return nil, errors.Join(h.away...)
+	}
 	for _, pod := range p.Pods {
+		if h.named(pod.Name) == nil && len(h.away) > 0 { // its host is left out
+			continue
+		}
 		if h.named(pod.Name) == nil || h.pods[pod.Name] != nil {
 			return nil, &run.UsageError{Err: fmt.Errorf("--pod %s=%s: give one pod of each host, by the host's name", pod.Name, pod.At)}
 		}
 		e, err := h.dial(ctx, pod)
-		if err != nil {
+		switch {
+		case err != nil && p.Partial && ctx.Err() == nil:
+			h.away = append(h.away, fmt.Errorf("the pod on %s is left out: %w", pod.Name, err))
+			continue
+		case err != nil:
 			return nil, fmt.Errorf("the pod on %s: %w", pod.Name, err)
 		}
 		h.pods[pod.Name] = e
@@ -108,7 +125,7 @@ func Connect(ctx context.Context, p *Plan) (_ *hosts, err error) {
 	}
 	for _, path := range p.Paths {
 		for _, a := range path {
-			if h.holder(a) == nil {
+			if h.holder(a) == nil && len(h.away) == 0 {
 				return nil, &run.UsageError{Err: fmt.Errorf("--path %s=%s: no agent has the address %s: run one at each end of the path, and name both", path[0], path[1], a)}
 			}
 		}
@@ -206,7 +223,7 @@ func (h *hosts) Close() error {
 // Open implements site.Site.
 func (h *hosts) Open(ctx context.Context, name string) ([]site.Setup, error) {
 	var setups []site.Setup
-	var errs []error
+	errs := slices.Clone(h.away) // what is measured without them is not all
 	connect := func(from, to *end, source netip.Addr, target []netip.Addr, mtu int) {
 		s := &setup{hosts: h, name: name, near: from, far: to, source: source, at: target}
 		if err := s.reach(ctx, mtu); err != nil {
@@ -218,6 +235,9 @@ func (h *hosts) Open(ctx context.Context, name string) ([]site.Setup, error) {
 	for _, p := range h.plan.Paths {
 		if PathName(p) == name {
 			a, b := h.holder(p[0]), h.holder(p[1])
+			if a == nil || b == nil {
+				return nil, errors.Join(errs...)
+			}
 			connect(a, b, p[0], p[1:], 0)
 			connect(b, a, p[1], p[:1], 0)
 			return setups, errors.Join(errs...)

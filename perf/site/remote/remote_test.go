@@ -591,6 +591,32 @@ func TestAgain(t *testing.T) {
 	}
 }
 
+// TestOneAway: of three hosts one is away: again and again, the other two are measured, and what is missing is named; once, nothing is.
+func TestOneAway(t *testing.T) {
+	t.Parallel()
+	h := start(t, 1500)
+	const third = "192.0.2.77" // nobody's, in alpha's own network
+	out := filepath.Join(h.dir, "again")
+	hosts := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "gamma=" + third, "--secret", h.file, "--tests", "tcp-rr", "--duration", "100ms", "--repeat", "1", "--warmup", "0", "--out"}
+	client := h.a.MustStart(t, weft, append(hosts, out, "--every", "1s", "--metrics", "")...)
+	var r *result.Result
+	nettest.Eventually(t, patience, func() (err error) {
+		r, err = result.Read(filepath.Join(out, "result.json"))
+		return err
+	})
+	client.Signal(os.Interrupt)
+	<-client.Done()
+	if len(r.Failed) != 1 || !strings.Contains(r.Failed[0].Reason, "host gamma is left out: the agent at "+third) {
+		t.Errorf("failed: %+v", r.Failed)
+	}
+	for _, path := range []string{"alpha → beta", "beta → alpha"} {
+		row(t, r, "bare", path, "p50")
+	}
+	if said, err := h.a.Run(weft, append(hosts, filepath.Join(h.dir, "once"))...); err == nil || !strings.Contains(said+err.Error(), "the agent at "+third) {
+		t.Errorf("%v\n%s", err, said)
+	}
+}
+
 // TestWho: the wrong secret, an address of nobody and a busy agent are told apart, and nothing is measured.
 func TestWho(t *testing.T) {
 	t.Parallel()
