@@ -22,6 +22,7 @@ type Policies struct {
 	Policies []policy.Listed `json:"policies"` // in the order in which they are asked
 	Denied   []PolicyDenied  `json:"denied"`   // since the daemon began
 	Counted  []PolicyCounted `json:"counted"`  // likewise: packets that are none of Denied
+	Ended    uint64          `json:"ended"`    // likewise: connections that stood and that a change of policies denied
 }
 
 // PolicyCounted is how many packets a rule allowed or logged, or a staged policy would have denied or allowed. Answers are not counted.

@@ -18,15 +18,15 @@ type Flow struct {
 	Port, From uint16 // the destination's, and the source's as it sends
 }
 
-// MarkFlows gives a bit of their mark to the flows of TCP, UDP and SCTP that are to have it, takes it from the others, and says how many it
-// changed. Other bits stay. Flows of other protocols have no answers that could begin one anew. On an error some flows may not be as they are
+// MarkFlows gives a bit of their mark to the flows of TCP, UDP and SCTP that are to have it, takes it from the others, and says of how
+// many. Other bits stay. Flows of other protocols have no answers that could begin one anew. On an error some flows may not be as they are
 // to be, and it is to be called again: also where the kernel's list was cut short by a change of its table.
-func (h *Host) MarkFlows(bit uint32, marked func(Flow) bool) (changed int, err error) {
+func (h *Host) MarkFlows(bit uint32, marked func(Flow) bool) (given, taken int, err error) {
 	if h.ct == nil {
-		return 0, nil
+		return 0, 0, nil
 	}
 	defer func() {
-		if changed > 0 {
+		if given+taken > 0 {
 			h.followed()
 		}
 	}()
@@ -54,12 +54,14 @@ func (h *Host) MarkFlows(bit uint32, marked func(Flow) bool) (changed int, err e
 			}
 			f.Mark, f.ProtoInfo = mark, nil // the state may be another one by now
 			switch err := h.ct.ConntrackUpdate(netlink.ConntrackTable, fam, f); {
+			case err == nil && mark&bit != 0:
+				given++
 			case err == nil:
-				changed++
+				taken++
 			case !errors.Is(err, unix.ENOENT): // it has ended by itself
 				errs = append(errs, fmt.Errorf("hostnet: mark the flow %s: %w%s", f, err, hint(err)))
 			}
 		}
 	}
-	return changed, errors.Join(errs...)
+	return given, taken, errors.Join(errs...)
 }

@@ -46,18 +46,19 @@ func TestMarkFlows(t *testing.T) {
 		return all
 	}
 	for _, c := range []struct {
-		to      Flow // that is to have the bit; its source and protocol are those of all
-		changed int
-		want    map[uint16]uint32
+		to    Flow // that is to have the bit; its source and protocol are those of all
+		given int
+		taken int
+		want  map[uint16]uint32
 	}{
-		{Flow{Dst: netip.MustParseAddr("10.244.2.2"), Port: 1080}, 1, map[uint16]uint32{80: other | bit, 81: other, 82: other}},
-		{Flow{Dst: netip.MustParseAddr("10.244.2.2"), Port: 1080}, 0, map[uint16]uint32{80: other | bit, 81: other, 82: other}},
-		{Flow{Dst: netip.MustParseAddr("fd00::3"), Port: 1082}, 2, map[uint16]uint32{80: other, 81: other, 82: other | bit}},
-		{Flow{}, 1, map[uint16]uint32{80: other, 81: other, 82: other}},
+		{Flow{Dst: netip.MustParseAddr("10.244.2.2"), Port: 1080}, 1, 0, map[uint16]uint32{80: other | bit, 81: other, 82: other}},
+		{Flow{Dst: netip.MustParseAddr("10.244.2.2"), Port: 1080}, 0, 0, map[uint16]uint32{80: other | bit, 81: other, 82: other}},
+		{Flow{Dst: netip.MustParseAddr("fd00::3"), Port: 1082}, 1, 1, map[uint16]uint32{80: other, 81: other, 82: other | bit}},
+		{Flow{}, 0, 1, map[uint16]uint32{80: other, 81: other, 82: other}},
 	} {
-		n, err := h.MarkFlows(bit, func(f Flow) bool { return f.Dst == c.to.Dst && f.Port == c.to.Port && f.Protocol == unix.IPPROTO_UDP })
-		if err != nil || n != c.changed {
-			t.Errorf("%+v: %d changed, want %d, %v", c.to, n, c.changed, err)
+		given, taken, err := h.MarkFlows(bit, func(f Flow) bool { return f.Dst == c.to.Dst && f.Port == c.to.Port && f.Protocol == unix.IPPROTO_UDP })
+		if err != nil || given != c.given || taken != c.taken {
+			t.Errorf("%+v: given to %d and taken from %d, want %d and %d, %v", c.to, given, taken, c.given, c.taken, err)
 		}
 		for port, mark := range marked() {
 			if mark != c.want[port] {

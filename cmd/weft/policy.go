@@ -195,6 +195,9 @@ func printPolicies(out io.Writer, p api.Policies, offline bool) {
 			row(out, orDash(d.Policy), d.Tier, orDash(d.Rule), d.Packets)
 		}
 	}
+	if p.Ended > 0 {
+		fmt.Fprintf(out, "\nconnections that stood and that a change denied: %d\n", p.Ended)
+	}
 	if len(p.Counted) > 0 {
 		fmt.Fprintln(out)
 		row(out, "COUNTED BY", "TIER", "RULE", "WHAT", "PACKETS")

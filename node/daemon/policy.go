@@ -24,7 +24,7 @@ func (d *Daemon) Policies() api.Policies {
 		return api.Policies{}
 	}
 	s := d.policies.Status()
-	p := api.Policies{Enabled: true, Source: d.cfg.Policy.Source, File: s.Source, Pods: s.Pods, Problem: s.Problem, Odd: s.Odd, Since: s.Since}
+	p := api.Policies{Enabled: true, Source: d.cfg.Policy.Source, File: s.Source, Pods: s.Pods, Problem: s.Problem, Odd: s.Odd, Since: s.Since, Ended: s.Ended}
 	if s.World != nil {
 		p.Policies = s.World.List()
 	}

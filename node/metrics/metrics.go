@@ -51,7 +51,7 @@ type describe struct {
 	laneTurns, laneReceived, laneCopied, laneSent, laneWaited, laneAge          *description
 	stageCalls, stagePackets, stageTimed, stageSeconds, stageDrops              *description
 	pods, podDrops                                                              *description
-	policies, policyDenied, policyCounted                                       *description
+	policies, policyEnded, policyDenied, policyCounted                          *description
 	bgpUp, bgpReceived, bgpAdvertised, bgpRoutes, bgpRefused                    *description
 }
 
@@ -107,6 +107,7 @@ func newCollector(d api.Daemon, p Pods) *collector {
 		podDrops: count("pod_drops_total", "Packets of a pod that the check on its link did not let into the node; a series begins with its first drop.", "link", "namespace", "pod", "reason"),
 
 		policies:      gauge("policies", "Network policies that are in force on this node; absent where they are off."),
+		policyEnded:   count("policy_ended_connections_total", "Connections that stood and that a change of network policies denied."),
 		policyDenied:  count("policy_denied_packets_total", "Packets that network policies denied; a series begins with the first policy that could.", "tier", "policy", "rule"),
 		policyCounted: count("policy_packets_total", "Packets, but answers, that a rule allowed or logged, or that a staged policy would have denied or allowed.", "what", "tier", "policy", "rule"),
 
@@ -185,6 +186,7 @@ func (s scrape) policed(p api.Policies) {
 		return
 	}
 	s.send(s.policies, float64(len(p.Policies)))
+	s.send(s.policyEnded, float64(p.Ended))
 	for _, d := range p.Denied {
 		s.send(s.policyDenied, float64(d.Packets), d.Tier, d.Policy, d.Rule)
 	}

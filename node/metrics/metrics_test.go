@@ -58,7 +58,7 @@ func full() watched {
 				CookiesSent: 26, CookiesReceived: 27}}},
 		lanes: []api.Lane{{Name: "out/0", Turns: 31, Received: 32, Copied: 33, Sent: 34, Waited: 1.5e9, Age: 2e9,
 			Stages: []api.Stage{{Name: "recv tun", Calls: 35, Packets: 36, Timed: 37, Nanos: 2.5e8, Drops: map[string]uint64{"no-route": 38, "not-ip": 39}}}}},
-		policies: api.Policies{Enabled: true, Since: now, Policies: make([]policy.Listed, 41), Denied: []api.PolicyDenied{{Tier: "Admin", Policy: "p", Rule: "ingress[0]", Packets: 42}},
+		policies: api.Policies{Enabled: true, Since: now, Policies: make([]policy.Listed, 41), Ended: 44, Denied: []api.PolicyDenied{{Tier: "Admin", Policy: "p", Rule: "ingress[0]", Packets: 42}},
 			Counted: []api.PolicyCounted{{What: "would-deny", Tier: "security", Policy: "q", Rule: "egress[1]", Packets: 43}}},
 		pods: []api.Pod{{HostInterface: "weft0123456789a", PodNamespace: "default", PodName: "web", Drops: map[string]uint64{"wrong-source": 40}}, {HostInterface: "weft0123456789b"}},
 	}
@@ -120,6 +120,7 @@ weft_pod_drops_total{link="weft0123456789a",namespace="default",pod="web",reason
 weft_pods 2
 weft_policies 41
 weft_policy_denied_packets_total{policy="p",rule="ingress[0]",tier="Admin"} 42
+weft_policy_ended_connections_total 44
 weft_policy_packets_total{policy="q",rule="egress[1]",tier="security",what="would-deny"} 43
 weft_problems 2
 weft_ready 1

@@ -56,6 +56,7 @@ func TestAdmit(t *testing.T) {
 			defer mu.Unlock()
 			return local
 		}})
+	m.rest = 1_000_000 // whoever waits is not to wait for that
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 2)
 	go func() { ended <- host.Run(ctx) }()
@@ -131,6 +132,14 @@ func TestAdmit(t *testing.T) {
 		}
 		return nil
 	})
+	// Whether something is allowed costs nothing then; to explain it puts all pods together once.
+	if allowed, err := m.Allowed(policy.Traffic{Src: n.PodAddrs[0], Dst: n.PodAddrs[0], Protocol: policy.TCP, Port: 80}); !allowed || err != nil || m.everyone != nil {
+		t.Errorf("allowed %v, %v, pods put together %v", allowed, err, m.everyone != nil)
+	}
+	first, _, err := m.now()
+	if second, _, _ := m.now(); err != nil || first != second || first.Pod("x", "a") == nil {
+		t.Errorf("pods were put together twice, or not: %v", err)
+	}
 	// The same again changes nothing, an outage neither.
 	source <- policy.Cluster{Revision: 4, Pods: []policy.Pod{{Namespace: "x", Name: "a", Node: "b"}}, Policies: []policy.Policy{deny}}
 	if err := admit(a, patience); err != nil {

@@ -274,6 +274,9 @@ func TestManyChanges(t *testing.T) {
 		world := b.m.Status().World
 		for _, f := range flows {
 			was, a := f.allowed, world.Evaluate(f.question)
+			if allowed, err := b.m.Allowed(f.question); allowed != a.Allowed || err != nil {
+				t.Errorf("%s: allowed %v, %v; the rules say %v", f.question, allowed, err, a.Allowed)
+			}
 			f.allowed = !a.Egress.Reason.Deny
 			if a.Ingress.Pod == "x/p1" { // policies are in force on its node alone
 				f.allowed = !a.Ingress.Reason.Deny

@@ -57,6 +57,7 @@ type Options struct {
 // Manager keeps one source's policies in force. Safe for concurrent use.
 type Manager struct {
 	o      Options
+	rest   time.Duration // share
 	look   chan struct{} // holds a token while the node may have other prefixes or pods, or the source has said something
 	urgent chan struct{} // holds a token while somebody waits for it
 
@@ -83,6 +84,7 @@ type Manager struct {
 	changed  chan struct{}      // closed when served is another number
 	counted  map[Counter]uint64 // since the daemon began
 	seen     map[string]uint64  // the table's counters at the last look
+	ended    uint64             // connections that changes denied, since the daemon began
 
 	logs logs
 }
@@ -95,7 +97,7 @@ func New(o Options) *Manager {
 	if o.Local == nil {
 		o.Local = func() []policy.Attached { return nil }
 	}
-	return &Manager{o: o, look: make(chan struct{}, 1), urgent: make(chan struct{}, 1), changed: make(chan struct{}), counted: map[Counter]uint64{}, waiting: map[podName]int{}, seen: map[string]uint64{}}
+	return &Manager{o: o, rest: share, look: make(chan struct{}, 1), urgent: make(chan struct{}, 1), changed: make(chan struct{}), counted: map[Counter]uint64{}, waiting: map[podName]int{}, seen: map[string]uint64{}}
 }
 
 // Run keeps policies in force until ctx ends. An error is the source's.
@@ -111,7 +113,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	for {
 		began, pause := time.Now(), time.Duration(0)
 		if m.keep() {
-			pause = share * time.Since(began)
+			pause = m.rest * time.Since(began)
 		}
 		select {
 		case <-ctx.Done():
@@ -319,11 +321,12 @@ var errBeingMarked = errors.New("they are being judged anew")
 // mark tells connections that stand to end where they are denied by now: the table judges what begins. What fails is tried again at the next
 // look. For Run alone.
 func (m *Manager) mark() {
-	n, err := m.o.Host.MarkFlows(nft.Mark, m.ends)
-	if n > 0 {
-		m.o.Log.Info("connections were judged anew", zap.Int("flows", n))
+	ended, revived, err := m.o.Host.MarkFlows(nft.Mark, m.ends)
+	if ended+revived > 0 {
+		m.o.Log.Info("connections were judged anew", zap.Int("denied", ended), zap.Int("allowed again", revived))
 	}
 	m.mu.Lock()
+	m.ended += uint64(ended)
 	before := m.unmarked
 	m.unmarked = err
 	m.mu.Unlock()
@@ -444,6 +447,7 @@ type Status struct {
 	Pods    int           // that the source knows
 	Odd     []string      // objects that could not be understood, and what is denied for that
 	Counts  []Count
+	Ended   uint64 // connections that changes denied, since the daemon began
 }
 
 // Problems say why what the source says is not in force, what of it could not be understood, and what passes it by.
@@ -475,7 +479,7 @@ func (m *Manager) problem() string {
 func (m *Manager) Status() Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := Status{Source: m.o.Source.String(), Since: m.since, World: m.inForce, Pods: len(m.said.Pods), Problem: m.problem(), Odd: m.said.Problems}
+	s := Status{Source: m.o.Source.String(), Since: m.since, World: m.inForce, Pods: len(m.said.Pods), Problem: m.problem(), Odd: m.said.Problems, Ended: m.ended}
 	if err := m.count(); err != nil && s.Problem == "" {
 		s.Problem = err.Error()
 	}

@@ -230,6 +230,9 @@ func TestChangesBite(t *testing.T) {
 				return c.What == Denied && c.Policy == "x/only81" && c.Tier == "NetworkPolicy" && c.Packets > 0
 			})
 		})
+		if n := b.m.Status().Ended; n < uint64(family+1) {
+			t.Errorf("%d connections ended, want %d at least", n, family+1)
+		}
 		before := b.m.Status().Counts
 		only81 := np("only81", "x", "{podSelector: {matchLabels: {name: p1}}, ingress: [{ports: [{port: 81}]}]}")
 		b.write(only81 + np("more", "x", "{podSelector: {matchLabels: {name: nobody}}}"))
