@@ -304,6 +304,9 @@ func (d *Daemon) update(s control.State) {
 	if d.no6 != nil {
 		s = inIPv4(s, d.no6)
 	}
+	if d.bgp != nil { // first: what is put in force next asks it
+		d.bgp.Update(&s)
+	}
 	d.mu.Lock()
 	same := d.state != nil && d.state.Revision == s.Revision
 	d.state = &s
@@ -313,9 +316,6 @@ func (d *Daemon) update(s control.State) {
 	}
 	if same {
 		return
-	}
-	if d.bgp != nil {
-		d.bgp.Update(&s)
 	}
 	select {
 	case d.wake <- struct{}{}:

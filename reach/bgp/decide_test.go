@@ -179,13 +179,21 @@ func TestHeld(t *testing.T) {
 	o, s := cluster()
 	via := []netip.Addr{addr("192.0.2.9")}
 	o.Held = map[netip.Prefix][]netip.Addr{prefix("10.244.2.0/24"): via, prefix("10.244.3.0/24"): via, prefix("10.244.9.0/24"): via, prefix("198.51.100.0/24"): via, prefix("203.0.113.0/24"): via}
-	told := reach.Route{Prefix: prefix("10.244.2.0/24"), Node: "b", Via: []netip.Addr{addr("192.0.2.2")}}
+	two := []netip.Addr{addr("192.0.2.253"), addr("192.0.2.254")}
+	o.Held[prefix("2001:db8:1::/48")], o.Held[prefix("198.51.100.0/24")] = two, two
+	o.Config.Peers[0].Import = append(o.Config.Peers[0].Import, config.Import{Prefix: prefix("2001:db8::/32"), Longest: 48})
+	told := []reach.Route{{Prefix: prefix("10.244.2.0/24"), Node: "b", Via: []netip.Addr{addr("192.0.2.2")}}, {Prefix: prefix("198.51.100.0/24"), Via: two[:1], From: []string{"x"}}}
 	var got []string
-	for _, r := range New(*o).held(s, []reach.Route{told}) {
+	for _, r := range New(*o).held(s, told) {
 		got = append(got, fmt.Sprintf("%v %q %v %v", r.Prefix, r.Node, r.Via, r.Stale))
 	}
-	want := []string{`10.244.2.0/24 "b" [192.0.2.2] false`, `10.244.3.0/24 "c" [192.0.2.9] true`, `198.51.100.0/24 "" [192.0.2.9] true`}
+	want := []string{`10.244.2.0/24 "b" [192.0.2.2] false`, `10.244.3.0/24 "c" [192.0.2.9] true`, `198.51.100.0/24 "" [192.0.2.253 192.0.2.254] true`, `2001:db8:1::/48 "" [192.0.2.253 192.0.2.254] true`}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+	speaker := New(*o)
+	s.Revision = 1
+	if speaker.Update(s); len(speaker.Learnt().Routes) != 4 || speaker.Learnt().Settled {
+		t.Errorf("before anything was learnt: %+v", speaker.Learnt())
 	}
 }

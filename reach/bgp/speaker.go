@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/control"
+	"weft/internal/config"
 	"weft/internal/secretfile"
 	"weft/reach"
 )
@@ -50,8 +51,9 @@ type Speaker struct {
 	news   chan struct{}       // holds a token while what was learnt may be something else
 	faults faults
 
-	mu     sync.Mutex
-	learnt *reach.Learnt
+	mu       sync.Mutex
+	learnt   *reach.Learnt
+	revision uint64 // of the last State
 }
 
 // Passwords reads the files that a configuration names.
@@ -83,8 +85,20 @@ func New(o Options) *Speaker {
 	return &Speaker{o: o, log: o.Log, states: make(chan *control.State, 1), news: make(chan struct{}, 1), learnt: &reach.Learnt{}}
 }
 
-// Update says who is in the cluster. It returns at once.
+// Update says who is in the cluster. It returns at once. From the first on Learnt has what the kernel had, so that nobody takes that away who asks
+// before anything was learnt.
 func (s *Speaker) Update(state *control.State) {
+	s.mu.Lock()
+	same := state.Revision != 0 && state.Revision == s.revision
+	first := s.revision == 0
+	s.revision = state.Revision
+	if first && !same {
+		s.learnt = &reach.Learnt{Routes: s.held(state, nil)}
+	}
+	s.mu.Unlock()
+	if same {
+		return
+	}
 	for {
 		select {
 		case s.states <- state:
@@ -444,15 +458,17 @@ func (s *Speaker) tell(last, l *reach.Learnt) {
 	}
 }
 
-// held adds to routes what the kernel has and nobody has told of yet.
+// held adds to routes what the kernel has and nobody has told of yet, also where some of its next hops have been told of and others not.
 func (s *Speaker) held(state *control.State, routes []reach.Route) []reach.Route {
-	l := reach.Learnt{Routes: routes}
-	var more []reach.Route
+	all := map[netip.Prefix]reach.Route{}
+	for _, r := range routes {
+		all[r.Prefix] = r
+	}
 	add := func(p netip.Prefix, node string) {
-		if via := s.o.Held[p]; len(via) > 0 {
-			if _, told := l.To(p); !told {
-				more = append(more, reach.Route{Prefix: p, Node: node, Via: via, From: []string{}, Stale: true})
-			}
+		via := s.o.Held[p]
+		told := all[p]
+		if len(via) > len(told.Via) && !slices.ContainsFunc(told.Via, func(a netip.Addr) bool { return !slices.Contains(via, a) }) {
+			all[p] = reach.Route{Prefix: p, Node: node, Via: via, From: slices.Concat([]string{}, told.From), Path: told.Path, Stale: true}
 		}
 	}
 	for i := range state.Nodes {
@@ -460,20 +476,16 @@ func (s *Speaker) held(state *control.State, routes []reach.Route) []reach.Route
 			add(p, state.Nodes[i].Name)
 		}
 	}
-	for p := range maps.Keys(s.o.Held) {
+	for p := range s.o.Held {
 		inside := slices.ContainsFunc(s.o.Network, p.Overlaps)
 		for i := range s.o.Config.Peers {
 			peer := &s.o.Config.Peers[i]
-			for _, im := range peer.Import {
-				if !inside && peer.For(s.o.Node) && im.Takes(p) {
-					add(p, "")
-				}
+			if !inside && peer.For(s.o.Node) && slices.ContainsFunc(peer.Import, func(i config.Import) bool { return i.Takes(p) }) {
+				add(p, "")
 			}
 		}
 	}
-	all := slices.Concat(routes, more)
-	slices.SortFunc(all, func(a, b reach.Route) int { return a.Prefix.Compare(b.Prefix) })
-	return slices.CompactFunc(all, func(a, b reach.Route) bool { return a.Prefix == b.Prefix })
+	return slices.SortedFunc(maps.Values(all), func(a, b reach.Route) int { return a.Prefix.Compare(b.Prefix) })
 }
 
 // look says how the sessions are, and whether one may yet have something to tell.
