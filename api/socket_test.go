@@ -63,7 +63,7 @@ func TestLongPath(t *testing.T) {
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a closed listener leaves its socket: %v", err)
 	}
-	if now := open(); now != before {
+	if now := open(); now > before { // the collector may have closed others'
 		t.Errorf("%d descriptors are open, %d were", now, before)
 	}
 	if _, err := dial(t.Context(), path); !errors.Is(err, os.ErrNotExist) {

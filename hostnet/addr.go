@@ -121,7 +121,7 @@ func isLocal(rt *handle, ip netip.Addr) (bool, error) {
 // addrMessage reads a notification about an address.
 func addrMessage(b []byte) (k netlink.Addr, err error) {
 	msg := nl.DeserializeIfAddrmsg(b)
-	attrs, err := nl.ParseRouteAttr(b[msg.Len():])
+	attrs, err := parseAttrs(b[msg.Len():])
 	if err != nil {
 		return k, fmt.Errorf("read an address: %w", err)
 	}

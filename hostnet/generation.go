@@ -29,7 +29,7 @@ func generationOf(b []byte) (id, pid uint32) {
 	if len(b) < header {
 		return 0, 0
 	}
-	attrs, err := nl.ParseRouteAttr(b[header:])
+	attrs, err := parseAttrs(b[header:])
 	if err != nil {
 		return 0, 0
 	}

@@ -87,7 +87,7 @@ func (r raw) hostAddrs(index int) (ours map[netip.Addr]bool, err error) {
 	}
 	for _, b := range answers {
 		msg := nl.DeserializeIfAddrmsg(b)
-		attrs, err := nl.ParseRouteAttr(b[msg.Len():])
+		attrs, err := parseAttrs(b[msg.Len():])
 		if err != nil {
 			return nil, fmt.Errorf("read an address: %w", err)
 		}

@@ -189,7 +189,7 @@ func nextHopFrom(b []byte, names map[int]string) (n NextHop, ours bool, err erro
 	if len(b) < 8 {
 		return n, false, fmt.Errorf("read a next hop: %d bytes", len(b))
 	}
-	attrs, err := nl.ParseRouteAttr(b[8:])
+	attrs, err := parseAttrs(b[8:])
 	if err != nil {
 		return n, false, fmt.Errorf("read a next hop: %w", err)
 	}

@@ -96,7 +96,7 @@ func readLogged(b []byte) (p Logged, ok bool) {
 	if len(b) < header {
 		return p, false
 	}
-	attrs, err := nl.ParseRouteAttr(b[header:])
+	attrs, err := parseAttrs(b[header:])
 	if err != nil {
 		return p, false
 	}

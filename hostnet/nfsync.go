@@ -159,7 +159,7 @@ func (r raw) rules(t tableKey) (map[string][][]byte, error) {
 		if len(b) < header {
 			return nil, errors.New("a rule's message is too short")
 		}
-		attrs, err := nl.ParseRouteAttr(b[header:])
+		attrs, err := parseAttrs(b[header:])
 		if err != nil {
 			return nil, err
 		}

@@ -116,7 +116,7 @@ func element(e nftables.SetElement) string {
 // verdictOf reads what the kernel says that an element of a verdict map maps to (NFTA_VERDICT_CODE, NFTA_VERDICT_CHAIN), which the library
 // leaves as bytes; nil for what ends an interval.
 func verdictOf(b []byte) *expr.Verdict {
-	attrs, err := nl.ParseRouteAttr(b)
+	attrs, err := parseAttrs(b)
 	if err != nil || len(attrs) == 0 {
 		return nil
 	}

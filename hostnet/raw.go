@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -160,4 +161,13 @@ func fdbRowFrom(b []byte) (fdbRow, error) {
 		}
 	}
 	return row, nil
+}
+
+// parseAttrs reads netlink attributes, as the library does, which slices past a last one that is not padded to four bytes. Values are
+// of b, or of a copy of it.
+func parseAttrs(b []byte) ([]syscall.NetlinkRouteAttr, error) {
+	if short := -len(b) & (unix.NLA_ALIGNTO - 1); short > 0 {
+		b = append(b[:len(b):len(b)], make([]byte, short)...)
+	}
+	return nl.ParseRouteAttr(b)
 }

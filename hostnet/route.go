@@ -172,7 +172,7 @@ func routeMessage(b []byte) (k netlink.Route, hop uint32, ok bool) {
 		return k, 0, false
 	}
 	msg := nl.DeserializeRtMsg(b)
-	attrs, err := nl.ParseRouteAttr(b[msg.Len():])
+	attrs, err := parseAttrs(b[msg.Len():])
 	if err != nil {
 		return k, 0, false
 	}
@@ -206,7 +206,7 @@ func routeMessage(b []byte) (k netlink.Route, hop uint32, ok bool) {
 		case unix.RTA_TABLE:
 			k.Table = number()
 		case unix.RTA_METRICS:
-			metrics, err := nl.ParseRouteAttr(a.Value)
+			metrics, err := parseAttrs(a.Value)
 			if err != nil || len(metrics) != 1 || metrics[0].Attr.Type != unix.RTAX_MTU || len(metrics[0].Value) < 4 {
 				return k, 0, false
 			}

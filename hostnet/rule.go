@@ -225,7 +225,7 @@ func ruleMessage(b []byte) (r Rule, mine bool, err error) {
 		return r, false, fmt.Errorf("read a rule: %d bytes", len(b))
 	}
 	msg := nl.DeserializeRtMsg(b)
-	attrs, err := nl.ParseRouteAttr(b[msg.Len():])
+	attrs, err := parseAttrs(b[msg.Len():])
 	if err != nil {
 		return r, false, fmt.Errorf("read a rule: %w", err)
 	}

@@ -141,7 +141,7 @@ func ctAttrs(b []byte) ([]ctAttr, error) {
 }
 
 func nested(b []byte) (list []ctAttr, err error) {
-	attrs, err := nl.ParseRouteAttr(b)
+	attrs, err := parseAttrs(b)
 	if err != nil {
 		return nil, fmt.Errorf("hostnet: read a message of connection tracking: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -20,6 +21,7 @@ import (
 	"weft/api"
 	"weft/node/metrics"
 	"weft/policy"
+	"weft/reach"
 )
 
 // watched is a daemon whose answers are what the test puts in.
@@ -31,6 +33,7 @@ type watched struct {
 	pods   []api.Pod
 
 	policies api.Policies
+	bgp      api.BGP
 }
 
 func (w watched) Status() api.Status             { return w.status }
@@ -40,6 +43,8 @@ func (w watched) Lanes() []api.Lane              { return w.lanes }
 
 func (w watched) Policies() api.Policies                             { return w.policies }
 func (w watched) Explain(_, _, _ string) ([]policy.Explained, error) { return nil, nil }
+
+func (w watched) BGP() api.BGP { return w.bgp }
 
 func (w watched) Pods() ([]api.Pod, error) { return w.pods, nil }
 
@@ -60,6 +65,8 @@ func full() watched {
 			Stages: []api.Stage{{Name: "recv tun", Calls: 35, Packets: 36, Timed: 37, Nanos: 2.5e8, Drops: map[string]uint64{"no-route": 38, "not-ip": 39}}}}},
 		policies: api.Policies{Enabled: true, Since: now, Policies: make([]policy.Listed, 41), Ended: 44, Denied: []api.PolicyDenied{{Tier: "Admin", Policy: "p", Rule: "ingress[0]", Packets: 42}},
 			Counted: []api.PolicyCounted{{What: "would-deny", Tier: "security", Policy: "q", Rule: "egress[1]", Packets: 43}}},
+		bgp: api.BGP{Enabled: true, Sessions: []reach.Session{{Peer: netip.MustParseAddr("192.0.2.2"), Node: "b", Up: true, Received: 45, Advertised: 46}},
+			Routes: make([]reach.Route, 47), Refused: make([]reach.Refused, 48)},
 		pods: []api.Pod{{HostInterface: "weft0123456789a", PodNamespace: "default", PodName: "web", Drops: map[string]uint64{"wrong-source": 40}}, {HostInterface: "weft0123456789b"}},
 	}
 }
@@ -86,6 +93,11 @@ func TestEveryMetric(t *testing.T) {
 	want := strings.Split(strings.TrimSpace(`
 weft_apply_attempts_total 15
 weft_apply_failures 3
+weft_bgp_advertised_prefixes{node="b",peer="192.0.2.2"} 46
+weft_bgp_received_prefixes{node="b",peer="192.0.2.2"} 45
+weft_bgp_refused_prefixes 48
+weft_bgp_routes 47
+weft_bgp_session_up{node="b",peer="192.0.2.2"} 1
 weft_cookies_sent_total 16
 weft_data_age_seconds 90
 weft_drops_total{lane="out/0",reason="no-route",stage="recv tun"} 38
