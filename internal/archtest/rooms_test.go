@@ -116,7 +116,7 @@ var (
 		"api": {code: []string{"backend/status", "policy", "reach"}},
 		"node/daemon": {[]string{"backend", "backend/status", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "node/verdict", "node/verdict/authz", "policy", "reach/bgp", "reach/link", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
-		"node/metrics":       {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy"}}, // the library is here and in perf/watch
+		"node/metrics":       {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy", "reach"}}, // the library is here and in perf/watch
 		"node/pods":          {code: []string{"node/probe", "internal/holder", "internal/plainfile", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
 		"node/policies":      {[]string{"hostnet", "internal/plainfile", "policy", "policy/nft", unix, zap, "golang.org/x/time/rate"}, []string{nl}},
 		"node/verdict":       {code: []string{"policy", unix, zap}},

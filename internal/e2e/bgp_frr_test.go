@@ -51,7 +51,7 @@ func TestBGPFRR(t *testing.T) {
 	a, b, router := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	c.absent[router.Name] = true
 	password := c.path(a, "password")
-	c.writeFile(password, "a secret\n")
+	c.writeFile(password, "a-secret\n")
 	c.extra = fmt.Sprintf(`bgp:
   as: 64512
   peers:
@@ -61,7 +61,7 @@ func TestBGPFRR(t *testing.T) {
 	fmt.Fprintf(&conf, "router bgp 64513\n bgp router-id %v\n no bgp ebgp-requires-policy\n no bgp network import-check\n no bgp default ipv4-unicast\n bgp graceful-restart\n", router.Underlay[0])
 	for _, n := range []*nettest.ClusterNode{a, b} {
 		for i := range 2 {
-			fmt.Fprintf(&conf, " neighbor %[1]v remote-as 64512\n neighbor %[1]v password a secret\n neighbor %[1]v timers connect 1\n", n.Underlay[i])
+			fmt.Fprintf(&conf, " neighbor %[1]v remote-as 64512\n neighbor %[1]v password a-secret\n neighbor %[1]v timers connect 1\n", n.Underlay[i])
 		}
 		fmt.Fprintf(&v6, "  neighbor %v activate\n", n.Underlay[1])
 	}
