@@ -305,7 +305,9 @@ func (c *cluster) life() {
 		t.Errorf("ips and mac: %v, %v", far.ips, err)
 	}
 	for _, broken := range [][]string{{"ip", "route", "del", "default"}, {"ip", "link", "set", "eth0", "address", "02:00:00:00:00:99"}} {
-		state := func() string { return far.ns.MustRun(t, "ip", "route", "show", "default") + far.ns.MustRun(t, "ip", "-br", "link", "show", "eth0") }
+		state := func() string {
+			return far.ns.MustRun(t, "ip", "route", "show", "default") + far.ns.MustRun(t, "ip", "-br", "link", "show", "eth0")
+		}
 		whole := state()
 		far.ns.MustRun(t, broken[0], broken[1:]...)
 		// The daemon may have mended it first.
