@@ -16,6 +16,7 @@ type Flow struct {
 	Src, Dst   netip.Addr
 	Protocol   uint8
 	Port, From uint16 // the destination's, and the source's as it sends
+	Mark       uint32
 }
 
 // MarkFlows gives a bit of their mark to the flows of TCP, UDP and SCTP that are to have it, takes it from the others, and says of how
@@ -46,7 +47,7 @@ func (h *Host) MarkFlows(bit uint32, marked func(Flow) bool) (given, taken int, 
 				continue
 			}
 			mark := f.Mark &^ bit
-			if marked(Flow{Src: ipnet.Addr(f.Forward.SrcIP).Unmap(), Dst: ipnet.Addr(f.Reverse.SrcIP).Unmap(), Protocol: f.Forward.Protocol, Port: f.Reverse.SrcPort, From: f.Forward.SrcPort}) {
+			if marked(Flow{Src: ipnet.Addr(f.Forward.SrcIP).Unmap(), Dst: ipnet.Addr(f.Reverse.SrcIP).Unmap(), Protocol: f.Forward.Protocol, Port: f.Reverse.SrcPort, From: f.Forward.SrcPort, Mark: f.Mark}) {
 				mark |= bit
 			}
 			if mark == f.Mark {

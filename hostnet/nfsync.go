@@ -218,13 +218,14 @@ func equal[T comparable](a, b *T) bool { return (a == nil) == (b == nil) && (a =
 // setDifference is what a set's elements in the kernel are to become.
 type setDifference struct {
 	set        nftables.Set
+	asked      uint16
 	gone, come []nftables.SetElement
 }
 
 // differentSets reads the sets of a table and returns those that have other elements.
 func differentSets(conn *nftables.Conn, t wantedTable) (list []setDifference, err error) {
 	for i := range t.Sets {
-		d := setDifference{set: t.Sets[i].Set}
+		d := setDifference{set: t.Sets[i].Set, asked: t.Sets[i].Asked}
 		d.set.Table = &nftables.Table{Name: t.Name, Family: t.Family}
 		have, err := conn.GetSetElements(&d.set)
 		if err != nil {

@@ -3,6 +3,7 @@ package hostnet
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -60,6 +61,19 @@ func listChains(conn *nftables.Conn) ([]*nftables.Chain, error) {
 		return nil, fmt.Errorf("hostnet: list nftables chains: %w%s", err, hint(err))
 	}
 	return chains, nil
+}
+
+// HasChain says whether the kernel has a chain.
+func (h *Host) HasChain(family nftables.TableFamily, table, chain string) (bool, error) {
+	conn, err := h.connect()
+	if err != nil {
+		return false, err
+	}
+	defer conn.CloseLasting()
+	chains, err := listChains(conn)
+	return slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
+		return c.Name == chain && c.Table.Name == table && c.Table.Family == family
+	}), err
 }
 
 // removeRules removes rules of ours from the forward chains of others, and returns them in words.

@@ -37,6 +37,10 @@ type Table struct {
 type Set struct {
 	nftables.Set
 	Elements []nftables.SetElement
+
+	// Asked says which sets of a Seamless table one packet may ask in turn: those that share a bit. Elements of two of these never change where
+	// they are, for a packet could find what was in one and what is in the other. 0 = it may be asked with any other.
+	Asked uint16
 }
 
 // TableChain is a chain; without a Hook one that others jump to.

@@ -132,14 +132,20 @@ func (h *Host) syncSeamless(conn *nftables.Conn, t wantedTable, there bool, have
 	return true, nil
 }
 
-// oneByOne says whether elements may be changed where they are: those of a single key, in hashes, of which each packet finds what was or
-// what is. Two keys may both be asked for by one packet, between whose questions they change.
+// oneByOne says whether elements may be changed where they are: those of a single key, in hashes, and of no two sets that one packet asks in
+// turn. So each packet finds what was, or what is. Two keys may both be asked for by one packet, between whose questions they change.
 func oneByOne(differences []setDifference) bool {
 	key := map[int][]byte{} // of IPv4, and of IPv6
+	var asked uint16
 	for _, d := range differences {
-		if d.set.Interval {
+		questions := d.asked
+		if questions == 0 {
+			questions = ^questions
+		}
+		if d.set.Interval || asked&questions != 0 {
 			return false
 		}
+		asked |= questions
 		for _, e := range slices.Concat(d.gone, d.come) {
 			if k, there := key[len(e.Key)]; there && !bytes.Equal(k, e.Key) {
 				return false
@@ -150,7 +156,8 @@ func oneByOne(differences []setDifference) bool {
 	return true
 }
 
-// exchange puts next in force beside what is there of its table.
+// exchange puts next in force beside what is there of its table. What cannot be removed of the former side afterwards is no error: the table
+// is as it is to be for every packet, and the next look finds what is too much.
 func (h *Host) exchange(conn *nftables.Conn, next wantedTable, there, kept bool, have map[string]*nftables.Chain) error {
 	k := &nftables.Table{Name: next.Name, Family: next.Family}
 	var sets []*nftables.Set
@@ -188,7 +195,7 @@ func (h *Host) exchange(conn *nftables.Conn, next wantedTable, there, kept bool,
 		return err
 	}
 	gracePeriod()
-	return h.transact(next.key(), func(change *nftables.Conn) error {
+	if err := h.transact(next.key(), func(change *nftables.Conn) error {
 		removeParts(change, k, have, sets, func(name string) bool { return !beside(name) })
 		objects, err := conn.GetObjects(k)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
@@ -201,7 +208,10 @@ func (h *Host) exchange(conn *nftables.Conn, next wantedTable, there, kept bool,
 			}
 		}
 		return nil
-	})
+	}); err != nil {
+		h.log.Warn("what a table had before is still there, beside what is in force: removed at the next look", zap.String("object", next.String()), zap.Error(err))
+	}
+	return nil
 }
 
 // transact sends one transaction about a table.

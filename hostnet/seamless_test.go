@@ -72,6 +72,34 @@ func TestSeamless(t *testing.T) {
 	}
 }
 
+// TestOneByOne: elements change where they are if each packet finds what was, or what is: one key, and of the sets that change a packet asks one.
+func TestOneByOne(t *testing.T) {
+	a, b, long := []byte{10, 0, 0, 1}, []byte{10, 0, 0, 2}, make([]byte, 16)
+	change := func(asked uint16, key []byte) setDifference {
+		return setDifference{asked: asked, come: []nftables.SetElement{{Key: key}}}
+	}
+	ranges := change(1, a)
+	ranges.set.Interval = true
+	for name, c := range map[string]struct {
+		of   []setDifference
+		want bool
+	}{
+		"one set":                      {[]setDifference{change(1, a)}, true},
+		"one set that says nothing":    {[]setDifference{change(0, a)}, true},
+		"two ends of packets":          {[]setDifference{change(1, a), change(2, a)}, true},
+		"two families":                 {[]setDifference{change(1, a), change(4, long)}, true},
+		"asked one after the other":    {[]setDifference{change(1, a), change(3, a)}, false},
+		"beside one that says nothing": {[]setDifference{change(1, a), change(0, a)}, false},
+		"behind one that says nothing": {[]setDifference{change(0, a), change(1, a)}, false},
+		"two keys":                     {[]setDifference{change(1, a), change(2, b)}, false},
+		"ranges":                       {[]setDifference{ranges}, false},
+	} {
+		if got := oneByOne(c.of); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 // TestTableTrouble: an error about a table names who has it, where that is somebody else.
 func TestTableTrouble(t *testing.T) {
 	t.Parallel()

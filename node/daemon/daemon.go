@@ -172,7 +172,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 		if err := checkPolicies(cfg); err != nil {
 			return errors.Join(err, b.Close())
 		}
-		d.policies = policies.New(policies.Options{Source: parts.Policies(cfg, log), Name: cfg.Node.Name, Node: d.ownPrefixes, NoPods: probe.Addresses, Host: host, Log: log, Open: open(cfg, b.Self().Ways, parts.Servers),
+		d.policies = policies.New(policies.Options{Source: parts.Policies(cfg, log), Name: cfg.Node.Name, Node: d.ownPrefixes, NoPods: probe.Addresses, Host: host, Log: log, Open: func() [2][]policy.Port { return open(cfg, b.Self().Ways, parts.Servers) },
 			Tells: cfg.Policy.Source == config.PolicyKubernetes, Local: func() (list []policy.Attached) {
 				attached.Each(func(namespace, name string, addresses []netip.Addr) {
 					list = append(list, policy.Attached{Namespace: namespace, Name: name, Addresses: addresses})

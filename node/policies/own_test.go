@@ -140,8 +140,56 @@ func TestSessionsGoOn(t *testing.T) {
 	}
 }
 
+// TestSourcePort: who begins a connection chooses its source port. One from a failsafe port ends like any other when a policy denies it, also where a
+// daemon that starts anew denies it, and packets that begin nothing do not pass by it.
+func TestSourcePort(t *testing.T) {
+	t.Parallel()
+	b := prepare(t)
+	far, node := b.c.Nodes[0], b.c.Nodes[1]
+	only := func(port int) string {
+		return own("node", fmt.Sprintf("{tier: strict, priority: 1, subject: {nodes: {}}, policyTypes: [Ingress, Egress], ingress: [{action: Accept, protocols: [{tcp: {destinationPort: {number: %d}}}]}]}", port))
+	}
+	b.write(only(80))
+	b.start()
+	b.has("node", true)
+	for source, anew := range map[int]bool{6443: false, 2379: true} {
+		var all []both
+		for family := range 2 {
+			all = append(all, b.sessionFrom(netip.AddrPortFrom(far.Underlay[family], uint16(source)), far.NS, node.NS, netip.AddrPortFrom(node.Underlay[family], 80)))
+		}
+		for _, s := range all {
+			if !heard(s.client, s.server, patience) || !heard(s.server, s.client, patience) {
+				t.Fatal("a connection that is allowed does not pass")
+			}
+		}
+		if anew {
+			b.stop()
+		}
+		b.write(only(81))
+		if anew {
+			b.start()
+		}
+		for _, s := range all {
+			nettest.Eventually(t, patience, func() error { // what was sent before the change is read here
+				if heard(s.client, s.server, waits) || heard(s.server, s.client, waits) {
+					return fmt.Errorf("the session from port %d goes on", source)
+				}
+				return nil
+			})
+		}
+		b.write(only(80))
+	}
+	b.stop()
+}
+
 // session is a connection of TCP between two namespaces.
-func (b *bench) session(from, to *nettest.NS, at netip.AddrPort) (s both) {
+func (b *bench) session(from, to *nettest.NS, at netip.AddrPort) both {
+	b.t.Helper()
+	return b.sessionFrom(netip.AddrPort{}, from, to, at)
+}
+
+// sessionFrom is one from an address and port; of none, from any.
+func (b *bench) sessionFrom(source netip.AddrPort, from, to *nettest.NS, at netip.AddrPort) (s both) {
 	b.t.Helper()
 	var l net.Listener
 	var err error
@@ -150,7 +198,11 @@ func (b *bench) session(from, to *nettest.NS, at netip.AddrPort) (s both) {
 		b.t.Fatal(err)
 	}
 	defer l.Close()
-	from.Do(func() { s.client, err = net.DialTimeout("tcp", at.String(), patience) })
+	d := net.Dialer{Timeout: patience}
+	if source.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(source)
+	}
+	from.Do(func() { s.client, err = d.Dial("tcp", at.String()) })
 	if err == nil {
 		s.server, err = l.Accept()
 	}

@@ -51,7 +51,7 @@ type Options struct {
 	Host  *hostnet.Host
 	Log   *zap.Logger
 
-	Open [2][]policy.Port // by direction: what stays open on this node beside policy.Failsafe's, whatever policies say
+	Open func() [2][]policy.Port // by direction: what stays open on this node beside policy.Failsafe's, whatever policies say; nil = nothing. Asked again and again
 }
 
 // Manager keeps one source's policies in force. Safe for concurrent use.
@@ -63,6 +63,7 @@ type Manager struct {
 
 	// Run's own, without a lock: to compile, to apply and to walk connections take their time, and nobody who asks waits for them.
 	cluster policy.Cluster // as it is being put in force
+	open    [2][]policy.Port
 	nodes   []netip.Prefix
 	local   []policy.Attached
 
@@ -191,6 +192,11 @@ func (m *Manager) keep() bool {
 	}) {
 		m.local, another = local, true
 	}
+	if m.o.Open != nil {
+		if open := m.o.Open(); !reflect.DeepEqual(open, m.open) {
+			m.open, another = open, true
+		}
+	}
 	worked := another || !stands
 	if worked {
 		m.put()
@@ -238,7 +244,7 @@ func (m *Manager) put() {
 		m.fail(err)
 		return
 	}
-	program := world.On(m.o.Name, m.o.Open).Compile(m.here)
+	program := world.On(m.o.Name, m.open).Compile(m.here)
 	var rules nft.Rules
 	var want hostnet.Want
 	if len(c.Policies) > 0 {
@@ -266,6 +272,7 @@ func (m *Manager) put() {
 	if same {
 		err = m.o.Host.Err(Owner)
 	} else {
+		m.takeUp(world, program)
 		err = m.o.Host.Apply(Owner, want)
 	}
 	if !m.publish(world, program, rules, err) {
@@ -344,15 +351,55 @@ func (m *Manager) ends(f hostnet.Flow) bool {
 		return !allowed
 	}
 	// What pods and their own node send each other is judged by policies about the node alone. Connection tracking may have taken up a session of
-	// one of its ports that stay open the wrong way round.
-	_, out, in := m.program.Judge(policy.Traffic{Src: f.Dst, Dst: f.Src, Protocol: policy.Protocol(f.Protocol), Port: f.From})
-	if f.Protocol == uint8(policy.TCP) && (src && in.Tier == policy.Failsafe || dst && out.Tier == policy.Failsafe) {
+	// one of its ports that stay open the wrong way round, and then only the source port says so.
+	if f.Mark&nft.TakenUp != 0 && backwards(m.program, f, src) {
 		return false
 	}
 	if src {
 		return egress.Deny
 	}
 	return ingress.Deny
+}
+
+// backwards says whether a flow that begins or ends at this node is, the other way round, a session of a port of TCP that stays open.
+func backwards(program *policy.Program, f hostnet.Flow, src bool) bool {
+	if f.Protocol != uint8(policy.TCP) {
+		return false
+	}
+	_, out, in := program.Judge(policy.Traffic{Src: f.Dst, Dst: f.Src, Protocol: policy.TCP, Port: f.From})
+	if src {
+		return in.Tier == policy.Failsafe
+	}
+	return out.Tier == policy.Failsafe
+}
+
+// takeUp is for the moment before the first policy about the node is put in force: connection tracking may have taken up sessions that stand the
+// wrong way round, with nobody there to mark them. From then on the table marks those that are taken up, and a source port proves nothing. For
+// Run alone.
+func (m *Manager) takeUp(world *policy.World, program *policy.Program) {
+	if !aboutNode(program) || m.program != nil && aboutNode(m.program) {
+		return
+	}
+	if m.program == nil { // an earlier daemon's rules may be there
+		if there, err := m.o.Host.HasChain(nft.Family, nft.Name, nft.HostChain(policy.Ingress)); there || err != nil {
+			return // an Apply says what is wrong
+		}
+	}
+	_, _, err := m.o.Host.MarkFlows(nft.TakenUp, func(f hostnet.Flow) bool {
+		if f.Mark&(nft.TakenUp|nft.Mark) != 0 {
+			return f.Mark&nft.TakenUp != 0
+		}
+		src, dst := m.o.Name != "" && world.NodeAt(f.Src) == m.o.Name, m.o.Name != "" && world.NodeAt(f.Dst) == m.o.Name
+		return (src || dst) && backwards(program, f, src)
+	})
+	if err != nil {
+		m.o.Log.Warn("sessions of the node that stand may have to be begun anew", zap.Error(err))
+	}
+}
+
+// aboutNode says whether policies are about the node itself.
+func aboutNode(p *policy.Program) bool {
+	return p.Sides[policy.Egress].Host >= 0 || p.Sides[policy.Ingress].Host >= 0
 }
 
 func (m *Manager) own(a netip.Addr) bool {

@@ -79,6 +79,9 @@ type Options struct {
 	Log      bool // the kernel can log to a Group
 }
 
+// HostChain is the base chain that judges what the node itself sends or gets; there is none in either direction where no policy is about it.
+func HostChain(d policy.Direction) string { return "host_" + d.String() }
+
 // builder collects the parts.
 type builder struct {
 	program *policy.Program
@@ -153,7 +156,7 @@ func (b *builder) unknown(d policy.Direction, o Options) (rules [][]expr.Any) {
 					elements = append(elements, nftables.SetElement{Key: a.AsSlice()})
 				}
 			}
-			b.set(nftables.Set{Name: set, KeyType: f.key}, elements)
+			b.set(nftables.Set{Name: set, KeyType: f.key}, elements, f.asked(forwarded, source)|f.asked(forwarded, destination))
 		}
 		for _, p := range o.Prefixes {
 			if f.has(p.Addr()) {
@@ -182,8 +185,8 @@ func (b *builder) side(d policy.Direction, f family) [][]expr.Any {
 	for _, a := range own {
 		judged = append(judged, nftables.SetElement{Key: a.AsSlice()})
 	}
-	b.others(name, d, f, func(identity int) *expr.Verdict { return b.identity(d, f, identity, own) })
-	b.set(nftables.Set{Name: name + "_pods", KeyType: f.key}, judged)
+	b.others(name, d, f, forwarded, func(identity int) *expr.Verdict { return b.identity(d, f, identity, own) })
+	b.set(nftables.Set{Name: name + "_pods", KeyType: f.key}, judged, f.asked(forwarded, ownEnd(d)))
 	return [][]expr.Any{rule(f.only(), f.own(d), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: name + "_pods"}}, to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: name}))}
 }
 
@@ -204,7 +207,7 @@ func (b *builder) host(d policy.Direction, hook *nftables.ChainHook, o Options) 
 	rules = append(append(rules, ended(), takenUp()), answers()...)
 	rules = append(rules, rule(families[1].only(), neighbours(), allow()))
 	if set := b.openAt(1 - d); set != "" {
-		rules = append(rules, rule(goesOn(), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: set}}, allow()))
+		rules = append(rules, rule(flowMarked(TakenUp), goesOn(), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: set}}, allow()))
 	}
 	if d == policy.Egress {
 		for _, p := range o.Prefixes {
@@ -213,14 +216,15 @@ func (b *builder) host(d policy.Direction, hook *nftables.ChainHook, o Options) 
 	}
 	for _, f := range families {
 		name := "host_" + d.String() + f.digit
-		b.others(name, d, f, func(identity int) *expr.Verdict { return b.list(side.Lists[identity][side.Host]) })
+		b.others(name, d, f, local, func(identity int) *expr.Verdict { return b.list(side.Lists[identity][side.Host]) })
 		rules = append(rules, rule(f.only(), to(&expr.Verdict{Kind: expr.VerdictGoto, Chain: name})))
 	}
-	b.base("host_"+d.String(), hook, rules)
+	b.base(HostChain(d), hook, rules)
 }
 
 // openAt makes the set of the ports of TCP that stay open on the node in one direction whatever policies say; "" = there are none. Sessions of theirs
-// that stand go on when connection tracking takes them up in their midst, or the wrong way round: their other direction passes by these ports, too.
+// that stand go on when connection tracking took them up in their midst: their other direction passes by these ports, too. In no other flow does
+// the source port say anything: whoever begins chooses it.
 func (b *builder) openAt(d policy.Direction) (name string) {
 	side := &b.program.Sides[d]
 	if side.Host < 0 {
@@ -241,7 +245,7 @@ func (b *builder) openAt(d policy.Direction) (name string) {
 		return ""
 	}
 	name = "open_" + d.String()
-	b.set(nftables.Set{Name: name, KeyType: nftables.TypeInetService}, ports)
+	b.set(nftables.Set{Name: name, KeyType: nftables.TypeInetService}, ports, 0)
 	return name
 }
 
@@ -269,12 +273,13 @@ func (b *builder) neighbourTypes() {
 	for _, n := range []byte{130, 131, 132, 133, 134, 135, 136, 137, 143} {
 		types = append(types, nftables.SetElement{Key: []byte{n}})
 	}
-	b.set(nftables.Set{Name: neighbourTypes, KeyType: nftables.TypeICMP6Type}, types)
+	b.set(nftables.Set{Name: neighbourTypes, KeyType: nftables.TypeICMP6Type}, types, 0)
 }
 
 // others makes the chain that asks who the other end is, and goes where of says.
-func (b *builder) others(name string, d policy.Direction, f family, of func(identity int) *expr.Verdict) {
+func (b *builder) others(name string, d policy.Direction, f family, way int, of func(identity int) *expr.Verdict) {
 	side := &b.program.Sides[d]
+	asked := f.asked(way, 1-ownEnd(d))
 	var peers, nets []nftables.SetElement
 	verdicts := map[int]*expr.Verdict{}
 	once := of
@@ -300,11 +305,11 @@ func (b *builder) others(name string, d policy.Direction, f family, of func(iden
 	}
 	var rules [][]expr.Any
 	if len(peers) > 0 {
-		b.set(nftables.Set{Name: name + "_peers", IsMap: true, KeyType: f.key, DataType: nftables.TypeVerdict}, peers)
+		b.set(nftables.Set{Name: name + "_peers", IsMap: true, KeyType: f.key, DataType: nftables.TypeVerdict}, peers, asked)
 		rules = append(rules, rule(f.other(d), lookup(name+"_peers")))
 	}
 	if len(nets) > 0 {
-		b.set(nftables.Set{Name: name + "_nets", IsMap: true, Interval: true, KeyType: f.key, DataType: nftables.TypeVerdict}, nets)
+		b.set(nftables.Set{Name: name + "_nets", IsMap: true, Interval: true, KeyType: f.key, DataType: nftables.TypeVerdict}, nets, asked)
 		rules = append(rules, rule(f.other(d), lookup(name+"_nets")))
 	}
 	rules = append(rules, to(of(0)))
@@ -326,7 +331,7 @@ func (b *builder) identity(d policy.Direction, f family, identity int, own []net
 		return first
 	}
 	name := fmt.Sprintf("%s%s_%d", d, f.digit, identity)
-	b.set(nftables.Set{Name: name, IsMap: true, KeyType: f.key, DataType: nftables.TypeVerdict}, elements)
+	b.set(nftables.Set{Name: name, IsMap: true, KeyType: f.key, DataType: nftables.TypeVerdict}, elements, f.asked(forwarded, ownEnd(d)))
 	b.chain(name, [][]expr.Any{rule(f.own(d), lookup(name))})
 	return &expr.Verdict{Kind: expr.VerdictGoto, Chain: name}
 }
@@ -363,7 +368,7 @@ func (b *builder) list(n int) *expr.Verdict {
 		}
 	}
 	b.set(nftables.Set{Name: name, IsMap: true, Interval: true, Concatenation: true,
-		KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService), DataType: nftables.TypeVerdict}, elements)
+		KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService), DataType: nftables.TypeVerdict}, elements, 0)
 	b.chain(name, [][]expr.Any{
 		rule([]expr.Any{
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
@@ -467,8 +472,32 @@ func (b *builder) base(name string, hook *nftables.ChainHook, rules [][]expr.Any
 		Priority: nftables.ChainPriorityRef(basePriority), Rules: rules})
 }
 
-func (b *builder) set(s nftables.Set, elements []nftables.SetElement) {
-	b.rules.Table.Sets = append(b.rules.Table.Sets, hostnet.Set{Set: s, Elements: elements})
+// set adds a set; asked is hostnet.Set's.
+func (b *builder) set(s nftables.Set, elements []nftables.SetElement, asked uint16) {
+	b.rules.Table.Sets = append(b.rules.Table.Sets, hostnet.Set{Set: s, Elements: elements, Asked: asked})
+}
+
+// What packets ask of sets whose keys are addresses: about which of their ends, and on their way through the node or from and to it.
+const (
+	source, destination = 0, 1
+	forwarded, local    = 0, 1
+)
+
+// asked is hostnet.Set.Asked of a set of one family's addresses.
+func (f family) asked(way, end int) uint16 {
+	bit := 2*way + end
+	if f.digit == "6" {
+		bit += 4
+	}
+	return 1 << bit
+}
+
+// ownEnd is the end of a packet that policies of a direction are about.
+func ownEnd(d policy.Direction) int {
+	if d == policy.Egress {
+		return source
+	}
+	return destination
 }
 
 // own loads the pod's address, and other that of the other end.
