@@ -93,6 +93,12 @@ func (p *Prober) Run(ctx context.Context) error {
 				p.visit(ctx, next)
 			})
 		}
+		p.noted.Range(func(endpoint, _ any) bool {
+			if _, there := book[endpoint.(netip.Addr)]; !there { // its node is gone
+				p.noted.Delete(endpoint)
+			}
+			return true
+		})
 	}
 }
 
@@ -146,6 +152,7 @@ func (p *Prober) measure(ctx context.Context, peer Peer) (carries int, ok bool) 
 		return err == nil
 	}
 	if passes(peer.Whole) {
+		p.noted.Delete(peer.Endpoint)
 		for range peer.refuting() {
 			if !passes(peer.Whole) {
 				return 0, false // some do and some do not

@@ -34,6 +34,7 @@ type peer struct {
 const (
 	smallEcho = 64 // bytes
 
+	recheck  = 6   // of Probe.every: the pause between two looks whether what was found is still what stops packets
 	rest     = 2   // of Probe.every: about the first pause between two looks for what stops packets to a peer
 	restMost = 200 // and the longest
 	named    = 3   // peers, at most, in one sentence
@@ -88,7 +89,11 @@ func (p *Probe) ask(ctx context.Context, a *across, n Node, pairs [][2]netip.Add
 			return
 		}
 		is.unclear = is.proven == ""
-		is.again = time.Now().Add(is.pause.Next())
+		pause := recheck * p.every // what makes this node not ready is not to be said longer than it is so
+		if is.unclear {
+			pause = is.pause.Next()
+		}
+		is.again = time.Now().Add(pause)
 	}
 	if a.suspect = to; is.unclear {
 		a.suspect = netip.Addr{} // the others get their turn
