@@ -96,7 +96,7 @@ var (
 		"perf/site":                  {code: []string{"perf/machine", "perf/probe", "perf/result"}},
 		"perf/site/remote":           {code: []string{"perf/agent", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site"}, tests: []string{"perf/history", "perf/testbed"}},
 		"perf/agent":                 {code: []string{"catalog/mode", "internal/secretfile", "perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/site", "perf/testbed", "golang.org/x/time/rate", unix, zap}},
-		"perf/watch":                 {code: []string{"api", "internal/holder", "perf/history", "perf/report", "perf/result", "github.com/prometheus/client_golang/prometheus/...", zap}, tests: []string{"perf/probe"}},
+		"perf/watch":                 {code: []string{"api", "internal/scrape", "perf/history", "perf/report", "perf/result", "github.com/prometheus/client_golang/prometheus", zap}, tests: []string{"perf/probe", "github.com/prometheus/client_golang/prometheus/..."}},
 		"perf/site/netns":            {code: []string{"perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site", "perf/testbed", unix}},
 		"perf/machine":               {code: []string{"perf/result", unix}},
 		"perf/contender":             {code: []string{"internal/ipnet", "catalog/mode", "internal/kernel", "perf/site", "perf/testbed", "api", "golang.zx2c4.com/wireguard/wgctrl/...", nl, netns, unix}},
@@ -116,7 +116,7 @@ var (
 		"api": {code: []string{"backend/status", "policy", "reach"}},
 		"node/daemon": {[]string{"backend", "backend/status", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "node/verdict", "node/verdict/authz", "policy", "reach/bgp", "reach/link", "internal/txloss",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
-		"node/metrics":       {[]string{"api", "internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, []string{"policy", "reach"}}, // the library is here and in perf/watch
+		"node/metrics":       {[]string{"api", "internal/scrape", "github.com/prometheus/client_golang/prometheus"}, []string{"policy", "reach", "github.com/prometheus/client_golang/prometheus/..."}}, // what is scraped: internal/scrape answers
 		"node/pods":          {code: []string{"node/probe", "internal/holder", "internal/plainfile", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},
 		"node/policies":      {[]string{"hostnet", "internal/plainfile", "policy", "policy/nft", unix, zap, "golang.org/x/time/rate"}, []string{nl}},
 		"node/verdict":       {code: []string{"policy", unix, zap}},
@@ -147,6 +147,7 @@ var (
 		"internal/kernel":        {[]string{nl, unix, "github.com/google/nftables"}, []string{"catalog/mode"}},
 		"internal/netlab":        {code: []string{"internal/ipnet", nl, netns, unix}},
 		"internal/nettest":       {[]string{"internal/ipnet", "internal/kernel", "internal/netlab", nl, unix}, []string{netns}},
+		"internal/scrape":        {[]string{"internal/holder", "github.com/prometheus/client_golang/prometheus/..."}, nil},
 		"internal/holder":        {[]string{nl, unix}, nil},
 		"internal/sock":          {code: []string{"internal/holder", unix, "golang.org/x/net/bpf"}},
 		"internal/plainfile":     {code: []string{unix}},

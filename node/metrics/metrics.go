@@ -133,13 +133,13 @@ func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// scrape sends the metrics of one answer.
-type scrape struct {
+// answer sends the metrics of one answer.
+type answer struct {
 	describe
 	to chan<- prometheus.Metric
 }
 
-func (s scrape) send(d *description, value float64, labels ...string) {
+func (s answer) send(d *description, value float64, labels ...string) {
 	m, err := prometheus.NewConstMetric(d.desc, d.kind, value, labels...)
 	if err != nil { // a name that is not UTF-8 must not end the daemon
 		m = prometheus.NewInvalidMetric(d.desc, err)
@@ -148,7 +148,7 @@ func (s scrape) send(d *description, value float64, labels ...string) {
 }
 
 // byReason sends one metric for each reason; the labels before it are given.
-func (s scrape) byReason(d *description, counts map[string]uint64, labels ...string) {
+func (s answer) byReason(d *description, counts map[string]uint64, labels ...string) {
 	for reason, n := range counts {
 		s.send(d, float64(n), append(labels[:len(labels):len(labels)], reason)...)
 	}
@@ -156,7 +156,7 @@ func (s scrape) byReason(d *description, counts map[string]uint64, labels ...str
 
 // Collect implements prometheus.Collector.
 func (c *collector) Collect(to chan<- prometheus.Metric) {
-	s := scrape{c.describe, to}
+	s := answer{c.describe, to}
 	status, lanes := c.daemon.Status(), c.daemon.Lanes()
 	s.status(status)
 	for _, l := range lanes {
@@ -181,7 +181,7 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	}
 }
 
-func (s scrape) policed(p api.Policies) {
+func (s answer) policed(p api.Policies) {
 	if !p.Enabled || p.Since.IsZero() {
 		return
 	}
@@ -195,7 +195,7 @@ func (s scrape) policed(p api.Policies) {
 	}
 }
 
-func (s scrape) bgp(b api.BGP) {
+func (s answer) bgp(b api.BGP) {
 	if !b.Enabled {
 		return
 	}
@@ -209,7 +209,7 @@ func (s scrape) bgp(b api.BGP) {
 	s.send(s.bgpRefused, float64(len(b.Refused)))
 }
 
-func (s scrape) status(v api.Status) {
+func (s answer) status(v api.Status) {
 	s.send(s.info, 1, v.Version, v.Node, v.Mode, v.Cipher, v.Control.Kind)
 	s.send(s.ready, truth(v.Ready))
 	s.send(s.underlayMTU, float64(v.UnderlayMTU))
@@ -233,7 +233,7 @@ func (s scrape) status(v api.Status) {
 }
 
 // peer tells of a peer's traffic only where there are lanes that count it: elsewhere zero would be untrue.
-func (s scrape) peer(p api.Peer, v api.Status, counted bool) {
+func (s answer) peer(p api.Peer, v api.Status, counted bool) {
 	s.send(s.peerWay, 1, p.Node, p.Way, p.State)
 	s.send(s.peerWayChanges, float64(p.Changes), p.Node)
 	if !p.Reached() {
@@ -260,7 +260,7 @@ func (s scrape) peer(p api.Peer, v api.Status, counted bool) {
 	s.send(s.peerCookies, float64(p.Session.CookiesReceived), p.Node, "in")
 }
 
-func (s scrape) lane(l api.Lane) {
+func (s answer) lane(l api.Lane) {
 	s.send(s.laneTurns, float64(l.Turns), l.Name)
 	s.send(s.laneReceived, float64(l.Received), l.Name)
 	s.send(s.laneCopied, float64(l.Copied), l.Name)

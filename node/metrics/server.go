@@ -2,34 +2,21 @@ package metrics
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
-	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"weft/api"
-	"weft/internal/holder"
+	"weft/internal/scrape"
 )
-
-// mostScrapes is how many requests for metrics are answered at a time.
-const mostScrapes = 3
 
 // Listen binds the address, host:port, in the calling thread's network namespace.
 func Listen(address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
+	l, err := scrape.Listen(address)
 	if err != nil {
-		if at, bad := netip.ParseAddrPort(address); bad == nil && errors.Is(err, syscall.EADDRINUSE) {
-			if by, _ := holder.TCP(at.Port()); len(by) > 0 {
-				err = fmt.Errorf("%w by %s", err, strings.Join(by, " and "))
-			}
-		}
 		return nil, fmt.Errorf("api.metrics: %w: give it an address of this node and a free port, or write \"\" for no metrics", err)
 	}
 	return l, nil
@@ -42,12 +29,8 @@ func Serve(ctx context.Context, l net.Listener, d api.Daemon, p Pods) error {
 
 // Handler answers the requests listed in the package comment.
 func Handler(d api.Daemon, p Pods) http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(newCollector(d, p), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true, MaxRequestsInFlight: mostScrapes,
-	}))
+	mux.Handle("GET /metrics", scrape.Handler(newCollector(d, p)))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		d.Status() // a daemon that hangs does not answer
 		page(w, http.StatusOK, "ok")

@@ -2,36 +2,21 @@ package watch
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
-	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	"weft/api"
-	"weft/internal/holder"
+	"weft/internal/scrape"
 	"weft/perf/report"
 )
 
-// mostScrapes is how many requests for metrics are answered at a time.
-const mostScrapes = 3
-
 // Listen binds the address, host:port.
 func Listen(address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
+	l, err := scrape.Listen(address)
 	if err != nil {
-		if at, bad := netip.ParseAddrPort(address); bad == nil && errors.Is(err, syscall.EADDRINUSE) {
-			if by, _ := holder.TCP(at.Port()); len(by) > 0 {
-				err = fmt.Errorf("%w by %s", err, strings.Join(by, " and "))
-			}
-		}
 		return nil, fmt.Errorf("--metrics: %w: give an address of this host and a free port, or \"\" for no metrics", err)
 	}
 	return l, nil
@@ -44,12 +29,8 @@ func (w *Watch) Serve(ctx context.Context, l net.Listener) error {
 
 // Handler answers the requests listed in the package comment.
 func (w *Watch) Handler() http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(w.metrics, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
-		ErrorHandling: promhttp.ContinueOnError, EnableOpenMetrics: true, MaxRequestsInFlight: mostScrapes,
-	}))
+	mux.Handle("GET /metrics", scrape.Handler(w.metrics))
 	mux.HandleFunc("GET /healthz", func(to http.ResponseWriter, _ *http.Request) {
 		to.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		if err := w.late(time.Now()); err != nil {
