@@ -133,7 +133,7 @@ func (h *planner) Plan(s *control.State, u *egress.Underlay) (backend.Plan, erro
 			if r.Node != "" || slices.ContainsFunc(h.set.Network, r.Prefix.Overlaps) {
 				continue
 			}
-			via, err := h.gateways(r.Via)
+			via, err := h.gateways(r.Prefix, r.Via)
 			if err != nil {
 				problems = append(problems, control.Problem{Text: fmt.Sprintf("%v, learnt from %s, is not reached: %v", r.Prefix, strings.Join(r.From, ", "), err)})
 				continue
@@ -144,7 +144,8 @@ func (h *planner) Plan(s *control.State, u *egress.Underlay) (backend.Plan, erro
 	return backend.Plan{Want: w, InnerMTU: u.MTU, Hops: hops, Problems: problems}, nil
 }
 
-// outsideMetric is that of routes to prefixes outside of the cluster that routers told of: what the machine has besides goes first.
+// outsideMetric is that of routes to prefixes outside of the cluster that routers told of: what the machine has to the very same prefix goes first. A longer
+// prefix goes before a shorter one whatever its metric; what must not be taken away so, reach/bgp refuses.
 const outsideMetric = 8600
 
 // gateway is a next hop, and the device that it is on the link of.
@@ -211,13 +212,17 @@ func (h *planner) learnt(l *reach.Learnt, n *control.Node, prefix netip.Prefix) 
 	if !ok {
 		return nil, errors.New(l.Why(n, prefix))
 	}
-	return h.gateways(r.Via)
+	return h.gateways(prefix, r.Via)
 }
 
-// gateways asks the kernel by which devices next hops are reached. What cannot be is left out, where others can.
-func (h *planner) gateways(via []netip.Addr) (list []gateway, err error) {
+// gateways asks the kernel by which devices the next hops of a prefix are reached. What cannot be is left out, where others can.
+func (h *planner) gateways(prefix netip.Prefix, via []netip.Addr) (list []gateway, err error) {
 	var errs []error
 	for _, a := range via {
+		if prefix.Addr().Is6() && a.Is4() { // one such route would have the kernel refuse all
+			errs = append(errs, fmt.Errorf("IPv6 needs an IPv6 next hop, and %v is none", a))
+			continue
+		}
 		dev, err := h.onLink(a)
 		if err != nil {
 			errs = append(errs, err)

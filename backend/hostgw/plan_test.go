@@ -66,6 +66,7 @@ func TestPlanLearnt(t *testing.T) {
 		{Prefix: prefix("10.244.3.0/24"), Node: "c", Via: []netip.Addr{tor1, tor2}},
 		{Prefix: prefix("10.244.5.0/24"), Node: "e", Via: []netip.Addr{addr("203.0.113.7"), tor1}},
 		{Prefix: prefix("198.51.100.0/24"), Via: []netip.Addr{tor1, tor2}},
+		{Prefix: prefix("2001:db8:5::/48"), Via: []netip.Addr{tor1}, From: []string{"192.0.2.254"}},
 		{Prefix: prefix("203.0.113.0/24"), Via: []netip.Addr{addr("203.0.113.7")}, From: []string{"192.0.2.254"}},
 	}, Sessions: []reach.Session{{Peer: addr("192.0.2.4"), Node: "d", Reason: "connection refused"}}, Problems: []control.Problem{{Text: "BGP: told"}}}
 	h := &planner{set: backend.Settings{Mode: "host-gw", Network: []netip.Prefix{prefix("10.244.0.0/16")}, Learnt: func() *reach.Learnt { return l }},
@@ -101,6 +102,7 @@ func TestPlanLearnt(t *testing.T) {
 		problems = append(problems, x.Node+": "+x.Text)
 	}
 	if !slices.Equal(problems, []string{"d: mode host-gw does not reach 10.244.4.0/24: BGP: no session with 192.0.2.4: connection refused", ": BGP: told",
+		": 2001:db8:5::/48, learnt from 192.0.2.254, is not reached: IPv6 needs an IPv6 next hop, and 192.0.2.253 is none",
 		": 203.0.113.0/24, learnt from 192.0.2.254, is not reached: 203.0.113.7 is behind a router"}) {
 		t.Errorf("problems %q", problems)
 	}
