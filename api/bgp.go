@@ -18,6 +18,8 @@ type BGP struct {
 	Sessions []reach.Session `json:"sessions"`
 	Routes   []reach.Route   `json:"routes"`
 	Refused  []reach.Refused `json:"refused"`
+
+	RefusedMore int `json:"refused_more"` // how many more there are than Refused names
 }
 
 // Speaker is a Daemon that may speak BGP.

@@ -18,10 +18,11 @@ const MaxVia = 8
 type Learnt struct {
 	Settled bool // all has been told that can be at present; before, what the kernel still has is among Routes
 
-	Routes   []Route   // sorted by prefix
-	Sessions []Session // sorted by peer
-	Refused  []Refused // what was told and is not believed, sorted by prefix
-	Problems []control.Problem
+	Routes      []Route   // sorted by prefix
+	Sessions    []Session // sorted by peer
+	Refused     []Refused // what was told and is not believed, sorted by prefix, the first of it
+	RefusedMore int       // how much more of that there is
+	Problems    []control.Problem
 }
 
 // Route is how a prefix is reached.
@@ -107,5 +108,5 @@ func (l *Learnt) Equal(o *Learnt) bool {
 		return a.Peer == b.Peer && a.Node == b.Node && a.Up == b.Up && a.Reason == b.Reason
 	}
 	return l.Settled == o.Settled && slices.EqualFunc(l.Routes, o.Routes, same) && slices.EqualFunc(l.Sessions, o.Sessions, sessions) &&
-		slices.Equal(l.Refused, o.Refused) && slices.Equal(l.Problems, o.Problems)
+		slices.Equal(l.Refused, o.Refused) && l.RefusedMore == o.RefusedMore && slices.Equal(l.Problems, o.Problems)
 }

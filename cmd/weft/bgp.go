@@ -17,7 +17,7 @@ func newBGPCommand() *cobra.Command {
 	c.AddCommand(
 		newBGPPart("status", "What this node is to others, and how much it has learnt", func(b api.BGP) any { return b }, printBGP),
 		newBGPPart("peers", "With whom prefixes are exchanged, and why not", func(b api.BGP) any { return b.Sessions }, printBGPPeers),
-		newBGPPart("routes", "What was learnt, and what was told and is not believed", func(b api.BGP) any { return bgpRoutes{b.Routes, b.Refused} }, printBGPRoutes),
+		newBGPPart("routes", "What was learnt, and what was told and is not believed", func(b api.BGP) any { return bgpRoutes{b.Routes, b.Refused, b.RefusedMore} }, printBGPRoutes),
 	)
 	return c
 }
@@ -26,6 +26,7 @@ func newBGPCommand() *cobra.Command {
 type bgpRoutes struct {
 	Routes  any `json:"routes"`
 	Refused any `json:"refused"`
+	More    int `json:"refused_more"`
 }
 
 // newBGPPart is a command that shows a part of what there is.
@@ -67,7 +68,7 @@ func printBGP(w io.Writer, b api.BGP) {
 	row(w, "sessions", fmt.Sprintf("%d, %d up", len(b.Sessions), up))
 	row(w, "settled", settled)
 	row(w, "routes", len(b.Routes))
-	row(w, "refused", len(b.Refused))
+	row(w, "refused", len(b.Refused)+b.RefusedMore)
 }
 
 func printBGPPeers(w io.Writer, b api.BGP) {
@@ -98,5 +99,8 @@ func printBGPRoutes(w io.Writer, b api.BGP) {
 	}
 	for _, r := range b.Refused {
 		row(w, r.Prefix, "-", r.Via, r.From, "-", "refused: "+r.Reason)
+	}
+	if b.RefusedMore > 0 {
+		row(w, "-", "-", "-", "-", "-", fmt.Sprintf("refused: %d more", b.RefusedMore))
 	}
 }

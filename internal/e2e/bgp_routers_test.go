@@ -45,7 +45,7 @@ func TestBGPRouters(t *testing.T) {
 	}
 	conf := func(r *nettest.ClusterNode, as int, password, more string) string {
 		text := fmt.Sprintf("protocol static s4 { ipv4; route 203.0.113.0/24 blackhole; %s }\nprotocol static s6 { ipv6; route 2001:db8:113::/48 blackhole; }\n", more)
-		text += fmt.Sprintf("protocol bgp a4 { local %v as %d; neighbor %v as 64512; connect retry time 1; connect delay time 1; error wait time 1, 2; password %q; ipv4 { import all; export where source = RTS_STATIC; }; }\n", r.Underlay[0], as, a.Underlay[0], password)
+		text += fmt.Sprintf("protocol bgp a4 { local %v as %d; neighbor %v as 64512; connect retry time 1; connect delay time 1; error wait time 1, 2; graceful restart on; password %q; ipv4 { import all; export where source = RTS_STATIC; }; }\n", r.Underlay[0], as, a.Underlay[0], password)
 		for _, n := range []*nettest.ClusterNode{a, b} {
 			text += fmt.Sprintf("protocol bgp %c6 { local %v as 64513; neighbor %v as 64512; connect retry time 1; ipv6 { import all; export where source = RTS_STATIC; }; }\n", n.Name[len(n.Name)-1], r.Underlay[1], n.Underlay[1])
 		}
@@ -133,8 +133,12 @@ func TestBGPRouters(t *testing.T) {
 	for i := range 16 {
 		fmt.Fprintf(&more, "route 203.0.113.%d/28 blackhole; ", 16*i)
 	}
+	// None of what it told of stays, though it announced graceful restart: neither what the other tells of, too, nor what it alone told of before.
+	again(two, conf(two, 64513, "a secret", "route 203.0.113.240/28 blackhole;"))
+	c.eventually("what one router alone tells of goes by it", leads(a, "203.0.113.240/28", 0, two))
 	again(two, conf(two, 64513, "a secret", more.String()))
 	named(two, "it told of more than 10 prefixes")
+	c.eventually("what it alone told of goes", leads(a, "203.0.113.240/28", 0))
 }
 
 // TestBGPReflector: nodes that know each other by a route reflector alone, BIRD here, which keeps their next hops.

@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/api"
+	"weft/control"
 	"weft/hostnet"
 	"weft/internal/config"
 	"weft/reach/bgp"
@@ -15,7 +16,7 @@ import (
 var _ api.Speaker = (*Daemon)(nil)
 
 // speak makes what speaks BGP.
-func speak(cfg *config.Config, host *hostnet.Host, network []netip.Prefix, log *zap.Logger) (*bgp.Speaker, error) {
+func speak(cfg *config.Config, host *hostnet.Host, network []netip.Prefix, reserved func() []control.Reserved, log *zap.Logger) (*bgp.Speaker, error) {
 	if err := checkBGP(cfg); err != nil {
 		return nil, err
 	}
@@ -23,7 +24,7 @@ func speak(cfg *config.Config, host *hostnet.Host, network []netip.Prefix, log *
 	if err != nil {
 		return nil, err
 	}
-	return bgp.New(bgp.Options{Config: cfg.BGP, Node: cfg.Node.Name, Network: network, OnLink: host.OnLink, Held: held, Log: log}), nil
+	return bgp.New(bgp.Options{Config: cfg.BGP, Node: cfg.Node.Name, Network: network, OnLink: host.OnLink, Reserved: reserved, Held: held, Log: log}), nil
 }
 
 // checkBGP reads the passwords.
@@ -44,5 +45,5 @@ func (d *Daemon) BGP() api.BGP {
 	}
 	own, _ := d.ownPrefixes()
 	l := d.bgp.Learnt()
-	return api.BGP{Enabled: true, AS: d.cfg.BGP.AS, Mesh: d.cfg.BGP.Mesh, Settled: l.Settled, Prefixes: own, Sessions: l.Sessions, Routes: l.Routes, Refused: l.Refused}
+	return api.BGP{Enabled: true, AS: d.cfg.BGP.AS, Mesh: d.cfg.BGP.Mesh, Settled: l.Settled, Prefixes: own, Sessions: l.Sessions, Routes: l.Routes, Refused: l.Refused, RefusedMore: l.RefusedMore}
 }

@@ -77,6 +77,8 @@ type Daemon struct {
 	carried   bool         // a State has been in force
 	spared    spared       // likewise
 
+	surroundings *surroundings // nil = nothing is spared
+
 	losses   lossWatch
 	policies *policies.Manager // nil where policies are off
 	bgp      *bgp.Speaker      // nil where BGP is
@@ -144,9 +146,10 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	} else {
 		told.Network = onlyIPv4(told.Network)
 	}
+	outside := &surroundings{cfg: cfg, host: host}
 	var speaker *bgp.Speaker
 	if cfg.BGP.AS != 0 {
-		if speaker, err = speak(cfg, host, told.Network, log); err != nil {
+		if speaker, err = speak(cfg, host, told.Network, outside.reserved, log); err != nil {
 			return err
 		}
 		told.Learnt = speaker.Learnt
@@ -155,7 +158,7 @@ func Run(ctx context.Context, cfg *config.Config, parts Parts, log *zap.Logger) 
 	if err != nil {
 		return fmt.Errorf("daemon: mode %s: %w", cfg.Mode.Name, err)
 	}
-	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, bgp: speaker, sized: told.Measured, started: time.Now(), no6: no6,
+	d := &Daemon{cfg: cfg, version: parts.Version, log: log, backend: b, host: host, surroundings: outside, bgp: speaker, sized: told.Measured, started: time.Now(), no6: no6,
 		shown: cfg.Show(), wake: make(chan struct{}, 1), looks: make(chan struct{}, 1),
 		around: func() uint64 { return host.Surroundings(backend.Owner) }}
 

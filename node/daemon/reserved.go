@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"go.uber.org/zap"
 
@@ -107,32 +108,44 @@ func readAndRefuse(cfg *config.Config, parts Parts, h *hostnet.Host, log *zap.Lo
 	return state, errors.Join(refuse(cfg, h, me), err)
 }
 
+// surroundings remembers what reserved said, until something was heard that may change it.
+type surroundings struct {
+	cfg  *config.Config
+	host *hostnet.Host
+
+	mu     sync.Mutex
+	looked bool
+	news   uint64 // Host.OutsideNews
+	all    []control.Reserved
+}
+
+// reserved returns what this node needs outside of the overlay.
+func (s *surroundings) reserved() []control.Reserved {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if news := s.host.OutsideNews(); !s.looked || s.news != news {
+		if all, _, err := reserved(s.cfg, s.host, nil); err == nil { // else what was known stays
+			s.all, s.news, s.looked = all, news, true
+		}
+	}
+	return s.all
+}
+
 // spared remembers what Spare made, so that the same State around the same reserved ranges is the same list of nodes.
 type spared struct {
 	from     *control.State
-	news     uint64 // Host.OutsideNews
-	looked   bool
 	reserved []control.Reserved
 	out      control.State
 }
 
 // spare leaves out of a State what the overlay would take of this node's own surroundings. It is for the goroutine of applyAll.
 func (d *Daemon) spare(s *control.State) *control.State {
-	if d.host == nil {
+	if d.surroundings == nil {
 		return s
 	}
 	sp := &d.spared
-	news := d.host.OutsideNews()
-	fresh := !sp.looked || sp.news != news
-	if fresh {
-		all, _, err := reserved(d.cfg, d.host, nil)
-		if err == nil { // else what was known stays
-			fresh = !slices.Equal(all, sp.reserved)
-			sp.reserved, sp.news, sp.looked = all, news, true
-		}
-	}
-	if fresh || sp.from != s {
-		sp.from, sp.out = s, s.Spare(d.cfg.Network.Prefixes, sp.reserved)
+	if all := d.surroundings.reserved(); sp.from != s || !slices.Equal(all, sp.reserved) {
+		sp.from, sp.reserved, sp.out = s, all, s.Spare(d.cfg.Network.Prefixes, all)
 	}
 	return &sp.out
 }

@@ -115,7 +115,7 @@ func newCollector(d api.Daemon, p Pods) *collector {
 		bgpReceived:   gauge("bgp_received_prefixes", "Prefixes that the peer tells of.", "peer", "node"),
 		bgpAdvertised: gauge("bgp_advertised_prefixes", "Prefixes that the peer is told of.", "peer", "node"),
 		bgpRoutes:     gauge("bgp_routes", "Prefixes whose next hops are learnt by BGP."),
-		bgpRefused:    gauge("bgp_refused_prefixes", "Prefixes that peers tell of and that are not believed; weft bgp routes names them."),
+		bgpRefused:    gauge("bgp_refused_prefixes", "Prefixes that peers tell of and that are not believed; weft bgp routes names the first 1000."),
 	}
 	return c
 }
@@ -206,7 +206,7 @@ func (s answer) bgp(b api.BGP) {
 		s.send(s.bgpAdvertised, float64(p.Advertised), peer, p.Node)
 	}
 	s.send(s.bgpRoutes, float64(len(b.Routes)))
-	s.send(s.bgpRefused, float64(len(b.Refused)))
+	s.send(s.bgpRefused, float64(len(b.Refused)+b.RefusedMore))
 }
 
 func (s answer) status(v api.Status) {

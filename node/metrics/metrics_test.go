@@ -66,7 +66,7 @@ func full() watched {
 		policies: api.Policies{Enabled: true, Since: now, Policies: make([]policy.Listed, 41), Ended: 44, Denied: []api.PolicyDenied{{Tier: "Admin", Policy: "p", Rule: "ingress[0]", Packets: 42}},
 			Counted: []api.PolicyCounted{{What: "would-deny", Tier: "security", Policy: "q", Rule: "egress[1]", Packets: 43}}},
 		bgp: api.BGP{Enabled: true, Sessions: []reach.Session{{Peer: netip.MustParseAddr("192.0.2.2"), Node: "b", Up: true, Received: 45, Advertised: 46}},
-			Routes: make([]reach.Route, 47), Refused: make([]reach.Refused, 48)},
+			Routes: make([]reach.Route, 47), Refused: make([]reach.Refused, 8), RefusedMore: 40},
 		pods: []api.Pod{{HostInterface: "weft0123456789a", PodNamespace: "default", PodName: "web", Drops: map[string]uint64{"wrong-source": 40}}, {HostInterface: "weft0123456789b"}},
 	}
 }

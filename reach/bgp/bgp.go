@@ -6,7 +6,7 @@
 //   - a node is believed its own prefixes alone, and only with one of its endpoints as next hop;
 //   - a router is believed what its import list says: prefixes outside of the cluster, and nodes' prefixes where it is listed for them, then with
 //     itself or the owner as next hop;
-//   - nobody is believed this node's own prefixes, or a part of a node's.
+//   - nobody is believed this node's own prefixes, a part of a node's, or of the networks that this node is in.
 //
 // Nodes of the cluster are spoken to without being configured (a full mesh), one session for each address family, the node with the lower
 // address connecting: two connections at once would end a graceful restart. Sessions announce graceful restart (RFC 4724), so that
@@ -40,12 +40,16 @@ type Options struct {
 
 	// OnLink says by which device an address is reached without a router; an error says why it is not.
 	OnLink func(netip.Addr) (device string, err error)
+	// Reserved is what this node needs outside of the overlay, networks of its own links among it: no router is believed a part of those. nil = nothing.
+	Reserved func() []control.Reserved
 	// Held are the routes that the kernel had before this process: next hops by prefix. With any, peers are told that forwarding went on.
 	Held map[netip.Prefix][]netip.Addr
 
 	Log *zap.Logger
 
-	port uint16 // Port, but in tests
+	// But in tests, these are Port and usual.
+	port  uint16
+	waits waits
 }
 
 // session is a neighbour as it should be.
@@ -56,7 +60,7 @@ type session struct {
 	v4, v6        bool   // families of prefixes
 	passive       bool
 	password      string
-	most          int // prefixes that it may tell of; 0 = any number
+	most          int // prefixes that it may tell of, in each family
 }
 
 // from is how the peer is called.
@@ -93,7 +97,7 @@ func (o *Options) sessions(s *control.State, passwords map[string]string) (map[n
 		}
 		for i := range s.Nodes {
 			n := &s.Nodes[i]
-			mesh := session{as: o.Config.AS, node: n.Name, password: passwords[o.Config.PasswordFile]}
+			mesh := session{as: o.Config.AS, node: n.Name, password: passwords[o.Config.PasswordFile], most: most(n)}
 			own4, has4 := first(s.Self.Endpoints, false)
 			own6, has6 := first(s.Self.Endpoints, true)
 			at4, is4 := first(n.Endpoints, false)
@@ -135,6 +139,16 @@ func (o *Options) sessions(s *control.State, passwords map[string]string) (map[n
 		list[p.Address] = r
 	}
 	return list, problems
+}
+
+// most is how many prefixes a node may tell of: those that it has and as many again, in steps, for a session ends where it changes.
+func most(n *control.Node) int {
+	const least = 64
+	m := least
+	for m < 2*len(n.Prefixes) {
+		m *= 2
+	}
+	return m
 }
 
 // routerID is the configured one, else the node's first IPv4 endpoint, else one that its name gives (RFC 6286: any number that no other

@@ -3,6 +3,7 @@ package bgp
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -47,6 +48,7 @@ func rank(a, b path) int {
 
 // world is what paths are held against.
 type world struct {
+	o        *Options
 	network  []netip.Prefix
 	self     []netip.Prefix
 	owners   map[netip.Prefix]string // of the nodes' prefixes
@@ -54,10 +56,12 @@ type world struct {
 	sessions map[netip.Addr]session
 	imports  map[netip.Addr][]config.Import // of routers
 	onLink   func(netip.Addr) (string, error)
+	reserved []control.Reserved // what this node needs besides
+	own      []netip.Addr       // this node's endpoints
 }
 
 func newWorld(o *Options, s *control.State, sessions map[netip.Addr]session) *world {
-	w := &world{network: o.Network, self: s.Self.Prefixes, owners: map[netip.Prefix]string{}, at: map[netip.Addr]string{}, sessions: sessions, imports: map[netip.Addr][]config.Import{}}
+	w := &world{o: o, network: o.Network, self: s.Self.Prefixes, own: s.Self.Endpoints, owners: map[netip.Prefix]string{}, at: map[netip.Addr]string{}, sessions: sessions, imports: map[netip.Addr][]config.Import{}}
 	for i := range s.Nodes {
 		for _, p := range s.Nodes[i].Prefixes {
 			w.owners[p] = s.Nodes[i].Name
@@ -65,6 +69,9 @@ func newWorld(o *Options, s *control.State, sessions map[netip.Addr]session) *wo
 		for _, a := range s.Nodes[i].Endpoints {
 			w.at[a] = s.Nodes[i].Name
 		}
+	}
+	if o.Reserved != nil {
+		w.reserved = o.Reserved()
 	}
 	for _, p := range o.Config.Peers {
 		w.imports[p.Address] = p.Import
@@ -86,9 +93,20 @@ func newWorld(o *Options, s *control.State, sessions map[netip.Addr]session) *wo
 	return w
 }
 
-// decide chooses among the paths, which may be in any order.
-func (w *world) decide(paths []path) (routes []reach.Route, refused []reach.Refused) {
+// mostRefused is how many refused prefixes are named: a peer may tell of any number.
+const mostRefused = 1000
+
+// decide chooses among the paths, which may be in any order. more counts what was refused and is not among the first mostRefused.
+func (w *world) decide(paths []path) (routes []reach.Route, refused []reach.Refused, more int) {
 	good := map[netip.Prefix][]path{}
+	cut := func() {
+		slices.SortFunc(refused, func(a, b reach.Refused) int {
+			return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.From, b.From), a.Via.Compare(b.Via))
+		})
+		if n := len(refused); n > mostRefused {
+			refused, more = refused[:mostRefused], more+n-mostRefused
+		}
+	}
 	for _, p := range paths {
 		if wrong := w.wrong(p); wrong != "" {
 			from := p.from.String()
@@ -96,6 +114,9 @@ func (w *world) decide(paths []path) (routes []reach.Route, refused []reach.Refu
 				from = s.from()
 			}
 			refused = append(refused, reach.Refused{Prefix: p.prefix, From: from, Via: p.via, Reason: wrong})
+			if len(refused) >= 2*mostRefused {
+				cut()
+			}
 			continue
 		}
 		good[p.prefix] = append(good[p.prefix], p)
@@ -119,10 +140,40 @@ func (w *world) decide(paths []path) (routes []reach.Route, refused []reach.Refu
 		routes = append(routes, r)
 	}
 	slices.SortFunc(routes, func(a, b reach.Route) int { return a.Prefix.Compare(b.Prefix) })
-	slices.SortFunc(refused, func(a, b reach.Refused) int {
-		return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.From, b.From), a.Via.Compare(b.Via))
-	})
-	return routes, refused
+	cut()
+	return routes, refused, more
+}
+
+// held adds to routes what was known before and nobody has told of yet, also where some of its next hops have been told of and others not. Next hops that
+// nobody would be believed are left out.
+func (w *world) held(held map[netip.Prefix][]netip.Addr, routes []reach.Route) []reach.Route {
+	if len(held) == 0 {
+		return routes
+	}
+	all := map[netip.Prefix]reach.Route{}
+	for _, r := range routes {
+		all[r.Prefix] = r
+	}
+	for p, list := range held {
+		owner, owned := w.owners[p]
+		listed := slices.ContainsFunc(w.o.Config.Peers, func(peer config.BGPPeer) bool {
+			return peer.For(w.o.Node) && slices.ContainsFunc(peer.Import, func(i config.Import) bool { return i.Takes(p) })
+		})
+		if !owned && (!listed || slices.ContainsFunc(w.network, p.Overlaps) || w.outside(p) != "") {
+			continue
+		}
+		var via []netip.Addr
+		for _, a := range list {
+			if w.hop(p, owner, a) == "" && (listed || w.at[a] == owner) {
+				via = append(via, a)
+			}
+		}
+		told := all[p]
+		if len(via) > len(told.Via) && !slices.ContainsFunc(told.Via, func(a netip.Addr) bool { return !slices.Contains(via, a) }) {
+			all[p] = reach.Route{Prefix: p, Node: owner, Via: via, From: slices.Concat([]string{}, told.From), Path: told.Path, Stale: true}
+		}
+	}
+	return slices.SortedFunc(maps.Values(all), func(a, b reach.Route) int { return a.Prefix.Compare(b.Prefix) })
 }
 
 // wrong says why a path is not believed; "" = it is.
@@ -146,7 +197,7 @@ func (w *world) wrong(p path) string {
 	case s.node != "" && w.at[p.via] != s.node:
 		return fmt.Sprintf("the next hop %v is no endpoint of %s", p.via, s.node)
 	case s.node != "":
-		return w.offLink(p.via)
+		return cmp.Or(w.hop(p.prefix, owner, p.via), w.offLink(p.via))
 	}
 	if !slices.ContainsFunc(w.imports[p.from], func(i config.Import) bool { return i.Takes(p.prefix) }) {
 		if owned {
@@ -154,14 +205,58 @@ func (w *world) wrong(p path) string {
 		}
 		return "the router's import does not list it"
 	}
-	_, router := w.imports[p.via]
-	switch by := w.at[p.via]; {
-	case by != "" && by != owner:
-		return fmt.Sprintf("the next hop %v is an endpoint of %s, which does not own it", p.via, by)
-	case by == "" && !router:
-		return fmt.Sprintf("the next hop %v is no router of bgp.peers", p.via)
+	if !owned {
+		if wrong := w.outside(p.prefix); wrong != "" {
+			return wrong
+		}
 	}
-	return w.offLink(p.via)
+	return cmp.Or(w.hop(p.prefix, owner, p.via), w.offLink(p.via))
+}
+
+// hop says why a next hop is not believed, whoever tells of it: it is neither the owner's nor a router's, or cannot be.
+func (w *world) hop(prefix netip.Prefix, owner string, via netip.Addr) string {
+	_, router := w.imports[via]
+	switch by := w.at[via]; {
+	case prefix.Addr().Is6() && via.Is4(): // the other way round there is RFC 8950
+		return fmt.Sprintf("IPv6 needs an IPv6 next hop, and %v is none", via)
+	case by != "" && by != owner:
+		return fmt.Sprintf("the next hop %v is an endpoint of %s, which does not own it", via, by)
+	case by == "" && !router:
+		return fmt.Sprintf("the next hop %v is no router of bgp.peers", via)
+	}
+	return ""
+}
+
+// outside says why a prefix that is outside of the cluster cannot be a router's: the longest prefix wins in the kernel, whatever its metric, so that a part of
+// a network that this node is in would go before the network. What holds all of such a network takes nothing of it.
+func (w *world) outside(prefix netip.Prefix) string {
+	taken := func(g control.Reserved) string { return "it would take away " + g.What }
+	for _, g := range w.reserved {
+		if !g.Prefix.Overlaps(prefix) {
+			continue
+		}
+		if g.Prefix.Bits() <= prefix.Bits() {
+			return taken(g)
+		}
+		wins := func(n control.Reserved) bool {
+			return !n.Prefix.IsSingleIP() && n.Prefix.Bits() > prefix.Bits() && n.Prefix.Contains(g.Prefix.Addr())
+		}
+		if g.Prefix.IsSingleIP() && !slices.ContainsFunc(w.reserved, wins) {
+			return taken(g)
+		}
+	}
+	if a := prefix.Addr(); prefix.IsSingleIP() {
+		_, router := w.imports[a]
+		switch by := w.at[a]; {
+		case by != "":
+			return "it is an endpoint of " + by
+		case router:
+			return "it is a router of bgp.peers"
+		case slices.Contains(w.own, a):
+			return "it is an endpoint of this node"
+		}
+	}
+	return ""
 }
 
 // nobodys says why a prefix of the network is no node's.

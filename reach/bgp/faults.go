@@ -107,6 +107,8 @@ func (f *faults) why(s *session, ended string, tooMany bool) string {
 	last := f.last[s.remote]
 	f.mu.Unlock()
 	switch {
+	case tooMany && s.node != "":
+		return fmt.Sprintf("it told of more than %d prefixes, and has fewer: see `weft bgp status` there, and restart the daemon here", s.most)
 	case tooMany:
 		return fmt.Sprintf("it told of more than %d prefixes: mend what it announces, or raise max_prefixes, and restart the daemon", s.most)
 	case strings.Contains(last, "refused"):

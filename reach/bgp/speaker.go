@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,28 +18,37 @@ import (
 	"go.uber.org/zap"
 
 	"weft/control"
-	"weft/internal/config"
 	"weft/internal/secretfile"
 	"weft/reach"
 )
 
 const (
-	// coalesce is how long more news is waited for before what was learnt is made anew: peers tell of many prefixes one after the other.
-	coalesce = 50 * time.Millisecond
+	// coalesce is how long more news is waited for before what was learnt is made anew: peers tell of many prefixes one after the other. It doubles
+	// up to mostCoalesce while news keeps coming, so that a peer that never stops costs no processor.
+	coalesce, mostCoalesce = 50 * time.Millisecond, time.Second
 	// lookAgain is between two looks at what no news tells: counters, and whether next hops are on the link.
 	lookAgain = 5 * time.Second
-	// patience is how long peers are waited for at the start. Until then what the kernel has counts as learnt, and no longer are peers
-	// kept waiting that this node has restarted (RFC 4724's Selection_Deferral_Timer).
-	patience = 15 * time.Second
-	// mute is how long a peer that does not say when it has told of all is waited for once it is up.
-	mute = 2 * time.Second
-	// restartTime is how long peers keep this node's prefixes while its daemon restarts, in seconds.
-	restartTime = 120
+	// unsettled is how often is looked while not all has been told.
+	unsettled = time.Second
+	// restartTime is how long peers keep this node's prefixes while its daemon restarts, and this node theirs, whatever they ask for.
+	restartTime = 120 * time.Second
+	// staleTime is how long a peer that is back may take to tell of all again, before what it told of earlier no longer counts.
+	staleTime = 60 * time.Second
 	// Hold times in seconds: routers are told apart from dead ones soon, nodes have other means.
 	holdRouter, holdNode = 9, 30
 	// maxPassword is the longest key of TCP MD5 (RFC 2385, TCP_MD5SIG_MAXKEYLEN).
 	maxPassword = 80
 )
+
+// waits is how long peers are waited for after a start. Until then what was known before counts as learnt.
+type waits struct {
+	peer     time.Duration // for a session with a peer, and then once more for the peer to tell of all
+	all      time.Duration // for all peers together, however they come and go
+	deferral time.Duration // for this node to tell the others of its prefixes (RFC 4724's Selection_Deferral_Timer), from each session's start: less than peer, for they wait for it
+	mute     time.Duration // for a peer that does not say when it has told of all, once it is up
+}
+
+var usual = waits{peer: 20 * time.Second, all: 45 * time.Second, deferral: 10 * time.Second, mute: 2 * time.Second}
 
 // Speaker speaks BGP. There is one in a process: the library has settings of the process's.
 type Speaker struct {
@@ -51,9 +59,16 @@ type Speaker struct {
 	news   chan struct{}       // holds a token while what was learnt may be something else
 	faults faults
 
+	// Of Run's goroutine alone.
+	settled   bool      // what was known before no longer counts
+	until     time.Time // when it is settled at the latest; zero = nothing was started yet
+	restarted bool      // peers may have prefixes of this node's from before
+
 	mu       sync.Mutex
 	learnt   *reach.Learnt
-	revision uint64 // of the last State
+	known    bool                          // there was a State
+	revision uint64                        // of the last State
+	held     map[netip.Prefix][]netip.Addr // what was known before, while it counts
 }
 
 // Passwords reads the files that a configuration names.
@@ -82,7 +97,10 @@ func New(o Options) *Speaker {
 	if o.port == 0 {
 		o.port = Port
 	}
-	return &Speaker{o: o, log: o.Log, states: make(chan *control.State, 1), news: make(chan struct{}, 1), learnt: &reach.Learnt{}}
+	if o.waits == (waits{}) {
+		o.waits = usual
+	}
+	return &Speaker{o: o, restarted: len(o.Held) > 0, held: o.Held, log: o.Log, states: make(chan *control.State, 1), news: make(chan struct{}, 1), learnt: &reach.Learnt{}}
 }
 
 // Update says who is in the cluster. It returns at once. From the first on Learnt has what the kernel had, so that nobody takes that away who asks
@@ -90,11 +108,10 @@ func New(o Options) *Speaker {
 func (s *Speaker) Update(state *control.State) {
 	s.mu.Lock()
 	same := state.Revision != 0 && state.Revision == s.revision
-	first := s.revision == 0
-	s.revision = state.Revision
-	if first && !same {
-		s.learnt = &reach.Learnt{Routes: s.held(state, nil)}
+	if !s.known {
+		s.learnt = &reach.Learnt{Routes: newWorld(&s.o, state, nil).held(s.held, nil)}
 	}
+	s.known, s.revision = true, state.Revision
 	s.mu.Unlock()
 	if same {
 		return
@@ -137,10 +154,8 @@ type run struct {
 	restarts bool           // peers that are added are told that this node has restarted
 	began    time.Time
 
-	mu   sync.Mutex
-	eor  map[netip.Addr]map[wire.Family]bool // who has told of all
-	up   map[netip.Addr]bool                 // whose session is
-	down map[netip.Addr]string               // why it is not any more
+	mu    sync.Mutex
+	lives map[netip.Addr]*life // of the sessions
 }
 
 // Run speaks until ctx ends, and calls changed whenever Learnt is something else. Peers keep this node's prefixes for a while when it returns.
@@ -151,7 +166,6 @@ func (s *Speaker) Run(ctx context.Context, changed func()) error {
 	}
 	var r *run
 	var state *control.State
-	settled := false
 	defer func() {
 		if r != nil {
 			r.close()
@@ -161,6 +175,8 @@ func (s *Speaker) Run(ctx context.Context, changed func()) error {
 	defer look.Stop()
 	var due <-chan time.Time
 	var again <-chan time.Time // the server is tried again
+	var last time.Time         // what was learnt was made anew
+	wait := coalesce
 	for {
 		select {
 		case <-ctx.Done():
@@ -169,7 +185,10 @@ func (s *Speaker) Run(ctx context.Context, changed func()) error {
 		case <-again:
 		case <-s.news:
 			if due == nil {
-				due = time.After(coalesce)
+				if wait = min(2*wait, mostCoalesce); time.Since(last) > wait {
+					wait = coalesce
+				}
+				due = time.After(wait)
 			}
 			continue
 		case <-look.C:
@@ -180,22 +199,34 @@ func (s *Speaker) Run(ctx context.Context, changed func()) error {
 			if r == nil || state == nil {
 				continue
 			}
-			if s.learn(r, state, &settled) {
+			if s.learn(r, state) {
 				changed()
+			}
+			if last = time.Now(); s.settled {
+				look.Reset(lookAgain)
+			} else {
+				look.Reset(unsettled)
 			}
 			continue
 		}
 		again = nil
-		if r != nil && (r.routerID != s.o.routerID(&state.Self) || !slices.Equal(r.listen, state.Self.Endpoints)) {
+		if s.until.IsZero() {
+			s.until = time.Now().Add(s.o.waits.all)
+		}
+		if r != nil && (r.routerID != s.o.routerID(&state.Self) || !slices.Equal(r.listen, locals(&state.Self))) {
 			s.log.Info("BGP begins anew: this node has other addresses", zap.Stringers("endpoints", state.Self.Endpoints))
+			s.hold()
 			r.close()
 			r = nil
 		}
 		if r == nil {
-			if r, err = s.start(&state.Self, passwords, !settled && len(s.o.Held) > 0); err != nil {
+			if r, err = s.start(&state.Self, passwords, s.restarted && !s.settled); err != nil {
 				s.log.Error("BGP does not start, trying again", zap.Error(err))
-				s.publish(&reach.Learnt{Routes: s.held(state, nil), Problems: []control.Problem{{Text: err.Error()}}})
-				changed()
+				s.settle(false)
+				l := &reach.Learnt{Settled: s.settled, Routes: newWorld(&s.o, state, nil).held(s.held, nil), Problems: []control.Problem{{Text: err.Error()}}}
+				if s.publish(l, 0) {
+					changed()
+				}
 				again = time.After(lookAgain)
 				continue
 			}
@@ -208,10 +239,42 @@ func (s *Speaker) Run(ctx context.Context, changed func()) error {
 	}
 }
 
+// hold has what was learnt count until it was told of again, by sessions that are yet to be. Where something counts already, it counts no longer for it.
+func (s *Speaker) hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = map[netip.Prefix][]netip.Addr{}
+	for _, r := range s.learnt.Routes {
+		s.held[r.Prefix] = r.Via
+	}
+	if s.restarted = true; s.settled {
+		s.settled, s.until = false, time.Now().Add(s.o.waits.all)
+	}
+}
+
+// settle has what was known before count no more, once all has been told or the time for it is over.
+func (s *Speaker) settle(told bool) {
+	if s.settled || !told && time.Now().Before(s.until) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settled, s.held = true, nil
+}
+
+// locals are the addresses that sessions are had from: the first endpoint of each family. Others that come and go, those of keepalived say, change nothing.
+func locals(self *control.Node) (list []netip.Addr) {
+	for _, v6 := range []bool{false, true} {
+		if a, ok := first(self.Endpoints, v6); ok {
+			list = append(list, a)
+		}
+	}
+	return list
+}
+
 // start opens the server: at this node's endpoints, without anybody to speak to.
 func (s *Speaker) start(self *control.Node, passwords map[string]string, restarts bool) (*run, error) {
-	r := &run{Speaker: s, routerID: s.o.routerID(self), listen: slices.Clone(self.Endpoints), passwords: passwords, sessions: map[netip.Addr]session{}, restarts: restarts, began: time.Now(),
-		eor: map[netip.Addr]map[wire.Family]bool{}, up: map[netip.Addr]bool{}, down: map[netip.Addr]string{}}
+	r := &run{Speaker: s, routerID: s.o.routerID(self), listen: locals(self), passwords: passwords, sessions: map[netip.Addr]session{}, restarts: restarts, began: time.Now(), lives: map[netip.Addr]*life{}}
 	if len(r.listen) == 0 {
 		return nil, errors.New("BGP: this node has no endpoint to listen on: see `weft status`")
 	}
@@ -263,10 +326,7 @@ func (r *run) onlyOwn(ctx context.Context) error {
 
 func (r *run) hearEOR(p *apiutil.Path, _ time.Time) {
 	r.mu.Lock()
-	if r.eor[p.PeerAddress] == nil {
-		r.eor[p.PeerAddress] = map[wire.Family]bool{}
-	}
-	r.eor[p.PeerAddress][p.Family] = true
+	r.life(p.PeerAddress).eor[p.Family] = true
 	r.mu.Unlock()
 	r.poke()
 }
@@ -277,18 +337,25 @@ func (r *run) hearPeer(e *apiutil.WatchEventMessage_PeerEvent, _ time.Time) {
 	}
 	at := e.Peer.State.NeighborAddress
 	r.mu.Lock()
-	switch {
+	switch l := r.life(at); {
 	case e.Peer.State.SessionState == wire.BGP_FSM_ESTABLISHED:
-		r.up[at] = true
-		delete(r.down, at)
+		l.begin(time.Now())
 		r.faults.forget(at)
-	case r.up[at]:
-		r.up[at] = false
-		delete(r.eor, at)
-		r.down[at] = e.Peer.State.DisconnectMessage
+	case l.up:
+		l.end(time.Now(), e.Peer.State.DisconnectMessage)
 	}
 	r.mu.Unlock()
 	r.poke()
+}
+
+// life returns what was heard of a session. It needs mu.
+func (r *run) life(at netip.Addr) *life {
+	l := r.lives[at]
+	if l == nil {
+		l = &life{eor: map[wire.Family]bool{}}
+		r.lives[at] = l
+	}
+	return l
 }
 
 // follow makes neighbours and originated prefixes be those of a State. What stays is not touched.
@@ -305,6 +372,9 @@ func (r *run) follow(state *control.State) error {
 			errs = append(errs, fmt.Errorf("forget peer %v: %w", at, err))
 		}
 		delete(r.sessions, at)
+		r.mu.Lock()
+		delete(r.lives, at)
+		r.mu.Unlock()
 		r.faults.forget(at)
 	}
 	// Own prefixes first: a peer that is told of all at once need not be told twice.
@@ -341,7 +411,7 @@ func (r *run) peer(s session) *api.Peer {
 		Conf:      &api.PeerConf{NeighborAddress: s.remote.String(), PeerAsn: s.as, LocalAsn: r.o.Config.AS, AuthPassword: s.password},
 		Transport: &api.Transport{LocalAddress: s.local.String(), PassiveMode: s.passive, RemotePort: uint32(r.o.port)},
 		Timers:    &api.Timers{Config: &api.TimersConfig{ConnectRetry: 3, HoldTime: hold, KeepaliveInterval: hold / 3, IdleHoldTimeAfterReset: 2}},
-		GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: restartTime, DeferralTime: uint32(patience / time.Second),
+		GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: uint32(restartTime / time.Second), DeferralTime: uint32(r.o.waits.deferral / time.Second),
 			LocalRestarting: r.restarts},
 	}
 	for i, on := range []bool{s.v4, s.v6} {
@@ -397,42 +467,46 @@ func own(p netip.Prefix) *apiutil.Path {
 }
 
 // learn makes what was learnt anew, and says whether it is something else.
-func (s *Speaker) learn(r *run, state *control.State, settled *bool) bool {
+func (s *Speaker) learn(r *run, state *control.State) bool {
 	paths, err := r.paths()
-	sessions, pending := r.look()
+	sessions, pending, cut := r.look()
+	s.settle(!pending)
 	now := time.Now()
-	if !*settled && (!pending || now.Sub(r.began) > patience) {
-		*settled = true
-	}
-	if !*settled {
-		time.AfterFunc(time.Second, s.poke)
-	}
+	r.mu.Lock()
+	paths = slices.DeleteFunc(paths, func(p path) bool {
+		l := r.lives[p.from]
+		return cut[p.from] || p.stale && l != nil && !l.waitedFor(now)
+	})
+	r.mu.Unlock()
 	w := newWorld(&s.o, state, r.sessions)
-	l := &reach.Learnt{Settled: *settled, Sessions: sessions, Problems: slices.Clone(r.problems)}
-	l.Routes, l.Refused = w.decide(paths)
-	if !*settled {
-		l.Routes = s.held(state, l.Routes)
-	}
+	l := &reach.Learnt{Settled: s.settled, Sessions: sessions, Problems: slices.Clone(r.problems)}
+	l.Routes, l.Refused, l.RefusedMore = w.decide(paths)
+	l.Routes = w.held(s.held, l.Routes)
 	if err != nil {
 		l.Problems = append(l.Problems, control.Problem{Text: "BGP: " + err.Error()})
 	}
 	for _, x := range sessions {
-		if x.Node == "" && !x.Up && *settled {
+		if x.Node == "" && !x.Up && s.settled {
 			l.Problems = append(l.Problems, control.Problem{Text: fmt.Sprintf("BGP: no session with %v: %s", x.Peer, x.Reason)})
 		}
 	}
-	for _, f := range l.Refused {
+	named := l.Refused[:min(len(l.Refused), mostProblems)]
+	for _, f := range named {
 		l.Problems = append(l.Problems, control.Problem{Text: fmt.Sprintf("BGP: %v from %s is not taken: %s", f.Prefix, f.From, f.Reason)})
 	}
-	return s.publish(l)
+	return s.publish(l, len(l.Refused)-len(named)+l.RefusedMore)
 }
 
 // mostProblems is how many refused prefixes are told of as problems: a router may announce thousands.
 const mostProblems = 16
 
-func (s *Speaker) publish(l *reach.Learnt) (changed bool) {
+// publish has others learn it, and says whether it is something else. more are the problems that were not made.
+func (s *Speaker) publish(l *reach.Learnt, more int) (changed bool) {
 	if n := len(l.Problems); n > mostProblems {
-		l.Problems = append(slices.Clip(l.Problems[:mostProblems]), control.Problem{Text: fmt.Sprintf("BGP: %d more: see `weft bgp routes`", n-mostProblems)})
+		l.Problems, more = slices.Clip(l.Problems[:mostProblems]), more+n-mostProblems
+	}
+	if more > 0 {
+		l.Problems = append(l.Problems, control.Problem{Text: fmt.Sprintf("BGP: %d more: see `weft bgp routes`", more)})
 	}
 	s.mu.Lock()
 	last := s.learnt
@@ -458,38 +532,11 @@ func (s *Speaker) tell(last, l *reach.Learnt) {
 	}
 }
 
-// held adds to routes what the kernel has and nobody has told of yet, also where some of its next hops have been told of and others not.
-func (s *Speaker) held(state *control.State, routes []reach.Route) []reach.Route {
-	all := map[netip.Prefix]reach.Route{}
-	for _, r := range routes {
-		all[r.Prefix] = r
-	}
-	add := func(p netip.Prefix, node string) {
-		via := s.o.Held[p]
-		told := all[p]
-		if len(via) > len(told.Via) && !slices.ContainsFunc(told.Via, func(a netip.Addr) bool { return !slices.Contains(via, a) }) {
-			all[p] = reach.Route{Prefix: p, Node: node, Via: via, From: slices.Concat([]string{}, told.From), Path: told.Path, Stale: true}
-		}
-	}
-	for i := range state.Nodes {
-		for _, p := range state.Nodes[i].Prefixes {
-			add(p, state.Nodes[i].Name)
-		}
-	}
-	for p := range s.o.Held {
-		inside := slices.ContainsFunc(s.o.Network, p.Overlaps)
-		for i := range s.o.Config.Peers {
-			peer := &s.o.Config.Peers[i]
-			if !inside && peer.For(s.o.Node) && slices.ContainsFunc(peer.Import, func(i config.Import) bool { return i.Takes(p) }) {
-				add(p, "")
-			}
-		}
-	}
-	return slices.SortedFunc(maps.Values(all), func(a, b reach.Route) int { return a.Prefix.Compare(b.Prefix) })
-}
-
-// look says how the sessions are, and whether one may yet have something to tell.
-func (r *run) look() (list []reach.Session, pending bool) {
+// look says how the sessions are, whether one may yet have something to tell, and whose was ended for it told of too much: what came from there the
+// library keeps where graceful restart was agreed on.
+func (r *run) look() (list []reach.Session, pending bool, cut map[netip.Addr]bool) {
+	cut = map[netip.Addr]bool{}
+	now := time.Now()
 	peers := map[netip.Addr]*api.Peer{}
 	_ = r.server.ListPeer(context.Background(), &api.ListPeerRequest{EnableAdvertised: true}, func(p *api.Peer) { // fails where the server has ended
 		if a, err := netip.ParseAddr(p.GetConf().GetNeighborAddress()); err == nil {
@@ -509,7 +556,7 @@ func (r *run) look() (list []reach.Session, pending bool) {
 		for i, on := range []bool{s.v4, s.v6} {
 			f, _ := family(i == 1)
 			r.mu.Lock()
-			is.Told = is.Told && (!on || r.eor[s.remote][f])
+			is.Told = is.Told && (!on || r.life(s.remote).eor[f])
 			r.mu.Unlock()
 		}
 		for _, a := range p.GetAfiSafis() {
@@ -517,16 +564,32 @@ func (r *run) look() (list []reach.Session, pending bool) {
 			is.Advertised += a.GetState().GetAdvertised()
 			is.Restarts = is.Restarts || is.Up && a.GetMpGracefulRestart().GetState().GetReceived()
 		}
+		if p.GetState().GetAdminState() == api.PeerState_ADMIN_STATE_PFX_CT {
+			cut[s.remote] = true
+		}
 		if !is.Up {
 			r.mu.Lock()
-			ended := r.down[s.remote]
+			ended := r.life(s.remote).why
 			r.mu.Unlock()
-			is.Reason = r.faults.why(&s, ended, p.GetState().GetAdminState() == api.PeerState_ADMIN_STATE_PFX_CT)
+			is.Reason = r.faults.why(&s, ended, cut[s.remote])
 		}
-		pending = pending || !is.Told && !(is.Up && time.Since(is.Since) > mute)
+		pending = pending || !cut[s.remote] && r.o.waits.pending(&is, r.began, now)
 		list = append(list, is)
 	}
-	return list, pending
+	return list, pending, cut
+}
+
+// pending says whether a peer is waited for, by a server that began at a time.
+func (w *waits) pending(is *reach.Session, began, now time.Time) bool {
+	switch {
+	case is.Told:
+		return false
+	case !is.Up:
+		return now.Sub(began) < w.peer
+	case is.Restarts: // it says when it has told of all, and waits itself where it has restarted, too
+		return now.Sub(is.Since) < w.peer
+	}
+	return now.Sub(is.Since) < w.mute
 }
 
 // paths are all that the peers have told of.
@@ -570,6 +633,6 @@ func pathOf(p *apiutil.Path, as uint32) (x path, ok bool) {
 			x.as = wire.AsPathString(a)
 		}
 	}
-	x.via = x.via.Unmap().WithZone("")
+	x.via = x.via.Unmap().WithZone("") // wrong looks whether it is of a family that the prefix can have
 	return x, x.via.IsValid()
 }
