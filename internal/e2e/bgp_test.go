@@ -80,7 +80,7 @@ func TestBGP(t *testing.T) {
   as: 64512
   password_file: %[1]s
   peers:
-    - {address: %[2]v, as: 64513, password_file: %[1]s, import: [203.0.113.0/24], max_prefixes: 20}
+    - {address: %[2]v, as: 64513, password_file: %[1]s, import: [203.0.113.0/24, 192.0.0.0/8 le 32], max_prefixes: 20}
     - {address: "%[3]v", as: 64513, import: ["2001:db8:113::/48 le 64"]}`, password, router.Underlay[0], router.Underlay[1])
 	session := func(n *nettest.ClusterNode, more string) string {
 		peer := func(family int, ip, text string) string {
@@ -160,7 +160,7 @@ func TestBGP(t *testing.T) {
 	}
 
 	// The router tells of what is not its own to tell of.
-	refused := map[string]string{"0.0.0.0/0": "own prefixes", b.Prefixes[0].String(): "it belongs to node-b", "10.244.77.0/24": "no node owns it", "198.51.100.0/24": "import does not list it"}
+	refused := map[string]string{"192.0.2.128/25": "it would take away this node's own network 192.0.2.0/24", "0.0.0.0/0": "own prefixes", b.Prefixes[0].String(): "it belongs to node-b", "10.244.77.0/24": "no node owns it", "198.51.100.0/24": "import does not list it"}
 	var statics strings.Builder
 	for p := range refused {
 		fmt.Fprintf(&statics, "route %s blackhole; ", p)
@@ -191,7 +191,7 @@ func TestBGP(t *testing.T) {
 		return err
 	})
 	want := tables(a)
-	want["198.51.100.0/24"], want["10.244.77.0/24"] = "", ""
+	want["198.51.100.0/24"], want["10.244.77.0/24"], want["192.0.2.128/25"] = "", "", ""
 	if err := eachRoute(func(n *nettest.ClusterNode) map[string]string {
 		if n == a {
 			return want
