@@ -320,9 +320,21 @@ func TestWaitedFor(t *testing.T) {
 		heard func(*life)
 		want  map[int]bool // seconds after the beginning
 	}{
-		"gone":                       {func(l *life) { l.begin(at(0)); eor(l); l.end(at(100), "") }, map[int]bool{101: true, 220: true, 221: false}},
-		"back, and does not say all": {func(l *life) { l.begin(at(0)); eor(l); l.end(at(100), ""); l.begin(at(110)) }, map[int]bool{111: true, 170: true, 171: false}},
-		"back late":                  {func(l *life) { l.begin(at(0)); eor(l); l.end(at(100), ""); l.begin(at(230)) }, map[int]bool{231: false}},
+		"gone":                              {func(l *life) { l.begin(at(0)); eor(l); l.end(at(100), "") }, map[int]bool{101: true, 220: true, 221: false}},
+		"back, and does not say all":        {func(l *life) { l.begin(at(0)); eor(l); l.end(at(100), ""); l.begin(at(110)) }, map[int]bool{111: true, 170: true, 171: false}},
+		"just gone, which is not heard yet": {func(l *life) { l.begin(at(0)); eor(l); l.see(false, at(1)); l.see(true, at(100)) }, map[int]bool{100: true, 101: true}},
+		"back, and told all, and just gone again": {func(l *life) {
+			l.begin(at(0))
+			l.see(false, at(1))
+			l.end(at(100), "")
+			l.see(true, at(101))
+			l.begin(at(110))
+			l.see(true, at(111))
+			eor(l)
+			l.see(false, at(112))
+			l.see(true, at(300))
+		}, map[int]bool{300: true}},
+		"back late": {func(l *life) { l.begin(at(0)); eor(l); l.end(at(100), ""); l.begin(at(230)) }, map[int]bool{231: false}},
 		"comes and goes": {func(l *life) {
 			l.begin(at(0))
 			eor(l)

@@ -11,11 +11,12 @@ type life struct {
 	up    bool
 	since time.Time            // when it was last established
 	ended time.Time            // when the session ended that what is stale now came by; zero = none has
+	stale time.Time            // since when something stale was seen, at the earliest since; zero = nothing is
 	eor   map[wire.Family]bool // the peer has told of all, since it is up
 	why   string               // it is not up any more
 }
 
-func (l *life) begin(now time.Time) { l.up, l.since, l.why = true, now, "" }
+func (l *life) begin(now time.Time) { l.up, l.since, l.stale, l.why = true, now, now, "" }
 
 // end is the end of a session. One that was short, and in which the peer did not tell of all, leaves the time of the one before: what is stale is from there.
 func (l *life) end(now time.Time, why string) {
@@ -26,11 +27,23 @@ func (l *life) end(now time.Time, why string) {
 	clear(l.eor)
 }
 
-// waitedFor says whether what the peer told of in an earlier session still counts. The library keeps it for as long as the peer said that it may be gone, and
-// once the peer is back until it says that it has told of all, which it may never do.
-func (l *life) waitedFor(now time.Time) bool {
-	if l.up {
-		return l.since.Sub(l.ended) <= restartTime && now.Sub(l.since) <= staleTime
+// see says whether something of the peer's is stale.
+func (l *life) see(stale bool, now time.Time) {
+	if !stale {
+		l.stale = time.Time{}
+	} else if l.stale.IsZero() {
+		l.stale = now
 	}
-	return now.Sub(l.ended) <= restartTime
+}
+
+// waitedFor says whether what is stale still counts. The library keeps it for as long as the peer said that it may be gone, and once the peer is back until it
+// says that it has told of all, which it may never do.
+func (l *life) waitedFor(now time.Time) bool {
+	switch {
+	case !l.up:
+		return now.Sub(l.ended) <= restartTime
+	case l.stale.After(l.since): // the session has ended, which is heard in a moment
+		return true
+	}
+	return l.since.Sub(l.ended) <= restartTime && now.Sub(l.since) <= staleTime
 }

@@ -472,7 +472,14 @@ func (s *Speaker) learn(r *run, state *control.State) bool {
 	sessions, pending, cut := r.look()
 	s.settle(!pending)
 	now := time.Now()
+	stale := map[netip.Addr]bool{}
+	for i := range paths {
+		stale[paths[i].from] = stale[paths[i].from] || paths[i].stale
+	}
 	r.mu.Lock()
+	for at, l := range r.lives {
+		l.see(stale[at], now)
+	}
 	paths = slices.DeleteFunc(paths, func(p path) bool {
 		l := r.lives[p.from]
 		return cut[p.from] || p.stale && l != nil && !l.waitedFor(now)
