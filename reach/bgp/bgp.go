@@ -143,7 +143,7 @@ func (o *Options) sessions(s *control.State, passwords map[string]string) (map[n
 
 // most is how many prefixes a node may tell of: those that it has and as many again, in steps, for a session ends where it changes.
 func most(n *control.Node) int {
-	const least = 64
+	const least = 256
 	m := least
 	for m < 2*len(n.Prefixes) {
 		m *= 2

@@ -284,6 +284,15 @@ func TestHeld(t *testing.T) {
 	}
 }
 
+// TestMost: how many prefixes a node may tell of does not follow each that it has, for its session would end each time.
+func TestMost(t *testing.T) {
+	for has, want := range map[int]int{0: 256, 2: 256, 128: 256, 129: 512, 5000: 16384} {
+		if got := most(&control.Node{Prefixes: make([]netip.Prefix, has)}); got != want {
+			t.Errorf("of %d: %d, want %d", has, got, want)
+		}
+	}
+}
+
 // TestPending: who is waited for, and how long.
 func TestPending(t *testing.T) {
 	began := time.Now()

@@ -356,23 +356,23 @@ func TestNodeFloods(t *testing.T) {
 	a := speak(t, told{Port: port, State: as(nodes, 0, 1)})
 	b := speak(t, told{Port: port, State: as(nodes, 1, 1)})
 	eventually(t, func() error { return a.leads("10.244.2.0/24", "127.0.0.2", false) })
-	for i := range 100 {
-		nodes[1].Prefixes = append(nodes[1].Prefixes, prefix(fmt.Sprintf("10.244.%d.0/24", 100+i)))
+	for i := range 300 {
+		nodes[1].Prefixes = append(nodes[1].Prefixes, prefix(fmt.Sprintf("10.244.%d.%d/28", 100+i/16, i%16*16)))
 	}
 	b.tell(t, told{State: as(nodes, 1, 2)})
 	eventually(t, func() error {
 		l := a.Learnt()
-		if len(l.Routes) > 0 || len(l.Sessions) != 1 || l.Sessions[0].Up || !strings.Contains(l.Sessions[0].Reason, "more than 64 prefixes") {
+		if len(l.Routes) > 0 || len(l.Sessions) != 1 || l.Sessions[0].Up || !strings.Contains(l.Sessions[0].Reason, "more than 256 prefixes") {
 			return fmt.Errorf("%+v", l)
 		}
 		return nil
 	})
 	a.tell(t, told{State: as(nodes, 0, 2)})
 	eventually(t, func() error {
-		if l := a.Learnt(); len(l.Routes) != 101 || len(l.Refused) > 0 {
+		if l := a.Learnt(); len(l.Routes) != 301 || len(l.Refused) > 0 {
 			return fmt.Errorf("%d routes: %+v", len(l.Routes), l)
 		}
-		return a.leads("10.244.199.0/24", "127.0.0.2", false)
+		return a.leads("10.244.118.176/28", "127.0.0.2", false)
 	})
 }
 
