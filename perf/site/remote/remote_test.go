@@ -117,10 +117,15 @@ func (h *hosts) started(ns *nettest.NS, name string, args ...string) *nettest.Pr
 	return p
 }
 
-// measuring waits until a contender is measured on the second host.
-func (h *hosts) measuring() {
+// measuring waits until a contender is measured on the second host. What comes before it is the machine's affair, for as long as the client goes on.
+func (h *hosts) measuring(client *nettest.Process) {
 	h.t.Helper()
-	nettest.Eventually(h.t, patience, func() error {
+	nettest.Eventually(h.t, 5*patience, func() error {
+		select {
+		case <-client.Done():
+			h.t.Fatalf("the client has ended before:\n%s", client.Output())
+		default:
+		}
 		left, err := testbed.Find(func(pid int) bool { return pid == h.agents[1].PID() })
 		if err == nil && len(left.Processes) < 2 { // a daemon, and a generator
 			err = fmt.Errorf("nothing is measured: %+v\n%s", left, h.agents[1].Output())
@@ -359,12 +364,11 @@ func TestFaults(t *testing.T) {
 func TestHostDies(t *testing.T) {
 	t.Parallel()
 	h := start(t, 1500)
-	measuring := h.measuring
 	long := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--contenders", "bare,tun", "--tests", "tcp-stream", "--duration", "500ms", "--repeat", "20", "--warmup", "0"}
 
 	out := filepath.Join(h.dir, "died")
 	client := h.a.MustStart(t, weft, append(long, "--out", out)...)
-	measuring()
+	h.measuring(client)
 	h.agents[1].Kill()
 	select {
 	case <-client.Done():
@@ -389,7 +393,7 @@ func TestHostDies(t *testing.T) {
 	}
 
 	client = h.a.MustStart(t, weft, append(long, "--out", filepath.Join(h.dir, "killed"))...)
-	measuring()
+	h.measuring(client)
 	client.Kill()
 	nettest.Eventually(t, patience, func() error { return nothing(h.agents[0].PID(), h.agents[1].PID()) })
 	if _, said, err := h.run("--tests", "tcp-rr", "--duration", "100ms", "--repeat", "1"); err != nil { // and they are free again
@@ -476,7 +480,7 @@ func TestInterrupted(t *testing.T) {
 	long := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--contenders", "bare,tun,vxlan", "--tests", "tcp-stream", "--duration", "500ms", "--repeat", "20", "--warmup", "0"}
 	out := filepath.Join(h.dir, "interrupted")
 	client := h.a.MustStart(t, weft, append(long, "--out", out)...)
-	h.measuring()
+	h.measuring(client)
 	client.Signal(os.Interrupt)
 	var code *exec.ExitError
 	if err := client.Wait(); !errors.As(err, &code) || code.ExitCode() != 130 {
@@ -488,7 +492,7 @@ func TestInterrupted(t *testing.T) {
 	}
 
 	client = h.a.MustStart(t, weft, append(long, "--out", out)...)
-	h.measuring()
+	h.measuring(client)
 	h.agents[1].Signal(os.Interrupt)
 	if err := h.agents[1].Wait(); !errors.As(err, &code) || code.ExitCode() != 130 {
 		t.Errorf("the agent ends with %v\n%s", err, h.agents[1].Output())
