@@ -39,6 +39,9 @@ type node struct {
 var configTemplate = template.Must(template.New("weft.yaml").Parse(`node: {name: {{.Name}}}
 network: {prefixes: [{{range $i, $p := .Network}}{{if $i}}, {{end}}"{{$p}}"{{end}}]{{with .VNI}}, vni: {{.}}{{end}}{{with .Port}}, port: {{.}}{{end}}}
 mode: {{.Mode}}
+{{- if .BGP}}
+bgp: {as: 64512}
+{{- end}}
 {{- if ne .Queues 0}}
 queues: {{.Queues}}
 {{- end}}
@@ -51,8 +54,8 @@ api: {socket: {{printf "%q" .Socket}}}
 state_dir: {{printf "%q" .Dir}}
 `))
 
-// upDaemon starts one daemon a node and waits until each says that it is ready.
-func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay, error) {
+// upDaemon starts one daemon a node and waits until each says that it is ready, and with BGP until each has learnt the others' prefixes.
+func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string, bgp bool) (Overlay, error) {
 	d := &daemons{mode: m}
 	nodes := env.Bed.Here()
 	dir := filepath.Dir(nodes[0].Dir)
@@ -80,9 +83,10 @@ func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay
 			Network                               []netip.Prefix
 			Mode, Cipher, Key, PSK, Nodes, Socket string
 			Queues                                int
+			BGP                                   bool
 			VNI                                   uint32
 			Port, SealedPort                      uint16
-		}{n, env.Bed.Network, m.Name, cipher, filepath.Join(n.Dir, "key"), psk, list, socket, env.Queues, env.VNI, plain, sealed}); err != nil {
+		}{n, env.Bed.Network, m.Name, cipher, filepath.Join(n.Dir, "key"), psk, list, socket, env.Queues, bgp, env.VNI, plain, sealed}); err != nil {
 			return nil, fmt.Errorf("contender: write weft.yaml: %w", err)
 		}
 		file := filepath.Join(n.Dir, "weft.yaml")
@@ -109,6 +113,11 @@ func upDaemon(ctx context.Context, env Env, m mode.Mode, cipher string) (Overlay
 		}
 		if d.mtu == 0 || mtu < d.mtu {
 			d.mtu = mtu
+		}
+		if bgp {
+			if err := n.learnt(ctx, env.Bed.Nodes); err != nil {
+				return nil, err
+			}
 		}
 	}
 	for _, n := range d.nodes {
@@ -173,6 +182,32 @@ func (n node) ready(ctx context.Context) (mtu int, err error) {
 			return 0, n.ended()
 		case <-ctx.Done():
 			return 0, fmt.Errorf("contender: %s is not ready: %w: %w", n.process.Name, ctx.Err(), err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// learnt waits until the others' prefixes have been learnt by BGP.
+func (n node) learnt(ctx context.Context, all []*testbed.Node) error {
+	want := 0
+	for _, far := range all {
+		if far != n.Node {
+			want += len(far.Prefixes)
+		}
+	}
+	for {
+		b, err := n.client.BGP(ctx)
+		if err == nil && len(b.Routes) == want {
+			return nil
+		}
+		if err == nil {
+			err = fmt.Errorf("%d of %d prefixes were learnt: %+v", len(b.Routes), want, b.Sessions)
+		}
+		select {
+		case <-n.process.Done():
+			return n.ended()
+		case <-ctx.Done():
+			return fmt.Errorf("contender: %s learns by BGP: %w: %w", n.process.Name, ctx.Err(), err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -2,10 +2,14 @@ package contender
 
 import (
 	"context"
+	"slices"
 
 	"weft/catalog/mode"
 	"weft/internal/kernel"
 )
+
+// BGP is the name of the contender whose routes come by BGP.
+const BGP = "bgp"
 
 // Row is a line of the list of contenders.
 type Row struct {
@@ -18,7 +22,7 @@ type Row struct {
 	MaxMTU   func(sealed bool) int // of the underlay, bytes; nil or 0 = all that the lab has
 }
 
-// Rows is the list: the ceiling, the daemon's modes, and the others.
+// Rows is the list: the ceiling, the daemon's modes, the plain one with BGP, and the others.
 func Rows() []Row { return Of(mode.All()) }
 
 // Of is Rows with these modes. A contender that is no mode of the daemon is one line here, and brings its own function.
@@ -26,9 +30,15 @@ func Of(modes []mode.Mode) []Row {
 	list := []Row{{Bare, "the ceiling: no overlay", false, false, needs(), upBare, nil}}
 	for _, m := range modes {
 		up := func(ctx context.Context, env Env, _, cipher string) (Overlay, error) {
-			return upDaemon(ctx, env, m, cipher)
+			return upDaemon(ctx, env, m, cipher, false)
 		}
 		list = append(list, Row{m.Name, m.For, m.Seals(), m.Super, needsOf(m), up, m.MaxMTU})
+	}
+	if i := slices.IndexFunc(modes, func(m mode.Mode) bool { return m.Wire == mode.Direct }); i >= 0 {
+		up := func(ctx context.Context, env Env, _, _ string) (Overlay, error) {
+			return upDaemon(ctx, env, modes[i], "none", true)
+		}
+		list = append(list, Row{BGP, "plain routes that the nodes tell each other by BGP: Calico without encapsulation", false, modes[i].Super, needsOf(modes[i]), up, modes[i].MaxMTU})
 	}
 	return append(list, []Row{
 		{"wireguard-go", "what a user would pick for encryption", false, true, needs(kernel.TUN), upWireguardGo, nil},
