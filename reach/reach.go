@@ -17,6 +17,7 @@ const MaxVia = 8
 // Learnt is all that a routing protocol has told of the world. Whole, and immutable once published.
 type Learnt struct {
 	Settled bool // all has been told that can be at present; before, what the kernel still has is among Routes
+	Drained bool // this node tells of nothing, for somebody wants it so
 
 	Routes      []Route   // sorted by prefix
 	Sessions    []Session // sorted by peer
@@ -107,6 +108,6 @@ func (l *Learnt) Equal(o *Learnt) bool {
 	sessions := func(a, b Session) bool {
 		return a.Peer == b.Peer && a.Node == b.Node && a.Up == b.Up && a.Reason == b.Reason
 	}
-	return l.Settled == o.Settled && slices.EqualFunc(l.Routes, o.Routes, same) && slices.EqualFunc(l.Sessions, o.Sessions, sessions) &&
+	return l.Settled == o.Settled && l.Drained == o.Drained && slices.EqualFunc(l.Routes, o.Routes, same) && slices.EqualFunc(l.Sessions, o.Sessions, sessions) &&
 		slices.Equal(l.Refused, o.Refused) && l.RefusedMore == o.RefusedMore && slices.Equal(l.Problems, o.Problems)
 }

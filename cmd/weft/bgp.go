@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +22,67 @@ func newBGPCommand() *cobra.Command {
 		newBGPPart("routes", "What was learnt, and what was told and is not believed", func(b api.BGP) any { return bgpRoutes{b.Routes, b.Refused, b.RefusedMore} }, printBGPRoutes),
 	)
 	return c
+}
+
+// newDrainCommand is `weft drain`.
+func newDrainCommand() *cobra.Command {
+	c := &cobra.Command{Use: "drain", Short: "Withdraw this node's prefixes from BGP before maintenance", Args: cobra.NoArgs,
+		Long: `Withdraw this node's prefixes at all its BGP peers, so that nothing is sent to it by these routes any more, and wait until the peers
+have been told. It carries what still comes, sessions stay, and so does what it has learnt. It lasts, also over restarts, until
+--undo. Who announces graceful restart waits for a daemon that ends; for a node that is drained there is nothing to wait with.`}
+	undo := c.Flags().Bool("undo", false, "tell of the prefixes again")
+	wait := c.Flags().Duration("wait", 10*time.Second, "how long to wait for the peers to be told")
+	socket, form := socketFlag(c), formatFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		b, err := ask(c.Context(), *socket, (*api.Client).BGP)
+		if err == nil && !b.Enabled {
+			err = unsupportedError{api.ErrNoBGP}
+		}
+		if err != nil {
+			return err
+		}
+		client := api.NewClient(*socket)
+		defer client.Close()
+		if err := client.Drain(c.Context(), !*undo); err != nil {
+			return err
+		}
+		for end := time.Now().Add(*wait); ; time.Sleep(50 * time.Millisecond) {
+			if b, err = client.BGP(c.Context()); err != nil {
+				return err
+			}
+			waited := untold(b, !*undo)
+			if len(waited) == 0 {
+				break
+			}
+			if time.Now().After(end) {
+				return fmt.Errorf("not all peers have been told within %v: %s: see `weft bgp peers`, and try again", *wait, commas(waited))
+			}
+		}
+		return show(c.OutOrStdout(), *form, b, func(w io.Writer) {
+			if *undo {
+				fmt.Fprintln(w, "told of again:", commas(b.Prefixes))
+			} else {
+				fmt.Fprintln(w, "withdrawn from all peers; `weft drain --undo` when the maintenance is over")
+			}
+		})
+	}
+	return c
+}
+
+// untold are the peers with a session that do not know yet that a node is drained, or is not any more.
+func untold(b api.BGP, drained bool) (peers []string) {
+	for _, s := range b.Sessions {
+		tells := slices.ContainsFunc(b.Prefixes, func(p netip.Prefix) bool {
+			return slices.Contains(s.Families, map[bool]string{false: "ipv4", true: "ipv6"}[p.Addr().Is6()])
+		})
+		if s.Up && (b.Drained != drained || (s.Advertised > 0) != tells) {
+			peers = append(peers, s.Peer.String())
+		}
+	}
+	if b.Drained != drained && len(peers) == 0 {
+		peers = append(peers, "this node's own daemon")
+	}
+	return peers
 }
 
 // bgpRoutes is what `weft bgp routes -o json` prints.
@@ -64,7 +127,11 @@ func printBGP(w io.Writer, b api.BGP) {
 	}
 	row(w, "as", b.AS)
 	row(w, "mesh", mesh)
-	row(w, "tells of", commas(b.Prefixes))
+	tells := commas(b.Prefixes)
+	if b.Drained {
+		tells = "nothing: it is drained, see `weft drain --undo`"
+	}
+	row(w, "tells of", tells)
 	row(w, "sessions", fmt.Sprintf("%d, %d up", len(b.Sessions), up))
 	row(w, "settled", settled)
 	row(w, "routes", len(b.Routes))

@@ -190,6 +190,7 @@ func (silent) Routes() []api.Route              { return nil }
 func (silent) Lanes() []api.Lane                { return nil }
 func (silent) Flows() []api.Flow                { return nil }
 func (silent) BGP() api.BGP                     { return api.BGP{} }
+func (silent) Drain(bool) error                 { return nil }
 func (silent) Trace(_ context.Context, _ string, started func(), _ func(api.Traced) error) error {
 	started()
 	return nil

@@ -159,6 +159,38 @@ func TestBGP(t *testing.T) {
 		}
 	}
 
+	// It is drained: nobody is sent to it by its routes, also after a restart, and then it is told of again.
+	drain := func(args ...string) {
+		t.Helper()
+		var said struct{ Drained bool }
+		if err := c.ask(a, &said, append([]string{"drain"}, args...)...); err != nil || said.Drained == (len(args) > 0) {
+			t.Errorf("weft drain %v: %+v, %v", args, said, err)
+		}
+	}
+	drain()
+	drained := func() error {
+		want := tables(router)
+		for _, p := range a.Prefixes {
+			want[p.String()] = ""
+		}
+		for to, part := range want {
+			if got := routesTo(router, to); !strings.Contains(got, part) || part == "" && got != "" {
+				return fmt.Errorf("%s: %q, want %q", to, got, part)
+			}
+		}
+		return nil
+	}
+	c.eventually("it is drained", drained)
+	c.daemons[a.Name].Kill()
+	<-c.daemons[a.Name].Done()
+	c.start(a)
+	c.eventually("all sessions are up while it is drained", func() error { return settled(a) })
+	if err := drained(); err != nil {
+		t.Error(err)
+	}
+	drain("--undo")
+	c.eventually("it is told of again", eachRoute(tables))
+
 	// The router tells of what is not its own to tell of.
 	refused := map[string]string{"192.0.2.128/25": "it would take away this node's own network 192.0.2.0/24", "0.0.0.0/0": "own prefixes", b.Prefixes[0].String(): "it belongs to node-b", "10.244.77.0/24": "no node owns it", "198.51.100.0/24": "import does not list it"}
 	var statics strings.Builder

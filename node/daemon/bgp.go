@@ -1,8 +1,12 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"path/filepath"
 
 	"go.uber.org/zap"
 
@@ -10,6 +14,7 @@ import (
 	"weft/control"
 	"weft/hostnet"
 	"weft/internal/config"
+	"weft/internal/wholefile"
 	"weft/reach/bgp"
 )
 
@@ -24,7 +29,35 @@ func speak(cfg *config.Config, host *hostnet.Host, network []netip.Prefix, reser
 	if err != nil {
 		return nil, err
 	}
-	return bgp.New(bgp.Options{Config: cfg.BGP, Node: cfg.Node.Name, Network: network, OnLink: host.OnLink, Reserved: reserved, Held: held, Log: log}), nil
+	s := bgp.New(bgp.Options{Config: cfg.BGP, Node: cfg.Node.Name, Network: network, OnLink: host.OnLink, Reserved: reserved, Held: held, Log: log})
+	switch _, err := os.Lstat(filepath.Join(cfg.StateDir, drainedFile)); {
+	case err == nil:
+		s.Drain(true)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("daemon: state_dir: %w", err)
+	}
+	return s, nil
+}
+
+// drainedFile is in the state directory of a node that is drained, so that it is after a restart, too.
+const drainedFile = "drained"
+
+// Drain has this node tell of none of its prefixes by BGP, or of them again.
+func (d *Daemon) Drain(on bool) error {
+	if d.bgp == nil {
+		return api.ErrNoBGP
+	}
+	file := filepath.Join(d.cfg.StateDir, drainedFile)
+	if on {
+		if err := wholefile.Write(file, 0o600, nil); err != nil {
+			return fmt.Errorf("daemon: state_dir: %w", err)
+		}
+	} else if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("daemon: state_dir: %w", err)
+	}
+	d.log.Info("this node's prefixes by BGP", zap.Bool("drained", on))
+	d.bgp.Drain(on)
+	return nil
 }
 
 // checkBGP reads the passwords.
@@ -43,7 +76,10 @@ func (d *Daemon) BGP() api.BGP {
 	if d.bgp == nil {
 		return api.BGP{}
 	}
-	own, _ := d.ownPrefixes()
 	l := d.bgp.Learnt()
-	return api.BGP{Enabled: true, AS: d.cfg.BGP.AS, Mesh: d.cfg.BGP.Mesh, Settled: l.Settled, Prefixes: own, Sessions: l.Sessions, Routes: l.Routes, Refused: l.Refused, RefusedMore: l.RefusedMore}
+	var own []netip.Prefix
+	if !l.Drained {
+		own, _ = d.ownPrefixes()
+	}
+	return api.BGP{Enabled: true, AS: d.cfg.BGP.AS, Mesh: d.cfg.BGP.Mesh, Settled: l.Settled, Drained: l.Drained, Prefixes: own, Sessions: l.Sessions, Routes: l.Routes, Refused: l.Refused, RefusedMore: l.RefusedMore}
 }

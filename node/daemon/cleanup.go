@@ -41,7 +41,7 @@ func Cleanup(stateDir, socket string, log *zap.Logger) (removed []string, err er
 	if err := os.Remove(filepath.Join(stateDir, LockFile)); err != nil {
 		errs = append(errs, fmt.Errorf("daemon: state_dir: %w", err))
 	}
-	for _, name := range []string{pods.File, pods.File + pods.Damaged} {
+	for _, name := range []string{pods.File, pods.File + pods.Damaged, drainedFile} {
 		file := filepath.Join(stateDir, name)
 		if err := os.Remove(file); err == nil {
 			removed = append(removed, "file "+file)

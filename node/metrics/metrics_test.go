@@ -44,7 +44,8 @@ func (w watched) Lanes() []api.Lane              { return w.lanes }
 func (w watched) Policies() api.Policies                             { return w.policies }
 func (w watched) Explain(_, _, _ string) ([]policy.Explained, error) { return nil, nil }
 
-func (w watched) BGP() api.BGP { return w.bgp }
+func (w watched) BGP() api.BGP     { return w.bgp }
+func (w watched) Drain(bool) error { return nil }
 
 func (w watched) Pods() ([]api.Pod, error) { return w.pods, nil }
 

@@ -57,6 +57,7 @@ type Speaker struct {
 
 	states chan *control.State // the newest, where it has not been seen yet
 	news   chan struct{}       // holds a token while what was learnt may be something else
+	drains chan struct{}       // holds a token while drained may be something else
 	faults faults
 
 	// Of Run's goroutine alone.
@@ -68,6 +69,7 @@ type Speaker struct {
 	learnt   *reach.Learnt
 	known    bool                          // there was a State
 	revision uint64                        // of the last State
+	drained  bool                          // this node tells of nothing
 	held     map[netip.Prefix][]netip.Addr // what was known before, while it counts
 }
 
@@ -100,7 +102,7 @@ func New(o Options) *Speaker {
 	if o.waits == (waits{}) {
 		o.waits = usual
 	}
-	return &Speaker{o: o, restarted: len(o.Held) > 0, held: o.Held, log: o.Log, states: make(chan *control.State, 1), news: make(chan struct{}, 1), learnt: &reach.Learnt{}}
+	return &Speaker{o: o, restarted: len(o.Held) > 0, held: o.Held, log: o.Log, states: make(chan *control.State, 1), news: make(chan struct{}, 1), drains: make(chan struct{}, 1), learnt: &reach.Learnt{}}
 }
 
 // Update says who is in the cluster. It returns at once. From the first on Learnt has what the kernel had, so that nobody takes that away who asks
@@ -132,6 +134,23 @@ func (s *Speaker) Learnt() *reach.Learnt {
 	return s.learnt
 }
 
+// Drain has this node tell of none of its prefixes, or of them again. Sessions stay, and what was learnt.
+func (s *Speaker) Drain(on bool) {
+	s.mu.Lock()
+	s.drained = on
+	s.mu.Unlock()
+	select {
+	case s.drains <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Speaker) isDrained() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.drained
+}
+
 func (s *Speaker) poke() {
 	select {
 	case s.news <- struct{}{}:
@@ -151,6 +170,7 @@ type run struct {
 	sessions map[netip.Addr]session
 	problems []control.Problem
 	told     []netip.Prefix // that this node originates
+	drained  bool           // it originates none
 	restarts bool           // peers that are added are told that this node has restarted
 	began    time.Time
 
@@ -182,6 +202,10 @@ func (s *Speaker) Run(ctx context.Context, changed func()) error {
 		case <-ctx.Done():
 			return nil
 		case state = <-s.states:
+		case <-s.drains:
+			if state == nil {
+				continue
+			}
 		case <-again:
 		case <-s.news:
 			if due == nil {
@@ -378,7 +402,12 @@ func (r *run) follow(state *control.State) error {
 		r.faults.forget(at)
 	}
 	// Own prefixes first: a peer that is told of all at once need not be told twice.
-	errs = append(errs, r.originate(state.Self.Prefixes))
+	r.drained = r.isDrained()
+	if r.drained {
+		errs = append(errs, r.originate(nil))
+	} else {
+		errs = append(errs, r.originate(state.Self.Prefixes))
+	}
 	for _, s := range sorted(want) {
 		if _, have := r.sessions[s.remote]; have {
 			continue
@@ -486,7 +515,10 @@ func (s *Speaker) learn(r *run, state *control.State) bool {
 	})
 	r.mu.Unlock()
 	w := newWorld(&s.o, state, r.sessions)
-	l := &reach.Learnt{Settled: s.settled, Sessions: sessions, Problems: slices.Clone(r.problems)}
+	l := &reach.Learnt{Settled: s.settled, Drained: r.drained, Sessions: sessions, Problems: slices.Clone(r.problems)}
+	if r.drained {
+		l.Problems = append(l.Problems, control.Problem{Text: "BGP: this node is drained, and tells nobody of its prefixes: `weft drain --undo` when the maintenance is over"})
+	}
 	l.Routes, l.Refused, l.RefusedMore = w.decide(paths)
 	l.Routes = w.held(s.held, l.Routes)
 	if err != nil {

@@ -43,6 +43,7 @@ type told struct {
 	Port  uint16
 	Waits [4]time.Duration // of waits, in their order; zero = the usual ones
 	Held  map[string][]netip.Addr
+	Drain bool
 
 	State control.State
 }
@@ -70,6 +71,7 @@ func speakAlone() {
 				stop()
 				return
 			}
+			s.Drain(t.Drain)
 			s.Update(&t.State)
 		}
 	}()
@@ -345,6 +347,34 @@ func TestRestartTogether(t *testing.T) {
 		if err := s.always(nodes[1-i].Prefixes[0].String(), 1); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestDrain: a drained node's prefixes go at once, though the session stays and is graceful; what it has learnt it keeps, and it is told of again when that is over.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	port, nodes := freePort(t), hosts(2)
+	a := speak(t, told{Port: port, State: as(nodes, 0, 1)})
+	b := speak(t, told{Port: port, State: as(nodes, 1, 1)})
+	both := func() error {
+		return errors.Join(a.leads("10.244.2.0/24", "127.0.0.2", false), b.leads("10.244.1.0/24", "127.0.0.1", false))
+	}
+	eventually(t, both)
+	since := a.Learnt().Sessions[0].Since
+	a.tell(t, told{State: as(nodes, 0, 1), Drain: true})
+	eventually(t, func() error {
+		if l := b.Learnt(); len(l.Routes) > 0 || !l.Sessions[0].Up {
+			return fmt.Errorf("b: %+v", l)
+		}
+		if l := a.Learnt(); !l.Drained || len(l.Problems) != 1 || !strings.Contains(l.Problems[0].Text, "weft drain --undo") {
+			return fmt.Errorf("a: %+v", l)
+		}
+		return a.leads("10.244.2.0/24", "127.0.0.2", false)
+	})
+	a.tell(t, told{State: as(nodes, 0, 1)})
+	eventually(t, both)
+	if l := a.Learnt(); !l.Sessions[0].Since.Equal(since) {
+		t.Errorf("the session began anew: %+v", l)
 	}
 }
 
