@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"fmt"
 	"net/url"
 
 	"go.uber.org/zap"
@@ -9,7 +10,9 @@ import (
 	"weft/control"
 	"weft/control/etcd"
 	"weft/control/kubernetes"
+	"weft/control/mesh"
 	"weft/control/static"
+	"weft/encap/sealed"
 	"weft/internal/config"
 	"weft/node/policies"
 	"weft/policy"
@@ -31,6 +34,7 @@ var Sources = []Source{
 	{"kubernetes", "a Kubernetes API server: podCIDRs and annotations of its nodes; Flannel's too", func(c *config.Config, log *zap.Logger) control.Source {
 		return kubernetes.New(kubernetesSettings(c, log))
 	}},
+	{"mesh", "the nodes themselves, which find each other by one password and one address", newMesh},
 }
 
 // Policies makes the source of network policies that the configuration names.
@@ -84,6 +88,33 @@ func kubernetesSettings(c *config.Config, log *zap.Logger) kubernetes.Settings {
 
 func newEtcd(c *config.Config, log *zap.Logger) control.Source {
 	return etcd.New(etcdSettings(c, log))
+}
+
+func newMesh(c *config.Config, log *zap.Logger) control.Source {
+	m := c.Control.Mesh
+	return mesh.New(mesh.Settings{Join: m.Join, Expect: m.Expect, Port: m.Port, Forget: m.Forget, Network: c.Network.Prefixes, VNI: c.Network.VNI, StateDir: c.StateDir, Log: log,
+		Secrets: func() ([]mesh.Secret, error) { return meshSecrets(c.Encryption.PSKFile, m.AcceptFile) }})
+}
+
+// meshSecrets reads the password of the mesh, and the one that is taken from others besides, where there is one.
+func meshSecrets(file, accept string) (list []mesh.Secret, err error) {
+	for _, f := range []struct{ key, file string }{{"encryption.psk_file", file}, {"control.mesh.accept_psk_file", accept}} {
+		if f.file == "" {
+			continue
+		}
+		p, err := sealed.LoadPassword(f.file)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.key, err)
+		}
+		list = append(list, p.Mesh())
+	}
+	return list, nil
+}
+
+// CheckMesh says what keeps a daemon of a mesh from reading its passwords.
+func CheckMesh(c *config.Config) error {
+	_, err := meshSecrets(c.Encryption.PSKFile, c.Control.Mesh.AcceptFile)
+	return err
 }
 
 func etcdSettings(c *config.Config, log *zap.Logger) etcd.Settings {

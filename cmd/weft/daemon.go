@@ -144,6 +144,11 @@ func load(file string) (*config.Config, daemon.Parts, error) {
 
 // checkKeys reads the keys and the password that a daemon with this configuration would.
 func checkKeys(cfg *config.Config) error {
+	if cfg.Control.Kind == "mesh" {
+		if err := catalog.CheckMesh(cfg); err != nil {
+			return configError{err}
+		}
+	}
 	if cfg.Encryption.Cipher == config.CipherNone {
 		return nil
 	}

@@ -143,7 +143,7 @@ func flannelPool(network string, bits int, first, last *netip.Addr) (control.Poo
 	if pool.NodeLength < p.Bits()+2 || pool.NodeLength > p.Addr().BitLen()-2 {
 		return control.Pool{}, fmt.Errorf("nodes' prefixes of %d bits do not fit into %v four times: correct SubnetLen or IPv6SubnetLen", pool.NodeLength, p)
 	}
-	pool.First = nth(pool, 1).Addr()
+	pool.First = pool.Nth(1).Addr()
 	if first != nil {
 		pool.First = *first
 	}

@@ -212,7 +212,7 @@ func (m *member) one(family []control.Pool, t, free *taken, before []netip.Prefi
 		if p, ok := allocate(pool, free); ok {
 			return p, ""
 		}
-		_, count := span(pool)
+		_, count := pool.Span()
 		words = append(words, fmt.Sprintf("all %d prefixes of %d bits in %v", count, pool.NodeLength, pool.Prefix))
 	}
 	return netip.Prefix{}, fmt.Sprintf("no prefix is free: %s are held or reserved: remove nodes that are gone, or give the network another prefix or longer node prefixes",

@@ -93,7 +93,7 @@ const (
 )
 
 // Password is what follows from the cluster's password. Who knows it can be any node.
-type Password struct{ psk, nodes [32]byte }
+type Password struct{ psk, nodes, mesh [32]byte }
 
 // LoadPassword reads a password file; white space around the password does not count.
 func LoadPassword(file string) (*Password, error) {
@@ -113,11 +113,14 @@ func LoadPassword(file string) (*Password, error) {
 // NewPassword stretches a password. It takes a few hundred milliseconds, on purpose.
 func NewPassword(password []byte) *Password {
 	master := [32]byte(argon2.IDKey(password, []byte("weft cluster password 1"), passwordPasses, passwordMemory, passwordThreads, 32))
-	return &Password{psk: derive(master[:], "weft psk"), nodes: derive(master[:], "weft node keys")}
+	return &Password{psk: derive(master[:], "weft psk"), nodes: derive(master[:], "weft node keys"), mesh: derive(master[:], "weft mesh")}
 }
 
 // PSK is the key that all nodes share.
 func (p *Password) PSK() [32]byte { return p.psk }
+
+// Mesh is the secret that the nodes of a mesh know each other by.
+func (p *Password) Mesh() [32]byte { return p.mesh }
 
 // NodeKey is the private key of the node of that name, where none is published for it.
 func (p *Password) NodeKey(name string) [32]byte { return derive(p.nodes[:], "weft node key "+name) }

@@ -17,7 +17,7 @@ var floors = [][]string{
 	{"backend", "policy/nft"},
 	{"backend/status"},
 	{"hostnet", "reach"},
-	{"control/controltest", "control/etcd", "control/kubernetes", "control/static", "bpf", "tun", "xdp", "underlay", "encap"},
+	{"control/controltest", "control/etcd", "control/kubernetes", "control/mesh", "control/static", "bpf", "tun", "xdp", "underlay", "encap"},
 	{"dataplane", "policy"},
 	{"internal/config"},
 	{"catalog/mode"},

@@ -58,6 +58,9 @@ var (
 		"control/etcd": {[]string{"control", "policy", "internal/backoff", "internal/secretfile", "internal/wholefile", zap, "go.etcd.io/etcd/client/v3", "go.etcd.io/etcd/api/v3/mvccpb", "go.etcd.io/etcd/api/v3/v3rpc/rpctypes"},
 			[]string{"control/controltest"}},
 
+		// memberlist is nowhere else
+		"control/mesh": {[]string{"control", "internal/backoff", "internal/wholefile", zap, "github.com/hashicorp/memberlist"}, []string{"control/controltest"}},
+
 		// client-go is nowhere else
 		"control/kubernetes": {[]string{"control", "policy", "internal/backoff", "internal/secretfile", zap, "k8s.io/api/core/v1", "k8s.io/apimachinery/pkg/...", "k8s.io/client-go/dynamic", "k8s.io/client-go/rest", "k8s.io/client-go/tools/cache",
 			"k8s.io/client-go/tools/clientcmd", "k8s.io/klog/v2"}, []string{"control/controltest", "k8s.io/api/apps/v1"}},
@@ -80,7 +83,7 @@ var (
 
 		// the roof. The list of modes is data, which anybody may read
 		"catalog/mode": {code: []string{"control", "packet"}},
-		"catalog": {code: []string{"backend", "backend/compose", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan", "flowcache",
+		"catalog": {code: []string{"backend", "backend/compose", "backend/hostgw", "backend/kernelvxlan", "backend/userspace", "catalog/mode", "control", "control/etcd", "control/kubernetes", "control/mesh", "control/static", "encap/ipudp", "encap/sealed", "encap/vxlan", "flowcache",
 			"internal/config", "internal/steer", "node/policies", "packet", "policy", "reach/link", "tun", "underlay", "xdp", "xdp/lib", zap}, tests: []string{"hostnet"}},
 		"cmd/weft": {[]string{"backend", "catalog", "catalog/mode", "control", "control/kubernetes", "perf/compare", "perf/contender", "perf/contender/wireguardgo", "perf/model", "perf/probe", "perf/report", "perf/result", "perf/history", "perf/run", "perf/scenario", "perf/watch", "perf/agent", "perf/site", "perf/site/netns", "perf/site/remote", "perf/testbed",
 			"api", "internal/backoff", "internal/config", "internal/config/strict", "node/daemon", "insight/doctor", "insight/filter", "hostnet", "internal/wholefile", "packet", "policy",

@@ -79,6 +79,7 @@ type Control struct {
 	Static     Static
 	Etcd       Etcd
 	Kubernetes Kubernetes
+	Mesh       Mesh
 	// SubnetEnv is a file to write for Flannel's CNI plugin, "" = none.
 	SubnetEnv string
 }
@@ -102,6 +103,15 @@ type Kubernetes struct {
 	Kubeconfig string // "" = the pod's service account
 	Server     string // HOST:PORT of the API server; "" = where the service account or the kubeconfig says, and what the kubelet says
 	Schema     string // weft or flannel
+}
+
+// Mesh is the control plane without a store.
+type Mesh struct {
+	Join       []string // HOST or HOST:PORT of nodes to begin with; empty = this node may be the first
+	Expect     int      // how many nodes there will be at least; 0 = nobody says
+	Port       uint16   // UDP and TCP
+	Forget     time.Duration
+	AcceptFile string // another password that is taken from others, "" = none
 }
 
 // CNI is how pods are attached.

@@ -20,7 +20,7 @@ var (
 	full = config.Built{
 		Modes:       mode.All(),
 		DefaultMode: mode.Default,
-		Controls:    []string{"static", "etcd", "kubernetes"},
+		Controls:    []string{"static", "etcd", "kubernetes", "mesh"},
 		Features:    []string{config.FeatureEncryption, config.FeatureQueues, config.FeatureCNI},
 	}
 )
@@ -45,6 +45,7 @@ control:
   kind: static
   static: {file: /etc/weft/nodes.yaml}
   etcd: {endpoints: ["http://127.0.0.1:2379"], prefix: "", schema: weft, lease: 1h, ca_file: "", cert_file: "", key_file: "", username: "", password_file: ""}
+  mesh: {join: [], expect: 0, port: 4786, forget_after: 24h, accept_psk_file: ""}
   subnet_env: ""
 cni:      {attach: routed, masquerade: true, spoofcheck: true}
 policy:   {enabled: false, source: file, file: /etc/weft/policies.yaml, verdict_socket: "", authz_socket: ""}
@@ -90,6 +91,7 @@ control:
   static: {file: /n}
   etcd: {endpoints: ["https://[2001:db8::9]:2379", "https://etcd.example:1"], prefix: /x, schema: flannel, lease: 90s, ca_file: /ca, cert_file: /c, key_file: /kk, username: u, password_file: /pw}
   kubernetes: {kubeconfig: /kc, server: "192.0.2.9:6443", schema: flannel}
+  mesh: {join: ["192.0.2.1", "h.example:1", "[2001:db8::1]:4786"], expect: 5, port: 4785, forget_after: 1h, accept_psk_file: /a}
   subnet_env: /run/flannel/subnet.env
 cni:      {attach: bridge, masquerade: false, spoofcheck: false}
 policy:   {enabled: false, source: file, file: /pol, verdict_socket: /v, authz_socket: /z}
@@ -110,7 +112,8 @@ state_dir: /d
 		"encryption.psk_file /p", "encryption.permit_plaintext_from [old.example b]", "encryption.rekey_after 30s", "control.kind static", "control.static.file /n",
 		"control.etcd.endpoints [https://[2001:db8::9]:2379 https://etcd.example:1]", "control.etcd.prefix /x", "control.etcd.schema flannel",
 		"control.etcd.lease 1m30s", "control.etcd.ca_file /ca", "control.etcd.cert_file /c", "control.etcd.key_file /kk", "control.etcd.username u",
-		"control.etcd.password_file /pw", "control.kubernetes.kubeconfig /kc", "control.kubernetes.server 192.0.2.9:6443", "control.kubernetes.schema flannel", "control.subnet_env /run/flannel/subnet.env",
+		"control.etcd.password_file /pw", "control.kubernetes.kubeconfig /kc", "control.kubernetes.server 192.0.2.9:6443", "control.kubernetes.schema flannel", "control.mesh.join [192.0.2.1 h.example:1 [2001:db8::1]:4786]", "control.mesh.expect 5",
+		"control.mesh.port 4785", "control.mesh.forget_after 1h", "control.mesh.accept_psk_file /a", "control.subnet_env /run/flannel/subnet.env",
 		"cni.attach bridge", "cni.masquerade false", "cni.spoofcheck false", "policy.enabled false", "policy.source file", "policy.file /pol", "policy.verdict_socket /v", "policy.authz_socket /z",
 		"bgp.as 0", "bgp.router_id ", "bgp.mesh true", "bgp.password_file ", "bgp.peers []", "api.socket /s", "api.metrics ", "state_dir /d",
 	}
@@ -260,6 +263,10 @@ func TestMistakes(t *testing.T) {
 		"metrics":          {net + "api: {metrics: \"9470\"}", full, []string{`weft.yaml:2: api.metrics: "9470" is not host:port`}},
 		"control":          {net + "control: {kind: statik}", slim, []string{`weft.yaml:2: control.kind: this weft has no control source "statik": did you mean static?`}},
 		"etcd":             {net + "control: {kind: etcd}", slim, []string{`weft.yaml:2: control.kind: this weft has no control source "etcd": write one of static`}},
+		"mesh alone":       {net + "control: {kind: mesh}", full, []string{"weft.yaml:2: control.kind: the mesh has no password: write encryption: {psk_file: /etc/weft/password}"}},
+		"mesh host":        {net + "control: {mesh: {join: [\"http://a\"]}}", full, []string{`weft.yaml:2: control.mesh.join[0]: "http://a" is not a host`}},
+		"mesh port":        {net + "encryption: {psk_file: /p}\ncontrol: {kind: mesh, mesh: {port: 4789}}", full, []string{"weft.yaml:3: control.kind: control.mesh.port 4789 is the tunnel's too"}},
+		"forget":           {net + "control: {mesh: {forget_after: 1s}}", full, []string{`weft.yaml:2: control.mesh.forget_after: "1s" is not a length of time from 10m to 8760h`}},
 		"etcd endpoint":    {net + "control: {etcd: {endpoints: [\"127.0.0.1:2379\"]}}", full, []string{`weft.yaml:2: control.etcd.endpoints[0]: "127.0.0.1:2379" is not a server's URL: write https://HOST:PORT`}},
 		"no etcd endpoint": {net + "control: {etcd: {endpoints: []}}", full, []string{"weft.yaml:2: control.etcd.endpoints: is empty"}},
 		"mixed endpoints":  {net + "control: {etcd: {endpoints: [\"http://a:1\", \"https://b:1\"]}}", full, []string{"weft.yaml:2: control.etcd.endpoints: http://a:1 and https://b:1: write http or https"}},

@@ -239,6 +239,7 @@ func (r reader) check(doc *strict.Document) {
 	r.checkMTU()
 	r.checkEtcd()
 	r.checkBGP()
+	r.checkMesh()
 	if c.ported() == nil && c.Network.Port != 0 {
 		r.values["network.port"].Fail("mode %s sends no UDP: remove the key", c.Mode.Name)
 	}

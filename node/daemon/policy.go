@@ -71,6 +71,10 @@ func open(cfg *config.Config, ways []control.Way, servers func(*config.Config) [
 		for _, w := range ways {
 			add(d, policy.UDP, w.Port)
 		}
+		if cfg.Control.Kind == "mesh" {
+			add(d, policy.UDP, cfg.Control.Mesh.Port)
+			add(d, policy.TCP, cfg.Control.Mesh.Port)
+		}
 	}
 	if cfg.BGP.AS != 0 {
 		add(policy.Egress, policy.TCP, bgp.Port)
