@@ -178,6 +178,9 @@ func Handler(d Daemon, p Pods) http.Handler {
 	if b, ok := d.(Speaker); ok {
 		handleBGP(mux, b)
 	}
+	if m, ok := d.(Mesher); ok {
+		handleMesh(mux, m)
+	}
 	c := &captures{cancels: map[uint64]context.CancelFunc{}}
 	mux.HandleFunc("GET /v1/capture", c.start(d))
 	mux.HandleFunc("DELETE /v1/capture/{id}", c.stop)

@@ -10,6 +10,8 @@
 //	GET /v1/stages   []Lane
 //	GET /v1/flows    []Flow
 //	GET /v1/bgp      BGP
+//	GET /v1/mesh     Mesh
+//	POST /v1/mesh/forget  ForgetRequest → {}
 //	GET /v1/trace    Traced, one a line, while they come
 //	GET /v1/path     Path
 //	POST /v1/probe   what was sent

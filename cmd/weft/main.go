@@ -59,7 +59,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 not supported on this 
 	}
 	root.AddCommand(
 		newDaemonCommand(), newConfigCommand(), newStatusCommand(), newNodesCommand(), newPeersCommand(), newRoutesCommand(), newPodsCommand(), newFlowsCommand(),
-		newStagesCommand(), newTraceCommand(), newCaptureCommand(), newNetworkCommand(), newPolicyCommand(), newBGPCommand(), newDrainCommand(), newKeysCommand(), newDoctorCommand(), newCleanupCommand(), newCNICommand(), newVersionCommand(), newLabCommand(), newBenchCommand(), newManCommand(),
+		newStagesCommand(), newTraceCommand(), newCaptureCommand(), newNetworkCommand(), newPolicyCommand(), newBGPCommand(), newDrainCommand(), newJoinCommand(), newForgetCommand(), newMeshCommand(), newKeysCommand(), newDoctorCommand(), newCleanupCommand(), newCNICommand(), newVersionCommand(), newLabCommand(), newBenchCommand(), newManCommand(),
 	)
 	addCompletions(root)
 	return root

@@ -166,7 +166,7 @@ func TestReferenceAPI(t *testing.T) {
 			t.Errorf("%s: %d", r[0], w.Code)
 		}
 	}
-	for _, file := range []string{"server.go", "podserver.go", "trace.go", "policy.go", "bgp.go"} {
+	for _, file := range []string{"server.go", "podserver.go", "trace.go", "policy.go", "bgp.go", "mesh.go"} {
 		source, err := os.ReadFile("../../api/" + file)
 		if err != nil {
 			t.Fatal(err)
@@ -182,15 +182,17 @@ func TestReferenceAPI(t *testing.T) {
 // silent is a daemon that has nothing to say.
 type silent struct{}
 
-func (silent) Status() api.Status               { return api.Status{} }
-func (silent) Nodes() []api.Node                { return nil }
-func (silent) Choice(string) (api.Choice, bool) { return api.Choice{}, false }
-func (silent) Peers() []api.Peer                { return nil }
-func (silent) Routes() []api.Route              { return nil }
-func (silent) Lanes() []api.Lane                { return nil }
-func (silent) Flows() []api.Flow                { return nil }
-func (silent) BGP() api.BGP                     { return api.BGP{} }
-func (silent) Drain(bool) error                 { return nil }
+func (silent) Status() api.Status                              { return api.Status{} }
+func (silent) Nodes() []api.Node                               { return nil }
+func (silent) Choice(string) (api.Choice, bool)                { return api.Choice{}, false }
+func (silent) Peers() []api.Peer                               { return nil }
+func (silent) Routes() []api.Route                             { return nil }
+func (silent) Lanes() []api.Lane                               { return nil }
+func (silent) Flows() []api.Flow                               { return nil }
+func (silent) BGP() api.BGP                                    { return api.BGP{} }
+func (silent) Drain(bool) error                                { return nil }
+func (silent) Mesh() api.Mesh                                  { return api.Mesh{} }
+func (silent) Forget(context.Context, api.ForgetRequest) error { return nil }
 func (silent) Trace(_ context.Context, _ string, started func(), _ func(api.Traced) error) error {
 	started()
 	return nil

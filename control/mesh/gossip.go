@@ -71,6 +71,7 @@ const mostSpread = mostPacket - 64
 type swim struct {
 	list    *memberlist.Memberlist
 	name    string
+	under   *transport
 	news    memberlist.TransmitLimitedQueue
 	hear    listener
 	sending chan struct{} // a token for each long message under way
@@ -85,7 +86,7 @@ const sendMost = 8
 
 // openGossip makes a member of that name. Compression is off: it costs much, and seldom pays.
 func openGossip(name string, under *transport, hear listener) (gossip, error) {
-	s := &swim{name: name, hear: hear, sending: make(chan struct{}, sendMost), members: map[string]*memberlist.Node{}}
+	s := &swim{name: name, under: under, hear: hear, sending: make(chan struct{}, sendMost), members: map[string]*memberlist.Node{}}
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.Transport, c.Delegate, c.Events = name, under, s, s
 	c.EnableCompression, c.UDPBufferSize = false, mostPacket
@@ -103,12 +104,14 @@ func (s *swim) count() int {
 }
 
 func (s *swim) join(at netip.AddrPort) error {
-	_, err := s.list.Join([]string{at.String()})
-	var all interface{ WrappedErrors() []error }
-	if errors.As(err, &all) && len(all.WrappedErrors()) > 0 {
-		err = all.WrappedErrors()[0]
-	}
-	return err
+	return s.under.joining(at.String(), func() error {
+		_, err := s.list.Join([]string{at.String()})
+		var all interface{ WrappedErrors() []error } // its own text is three lines
+		if errors.As(err, &all) && len(all.WrappedErrors()) > 0 {
+			err = all.WrappedErrors()[0]
+		}
+		return err
+	})
 }
 
 func (s *swim) live() (list []member) {

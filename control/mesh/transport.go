@@ -24,6 +24,10 @@ type transport struct {
 	stop    chan struct{}
 	once    sync.Once
 	wg      sync.WaitGroup
+
+	mu    sync.Mutex
+	joins string // whom a join dials, HOST:PORT
+	cause error  // why it could not: memberlist hands on the text alone
 }
 
 // greetPatience bounds how long a greeting may take.
@@ -108,8 +112,37 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
 }
 
+// joining runs a join of one address, and returns the error that dialling it ended with, where that is why it failed. One join at a time.
+func (t *transport) joining(addr string, join func() error) error {
+	note := func(addr string) error {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		cause := t.cause
+		t.joins, t.cause = addr, nil
+		return cause
+	}
+	_ = note(addr) // none is under way
+	err := join()
+	if cause := note(""); err != nil && cause != nil {
+		return cause
+	}
+	return err
+}
+
 // DialAddressTimeout implements memberlist.NodeAwareTransport. Who is not of this cluster is an error that says why.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	conn, err := t.dial(a, timeout)
+	if err != nil {
+		t.mu.Lock()
+		if a.Addr == t.joins {
+			t.cause = err
+		}
+		t.mu.Unlock()
+	}
+	return conn, err
+}
+
+func (t *transport) dial(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
 	conn, err := t.NodeAwareTransport.DialAddressTimeout(a, timeout)
 	if err != nil {
 		return nil, err

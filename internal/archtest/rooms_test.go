@@ -117,7 +117,7 @@ var (
 
 		// what one node does, and what other processes may ask of it
 		"api": {code: []string{"backend/status", "policy", "reach"}},
-		"node/daemon": {[]string{"backend", "backend/status", "catalog/mode", "control", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "node/verdict", "node/verdict/authz", "policy", "reach/bgp", "reach/link", "internal/txloss", "internal/wholefile",
+		"node/daemon": {[]string{"backend", "backend/status", "catalog/mode", "control", "control/mesh", "dataplane", "api", "internal/backoff", "insight/capture", "internal/config", "internal/ipnet", "hostnet/egress", "hostnet", "node/metrics", "node/pods", "node/pathmtu", "node/policies", "node/probe", "node/systemd", "node/verdict", "node/verdict/authz", "policy", "reach/bgp", "reach/link", "internal/txloss", "internal/wholefile",
 			"insight/filter", "insight/trace", "internal/wholefile", "packet", "golang.org/x/sync/errgroup", unix, zap}, []string{"catalog/mode"}},
 		"node/metrics":       {[]string{"api", "internal/scrape", "github.com/prometheus/client_golang/prometheus"}, []string{"policy", "reach", "github.com/prometheus/client_golang/prometheus/..."}}, // what is scraped: internal/scrape answers
 		"node/pods":          {code: []string{"node/probe", "internal/holder", "internal/plainfile", "internal/ipnet", "control", "api", "hostnet", nl, netns, unix, zap, "github.com/google/nftables/...", "go.etcd.io/bbolt/..."}, tests: []string{gopacket}},

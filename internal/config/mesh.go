@@ -28,6 +28,10 @@ func readJoin(c *Config, v strict.Value) {
 
 // WrongHost says what is wrong with a HOST or HOST:PORT to join, "" when nothing is.
 func WrongHost(s string) string {
+	wrong := fmt.Sprintf("%q is not a host: write a name or an address, with :PORT where it is not control.mesh.port, 192.0.2.1 or [2001:db8::1]:4786 say", s)
+	if strings.Contains(s, "/") { // a URL has what looks like a port
+		return wrong
+	}
 	name := s
 	if _, err := netip.ParseAddr(s); err == nil { // IPv6 has colons
 		return ""
@@ -41,8 +45,8 @@ func WrongHost(s string) string {
 		}
 		name = host
 	}
-	if name == "" || len(name) > 253 || strings.ContainsAny(name, "/:@[] \t") {
-		return fmt.Sprintf("%q is not a host: write a name or an address, with :PORT where it is not control.mesh.port, 192.0.2.1 or [2001:db8::1]:4786 say", s)
+	if name == "" || len(name) > 253 || strings.ContainsAny(name, ":@[] \t\n\"'{},") {
+		return wrong
 	}
 	return ""
 }

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"weft/catalog"
+	"weft/internal/config"
+)
+
+// weft join writes a file that a daemon takes, and never over another one.
+func TestJoin(t *testing.T) {
+	dir := t.TempDir()
+	secret, file := filepath.Join(dir, "password"), filepath.Join(dir, "etc", "weft.yaml")
+	join := func(words ...string) (string, int) {
+		_, stderr, code := weftMain(t.Context(), append([]string{"join", "--password-file", secret, "--config", file}, words...)...)
+		return stderr, code
+	}
+	refused := func(want string, words ...string) {
+		t.Helper()
+		if stderr, code := join(words...); code != exitUsage || !strings.Contains(stderr, want) {
+			t.Errorf("join %q: exit code %d, %s", words, code, stderr)
+		}
+	}
+	refused("write the cluster's password there", "192.0.2.1")
+	if err := os.WriteFile(secret, []byte("correct horse battery staple\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused(`"http://a" is not a host`, "http://a")
+	refused("is not a host", "a, b]")
+	refused("bits set behind its length", "a", "--network", "10.244.0.1/16")
+	refused("control.mesh.expect", "a", "--expect", "-1")
+	refused("encryption.cipher", "a", "--cipher", "rot13")
+	if _, err := os.Stat(file); err == nil {
+		t.Fatal("a file was written that was refused")
+	}
+
+	if stderr, code := join("192.0.2.1", "[2001:db8::1]:4785", "h.example", "--expect", "3", "--network", "10.9.0.0/16,fd09::/48"); code != exitDone {
+		t.Fatalf("exit code %d, %s", code, stderr)
+	}
+	c, err := config.Load(file, catalog.Built())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := c.Control.Mesh
+	if c.Control.Kind != "mesh" || strings.Join(m.Join, " ") != "192.0.2.1 [2001:db8::1]:4785 h.example" || m.Expect != 3 || len(c.Network.Prefixes) != 2 ||
+		c.Encryption.PSKFile != secret || c.Encryption.Cipher != "auto" {
+		t.Errorf("%+v", c)
+	}
+	refused("exists, and stays as it is", "192.0.2.1")
+
+	file = filepath.Join(dir, "first.yaml")
+	if stderr, code := join(); code != exitDone {
+		t.Fatalf("exit code %d, %s", code, stderr)
+	}
+	if c, err = config.Load(file, catalog.Built()); err != nil || len(c.Control.Mesh.Join) != 0 {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
