@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"encoding/binary"
 	"hash/fnv"
 	"net/netip"
@@ -11,8 +12,9 @@ import (
 // book is all records that this node knows, its own among them, and what has become of the others' nodes. It does no locking.
 type book struct {
 	entries map[id]*entry
-	gone    map[id]uint64 // forgotten: the Seq up to which a record does not count
-	stamp   uint64        // the highest of all records ever seen
+	signed  map[signature]id // whose newest record has it
+	gone    map[id]uint64    // forgotten: the Seq up to which a record does not count
+	stamp   uint64           // the highest of all records ever seen
 }
 
 type entry struct {
@@ -21,7 +23,9 @@ type entry struct {
 	silent time.Time // since when not; zero while live
 }
 
-func newBook() *book { return &book{entries: map[id]*entry{}, gone: map[id]uint64{}} }
+func newBook() *book {
+	return &book{entries: map[id]*entry{}, signed: map[signature]id{}, gone: map[id]uint64{}}
+}
 
 // mostGone bounds what is remembered of the forgotten.
 const mostGone = 4096
@@ -39,9 +43,28 @@ func (b *book) put(r *record, now time.Time) bool {
 		e = &entry{silent: now}
 		b.entries[r.id] = e
 	}
+	if e.record != nil {
+		delete(b.signed, e.signature())
+	}
 	e.record = r
+	b.signed[r.signature()] = r.id
 	b.stamp = max(b.stamp, r.stamp())
 	return true
+}
+
+// has says whether these very bytes are a record that is here: it was checked then, which costs more than all else that is done with it.
+func (b *book) has(raw []byte) bool {
+	if len(raw) < len(signature{}) {
+		return false
+	}
+	e := b.entries[b.signed[signature(raw)]]
+	return e != nil && bytes.Equal(e.raw, raw)
+}
+
+// drop takes a record out.
+func (b *book) drop(e *entry) {
+	delete(b.signed, e.signature())
+	delete(b.entries, e.id)
 }
 
 // forget drops what records say is forgotten, but never own, and nobody whom the mesh hears: the node itself is about to say more.
@@ -57,7 +80,7 @@ func (b *book) forget(own id) (changed bool) {
 	}
 	for who, seq := range b.gone {
 		if e := b.entries[who]; e != nil && e.Seq <= seq && who != own && !e.live {
-			delete(b.entries, who)
+			b.drop(e)
 			changed = true
 		}
 	}

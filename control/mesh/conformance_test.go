@@ -61,6 +61,7 @@ func (c *writtenCluster) Commit(nodes []control.Node) {
 	c.net.heal()
 	run := c.helper.running.get()
 	there := map[string]bool{}
+	var records []*record
 	for _, n := range nodes {
 		there[n.Name] = true
 		w := c.nodes[n.Name]
@@ -97,8 +98,9 @@ func (c *writtenCluster) Commit(nodes []control.Node) {
 		if err := r.sign(w.key); err != nil {
 			c.t.Fatal(err)
 		}
-		run.take([]*record{r}, !c.first)
+		records = append(records, r)
 	}
+	run.take(records, !c.first)
 	for name, w := range c.nodes {
 		if !there[name] && name != tested {
 			delete(c.nodes, name)

@@ -49,6 +49,11 @@ type forgotten struct {
 	Seq uint64 `json:"seq"`
 }
 
+// signature is the first bytes of a record.
+type signature [ed25519.SignatureSize]byte
+
+func (r *record) signature() signature { return signature(r.raw) }
+
 // id names an identity: the first bytes of its key's SHA-256.
 type id [8]byte
 

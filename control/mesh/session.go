@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	mrand "math/rand/v2"
 	"net/netip"
@@ -19,7 +20,7 @@ import (
 
 // Intervals of a session.
 const (
-	// gather is the least time between two States, so that a thousand nodes that join at once make few.
+	// gather is the least time between two States, or as long as three of them take to make, so that a thousand nodes that join at once make few.
 	gather = 50 * time.Millisecond
 	// lookAround is how often time itself may have changed something: claims that count by now, nodes that are silent too long.
 	lookAround = 500 * time.Millisecond
@@ -43,6 +44,7 @@ type session struct {
 	key    ed25519.PrivateKey
 	own    id
 
+	reading sync.Mutex    // one reads records at a time; before mu
 	changes chan struct{} // holds a token while something is to be looked at
 
 	mu        sync.Mutex // of all below
@@ -67,6 +69,8 @@ type session struct {
 	told      bool                       // the log has it
 	forgotten []forgotten                // by this node
 	stale     bool                       // the own record is to be made anew
+	stirred   bool                       // whom the mesh hears, or what is in the book, may be other than at the last walk
+	walked    time.Time                  // when each record was last looked at
 	double    string                     // why this node and another one are the same, "" = none
 	echoed    time.Time                  // when the own record last came from elsewhere
 
@@ -74,6 +78,7 @@ type session struct {
 	news      bool          // something has changed since the last State
 	last      control.State
 	lastAt    time.Time
+	lastCost  time.Duration // how long it took to make the last State
 	wrote     time.Time
 	confirmed time.Time
 }
@@ -146,7 +151,7 @@ func (s *session) run(ctx context.Context) error {
 			continue
 		case <-look.C:
 		case <-s.changes:
-			if wait := time.Until(s.lastAt.Add(gather)); wait > 0 {
+			if wait := time.Until(s.lastAt.Add(max(gather, 3*s.lastCost))); wait > 0 {
 				select {
 				case <-ctx.Done():
 					return nil
@@ -210,7 +215,7 @@ func (s *session) look() {
 	publish := false
 	if s.news || now.Sub(s.lastAt) >= lookLong {
 		state, publish = s.state(now)
-		s.lastAt, s.news = now, false
+		s.lastAt, s.lastCost, s.news = now, time.Since(now), false
 	}
 	s.mu.Unlock()
 	if publish {
@@ -223,6 +228,22 @@ func (s *session) lookAt(now time.Time) {
 	if s.gossip == nil {
 		return
 	}
+	if s.stirred || now.Sub(s.walked) >= lookAround {
+		s.stirred, s.walked = false, now
+		s.walk(now)
+	}
+	waiting := s.waiting
+	if s.claim(now) {
+		s.stale = true
+	}
+	s.news = s.news || s.stale || s.waiting != waiting
+	if s.stale {
+		s.say(now)
+	}
+}
+
+// walk looks at each record: whose node is heard by now, and who is to be forgotten.
+func (s *session) walk(now time.Time) {
 	live := map[id]bool{s.own: true}
 	for _, m := range s.gossip.live() {
 		if m.id != s.own {
@@ -239,14 +260,6 @@ func (s *session) lookAt(now time.Time) {
 	s.expire(now)
 	s.news = s.book.forget(s.own) || s.news
 	s.again()
-	waiting := s.waiting
-	if s.claim(now) {
-		s.stale = true
-	}
-	s.news = s.news || s.stale || s.waiting != waiting
-	if s.stale {
-		s.say(now)
-	}
 }
 
 // expire forgets who was silent for too long.
@@ -262,7 +275,7 @@ func (s *session) expire(now time.Time) {
 // drop forgets a record for good, and tells the others.
 func (s *session) drop(e *entry) {
 	s.book.gone[e.id] = max(s.book.gone[e.id], e.Seq)
-	delete(s.book.entries, e.id)
+	s.book.drop(e)
 	s.forgotten = append(s.forgotten, forgotten{e.id, e.Seq})
 	if over := len(s.forgotten) - mostForgotten; over > 0 {
 		s.forgotten = slices.Delete(s.forgotten, 0, over)
@@ -336,7 +349,12 @@ func (s *session) wake() {
 }
 
 // changed implements listener.
-func (s *session) changed() { s.wake() }
+func (s *session) changed() {
+	s.mu.Lock()
+	s.stirred = true
+	s.mu.Unlock()
+	s.wake()
+}
 
 // heard implements listener.
 func (s *session) heard(msg []byte) {
@@ -345,8 +363,7 @@ func (s *session) heard(msg []byte) {
 	}
 	switch msg[0] {
 	case kindRecords:
-		records, _ := decodeRecords(msg[1:]) // one that is wrong harms no other
-		s.take(records, len(records) == 1)
+		s.read(msg[1:])
 	case kindDigest:
 		if from, theirs, err := decodeDigest(msg[1:]); err == nil {
 			s.mu.Lock()
@@ -388,6 +405,22 @@ func (s *session) reply(to string, any bool, msg func() []byte) {
 	}
 }
 
+// readMost is how many records are read at a time.
+const readMost = 64
+
+// read takes the records of an R, without its first byte. What several tell at once, as they do after a join, is checked once: each part is in the book
+// before anybody reads on.
+func (s *session) read(in []byte) {
+	alone := len(in) >= 2 && len(in) == 2+int(binary.BigEndian.Uint16(in))
+	for len(in) > 0 {
+		s.reading.Lock()
+		var records []*record
+		records, in = decodeRecords(in, readMost, s.knows)
+		s.take(records, alone)
+		s.reading.Unlock()
+	}
+}
+
 // take puts records into the book. One that came alone is passed on: it is news that spreads.
 func (s *session) take(records []*record, passOn bool) {
 	s.mu.Lock()
@@ -406,9 +439,16 @@ func (s *session) take(records []*record, passOn bool) {
 		}
 	}
 	if news {
-		s.news = true
+		s.news, s.stirred = true, true
 		s.wake()
 	}
+}
+
+// knows says whether a record is in the book already, byte by byte.
+func (s *session) knows(raw []byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.book.has(raw)
 }
 
 // echo is a record of this node's own that came from elsewhere. One that it knows nothing of is of an earlier start, whose end was not written down, or
@@ -444,6 +484,5 @@ func (s *session) merge(all []byte) {
 	if len(all) == 0 || all[0] != kindRecords {
 		return
 	}
-	records, _ := decodeRecords(all[1:]) // one that is wrong harms no other
-	s.take(records, false)
+	s.read(all[1:])
 }

@@ -36,22 +36,23 @@ func encodeRecords(records []*record) []byte {
 	return out
 }
 
-// decodeRecords reads the records of an R, without its first byte. One that is wrong is left out; the error is the last one's.
-func decodeRecords(in []byte) (records []*record, err error) {
-	for len(in) > 0 {
+// decodeRecords reads some of the records of an R, without its first byte, and returns what is behind them. Those that are known are left out,
+// and so is what is wrong, for it harms no other.
+func decodeRecords(in []byte, most int, known func(raw []byte) bool) (records []*record, rest []byte) {
+	for range most {
 		if len(in) < 2 || len(in) < 2+int(binary.BigEndian.Uint16(in)) {
-			return records, errShort
+			return records, nil
 		}
 		raw := in[2 : 2+int(binary.BigEndian.Uint16(in))]
 		in = in[2+len(raw):]
-		r, wrong := decodeRecord(append([]byte(nil), raw...))
-		if wrong != nil {
-			err = wrong
+		if known(raw) {
 			continue
 		}
-		records = append(records, r)
+		if r, err := decodeRecord(append([]byte(nil), raw...)); err == nil {
+			records = append(records, r)
+		}
 	}
-	return records, err
+	return records, in
 }
 
 func header(kind byte, from string) []byte {
