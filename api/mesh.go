@@ -21,6 +21,8 @@ type Mesh struct {
 
 	RefusedPassword uint64 `json:"refused_password"` // packets and calls of those with another password
 	RefusedClock    uint64 `json:"refused_clock"`    // likewise, with a clock that is wrong
+	TxBytes         uint64 `json:"tx_bytes"`         // to other nodes, sealed, without the headers of IP, UDP and TCP
+	RxBytes         uint64 `json:"rx_bytes"`         // from others
 }
 
 // MeshNode is what is known of one node of a mesh.

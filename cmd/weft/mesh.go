@@ -23,7 +23,7 @@ import (
 // newMeshCommand is `weft mesh`.
 func newMeshCommand() *cobra.Command {
 	c := &cobra.Command{Use: "mesh", Short: "A cluster without a store (control.kind mesh)"}
-	c.AddCommand(newMeshStatusCommand())
+	c.AddCommand(newMeshStatusCommand(), newMeshTopologyCommand())
 	return c
 }
 

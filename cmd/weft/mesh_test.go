@@ -1,11 +1,13 @@
 package main
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"weft/api"
 	"weft/catalog"
 	"weft/internal/config"
 )
@@ -57,5 +59,37 @@ func TestJoin(t *testing.T) {
 	}
 	if c, err = config.Load(file, catalog.Built()); err != nil || len(c.Control.Mesh.Join) != 0 {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// weft mesh topology joins who is known with how it is reached, and draws it.
+func TestTopology(t *testing.T) {
+	at := func(i byte) netip.AddrPort { return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, i}), 4786) }
+	mesh := api.Mesh{Enabled: true, Node: "a", Nodes: []api.MeshNode{{Name: "a", Self: true, Live: true, Address: at(1)},
+		{Name: "b", Live: true, Address: at(2), Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}},
+		{Name: "c", Address: at(3), Prefixes: []netip.Prefix{netip.MustParsePrefix("10.244.3.0/24")}}, {Name: "d", Live: true, Address: at(4)}}}
+	topology := topologyOf(mesh, []api.Peer{{Node: "b", Way: "sealed:8473", State: "up", MTU: 1400, Session: &api.Session{Established: true}}, {Node: "c", Reason: "no answer"}})
+	var text strings.Builder
+	topology.print(&text)
+	for _, want := range []string{"a\tb\tyes\tsealed:8473 up\t-\tyes\t1400\t-", "a\tc\tno\tnone\t-\tno\t0\tno answer", "a\td\tyes\tnone\t-\tno\t0\tit has no prefix yet"} {
+		if !strings.Contains(text.String(), want+"\n") {
+			t.Errorf("no line %q in\n%s", want, text.String())
+		}
+	}
+	const picture = `graph mesh {
+	layout=circo
+	node [shape=box, fontname="sans-serif"]
+	edge [fontname="sans-serif", fontsize=10]
+	"a" [style=bold]
+	"b" [label="b\n10.244.2.0/24", style=solid]
+	"a" -- "b" [label="sealed:8473", style=solid, color=black]
+	"c" [label="c\n10.244.3.0/24", style=dashed]
+	"a" -- "c" [label="no answer", style=dashed, color=red]
+	"d" [label="d", style=solid]
+	"a" -- "d" [label="it has no prefix yet", style=solid, color=red]
+}
+`
+	if got := topology.dot(); got != picture {
+		t.Errorf("drawn as\n%s", got)
 	}
 }

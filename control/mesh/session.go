@@ -44,6 +44,7 @@ type session struct {
 	key    ed25519.PrivateKey
 	own    id
 
+	traffic traffic       // since Run
 	reading sync.Mutex    // one reads records at a time; before mu
 	changes chan struct{} // holds a token while something is to be looked at
 
@@ -195,7 +196,7 @@ func (s *session) open() error {
 	boot := make([]byte, 4)
 	rand.Read(boot) // never fails
 	s.name, s.at, s.opened, s.stale = memberName(s.own, boot), at, "", true
-	t := newTransport(under, s.sealer, at, s.refused)
+	t := newTransport(under, s.sealer, &s.traffic, at, s.refused)
 	s.mu.Unlock()
 	g, err := openGossip(s.name, t, s)
 	s.mu.Lock()

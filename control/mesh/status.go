@@ -74,6 +74,8 @@ type Status struct {
 	Reason  string         // why it is not in the mesh, "" = it is
 	Nodes   []NodeStatus   // all, by name
 	Refused [2]uint64      // packets and calls of strangers: by password, by clock
+
+	Sent, Received uint64 // bytes, since Run
 }
 
 // NodeStatus is what is known of one.
@@ -97,7 +99,8 @@ func (s *Source) Status() (Status, error) {
 	}
 	run.mu.Lock()
 	defer run.mu.Unlock()
-	st := Status{Node: run.self.Name, Address: run.at, Expect: s.set.Expect, Waiting: run.waiting, Reason: run.opened, Refused: run.strangers.total}
+	st := Status{Node: run.self.Name, Address: run.at, Expect: s.set.Expect, Waiting: run.waiting, Reason: run.opened, Refused: run.strangers.total,
+		Sent: run.traffic.sent.Load(), Received: run.traffic.received.Load()}
 	for who, e := range run.book.entries {
 		n := NodeStatus{Name: e.Name, ID: who.String(), Self: who == run.own, Live: e.live, Silent: e.silent, Address: e.Gossip, Seq: e.Seq, Prefixes: e.prefixes}
 		for _, c := range e.Claims {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -16,6 +17,7 @@ import (
 type transport struct {
 	memberlist.NodeAwareTransport // the network itself
 	sealer                        *sealer
+	traffic                       *traffic
 	advertise                     netip.AddrPort
 	refused                       func(from string, why error) // told of each stranger; must not block
 
@@ -33,8 +35,29 @@ type transport struct {
 // greetPatience bounds how long a greeting may take.
 const greetPatience = 5 * time.Second
 
-func newTransport(under memberlist.NodeAwareTransport, s *sealer, advertise netip.AddrPort, refused func(string, error)) *transport {
-	t := &transport{NodeAwareTransport: under, sealer: s, advertise: advertise, refused: refused,
+// traffic counts bytes, sealed as they go over the wire, of packets and streams together, without what is around them of IP, UDP and TCP.
+type traffic struct{ sent, received atomic.Uint64 }
+
+// counted is a connection whose bytes are counted.
+type counted struct {
+	net.Conn
+	*traffic
+}
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.received.Add(uint64(n))
+	return n, err
+}
+
+func (c counted) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.sent.Add(uint64(n))
+	return n, err
+}
+
+func newTransport(under memberlist.NodeAwareTransport, s *sealer, count *traffic, advertise netip.AddrPort, refused func(string, error)) *transport {
+	t := &transport{NodeAwareTransport: under, sealer: s, traffic: count, advertise: advertise, refused: refused,
 		packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), stop: make(chan struct{})}
 	t.wg.Go(t.open)
 	return t
@@ -45,6 +68,7 @@ func (t *transport) open() {
 	for {
 		select {
 		case p := <-t.NodeAwareTransport.PacketCh():
+			t.traffic.received.Add(uint64(len(p.Buf)))
 			plain, _, err := t.sealer.open(p.Buf)
 			if err != nil || len(plain) == 0 {
 				t.refused(p.From.String(), errOr(err, errPassword))
@@ -71,7 +95,7 @@ func errOr(err, other error) error {
 }
 
 func (t *transport) greet(conn net.Conn) {
-	sealed, err := t.sealer.answer(conn, greetPatience)
+	sealed, err := t.sealer.answer(counted{conn, t.traffic}, greetPatience)
 	if err != nil {
 		if wrong := (clockError{}); errors.Is(err, errPassword) || errors.As(err, &wrong) {
 			t.refused(conn.RemoteAddr().String(), err)
@@ -97,14 +121,21 @@ func (t *transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 // StreamCh implements memberlist.Transport.
 func (t *transport) StreamCh() <-chan net.Conn { return t.streams }
 
+// seal makes a packet that is about to be sent.
+func (t *transport) seal(b []byte) []byte {
+	packet := t.sealer.seal(b)
+	t.traffic.sent.Add(uint64(len(packet)))
+	return packet
+}
+
 // WriteTo implements memberlist.Transport.
 func (t *transport) WriteTo(b []byte, addr string) (time.Time, error) {
-	return t.NodeAwareTransport.WriteTo(t.sealer.seal(b), addr)
+	return t.NodeAwareTransport.WriteTo(t.seal(b), addr)
 }
 
 // WriteToAddress implements memberlist.NodeAwareTransport.
 func (t *transport) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
-	return t.NodeAwareTransport.WriteToAddress(t.sealer.seal(b), a)
+	return t.NodeAwareTransport.WriteToAddress(t.seal(b), a)
 }
 
 // DialTimeout implements memberlist.Transport.
@@ -147,7 +178,7 @@ func (t *transport) dial(a memberlist.Address, timeout time.Duration) (net.Conn,
 	if err != nil {
 		return nil, err
 	}
-	sealed, err := t.sealer.call(conn, min(timeout, greetPatience))
+	sealed, err := t.sealer.call(counted{conn, t.traffic}, min(timeout, greetPatience))
 	if err != nil {
 		_ = conn.Close() // nothing was said on it
 		return nil, err

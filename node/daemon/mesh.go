@@ -22,6 +22,7 @@ func (d *Daemon) Mesh() api.Mesh {
 		return m
 	}
 	m.Address, m.Known, m.Live, m.Waiting, m.Reason = s.Address, s.Known, s.Live, s.Waiting, s.Reason
+	m.TxBytes, m.RxBytes = s.Sent, s.Received
 	m.RefusedPassword, m.RefusedClock = s.Refused[0], s.Refused[1]
 	for _, n := range s.Nodes {
 		told := api.MeshNode{Name: n.Name, ID: n.ID, Self: n.Self, Live: n.Live, Address: n.Address, Record: n.Seq, Prefixes: n.Prefixes, Claims: n.Claims}

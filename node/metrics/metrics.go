@@ -53,6 +53,7 @@ type describe struct {
 	pods, podDrops                                                              *description
 	policies, policyEnded, policyDenied, policyCounted                          *description
 	bgpUp, bgpReceived, bgpAdvertised, bgpRoutes, bgpRefused                    *description
+	meshNodes, meshLive, meshHeard, meshWaiting, meshBytes, meshRefused         *description
 }
 
 func newCollector(d api.Daemon, p Pods) *collector {
@@ -116,6 +117,13 @@ func newCollector(d api.Daemon, p Pods) *collector {
 		bgpAdvertised: gauge("bgp_advertised_prefixes", "Prefixes that the peer is told of.", "peer", "node"),
 		bgpRoutes:     gauge("bgp_routes", "Prefixes whose next hops are learnt by BGP."),
 		bgpRefused:    gauge("bgp_refused_prefixes", "Prefixes that peers tell of and that are not believed; weft bgp routes names the first 1000."),
+
+		meshNodes:   gauge("mesh_nodes", "Nodes that are known of the mesh, this one included; absent where control.kind is another one."),
+		meshLive:    gauge("mesh_live_nodes", "Nodes among them that are heard, this one included."),
+		meshHeard:   gauge("mesh_node_live", "1 while the node is heard, 0 while it is known and silent.", "peer"),
+		meshWaiting: gauge("mesh_waiting", "1 while this node is not in the mesh, or has no prefix yet; weft mesh status says why."),
+		meshBytes:   count("mesh_bytes_total", "Bytes that nodes of the mesh told each other, sealed, without headers of IP, UDP and TCP.", "direction"),
+		meshRefused: count("mesh_refused_total", "Packets and calls that were not taken: of another password, or of a clock that is wrong.", "reason"),
 	}
 	return c
 }
@@ -171,6 +179,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	if b, ok := c.daemon.(api.Speaker); ok {
 		s.bgp(b.BGP())
 	}
+	if m, ok := c.daemon.(api.Mesher); ok {
+		s.mesh(m.Mesh())
+	}
 	pods, err := c.pods.Pods()
 	if err != nil {
 		return // the log and `weft pods` say so
@@ -207,6 +218,28 @@ func (s answer) bgp(b api.BGP) {
 	}
 	s.send(s.bgpRoutes, float64(len(b.Routes)))
 	s.send(s.bgpRefused, float64(len(b.Refused)+b.RefusedMore))
+}
+
+func (s answer) mesh(m api.Mesh) {
+	if !m.Enabled {
+		return
+	}
+	s.send(s.meshNodes, float64(m.Known))
+	s.send(s.meshLive, float64(m.Live))
+	s.send(s.meshWaiting, truth(m.Waiting != "" || m.Reason != ""))
+	heard := map[string]bool{} // of two nodes with one name, any
+	for _, n := range m.Nodes {
+		if !n.Self {
+			heard[n.Name] = heard[n.Name] || n.Live
+		}
+	}
+	for name, live := range heard {
+		s.send(s.meshHeard, truth(live), name)
+	}
+	s.send(s.meshBytes, float64(m.TxBytes), "out")
+	s.send(s.meshBytes, float64(m.RxBytes), "in")
+	s.send(s.meshRefused, float64(m.RefusedPassword), "password")
+	s.send(s.meshRefused, float64(m.RefusedClock), "clock")
 }
 
 func (s answer) status(v api.Status) {

@@ -34,6 +34,7 @@ type watched struct {
 
 	policies api.Policies
 	bgp      api.BGP
+	mesh     api.Mesh
 }
 
 func (w watched) Status() api.Status             { return w.status }
@@ -46,6 +47,9 @@ func (w watched) Explain(_, _, _ string) ([]policy.Explained, error) { return ni
 
 func (w watched) BGP() api.BGP     { return w.bgp }
 func (w watched) Drain(bool) error { return nil }
+
+func (w watched) Mesh() api.Mesh                                { return w.mesh }
+func (watched) Forget(context.Context, api.ForgetRequest) error { return nil }
 
 func (w watched) Pods() ([]api.Pod, error) { return w.pods, nil }
 
@@ -68,6 +72,8 @@ func full() watched {
 			Counted: []api.PolicyCounted{{What: "would-deny", Tier: "security", Policy: "q", Rule: "egress[1]", Packets: 43}}},
 		bgp: api.BGP{Enabled: true, Sessions: []reach.Session{{Peer: netip.MustParseAddr("192.0.2.2"), Node: "b", Up: true, Received: 45, Advertised: 46}},
 			Routes: make([]reach.Route, 47), Refused: make([]reach.Refused, 8), RefusedMore: 40},
+		mesh: api.Mesh{Enabled: true, Known: 3, Live: 2, Waiting: "x", RefusedPassword: 51, RefusedClock: 52, TxBytes: 53, RxBytes: 54,
+			Nodes: []api.MeshNode{{Name: "a", Self: true, Live: true}, {Name: "b", Live: true}, {Name: "b"}, {Name: "c"}}},
 		pods: []api.Pod{{HostInterface: "weft0123456789a", PodNamespace: "default", PodName: "web", Drops: map[string]uint64{"wrong-source": 40}}, {HostInterface: "weft0123456789b"}},
 	}
 }
@@ -114,6 +120,15 @@ weft_lane_received_packets_total{lane="out/0"} 32
 weft_lane_seconds_total{lane="out/0"} 2
 weft_lane_sent_packets_total{lane="out/0"} 34
 weft_lane_waited_seconds_total{lane="out/0"} 1.5
+weft_mesh_bytes_total{direction="in"} 54
+weft_mesh_bytes_total{direction="out"} 53
+weft_mesh_live_nodes 2
+weft_mesh_node_live{peer="b"} 1
+weft_mesh_node_live{peer="c"} 0
+weft_mesh_nodes 3
+weft_mesh_refused_total{reason="clock"} 52
+weft_mesh_refused_total{reason="password"} 51
+weft_mesh_waiting 1
 weft_nodes 2
 weft_peer_bytes_total{direction="in",peer="b"} 1.152921504606847e+18
 weft_peer_bytes_total{direction="out",peer="b"} 22
