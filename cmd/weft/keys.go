@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"io"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 
@@ -12,13 +14,19 @@ import (
 // newKeysCommand is `weft keys`.
 func newKeysCommand() *cobra.Command {
 	c := &cobra.Command{Use: "keys", Short: "This node's keys for sealed traffic"}
-	c.AddCommand(
-		newKeyCommand("gen", "Make this node's private key and print the public one",
+	keep := false
+	gen := newKeyCommand("gen", "Make this node's private key and print the public one",
 			`Make a private key in a new file of mode 0600 and print the public key, which goes into the list of
 nodes as public_key. An existing file is never overwritten. With encryption.psk_file on all nodes, and no
-public keys published, no keys need to be made: they follow from the password and the nodes' names.`, catalog.GenerateKey),
-		newKeyCommand("show", "Print this node's public key", "Print the public key of a private key file.", catalog.ShowKey),
-	)
+public keys published, no keys need to be made: they follow from the password and the nodes' names.`, func(file string) (string, error) {
+			public, err := catalog.GenerateKey(file)
+			if keep && errors.Is(err, fs.ErrExist) {
+				return catalog.ShowKey(file)
+			}
+			return public, err
+		})
+	gen.Flags().BoolVar(&keep, "if-missing", false, "where the file exists, print the public key of what is in it")
+	c.AddCommand(gen, newKeyCommand("show", "Print this node's public key", "Print the public key of a private key file.", catalog.ShowKey))
 	return c
 }
 

@@ -2,7 +2,7 @@
 //
 //	box                          wait to be ended: the sandbox
 //	box serve NAME               answer: HTTP on 8080 with NAME, or on /from with the client's address; echo on TCP 8081 and UDP 8082
-//	box get URL [COUNT]          the answers and how often each came; fails where one did not come
+//	box get URL [COUNT [SECONDS]]  the answers and how often each came; fails where one did not come in time (5 s)
 //	box udp ADDRESS SECONDS PPS  packets there and back: how many were lost, and the longest gap
 //	box tcp ADDRESS SECONDS MS   round trips on one connection: how often it broke, and the longest of them
 //	box dns SERVER NAME TYPE     ask a name server by "udp" or "tcp", TYPE ip4 or ip6: box dns udp:10.96.0.10:53 kubernetes.default.svc.cluster.local ip4
@@ -10,6 +10,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -37,7 +38,7 @@ func main() {
 	case "serve":
 		err = serve(args[1])
 	case "get":
-		err = get(args[1], max(1, number(args[2])))
+		err = get(args[1], max(1, number(args[2])), time.Duration(cmp.Or(number(args[3]), 5))*time.Second)
 	case "udp":
 		err = udp(args[1], number(args[2]), number(args[3]))
 	case "tcp":
@@ -94,11 +95,11 @@ func serve(name string) error {
 	}))
 }
 
-func get(url string, count int) error {
+func get(url string, count int, patience time.Duration) error {
 	answers := map[string]int{}
 	var failed error
 	for range count {
-		c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		c := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 		r, err := c.Get(url)
 		if err != nil {
 			failed = err

@@ -55,7 +55,7 @@ func LoadKey(file string) (private [32]byte, err error) {
 	return private, nil
 }
 
-// GenerateKey makes a private key and writes it to a file of mode 0600 that must not exist yet.
+// GenerateKey makes a private key and writes it to a file of mode 0600 that must not exist yet (fs.ErrExist).
 func GenerateKey(file string) (private [32]byte, err error) {
 	k, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
@@ -67,7 +67,7 @@ func GenerateKey(file string) (private [32]byte, err error) {
 	}
 	err = wholefile.Create(file, 0o600, []byte(EncodeKey(private)+"\n"))
 	if errors.Is(err, fs.ErrExist) {
-		return private, fmt.Errorf("sealed: %s exists: a new key would make this node a stranger to the others: remove the file first if that is wanted", file)
+		return private, fmt.Errorf("sealed: %s: %w: a new key would make this node a stranger to the others: remove the file first if that is wanted", file, fs.ErrExist)
 	} else if err != nil {
 		return private, fmt.Errorf("sealed: %w", err)
 	}
