@@ -66,7 +66,7 @@ costs hosts and network.`,
 	flags.IntVar(&f.plan.Repeat, "repeat", 5, "measured rounds")
 	flags.IntVar(&f.plan.Warmup, "warmup", 1, "rounds before them, dropped")
 	flags.IntVar(&f.family, "family", 0, "IP version of tests that do not say their own, 4 or 6; 0 = that of the first host's address")
-	flags.StringVar(&f.plan.Congestion, "congestion", "cubic", "TCP congestion control")
+	flags.StringVar(&f.plan.Congestion, "congestion", "cubic", "TCP congestion control; host = what each host uses for its own, all that agents without rights may on some hosts")
 	flags.BoolVar(&f.dry, "dry-run", false, "say what would be sent, by whom to whom, and for how long; connect to nobody")
 	flags.StringVar(&f.json, "json", "", "write the result to this file")
 	flags.StringVar(&f.out, "out", "", "write report.html, result.json, result.csv and table.txt to this folder")

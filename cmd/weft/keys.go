@@ -16,7 +16,7 @@ func newKeysCommand() *cobra.Command {
 	c := &cobra.Command{Use: "keys", Short: "This node's keys for sealed traffic"}
 	keep := false
 	gen := newKeyCommand("gen", "Make this node's private key and print the public one",
-			`Make a private key in a new file of mode 0600 and print the public key, which goes into the list of
+		`Make a private key in a new file of mode 0600 and print the public key, which goes into the list of
 nodes as public_key. An existing file is never overwritten. With encryption.psk_file on all nodes, and no
 public keys published, no keys need to be made: they follow from the password and the nodes' names.`, func(file string) (string, error) {
 			public, err := catalog.GenerateKey(file)

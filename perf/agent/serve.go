@@ -180,7 +180,7 @@ func addresses() ([]netip.Addr, error) {
 func (a *agent) welcome() (*Welcome, error) {
 	name, err := os.Hostname()
 	list, aerr := addresses()
-	host := machine.Fingerprint(a.Version, "")
+	host := machine.Fingerprint(a.Version, probe.OwnCongestion())
 	return &Welcome{Name: name, Host: host, Addresses: list, Limit: a.Limit, Longest: a.Longest, Cores: a.Cores, Ports: [2]uint16{a.Data, a.Data + 1}},
 		errors.Join(err, aerr)
 }

@@ -11,8 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// HostCongestion, as the name of a TCP congestion control, leaves each end what its host uses for its own connections. Any other has to be root's
+// to choose, or one of net.ipv4.tcp_allowed_congestion_control.
+const HostCongestion = "host"
+
+// OwnCongestion is the TCP congestion control that this host uses for its own connections; "" where the kernel does not say.
+func OwnCongestion() string {
+	name, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	return strings.TrimSpace(string(name))
+}
+
 // Congestion says why this kernel has no TCP congestion control of a name; nil = it has.
 func Congestion(name string) error {
+	if name == HostCongestion {
+		return nil
+	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
 		return fmt.Errorf("open a TCP socket: %w", err)
@@ -29,6 +42,9 @@ func Congestion(name string) error {
 // registered says why a TCP congestion control may not be asked for at the other end's word: to ask the kernel for one that it does
 // not have would load a module.
 func registered(name string) error {
+	if name == HostCongestion {
+		return nil
+	}
 	const file = "/proc/sys/net/ipv4/tcp_available_congestion_control"
 	has, err := os.ReadFile(file)
 	if err != nil {

@@ -16,6 +16,18 @@ func TestCongestion(t *testing.T) {
 	}
 }
 
+// TestHostCongestion: whatever the host uses for its own is what connections have, and the result says which that is.
+func TestHostCongestion(t *testing.T) {
+	if err := Congestion(HostCongestion); err != nil {
+		t.Error(err)
+	}
+	at := keyed(t, make([]byte, KeySize), Limit{})
+	r, err := Run(t.Context(), Spec{Test: "tcp-rr", Target: at, Duration: 50 * time.Millisecond, Key: make([]byte, KeySize), Congestion: HostCongestion})
+	if err != nil || r.Congestion != OwnCongestion() {
+		t.Errorf("congestion control %q, want %q: %v", r.Congestion, OwnCongestion(), err)
+	}
+}
+
 // TestForeignCongestion: either end refuses, before it asks the kernel, what the kernel has not got: asked for, it would load a module.
 func TestForeignCongestion(t *testing.T) {
 	at := keyed(t, make([]byte, KeySize), Limit{})

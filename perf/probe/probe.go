@@ -27,7 +27,7 @@ type Spec struct {
 	Params     Params         // missing ones mean their defaults
 	Target     netip.AddrPort // a server's control address
 	Duration   time.Duration  // of the traffic; a search has to fit into it
-	Congestion string         // TCP congestion control; "" = cubic
+	Congestion string         // TCP congestion control, or HostCongestion; "" = cubic
 
 	Source netip.Addr // where to send from; the zero Addr = as the system chooses
 	Key    []byte     // that the server must have, too; nil = a server without one

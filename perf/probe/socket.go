@@ -122,9 +122,14 @@ func tcpOptions(congestion string) func(string, string, syscall.RawConn) error {
 			if err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 				return
 			}
-			err = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, congestion)
-			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPERM) {
+			if congestion == HostCongestion {
+				return
+			}
+			switch err = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, congestion); {
+			case errors.Is(err, unix.ENOENT):
 				err = fmt.Errorf("TCP congestion control %q: %w: choose one of net.ipv4.tcp_available_congestion_control", congestion, err)
+			case errors.Is(err, unix.EPERM):
+				err = fmt.Errorf("TCP congestion control %q: %w: without CAP_NET_ADMIN choose one of net.ipv4.tcp_allowed_congestion_control, or %q for what the host uses", congestion, err, HostCongestion)
 			}
 		}); cerr != nil {
 			return cerr

@@ -176,7 +176,10 @@ func (h *hosts) Hosts() []result.Host {
 	var list []result.Host
 	for _, e := range h.ends {
 		host := e.welcome.Host
-		host.Name, host.TCPCongestion = e.Name, h.plan.Congestion
+		host.Name = e.Name
+		if h.plan.Congestion != probe.HostCongestion {
+			host.TCPCongestion = h.plan.Congestion
+		}
 		list = append(list, host)
 	}
 	return list
