@@ -30,6 +30,7 @@ func TestMan(t *testing.T) {
 		}
 		want = append(want, strings.ReplaceAll(c.CommandPath(), " ", "-")+".1")
 	})
+	var files []string
 	for _, page := range want {
 		text, err := os.ReadFile(filepath.Join(dir, page))
 		if err != nil {
@@ -39,13 +40,23 @@ func TestMan(t *testing.T) {
 		if !strings.Contains(string(text), `"Jan 2026"`) {
 			t.Errorf("%s: no date in %.200s", page, text)
 		}
-		cmd := exec.Command("man", "--warnings", "-E", "UTF-8", "-l", filepath.Join(dir, page))
+		files = append(files, filepath.Join(dir, page))
+	}
+	// All pages at once, as man has them read one by one.
+	for _, c := range []struct {
+		command []string
+		pages   int
+	}{
+		{append([]string{"groff", "-mandoc", "-ww", "-Kutf8", "-Tutf8", "-P-cbou"}, files...), len(files)},
+		{[]string{"man", "--warnings", "-E", "UTF-8", "-l", files[0]}, 1},
+	} {
+		cmd := exec.Command(c.command[0], c.command[1:]...)
 		cmd.Env = append(os.Environ(), "MANWIDTH=100", "LC_ALL=C.UTF-8")
 		var complaints strings.Builder
 		cmd.Stderr = &complaints
 		shown, err := cmd.Output()
-		if err != nil || complaints.Len() > 0 || !strings.Contains(string(shown), "SYNOPSIS") {
-			t.Errorf("%s: %v\n%s\n%s", page, err, complaints.String(), shown)
+		if err != nil || complaints.Len() > 0 || strings.Count(string(shown), "SYNOPSIS") < c.pages {
+			t.Errorf("%s: %v\n%s\n%.2000s", c.command[0], err, complaints.String(), shown)
 		}
 	}
 	made, err := filepath.Glob(filepath.Join(dir, "*"))

@@ -29,9 +29,6 @@ func rounds() int {
 // nothing is lost any more.
 func TestKilledUnderTraffic(t *testing.T) {
 	each(t, func(t *testing.T, mode string, family int) {
-		if rounds() == 1 && family == 6 {
-			return // in test-long
-		}
 		c := up(t, mode, family, nettest.ClusterOptions{})
 		a, b := c.Nodes[0], c.Nodes[1]
 		before := map[string]string{a.Name: kernelObjects(t, a), b.Name: kernelObjects(t, b)}
@@ -62,9 +59,6 @@ func TestKilledUnderTraffic(t *testing.T) {
 // lanes hold is right.
 func TestFlapsUnderTraffic(t *testing.T) {
 	each(t, func(t *testing.T, mode string, family int) {
-		if rounds() == 1 && family == 6 {
-			return // in test-long
-		}
 		c := up(t, mode, family, nettest.ClusterOptions{Nodes: 3})
 		a, b := c.Nodes[0], c.Nodes[1]
 		before := kernelObjects(t, a)

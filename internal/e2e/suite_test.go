@@ -22,33 +22,25 @@ import (
 	"weft/internal/nettest"
 )
 
-// each runs a test over every mode and both underlay families.
+// each runs a test over every mode, on an underlay of one family: every mode meets both, in tests that take turns. With
+// WEFT_TEST_FAMILIES=both (scripts/test-long) every test does.
 func each(t *testing.T, test func(t *testing.T, mode string, family int)) {
 	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
-	for _, m := range catalog.Modes {
-		for _, family := range []int{4, 6} {
-			if alone := mixed(m); alone != 0 && family != alone && os.Getenv("WEFT_TEST_LONG") == "" {
-				continue // both ports have shown the other family in modes of their own
-			}
+	for i, m := range catalog.Modes {
+		families := []int{4, 6}
+		if os.Getenv("WEFT_TEST_FAMILIES") != "both" {
+			turn := (i + len(t.Name())) % 2
+			families = families[turn : turn+1]
+		}
+		for _, family := range families {
 			t.Run(fmt.Sprintf("%s/underlay%d", m.Name, family), func(t *testing.T) {
 				t.Parallel() // mostly waiting, each in namespaces of its own
 				test(t, m.Name, family)
 			})
 		}
 	}
-}
-
-// mixed is a family of the underlay for a mode with AF_XDP on one side only, and 0 for others.
-func mixed(m catalog.Mode) int {
-	switch {
-	case m.Inside == m.Outside || !m.Uses(mode.AFXDP):
-		return 0
-	case m.Inside == mode.AFXDP:
-		return 4
-	}
-	return 6
 }
 
 // known is what the list of modes says.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -88,7 +89,8 @@ func (c *client) listen() {
 		if err == nil && m.Type == msgError {
 			err = fmt.Errorf("the server refused: %s", m.Error)
 		}
-		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+		// Reset: it hung up with something of ours unread.
+		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) {
 			err = errors.New("the server ended the control connection: did it stop?")
 		}
 		if err != nil {
