@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	mrand "math/rand/v2"
 	"net"
 	"net/netip"
@@ -161,11 +162,13 @@ const (
 	askMost  = 32
 )
 
-// ask finds out who is there by this node's own ear, as long as it has something to claim: the majority that it needs is of those who answer it.
+// ask finds out who is there by this node's own ear, as long as it has something to claim: the majority that it needs is of those who answer it. Who has
+// answered just now is not asked again.
 func (s *session) ask(ctx context.Context) {
 	for backoff.Sleep(ctx, askEvery) {
 		s.mu.Lock()
 		g, needed := s.gossip, s.waiting != "" || len(s.held) > 0
+		answered := maps.Clone(s.answered)
 		s.mu.Unlock()
 		if g == nil || !needed {
 			continue
@@ -173,6 +176,9 @@ func (s *session) ask(ctx context.Context) {
 		var wg sync.WaitGroup
 		tokens := make(chan struct{}, askMost)
 		for _, m := range g.live() {
+			if time.Since(answered[m.id]) < answerTime/2 {
+				continue
+			}
 			tokens <- struct{}{}
 			wg.Go(func() {
 				defer func() { <-tokens }()

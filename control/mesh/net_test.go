@@ -43,6 +43,19 @@ func (n *simNet) heal() {
 	n.cut = nil
 }
 
+func (n *simNet) count(size int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.bytes += size
+}
+
+// sent is how many bytes were sent so far, of packets and streams.
+func (n *simNet) sent() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.bytes
+}
+
 // reach returns the host at an address that from can reach.
 func (n *simNet) reach(from *simHost, to string, size int) *simHost {
 	n.mu.Lock()
@@ -101,11 +114,11 @@ func (h *simHost) DialTimeout(to string, _ time.Duration) (net.Conn, error) {
 	}
 	near, far := net.Pipe()
 	select {
-	case other.streams <- simConn{far, h.at}:
+	case other.streams <- simConn{far, h.at, h.net}:
 	default:
 		return nil, errNoHost
 	}
-	return simConn{near, other.at}, nil
+	return simConn{near, other.at, h.net}, nil
 }
 
 func (h *simHost) DialAddressTimeout(a memberlist.Address, d time.Duration) (net.Conn, error) {
@@ -124,6 +137,12 @@ func (h *simHost) Shutdown() error {
 type simConn struct {
 	net.Conn
 	from netip.AddrPort
+	net  *simNet
+}
+
+func (c simConn) Write(b []byte) (int, error) {
+	c.net.count(len(b))
+	return c.Conn.Write(b)
 }
 
 func (c simConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.from) }
@@ -140,6 +159,8 @@ type simNode struct {
 	addr   netip.Addr
 	cancel context.CancelFunc
 	done   chan error
+
+	lastOnly bool // of what is published
 
 	mu     sync.Mutex
 	states []control.State // published, the newest last
@@ -168,6 +189,9 @@ func (n *simNode) start() *simNode {
 		n.done <- n.Source.Run(ctx, func(s control.State) {
 			n.mu.Lock()
 			defer n.mu.Unlock()
+			if n.lastOnly {
+				n.states = n.states[:0]
+			}
 			n.states = append(n.states, s)
 		})
 	}()
