@@ -46,12 +46,12 @@ func TestMesh(t *testing.T) {
 				}
 				return errors.Join(errs...)
 			})
-			m := &meshPods{cluster: c, addrs: map[string][]netip.Addr{}, pods: map[string]*nettest.NS{}}
+			m := &meshPods{cluster: c}
 			for _, n := range c.Nodes {
 				c.ready(n)
-				m.attach(n)
+				m.attach(n, "first")
 			}
-			m.reach("after the start")
+			m.reach("after the start", c.Nodes)
 			a, b, last := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 			for _, n := range c.Nodes {
 				for _, p := range c.peers(n) {
@@ -65,14 +65,14 @@ func TestMesh(t *testing.T) {
 			c.stop(last, syscall.SIGKILL)
 			c.eventually("the others miss it", func() error { return errors.Join(c.meshed(a, 3, 2), c.meshed(b, 3, 2)) })
 			if kernelForwards(mode) {
-				m.reach("while a daemon is away")
+				m.reach("while a daemon is away", c.Nodes)
 			}
 			c.start(last)
 			c.ready(last)
 			if now := m.prefixes(last); len(had) != 2 || !slices.Equal(now, had) {
 				t.Errorf("%s had %v, and has %v after a restart", last.Name, had, now)
 			}
-			m.reach("after a restart")
+			m.reach("after a restart", c.Nodes)
 			c.eventually("all hear it again", func() error { return errors.Join(c.meshed(a, 3, 3), c.meshed(b, 3, 3)) })
 
 			if !long() {
@@ -100,6 +100,65 @@ func TestMesh(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMeshPartition: five nodes are cut into three and two. Pods that are attached meanwhile reach the others of their side, and when the cut is mended all pods
+// reach all; nothing is started again, and nobody's prefixes have changed.
+func TestMeshPartition(t *testing.T) {
+	if !long() {
+		t.Skip("it takes half a minute, and TestPartition in control/mesh cuts a mesh in memory: WEFT_TEST_LONG=1")
+	}
+	t.Parallel()
+	nettest.RequireRoot(t)
+	nettest.RequireTool(t, "ping", "nft")
+	c := prepare(t, "vxlan", 4, nettest.ClusterOptions{Nodes: 5})
+	c.password("none")
+	c.iface = c.Nodes[0].Iface // there is no default route to find it by
+	c.control = fmt.Sprintf("{kind: mesh, mesh: {join: [%q, %q], expect: 5}}", c.Nodes[0].Underlay[0], c.Nodes[4].Underlay[0])
+	c.startAll()
+	hear := func(what string, known int, sides ...[]*nettest.ClusterNode) {
+		t.Helper()
+		c.eventually(what, func() error {
+			var errs []error
+			for _, side := range sides {
+				for _, n := range side {
+					errs = append(errs, c.meshed(n, known, len(side)))
+				}
+			}
+			return errors.Join(errs...)
+		})
+	}
+	hear("all know and hear all", 5, c.Nodes)
+	m := &meshPods{cluster: c}
+	had := map[string][]netip.Prefix{}
+	for _, n := range c.Nodes {
+		c.ready(n)
+		m.attach(n, "first")
+		had[n.Name] = m.prefixes(n)
+	}
+	m.reach("after the start", c.Nodes)
+
+	large, small := c.Nodes[:3], c.Nodes[3:]
+	for _, n := range large {
+		n.NS.MustRun(t, "nft", fmt.Sprintf("add table inet cut; add chain inet cut in { type filter hook input priority 0; }; add rule inet cut in ip saddr { %v, %v } drop", small[0].Underlay[0], small[1].Underlay[0]))
+	}
+	hear("each side hears itself", 5, large, small)
+	for _, n := range c.Nodes {
+		m.attach(n, "second")
+	}
+	m.reach("on the side of three", large)
+	m.reach("on the side of two", small)
+	for _, n := range large {
+		n.NS.MustRun(t, "nft", "delete table inet cut")
+	}
+	hear("all hear all again", 5, c.Nodes)
+	m.reach("when the cut is mended", c.Nodes)
+	for _, n := range c.Nodes {
+		if now := m.prefixes(n); !slices.Equal(now, had[n.Name]) {
+			t.Errorf("%s had %v, and has %v", n.Name, had[n.Name], now)
+		}
+	}
+	t.Logf("%d pods of 5 nodes reach each other after a cut into 3 and 2", len(m.pods))
 }
 
 // TestMeshPassword: a node with another password is none of the cluster, harms nobody, and is told so in a plain sentence; so are the others.
@@ -157,37 +216,44 @@ func (c *cluster) meshed(n *nettest.ClusterNode, known, live int) error {
 // meshPods are pods that daemons attached, for which addresses nobody but the daemons knew beforehand.
 type meshPods struct {
 	*cluster
-	pods  map[string]*nettest.NS
-	addrs map[string][]netip.Addr
+	pods []meshPod
 }
 
-func (m *meshPods) attach(n *nettest.ClusterNode) {
+type meshPod struct {
+	name  string
+	node  *nettest.ClusterNode
+	ns    *nettest.NS
+	addrs []netip.Addr
+}
+
+func (m *meshPods) attach(n *nettest.ClusterNode, which string) {
 	m.t.Helper()
 	client := api.NewClient(m.path(n, "sock"))
 	defer client.Close()
-	pod := nettest.New(m.t.(*testing.T))
-	got, err := client.Attach(m.t.Context(), api.AttachRequest{ContainerID: "c" + n.Name, IfName: "eth0", Netns: pod.Path(), Network: "weft"})
+	pod := meshPod{name: which + " pod of " + n.Name, node: n, ns: nettest.New(m.t.(*testing.T))}
+	got, err := client.Attach(m.t.Context(), api.AttachRequest{ContainerID: which + n.Name, IfName: "eth0", Netns: pod.ns.Path(), Network: "weft"})
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	m.pods[n.Name] = pod
 	for _, ip := range got.IPs {
-		m.addrs[n.Name] = append(m.addrs[n.Name], ip.Address.Addr())
+		pod.addrs = append(pod.addrs, ip.Address.Addr())
 	}
-	if len(m.addrs[n.Name]) != 2 {
-		m.t.Errorf("%s gave its pod %v", n.Name, m.addrs[n.Name])
+	if len(pod.addrs) != 2 {
+		m.t.Errorf("the %s has %v", pod.name, pod.addrs)
 	}
+	m.pods = append(m.pods, pod)
 }
 
-// reach waits until all pods reach all others, over both inner families.
-func (m *meshPods) reach(when string) {
+// reach waits until all pods of some nodes reach all others of them, over both inner families.
+func (m *meshPods) reach(when string, nodes []*nettest.ClusterNode) {
 	m.t.Helper()
-	for from, pod := range m.pods {
-		for to, addrs := range m.addrs {
-			for _, a := range addrs {
-				if from != to {
-					m.eventually(fmt.Sprintf("%s: the pod of %s reaches %v", when, from, a), func() error { return ping(pod, a) })
-				}
+	for _, from := range m.pods {
+		for _, to := range m.pods {
+			if from.node == to.node || !slices.Contains(nodes, from.node) || !slices.Contains(nodes, to.node) {
+				continue
+			}
+			for _, a := range to.addrs {
+				m.eventually(fmt.Sprintf("%s: the %s reaches the %s at %v", when, from.name, to.name, a), func() error { return ping(from.ns, a) })
 			}
 		}
 	}
