@@ -54,6 +54,7 @@ type Session struct {
 	Told       bool   `json:"told"`       // the peer has told of all that it has (End-of-RIB, RFC 4724)
 	Received   uint64 `json:"received"`   // prefixes
 	Advertised uint64 `json:"advertised"` // prefixes
+	BFD        string `json:"bfd"`        // up, init, down, admin_down (RFC 5880); "" = the peer is not watched by it
 	Restarts   bool   `json:"restarts"`   // the peer keeps this node's prefixes while the daemon restarts, and the other way round
 }
 
@@ -106,7 +107,7 @@ func (l *Learnt) Equal(o *Learnt) bool {
 		return a.Prefix == b.Prefix && a.Node == b.Node && a.Path == b.Path && a.Stale == b.Stale && slices.Equal(a.Via, b.Via) && slices.Equal(a.From, b.From)
 	}
 	sessions := func(a, b Session) bool {
-		return a.Peer == b.Peer && a.Node == b.Node && a.Up == b.Up && a.Reason == b.Reason
+		return a.Peer == b.Peer && a.Node == b.Node && a.Up == b.Up && a.Reason == b.Reason && a.BFD == b.BFD
 	}
 	return l.Settled == o.Settled && l.Drained == o.Drained && slices.EqualFunc(l.Routes, o.Routes, same) && slices.EqualFunc(l.Sessions, o.Sessions, sessions) &&
 		slices.Equal(l.Refused, o.Refused) && l.RefusedMore == o.RefusedMore && slices.Equal(l.Problems, o.Problems)

@@ -139,7 +139,7 @@ func printBGP(w io.Writer, b api.BGP) {
 }
 
 func printBGPPeers(w io.Writer, b api.BGP) {
-	row(w, "PEER", "NODE", "AS", "PREFIXES", "UP", "RECEIVED", "SENT", "RESTARTS", "ROUTER-ID")
+	row(w, "PEER", "NODE", "AS", "PREFIXES", "UP", "RECEIVED", "SENT", "BFD", "RESTARTS", "ROUTER-ID")
 	for _, s := range b.Sessions {
 		up, restarts := "no, "+s.Phase+": "+s.Reason, "no"
 		if s.Up {
@@ -148,7 +148,7 @@ func printBGPPeers(w io.Writer, b api.BGP) {
 		if s.Restarts {
 			restarts = "graceful"
 		}
-		row(w, s.Peer, cmp.Or(s.Node, "-"), s.AS, commas(s.Families), up, s.Received, s.Advertised, restarts, cmp.Or(s.RouterID, "-"))
+		row(w, s.Peer, cmp.Or(s.Node, "-"), s.AS, commas(s.Families), up, s.Received, s.Advertised, cmp.Or(s.BFD, "-"), restarts, cmp.Or(s.RouterID, "-"))
 	}
 }
 

@@ -29,6 +29,8 @@ type BGPPeer struct {
 	Families     []string // ipv4, ipv6; empty = the address's own
 	Import       []Import // what it is believed
 	MaxPrefixes  int      // that it may tell of, in each family
+	BFD          bool     // it is watched by BFD (RFC 5881), and its routes go as soon as it is not heard
+	Graceful     bool     // prefixes are kept while either side restarts (RFC 4724); never with BFD
 	Nodes        []string // patterns of the names of nodes that it is a peer of; empty = all
 }
 
@@ -144,7 +146,7 @@ func readBGPPeers(c *Config, v strict.Value) {
 }
 
 func readBGPPeer(c *Config, v strict.Value) (p BGPPeer, ok bool) {
-	fields := v.Fields("address", "as", "password_file", "families", "import", "max_prefixes", "nodes")
+	fields := v.Fields("address", "as", "password_file", "families", "import", "max_prefixes", "bfd", "graceful_restart", "nodes")
 	if !v.IsMapping() { // said already
 		return p, false
 	}
@@ -172,6 +174,16 @@ func readBGPPeer(c *Config, v strict.Value) (p BGPPeer, ok bool) {
 	}
 	if f := fields["max_prefixes"]; f.Present() {
 		number(f, &p.MaxPrefixes, 1, 1<<20)
+	}
+	if f := fields["bfd"]; f.Present() {
+		p.BFD, _ = f.Bool()
+	}
+	p.Graceful = !p.BFD
+	if f := fields["graceful_restart"]; f.Present() {
+		if p.Graceful, _ = f.Bool(); p.Graceful && p.BFD {
+			f.Fail("BFD and graceful restart contradict each other: the one drops the router's routes as soon as a daemon is not heard, the other keeps them for it: remove bfd, or write graceful_restart: false")
+			p.Graceful = false
+		}
 	}
 	if f := fields["families"]; f.Present() {
 		for _, e := range f.List() {

@@ -3,8 +3,10 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"weft/internal/nettest"
 )
@@ -208,4 +210,84 @@ func TestBGPWays(t *testing.T) {
 	c.start(b)
 	c.ready(b)
 	c.eventually("it is reached as it is", reached("direct", ""))
+}
+
+// TestBGPBFD: two routers that are watched by BFD tell of the same prefixes. One is cut off behind the bridge, so that no device notices: its next hops go long before
+// the hold time is over, and come back with it. A router without BFD is named.
+func TestBGPBFD(t *testing.T) {
+	t.Parallel()
+	nettest.RequireRoot(t)
+	nettest.RequireTool(t, "bird")
+	c := prepare(t, "host-gw", 4, nettest.ClusterOptions{Nodes: 4})
+	a, one, two, deaf := c.Nodes[0], c.Nodes[1], c.Nodes[2], c.Nodes[3]
+	c.extra = "bgp:\n  as: 64512\n  mesh: false\n  peers:\n"
+	for _, r := range []*nettest.ClusterNode{one, two, deaf} {
+		c.absent[r.Name] = true
+		on := "bfd on; "
+		if r == deaf {
+			on = ""
+		}
+		bird := "protocol bfd { accept direct; interface \"eth0\" { min rx interval 200 ms; min tx interval 200 ms; multiplier 3; }; }\nprotocol static s4 { ipv4; route 203.0.113.0/24 blackhole; }\nprotocol static s6 { ipv6; route 2001:db8:113::/48 blackhole; }\n"
+		for i, prefix := range []string{"203.0.113.0/24", "2001:db8:113::/48"} {
+			c.extra += fmt.Sprintf("    - {address: %q, as: 64513, bfd: true, import: [%q]}\n", r.Underlay[i], prefix)
+			bird += fmt.Sprintf("protocol bgp a%d { local %v as 64513; neighbor %v as 64512; connect retry time 1; connect delay time 1; error wait time 1, 2; %s%s { import all; export where source = RTS_STATIC; }; }\n",
+				i, r.Underlay[i], a.Underlay[i], on, []string{"ipv4", "ipv6"}[i])
+		}
+		c.bird(r, bird)
+	}
+	c.startAll()
+	watched := func(r *nettest.ClusterNode, up bool, bfd string) func() error {
+		return func() error {
+			s, err := c.bgp(a)
+			for _, x := range s.sessions {
+				if slices.Contains(r.Underlay, x.Peer) && (x.Up != up || x.BFD != bfd || x.Restarts) {
+					err = errors.Join(err, fmt.Errorf("%v: up %v (%s), BFD %s, restarts %v", x.Peer, x.Up, x.Reason, x.BFD, x.Restarts))
+				}
+			}
+			return err
+		}
+	}
+	by := func(routers ...*nettest.ClusterNode) func() error {
+		return func() error {
+			var errs []error
+			for i, to := range []string{"203.0.113.0/24", "2001:db8:113::/48"} {
+				got := routesTo(a, to)
+				for _, r := range []*nettest.ClusterNode{one, two, deaf} {
+					if has := strings.Contains(got+" ", fmt.Sprintf("via %v ", r.Underlay[i])); has != slices.Contains(routers, r) {
+						now, _ := c.bgp(a)
+						errs = append(errs, fmt.Errorf("to %s: %q: %+v", to, got, now))
+					}
+				}
+			}
+			return errors.Join(errs...)
+		}
+	}
+	c.eventually("packets are spread over all", by(one, two, deaf))
+	c.eventually("two are heard by BFD", func() error {
+		return errors.Join(watched(one, true, "up")(), watched(two, true, "up")(), watched(deaf, true, "down")())
+	})
+	c.eventually("the one that is not is named", func() error {
+		all, err := c.problems(a)
+		if want := fmt.Sprintf("BGP: %v is not heard by BFD", deaf.Underlay[0]); err == nil && !strings.Contains(all, want) {
+			err = fmt.Errorf("problems: %s", all)
+		}
+		return err
+	})
+	port := "port3" // of the third node
+	c.Fabric.MustRun(t, "ip", "link", "set", port, "down")
+	cut := time.Now()
+	c.eventually("the others carry all", by(one, deaf))
+	took := time.Since(cut)
+	t.Logf("next hops of a router that is cut off were gone after %v", took)
+	if took > 5*time.Second { // its hold time is 9 s, of which 6 are left at least
+		t.Errorf("it was not BFD that noticed: %v", took)
+	}
+	c.eventually("that is why", func() error {
+		if why := c.bgpReason(a, two.Underlay[0]); why == "up" {
+			return errors.New(why)
+		}
+		return errors.Join(watched(one, true, "up")(), watched(two, false, "down")())
+	})
+	c.Fabric.MustRun(t, "ip", "link", "set", port, "up")
+	c.eventually("it carries again", func() error { return errors.Join(by(one, two, deaf)(), watched(two, true, "up")()) })
 }

@@ -18,6 +18,7 @@ type bgpState struct {
 		Node     string
 		Up       bool
 		Reason   string
+		BFD      string
 		Restarts bool
 	}
 	Routes, Refused []struct {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 
 	"weft/api"
@@ -79,6 +80,10 @@ func open(cfg *config.Config, ways []control.Way, servers func(*config.Config) [
 	if cfg.BGP.AS != 0 {
 		add(policy.Egress, policy.TCP, bgp.Port)
 		add(policy.Ingress, policy.TCP, bgp.Port)
+		if slices.ContainsFunc(cfg.BGP.Peers, func(p config.BGPPeer) bool { return p.BFD }) {
+			add(policy.Egress, policy.UDP, bgp.BFDPort)
+			add(policy.Ingress, policy.UDP, bgp.BFDPort)
+		}
 	}
 	add(policy.Ingress, policy.TCP, portOf(cfg.API.Metrics))
 	if servers != nil {

@@ -10,7 +10,8 @@
 //
 // Nodes of the cluster are spoken to without being configured (a full mesh), one session for each address family, the node with the lower
 // address connecting: two connections at once would end a graceful restart. Sessions announce graceful restart (RFC 4724), so that
-// neither side forgets routes while a daemon restarts.
+// neither side forgets routes while a daemon restarts; those with routers that are watched by BFD (RFC 5880, 5881) do not, for what is
+// not heard by BFD is dropped at once, whatever the reason.
 package bgp
 
 import (
@@ -28,6 +29,9 @@ import (
 
 // Port is the TCP port of BGP.
 const Port = 179
+
+// BFDPort is the UDP port of BFD over a single hop (RFC 5881).
+const BFDPort = 3784
 
 // meshMost is how many nodes a full mesh is for; with more it works, and route reflectors are the better way.
 const meshMost = 100
@@ -61,6 +65,8 @@ type session struct {
 	passive       bool
 	password      string
 	most          int // prefixes that it may tell of, in each family
+	bfd           bool
+	graceful      bool // restart; never with bfd
 }
 
 // from is how the peer is called.
@@ -97,7 +103,7 @@ func (o *Options) sessions(s *control.State, passwords map[string]string) (map[n
 		}
 		for i := range s.Nodes {
 			n := &s.Nodes[i]
-			mesh := session{as: o.Config.AS, node: n.Name, password: passwords[o.Config.PasswordFile], most: most(n)}
+			mesh := session{as: o.Config.AS, node: n.Name, password: passwords[o.Config.PasswordFile], most: most(n), graceful: true}
 			own4, has4 := first(s.Self.Endpoints, false)
 			own6, has6 := first(s.Self.Endpoints, true)
 			at4, is4 := first(n.Endpoints, false)
@@ -131,7 +137,7 @@ func (o *Options) sessions(s *control.State, passwords map[string]string) (map[n
 		if slices.Contains(s.Self.Endpoints, p.Address) { // one file for all nodes, the reflector among them
 			continue
 		}
-		r := session{remote: p.Address, local: own, as: p.AS, password: passwords[p.PasswordFile], most: p.MaxPrefixes}
+		r := session{remote: p.Address, local: own, as: p.AS, password: passwords[p.PasswordFile], most: p.MaxPrefixes, bfd: p.BFD, graceful: p.Graceful}
 		r.v4, r.v6 = p.Address.Is4(), p.Address.Is6()
 		if len(p.Families) > 0 {
 			r.v4, r.v6 = slices.Contains(p.Families, "ipv4"), slices.Contains(p.Families, "ipv6")

@@ -36,6 +36,12 @@ const (
 	staleTime = 60 * time.Second
 	// Hold times in seconds: routers are told apart from dead ones soon, nodes have other means.
 	holdRouter, holdNode = 9, 30
+	// bfdInterval is between BFD's packets, which are sent and wanted alike: a router that is not heard for bfdMultiplier of them is gone. The peer says by its own
+	// multiplier how many of its packets may be lost.
+	bfdInterval   = 200 * time.Millisecond
+	bfdMultiplier = 3
+	// bfdPatience is how long BFD may take to come up behind its session.
+	bfdPatience = 10 * time.Second
 	// maxPassword is the longest key of TCP MD5 (RFC 2385, TCP_MD5SIG_MAXKEYLEN).
 	maxPassword = 80
 )
@@ -440,8 +446,11 @@ func (r *run) peer(s session) *api.Peer {
 		Conf:      &api.PeerConf{NeighborAddress: s.remote.String(), PeerAsn: s.as, LocalAsn: r.o.Config.AS, AuthPassword: s.password},
 		Transport: &api.Transport{LocalAddress: s.local.String(), PassiveMode: s.passive, RemotePort: uint32(r.o.port)},
 		Timers:    &api.Timers{Config: &api.TimersConfig{ConnectRetry: 3, HoldTime: hold, KeepaliveInterval: hold / 3, IdleHoldTimeAfterReset: 2}},
-		GracefulRestart: &api.GracefulRestart{Enabled: true, RestartTime: uint32(restartTime / time.Second), DeferralTime: uint32(r.o.waits.deferral / time.Second),
-			LocalRestarting: r.restarts},
+		GracefulRestart: &api.GracefulRestart{Enabled: s.graceful, RestartTime: uint32(restartTime / time.Second), DeferralTime: uint32(r.o.waits.deferral / time.Second),
+			LocalRestarting: r.restarts && s.graceful},
+	}
+	if s.bfd {
+		p.Bfd = &api.BfdPeerConfig{Enabled: true, DesiredMinimumTxInterval: uint32(bfdInterval.Microseconds()), RequiredMinimumReceive: uint32(bfdInterval.Microseconds()), DetectionMultiplier: bfdMultiplier}
 	}
 	for i, on := range []bool{s.v4, s.v6} {
 		if !on {
@@ -449,7 +458,7 @@ func (r *run) peer(s session) *api.Peer {
 		}
 		_, f := family(i == 1)
 		p.AfiSafis = append(p.AfiSafis, &api.AfiSafi{Config: &api.AfiSafiConfig{Family: f, Enabled: true},
-			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
+			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: s.graceful}},
 			PrefixLimits:      &api.PrefixLimit{Family: f, MaxPrefixes: uint32(s.most)}})
 	}
 	return p
@@ -529,6 +538,11 @@ func (s *Speaker) learn(r *run, state *control.State) bool {
 			l.Problems = append(l.Problems, control.Problem{Text: fmt.Sprintf("BGP: no session with %v: %s", x.Peer, x.Reason)})
 		}
 	}
+	for _, x := range sessions {
+		if x.Up && x.BFD != "" && x.BFD != "up" && s.settled && time.Since(x.Since) > bfdPatience {
+			l.Problems = append(l.Problems, control.Problem{Text: fmt.Sprintf("BGP: %v is not heard by BFD, so that only the hold time tells when it is gone: switch BFD on there, single hop, and let UDP port %d pass both ways, or remove bfd here", x.Peer, BFDPort)})
+		}
+	}
 	named := l.Refused[:min(len(l.Refused), mostProblems)]
 	for _, f := range named {
 		l.Problems = append(l.Problems, control.Problem{Text: fmt.Sprintf("BGP: %v from %s is not taken: %s", f.Prefix, f.From, f.Reason)})
@@ -602,6 +616,9 @@ func (r *run) look() (list []reach.Session, pending bool, cut map[netip.Addr]boo
 			is.Received += a.GetState().GetReceived()
 			is.Advertised += a.GetState().GetAdvertised()
 			is.Restarts = is.Restarts || is.Up && a.GetMpGracefulRestart().GetState().GetReceived()
+		}
+		if s.bfd {
+			is.BFD = strings.ToLower(strings.TrimPrefix(p.GetState().GetBfdState().GetSessionState().String(), "BFD_SESSION_STATE_"))
 		}
 		if p.GetState().GetAdminState() == api.PeerState_ADMIN_STATE_PFX_CT {
 			cut[s.remote] = true
