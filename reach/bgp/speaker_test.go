@@ -406,6 +406,21 @@ func TestNodeFloods(t *testing.T) {
 	})
 }
 
+// TestWatched: with BFD nothing of a session is graceful, and without it all of it is, unless that is switched off.
+func TestWatched(t *testing.T) {
+	r := &run{Speaker: New(Options{}), restarts: true}
+	for _, s := range []session{{v4: true, v6: true, graceful: true}, {v4: true, bfd: true}, {v6: true}} {
+		p := r.peer(s)
+		graceful := []bool{p.GracefulRestart.Enabled, p.GracefulRestart.LocalRestarting}
+		for _, f := range p.AfiSafis {
+			graceful = append(graceful, f.MpGracefulRestart.Config.Enabled)
+		}
+		if slices.Contains(graceful, !s.graceful) || p.GetBfd().GetEnabled() != s.bfd {
+			t.Errorf("%+v: graceful %v, BFD %v", s, graceful, p.GetBfd())
+		}
+	}
+}
+
 // TestPublish: problems are few, whatever a peer tells of, and all are counted.
 func TestPublish(t *testing.T) {
 	s := New(Options{})
