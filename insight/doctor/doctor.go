@@ -50,9 +50,11 @@ type Subject struct {
 func Examine(ctx context.Context, p Subject) []Finding {
 	status, err := p.Client.Status(ctx)
 	var known []api.Peer
+	var nodes []api.Node
 	var unknown error
 	if err == nil {
 		known, unknown = p.Client.Peers(ctx)
+		nodes, _ = p.Client.Nodes(ctx) // without them a peer has one address
 	}
 	list := []Finding{privileges()}
 	list = append(list, Abilities(p)...)
@@ -73,7 +75,7 @@ func Examine(ctx context.Context, p Subject) []Finding {
 	}
 	list = append(list, narrow(status, known)...)
 	if p.Visit && status.Ready {
-		list = append(list, peers(ctx, status, known, unknown)...)
+		list = append(list, peers(ctx, status, known, nodes, unknown)...)
 	}
 	return list
 }

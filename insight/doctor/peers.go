@@ -23,8 +23,9 @@ const (
 )
 
 // peers asks every peer's own inner address for echo replies through the tunnel, small ones and ones as large as the tunnel carries,
-// and finds out about those that give none. It needs nothing of the peers but their kernel.
-func peers(ctx context.Context, s api.Status, list []api.Peer, err error) []Finding {
+// and finds out about those that give none. It needs nothing of the peers but their kernel. Of nodes
+// it takes what endpoints a peer has besides the one that packets go to.
+func peers(ctx context.Context, s api.Status, list []api.Peer, nodes []api.Node, err error) []Finding {
 	const name = "peers"
 	switch {
 	case err != nil:
@@ -40,7 +41,7 @@ func peers(ctx context.Context, s api.Status, list []api.Peer, err error) []Find
 	for i, p := range list {
 		all.Go(func() {
 			turns <- struct{}{}
-			found[i] = visit(ctx, s, p)
+			found[i] = visit(ctx, s, p, besides(p, nodes))
 			<-turns
 		})
 	}
@@ -64,8 +65,17 @@ func narrow(s api.Status, list []api.Peer) (found []Finding) {
 	return found
 }
 
+// besides are a peer's endpoints but for the one that packets go to.
+func besides(p api.Peer, nodes []api.Node) []netip.Addr {
+	i := slices.IndexFunc(nodes, func(n api.Node) bool { return n.Name == p.Node })
+	if i < 0 {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(nodes[i].Endpoints), func(a netip.Addr) bool { return a == p.Endpoint.Addr() })
+}
+
 // visit finds out how it stands with one peer.
-func visit(ctx context.Context, s api.Status, p api.Peer) Finding {
+func visit(ctx context.Context, s api.Status, p api.Peer, others []netip.Addr) Finding {
 	name := "peer " + p.Node
 	to, ok := innerAddress(s, p)
 	if !ok {
@@ -74,7 +84,7 @@ func visit(ctx context.Context, s api.Status, p api.Peer) Finding {
 	first, err := echo.Ask(ctx, to, smallEcho, echoTries, echoWait)
 	switch {
 	case errors.Is(err, echo.ErrSilent):
-		return silent(ctx, name, p)
+		return silent(ctx, name, p, others)
 	case err != nil:
 		return Finding{name, Note, err.Error(), "run it as root"}
 	}
@@ -113,10 +123,22 @@ func innerAddress(s api.Status, p api.Peer) (netip.Addr, bool) {
 }
 
 // silent says why a peer does not answer through the tunnel, as far as it can be told from here.
-func silent(ctx context.Context, name string, p api.Peer) Finding {
+func silent(ctx context.Context, name string, p api.Peer, others []netip.Addr) Finding {
 	at := p.Endpoint.Addr()
-	if _, err := echo.Ask(ctx, at, smallEcho, echoTries, echoWait); err != nil {
-		return Finding{name, Wrong, fmt.Sprintf("answers neither through the tunnel nor at %v", at),
+	answers := func(a netip.Addr) bool {
+		_, err := echo.Ask(ctx, a, smallEcho, echoTries, echoWait)
+		return err == nil
+	}
+	if !answers(at) {
+		tried := fmt.Sprint(at)
+		for _, a := range others {
+			if answers(a) {
+				return Finding{name, Wrong, fmt.Sprintf("answers at %v, but neither through the tunnel nor at %v, which packets go to", a, at),
+					fmt.Sprintf("put %v first among the endpoints of %s, or mend the way to %v: `ip route get %v`", a, p.Node, at, at)}
+			}
+			tried += fmt.Sprintf(", %v", a)
+		}
+		return Finding{name, Wrong, fmt.Sprintf("answers neither through the tunnel nor at %v", tried),
 			fmt.Sprintf("see whether it runs, and whether `ip route get %v` is the way", at)}
 	}
 	port := p.Endpoint.Port()
