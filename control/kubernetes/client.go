@@ -207,9 +207,9 @@ func (l listWatch) ListWithContext(ctx context.Context, o metav1.ListOptions) (r
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
 	all := &metav1.List{}
-	if o.Limit = pageSize; o.ResourceVersion == "0" {
-		o.ResourceVersion = "" // with "0" a server pays no regard to the limit
-	}
+	// The newest, always: with a limit, a server that is told a version gives that very one (the reflector's last, which is old once a watch from
+	// it has failed: it would be told the same for as long as the store keeps it), and with "0" it pays no regard to the limit.
+	o.Limit, o.ResourceVersion, o.ResourceVersionMatch = pageSize, "", ""
 	for {
 		page, err := l.list(ctx, o)
 		l.heard(ctx, err)

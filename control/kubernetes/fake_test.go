@@ -167,6 +167,9 @@ func (f *fake) handle(w http.ResponseWriter, r *http.Request) {
 	case name != "":
 		json.NewEncoder(w).Encode(f.nodes[name])
 	case q.Get("watch") == "":
+		if q.Get("limit") != "" && q.Get("continue") == "" && from != 0 && q.Get("resourceVersionMatch") == "" {
+			f.t.Errorf("a list was asked for as it was at version %d, whatever has changed since", from)
+		}
 		f.list(w, q.Get("continue"), q.Get("limit"))
 	case q.Get("sendInitialEvents") != "" && !f.streaming:
 		status(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
