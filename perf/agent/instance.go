@@ -41,6 +41,14 @@ type up struct {
 	atNIC   bool
 }
 
+// AtDevice says that a contender has a program at the host's own device while it is up. That changes what the device does for others, too: a veth
+// cuts their super-packets (net/core/dev.c and drivers/net/veth.c: no segmentation offload towards XDP), a NIC may reset its link.
+func AtDevice(name string) bool {
+	base, _, _ := strings.Cut(name, "+")
+	m, ok := mode.Find(mode.All(), base)
+	return ok && m.Outside == mode.AFXDP
+}
+
 // supported says why a contender is none between hosts, in one line; device says that it may use the host's own by AF_XDP. atNIC is that it does.
 func supported(name string, device bool) (c contender.Contender, atNIC bool, err error) {
 	refuse := func(reason string) (contender.Contender, bool, error) {
@@ -68,7 +76,7 @@ func supported(name string, device bool) (c contender.Contender, atNIC bool, err
 			if err := list[0].Needs(); err != nil {
 				return refuse(err.Error())
 			}
-			return list[0], m.Outside == mode.AFXDP, nil
+			return list[0], AtDevice(name), nil
 		}
 	}
 	return refuse("between hosts bench has the underlay, weft's modes with a tunnel and others' paths")
@@ -81,7 +89,7 @@ func bringUp(ctx context.Context, a *agent, name string, o *OpenOrder, taken boo
 		return nil, err
 	}
 	if atNIC && taken {
-		return nil, &site.UnsupportedError{Reason: "the host's device has one program at a time, and another contender over AF_XDP is up: measure each in a run of its own"}
+		return nil, &site.UnsupportedError{Reason: "the host's device has one program at a time, and another contender over AF_XDP is up"}
 	}
 	u := &up{self: o.Self, atNIC: atNIC}
 	if u.dir, err = testbed.Dir(); err != nil {

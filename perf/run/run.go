@@ -144,7 +144,7 @@ func (r *run) test(ctx context.Context, t probe.Selection) error {
 			if failed[s] != nil {
 				continue
 			}
-			m, err := measure(ctx, s, t, r.plan.Duration, idle[s])
+			m, err := take(ctx, s, t, r.plan.Duration, idle[s])
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}

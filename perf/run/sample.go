@@ -2,6 +2,7 @@ package run
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -26,6 +27,15 @@ type sample struct {
 
 // settle bounds how long packets may still move after a sample.
 const settle = 15 * time.Second
+
+// take brings a setup up where it is not, and takes one sample.
+func take(ctx context.Context, s site.Setup, t probe.Selection, d time.Duration, idle machine.Cores) (m *sample, err error) {
+	if err := s.Up(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.Down(context.WithoutCancel(ctx))) }()
+	return measure(ctx, s, t, d, idle)
+}
 
 // measure takes one sample; idle is what the machines do without it.
 func measure(ctx context.Context, s site.Setup, t probe.Selection, d time.Duration, idle machine.Cores) (*sample, error) {

@@ -37,6 +37,10 @@ type Setup interface {
 	Times(ctx context.Context) (map[string]machine.CPUTime, error)
 	// Busy is what the machines at both ends did so far.
 	Busy(ctx context.Context) (machine.Busy, error)
+	// Up brings the setup up for the sample that follows, where it cannot be up while others are measured, and Down takes it down. Most are up
+	// all the time from Open on: nothing happens.
+	Up(ctx context.Context) error
+	Down(ctx context.Context) error
 	// Dead is why the setup takes no more samples; nil = it does.
 	Dead() error
 }

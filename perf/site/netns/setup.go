@@ -142,6 +142,12 @@ func (s *setup) About() site.About {
 // Dead implements site.Setup.
 func (s *setup) Dead() error { return s.dead }
 
+// Up implements site.Setup: each contender has nodes of its own, and is up beside the others.
+func (s *setup) Up(context.Context) error { return nil }
+
+// Down implements site.Setup.
+func (s *setup) Down(context.Context) error { return nil }
+
 // Busy implements site.Setup: this machine is both ends.
 func (s *setup) Busy(context.Context) (machine.Busy, error) {
 	r, err := machine.Read()

@@ -51,8 +51,7 @@ type hosts struct {
 	pods   map[string]*end // by their host's name
 	away   []error         // why hosts and pods are left out
 	secret []byte          // of sealed contenders
-	opened []string
-	slot   int // of the next contender
+	slots  map[string]int  // of the contenders that were ever brought up
 }
 
 // end is a host that is connected.
@@ -73,7 +72,7 @@ func Run(ctx context.Context, p *Plan, show func(run.Event)) (*result.Result, er
 
 // Connect connects to every host's agent and checks the plan against what they say.
 func Connect(ctx context.Context, p *Plan) (_ *hosts, err error) {
-	h := &hosts{plan: p, secret: make([]byte, 32), pods: map[string]*end{}}
+	h := &hosts{plan: p, secret: make([]byte, 32), pods: map[string]*end{}, slots: map[string]int{}}
 	rand.Read(h.secret)
 	defer func() {
 		if err != nil {
@@ -206,12 +205,8 @@ func (h *hosts) Alone(context.Context) (site.Alone, error) { return nil, nil }
 func (h *hosts) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	for _, name := range h.opened {
-		for _, e := range h.ends {
-			if e.Err() == nil {
-				_ = e.Shut(ctx, name) // hanging up has the same effect, only nobody would wait for it
-			}
-		}
+	for name := range h.slots {
+		_ = h.leave(ctx, name) // hanging up has the same effect, only nobody would wait for it
 	}
 	for _, e := range h.ends {
 		_ = e.Client.Close()
@@ -219,7 +214,7 @@ func (h *hosts) Close() error {
 	for _, e := range h.pods {
 		_ = e.Client.Close()
 	}
-	h.opened, h.ends, h.pods = nil, nil, nil
+	h.slots, h.ends, h.pods = nil, nil, nil
 	return nil
 }
 
@@ -228,7 +223,7 @@ func (h *hosts) Open(ctx context.Context, name string) ([]site.Setup, error) {
 	var setups []site.Setup
 	errs := slices.Clone(h.away) // what is measured without them is not all
 	connect := func(from, to *end, source netip.Addr, target []netip.Addr, mtu int) {
-		s := &setup{hosts: h, name: name, near: from, far: to, source: source, at: target}
+		s := &setup{hosts: h, name: name, near: from, far: to, source: source, at: target, apart: agent.AtDevice(name)}
 		if err := s.reach(ctx, mtu); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.path(), err))
 			return
@@ -267,6 +262,9 @@ func (h *hosts) Open(ctx context.Context, name string) ([]site.Setup, error) {
 			}
 		}
 	}
+	if agent.AtDevice(name) { // it comes back for its samples
+		errs = append(errs, h.leave(ctx, name))
+	}
 	return setups, errors.Join(errs...)
 }
 
@@ -274,13 +272,13 @@ func (h *hosts) Open(ctx context.Context, name string) ([]site.Setup, error) {
 func (h *hosts) join(ctx context.Context, name string, inside map[*end]*agent.OpenedSetup) (err error) {
 	defer func() {
 		if err != nil {
-			for _, e := range h.ends {
-				if e.Err() == nil {
-					_ = e.Shut(context.WithoutCancel(ctx), name)
-				}
-			}
+			_ = h.leave(context.WithoutCancel(ctx), name)
 		}
 	}()
+	slot, known := h.slots[name]
+	if !known {
+		slot = len(h.slots)
+	}
 	if err := h.introduce(ctx); err != nil {
 		return err
 	}
@@ -289,7 +287,7 @@ func (h *hosts) join(ctx context.Context, name string, inside map[*end]*agent.Op
 		nodes = append(nodes, agent.Node{Name: e.Name, Endpoint: e.At.Addr()})
 	}
 	for i, e := range h.ends {
-		up, err := e.Client.Open(ctx, name, agent.OpenOrder{Self: i, Slot: h.slot, Nodes: nodes, Secret: h.secret})
+		up, err := e.Client.Open(ctx, name, agent.OpenOrder{Self: i, Slot: slot, Nodes: nodes, Secret: h.secret})
 		if err != nil {
 			var unsupported *site.UnsupportedError
 			if errors.As(err, &unsupported) {
@@ -302,9 +300,21 @@ func (h *hosts) join(ctx context.Context, name string, inside map[*end]*agent.Op
 		}
 		inside[e] = up
 	}
-	h.opened = append(h.opened, name)
-	h.slot++
+	h.slots[name] = slot
 	return nil
+}
+
+// leave takes a contender down on every host that is still there.
+func (h *hosts) leave(ctx context.Context, name string) error {
+	var errs []error
+	for _, e := range h.ends {
+		if e.Err() == nil {
+			if err := e.Shut(ctx, name); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", e.Name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // introduce has every host prove every other one over the underlay: a contender sends to hosts that have only.
@@ -338,6 +348,7 @@ type setup struct {
 	at        []netip.Addr // of the far one, one of each family that the path has
 	target    agent.Target
 	mtu       int
+	apart     bool // up while its own samples are taken, and no longer
 }
 
 func (s *setup) path() string { return result.Path(s.near.Name, s.far.Name) }
@@ -405,10 +416,10 @@ func (r reading) Since(before site.Reading) (m site.Moved, err error) {
 	return m, err
 }
 
-// both reads at both ends, the near one first.
-func (s *setup) both(ctx context.Context) (list [2]*agent.Counted, err error) {
+// both reads at both ends what a contender counted, the near one first.
+func (s *setup) both(ctx context.Context, name string) (list [2]*agent.Counted, err error) {
 	for i, e := range []*end{s.near, s.far} {
-		if list[i], err = e.Count(ctx, s.name); err != nil {
+		if list[i], err = e.Count(ctx, name); err != nil {
 			return list, fmt.Errorf("%s: %w", e.Name, err)
 		}
 	}
@@ -417,7 +428,7 @@ func (s *setup) both(ctx context.Context) (list [2]*agent.Counted, err error) {
 
 // Count implements site.Setup.
 func (s *setup) Count(ctx context.Context) (site.Reading, error) {
-	both, err := s.both(ctx)
+	both, err := s.both(ctx, s.name)
 	if err != nil {
 		return nil, err
 	}
@@ -426,7 +437,7 @@ func (s *setup) Count(ctx context.Context) (site.Reading, error) {
 
 // Times implements site.Setup.
 func (s *setup) Times(ctx context.Context) (map[string]machine.CPUTime, error) {
-	both, err := s.both(ctx)
+	both, err := s.both(ctx, s.name)
 	if err != nil {
 		return nil, err
 	}
@@ -441,11 +452,33 @@ func (s *setup) Times(ctx context.Context) (map[string]machine.CPUTime, error) {
 
 // Busy implements site.Setup.
 func (s *setup) Busy(ctx context.Context) (machine.Busy, error) {
-	both, err := s.both(ctx)
+	both, err := s.both(ctx, result.Baseline) // the machines' own, which a contender need not be up for
 	if err != nil {
 		return nil, err
 	}
 	return machine.Busy{both[0].Busy, both[1].Busy}, nil
+}
+
+// Up implements site.Setup.
+func (s *setup) Up(ctx context.Context) error {
+	if !s.apart {
+		return nil
+	}
+	if err := s.join(ctx, s.name, map[*end]*agent.OpenedSetup{}); err != nil {
+		return err
+	}
+	if err := s.reach(ctx, s.mtu); err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", s.path(), err), s.Down(context.WithoutCancel(ctx)))
+	}
+	return nil
+}
+
+// Down implements site.Setup.
+func (s *setup) Down(ctx context.Context) error {
+	if !s.apart {
+		return nil
+	}
+	return s.leave(ctx, s.name)
 }
 
 // Dead implements site.Setup.

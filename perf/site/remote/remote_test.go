@@ -447,8 +447,7 @@ func TestXDP(t *testing.T) {
 	for _, c := range []struct {
 		contenders string
 		mtus       map[string]int
-		refused    string // beside them
-	}{{"xdp,xdp-udp,tun-xdp", map[string]int{"xdp": 1450, "xdp-udp": 1450}, "in a run of its own"}, {"tun-xdp+auto", map[string]int{"tun-xdp+auto": 1418}, ""}, {"xdp-lib", map[string]int{"xdp-lib": 1450}, ""}} {
+	}{{"bare,xdp,xdp-udp,tun-xdp+auto", map[string]int{"bare": 1500, "xdp": 1450, "xdp-udp": 1450, "tun-xdp+auto": 1418}}, {"xdp-lib", map[string]int{"xdp-lib": 1450}}} {
 		r, said, err := h.run("--contenders", c.contenders, "--tests", "tcp-rr,udp-stream:size=600:rate=1e6", "--duration", "150ms", "--repeat", "1")
 		if r == nil {
 			t.Fatalf("%v\n%s", err, said)
@@ -462,7 +461,7 @@ func TestXDP(t *testing.T) {
 				}
 			}
 		}
-		if len(r.Failed) > 0 || len(r.Unsupported) > 1 || (c.refused != "") != (len(r.Unsupported) > 0) || c.refused != "" && !strings.Contains(r.Unsupported[0].Reason, c.refused) {
+		if len(r.Failed) > 0 || len(r.Unsupported) > 0 {
 			t.Errorf("%v, failed %+v, unsupported %+v", err, r.Failed, r.Unsupported)
 		}
 	}
