@@ -28,12 +28,21 @@ type sample struct {
 // settle bounds how long packets may still move after a sample.
 const settle = 15 * time.Second
 
+// freshFor is how long a setup that has just come up carries the test before it counts: lanes learn how to wait, and pages are touched the first time.
+const freshFor = time.Second
+
 // take brings a setup up where it is not, and takes one sample.
 func take(ctx context.Context, s site.Setup, t probe.Selection, d time.Duration, idle machine.Cores) (m *sample, err error) {
-	if err := s.Up(ctx); err != nil {
+	fresh, err := s.Up(ctx)
+	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.Down(context.WithoutCancel(ctx))) }()
+	if fresh {
+		if _, _, err := s.Generate(ctx, t, min(d, freshFor)); err != nil {
+			return nil, err
+		}
+	}
 	return measure(ctx, s, t, d, idle)
 }
 

@@ -38,8 +38,8 @@ type Setup interface {
 	// Busy is what the machines at both ends did so far.
 	Busy(ctx context.Context) (machine.Busy, error)
 	// Up brings the setup up for the sample that follows, where it cannot be up while others are measured, and Down takes it down. Most are up
-	// all the time from Open on: nothing happens.
-	Up(ctx context.Context) error
+	// all the time from Open on: then nothing happens, and it is not fresh.
+	Up(ctx context.Context) (fresh bool, err error)
 	Down(ctx context.Context) error
 	// Dead is why the setup takes no more samples; nil = it does.
 	Dead() error

@@ -143,7 +143,7 @@ func (s *setup) About() site.About {
 func (s *setup) Dead() error { return s.dead }
 
 // Up implements site.Setup: each contender has nodes of its own, and is up beside the others.
-func (s *setup) Up(context.Context) error { return nil }
+func (s *setup) Up(context.Context) (fresh bool, err error) { return false, nil }
 
 // Down implements site.Setup.
 func (s *setup) Down(context.Context) error { return nil }

@@ -460,17 +460,17 @@ func (s *setup) Busy(ctx context.Context) (machine.Busy, error) {
 }
 
 // Up implements site.Setup.
-func (s *setup) Up(ctx context.Context) error {
+func (s *setup) Up(ctx context.Context) (fresh bool, err error) {
 	if !s.apart {
-		return nil
+		return false, nil
 	}
 	if err := s.join(ctx, s.name, map[*end]*agent.OpenedSetup{}); err != nil {
-		return err
+		return false, err
 	}
 	if err := s.reach(ctx, s.mtu); err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", s.path(), err), s.Down(context.WithoutCancel(ctx)))
+		return false, errors.Join(fmt.Errorf("%s: %w", s.path(), err), s.Down(context.WithoutCancel(ctx)))
 	}
-	return nil
+	return true, nil
 }
 
 // Down implements site.Setup.
