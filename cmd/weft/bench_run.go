@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"weft/perf/agent"
 	"weft/perf/contender"
 	"weft/perf/result"
 	"weft/perf/site/remote"
@@ -244,6 +245,12 @@ func (f *benchFlags) dryRun() dryRun {
 	if n := len(p.Pods); n > 0 {
 		setups += n*(n-1) - d.Paths
 	}
+	apart := 0
+	for _, c := range p.Contenders {
+		if agent.AtDevice(c) {
+			apart++
+		}
+	}
 	for _, t := range p.Tests {
 		load := "as much as the path carries"
 		if rate := t.Params["rate"]; rate > 0 {
@@ -254,6 +261,8 @@ func (f *benchFlags) dryRun() dryRun {
 		}
 		times := setups * (p.Warmup + p.Repeat)
 		d.Samples = append(d.Samples, planned{t.String(), times, p.Duration.Seconds(), load})
+		// What is up for its own samples only carries the test before each, for a second at most.
+		d.Seconds += float64(apart*d.Paths*(p.Warmup+p.Repeat)) * (min(p.Duration.Seconds(), 1) + 3)
 		d.Seconds += float64(times)*(p.Duration.Seconds()+0.5) + float64(p.Warmup+p.Repeat)*min(p.Duration.Seconds(), 0.5)
 	}
 	return d

@@ -98,7 +98,7 @@ var (
 		"perf/run":                   {code: []string{"perf/machine", "perf/probe", "perf/result", "perf/site"}},
 		"perf/site":                  {code: []string{"perf/machine", "perf/probe", "perf/result"}},
 		"perf/site/remote":           {code: []string{"perf/agent", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site"}, tests: []string{"perf/history", "perf/testbed"}},
-		"perf/agent":                 {code: []string{"catalog/mode", "internal/secretfile", "perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/site", "perf/testbed", "golang.org/x/time/rate", unix, zap}},
+		"perf/agent":                 {code: []string{"catalog/mode", "internal/backoff", "internal/secretfile", "perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/site", "perf/testbed", "golang.org/x/time/rate", unix, zap}},
 		"perf/watch":                 {code: []string{"api", "internal/scrape", "perf/history", "perf/report", "perf/result", "github.com/prometheus/client_golang/prometheus", zap}, tests: []string{"perf/probe", "github.com/prometheus/client_golang/prometheus/..."}},
 		"perf/site/netns":            {code: []string{"perf/contender", "perf/machine", "perf/probe", "perf/result", "perf/run", "perf/site", "perf/testbed", unix}},
 		"perf/machine":               {code: []string{"perf/result", unix}},

@@ -18,6 +18,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -186,6 +187,9 @@ func (g *gate) leave(from netip.Addr) {
 
 var errStranger = errors.New("a stranger")
 
+// errUnseen is a connection that was closed before a word: so does an agent while too many strangers are at its gate.
+var errUnseen = errors.New("it hangs up at once: either no agent that takes a secret listens there, or so many strangers come that it sees nobody else")
+
 // admit is the server's side.
 func (g *gate) admit(ctx context.Context, c net.Conn) (*tls.Conn, error) {
 	if err := c.SetDeadline(time.Now().Add(first)); err != nil {
@@ -236,7 +240,10 @@ func (i *Identity) greet(ctx context.Context, c net.Conn, host string) (*tls.Con
 	}
 	if i.secret != nil {
 		var theirs, mine [nonceSize]byte
-		if _, err := io.ReadFull(c, theirs[:]); err != nil {
+		if n, err := io.ReadFull(c, theirs[:]); err != nil {
+			if n == 0 && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
+				return nil, errUnseen
+			}
 			return nil, fmt.Errorf("whoever listens there is no agent that takes a secret: %w", err)
 		}
 		rand.Read(mine[:])

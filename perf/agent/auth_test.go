@@ -294,3 +294,55 @@ func TestSecretFile(t *testing.T) {
 		t.Error("the same secret gives another key")
 	}
 }
+
+// TestUnseen: a client that is hung up on unseen, since strangers from its own address have the places, comes in when there is one.
+func TestUnseen(t *testing.T) {
+	id := secret(t, "correct horse battery staple")
+	g := newGate(id)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	turned, in := 0, make(chan error, 1)
+	go func() {
+		for turned < 3 { // as Serve does where enter refuses
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			turned++
+			c.Close()
+		}
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, err = g.admit(t.Context(), c)
+		in <- err
+	}()
+	// What is admitted here says no more, which is the next thing to fail.
+	_, _, err = Dial(t.Context(), netip.MustParseAddrPort(l.Addr().String()), "", id)
+	if got := <-in; got != nil || turned != 3 || errors.Is(err, errUnseen) {
+		t.Errorf("turned away %d times, then %v; the client says %v", turned, got, err)
+	}
+	l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	if _, _, err := Dial(ctx, netip.MustParseAddrPort(l.Addr().String()), "", id); err == nil || !strings.Contains(err.Error(), "hangs up at once") && ctx.Err() == nil {
+		t.Errorf("nobody ever lets it in: %v", err)
+	}
+}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/netip"
 	"time"
 
+	"weft/internal/backoff"
 	"weft/perf/site"
 )
 
@@ -18,16 +20,16 @@ type Client struct {
 	err  error
 }
 
+// again is how often an agent that hangs up unseen is tried again, until patience ends.
+const again = 50 * time.Millisecond
+
 // Dial connects to an agent and says who is there. host is the name in its certificate, where it has one.
 func Dial(ctx context.Context, to netip.AddrPort, host string, id *Identity) (*Client, *Welcome, error) {
-	d := net.Dialer{Timeout: patience, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 4}}
-	c, err := d.DialContext(ctx, "tcp", to.String())
-	if err != nil {
-		return nil, nil, fmt.Errorf("the agent at %s: %w: does `weft bench serve` run there, and does the network let TCP port %d in?", to, err, to.Port())
+	t, err := knock(ctx, to, host, id)
+	for until := time.Now().Add(patience); errors.Is(err, errUnseen) && time.Now().Before(until) && backoff.Sleep(ctx, again); {
+		t, err = knock(ctx, to, host, id)
 	}
-	t, err := id.greet(ctx, c, host)
 	if err != nil {
-		c.Close()
 		return nil, nil, fmt.Errorf("the agent at %s: %w", to, err)
 	}
 	client := &Client{line: newLine(t)}
@@ -41,6 +43,20 @@ func Dial(ctx context.Context, to netip.AddrPort, host string, id *Identity) (*C
 		return nil, nil, fmt.Errorf("the agent at %s says nothing of its host", to)
 	}
 	return client, r.Welcome, nil
+}
+
+// knock makes one connection, and both ends prove themselves over it.
+func knock(ctx context.Context, to netip.AddrPort, host string, id *Identity) (*tls.Conn, error) {
+	d := net.Dialer{Timeout: patience, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 4}}
+	c, err := d.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return nil, fmt.Errorf("%w: does `weft bench serve` run there, and does the network let TCP port %d in?", err, to.Port())
+	}
+	t, err := id.greet(ctx, c, host)
+	if err != nil {
+		c.Close()
+	}
+	return t, err
 }
 
 // Close ends the connection, and by that all that the agent has done for it.
