@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"weft/perf/machine"
 	"weft/perf/probe"
@@ -68,13 +70,23 @@ func Serve(ctx context.Context, cfg Config) error {
 	}
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	defer l.Close()
+	if err := queue(l.(*net.TCPListener), waiting); err != nil {
+		return fmt.Errorf("bench serve: %w", err)
+	}
 	if cfg.Ready != nil {
 		cfg.Ready(l.Addr().(*net.TCPAddr).AddrPort())
 	}
 	a := &agent{Config: cfg, here: place, netns: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), own.Fd()), busy: make(chan struct{}, 1), gate: newGate(cfg.Identity)}
 	var all sync.WaitGroup
 	defer all.Wait()
+	others := rate.NewLimiter(othersRate, othersBurst)
 	for {
+		// While it measures nobody else can be served, only told so: they may not cost what is measured. Most wait in the kernel.
+		if len(a.busy) > 0 {
+			if err := others.Wait(ctx); err != nil {
+				return nil // ctx ended
+			}
+		}
 		c, err := l.Accept()
 		if ctx.Err() != nil {
 			if err == nil {
@@ -99,6 +111,25 @@ func Serve(ctx context.Context, cfg Config) error {
 			}
 		})
 	}
+}
+
+const (
+	// waiting is how many connections the kernel keeps until they are looked at; it answers no further ones.
+	waiting = 64
+	// othersRate and othersBurst bound how many connections a second are looked at while a client is served.
+	othersRate  = 20
+	othersBurst = 5
+)
+
+// queue sets how many connections wait for Accept (listen(2), which may be called again; package net asks for all that the system allows).
+func queue(l *net.TCPListener, n int) error {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var listened error
+	err = raw.Control(func(fd uintptr) { listened = unix.Listen(int(fd), n) })
+	return errors.Join(err, listened)
 }
 
 // agent is a running agent.
