@@ -364,7 +364,7 @@ func TestFaults(t *testing.T) {
 func TestHostDies(t *testing.T) {
 	t.Parallel()
 	h := start(t, 1500)
-	long := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--contenders", "bare,tun", "--tests", "tcp-stream", "--duration", "500ms", "--repeat", "200", "--warmup", "0"}
+	long := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--contenders", "bare,tun", "--tests", "tcp-stream", "--duration", "500ms", "--repeat", "40", "--warmup", "0"}
 
 	out := filepath.Join(h.dir, "died")
 	client := h.a.MustStart(t, weft, append(long, "--out", out)...)
@@ -476,7 +476,7 @@ func TestXDP(t *testing.T) {
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
 	h := start(t, 1500)
-	long := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--contenders", "bare,tun,vxlan", "--tests", "tcp-stream", "--duration", "500ms", "--repeat", "200", "--warmup", "0"}
+	long := []string{"bench", "run", "alpha=" + addrA, "beta=" + addrB, "--secret", h.file, "--contenders", "bare,tun,vxlan", "--tests", "tcp-stream", "--duration", "500ms", "--repeat", "40", "--warmup", "0"}
 	out := filepath.Join(h.dir, "interrupted")
 	client := h.a.MustStart(t, weft, append(long, "--out", out)...)
 	h.measuring(client)
