@@ -26,28 +26,21 @@ const patience = nettest.Patience
 
 // binary is this command, built once, when a test first asks for it.
 var binary = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(os.Getenv(binaryDir), "weft")
-	out, err := exec.Command("go", "build", "-o", path, "weft/cmd/weft").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build weft: %w: %s", err, out)
-	}
-	return path, nil
+	return nettest.Weft(binaryDir)
 })
 
-// binaryDir is the variable that tells where TestMain wants the binary.
-const binaryDir = "WEFT_TEST_BINARY_DIR"
+// binaryDir is where TestMain wants the binary.
+var binaryDir string
 
 func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "weft-cmd-")
-	if err == nil {
-		err = os.Setenv(binaryDir, dir)
-	}
+	dir, remove, err := nettest.Folder()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "make a directory for the binary:", err)
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	binaryDir = dir
 	code := m.Run()
-	os.RemoveAll(dir)
+	remove()
 	os.Exit(code)
 }
 
@@ -396,7 +389,7 @@ func TestAlone(t *testing.T) {
 	}
 	r.write("node-a.yaml", fmt.Sprintf("network: 10.244.0.0/16\nmode: vxlan\napi: {socket: %s}\nstate_dir: %s\n", r.socket(r.a), r.path("state")))
 	if _, err := os.Stat(config.DefaultNodes); err == nil {
-		t.Skipf("this machine has a %s", config.DefaultNodes)
+		nettest.Skip(t, "this machine has a "+config.DefaultNodes)
 	}
 	p := r.start(r.a)
 	s := r.status(r.a, "ready", ready)

@@ -191,10 +191,7 @@ func (s *server) node(name string) *corev1.Node {
 // TestRealServer runs two nodes against a real kube-apiserver with the rights of the manifest and no
 // others. scripts/test-long builds the server and says where it is.
 func TestRealServer(t *testing.T) {
-	binary := os.Getenv("WEFT_KUBE_APISERVER")
-	if binary == "" {
-		t.Skip("WEFT_KUBE_APISERVER does not say where a kube-apiserver is: scripts/test-long builds one, and runs this")
-	}
+	binary := nettest.RequireGiven(t, "WEFT_KUBE_APISERVER")
 	s := startServer(t, binary)
 	s.deploy()
 	s.put(object(node("a", "192.0.2.1")))

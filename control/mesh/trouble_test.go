@@ -201,11 +201,9 @@ func TestStrangers(t *testing.T) {
 		if !agree(nodes) || len(other.state().Self.Prefixes)+len(early.state().Self.Prefixes) > 0 {
 			t.Errorf("a stranger is taken, or harms: %s", show(nodes)())
 		}
-		until(t, 5*time.Minute, "they are no problem any more", func() bool {
-			other.stop()
-			early.stop()
-			return len(nodes[0].state().Problems) == 0
-		}, show(both))
+		other.stop()
+		early.stop()
+		until(t, 5*time.Minute, "they are no problem any more", func() bool { return len(nodes[0].state().Problems) == 0 }, show(both))
 	})
 }
 

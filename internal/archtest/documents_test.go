@@ -1,6 +1,7 @@
 package archtest
 
 import (
+	"io/fs"
 	"os"
 	"path"
 	"regexp"
@@ -54,5 +55,26 @@ func TestMakefile(t *testing.T) {
 	phony := regexp.MustCompile(`(?m)^\.PHONY: (.*)$`).FindStringSubmatch(text)
 	if phony == nil || !slices.Equal(strings.Fields(phony[1]), targets) {
 		t.Errorf(".PHONY is %q, the targets are %q", phony, targets)
+	}
+}
+
+// TestSkips: only nettest skips tests, so that scripts/test can say that nothing may be missing (WEFT_TEST_NO_SKIP): what it still leaves out asks for
+// scripts/test-long by name.
+func TestSkips(t *testing.T) {
+	skips := regexp.MustCompile(`\b[a-z]+\.Skip(f|Now)?\(`)
+	allowed := []string{"internal/nettest/testing.go", "internal/kernel/kernel_test.go"} // nettest is built on kernel
+	err := fs.WalkDir(os.DirFS("../.."), ".", func(file string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || !strings.HasSuffix(file, ".go") || slices.Contains(allowed, file) {
+			return err
+		}
+		for _, call := range skips.FindAllString(read(t, file), -1) {
+			if !strings.HasPrefix(call, "nettest.") && !strings.HasPrefix(call, "p.") {
+				t.Errorf("%s: %s: skip by nettest's RequireTool, RequireLong, RequireGiven or Skip", file, call)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -13,25 +13,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
-	"testing"
 	"time"
 
 	"weft/internal/nettest"
 )
-
-// builtByTestLong is a program that no package of Debian has: scripts/test-long builds it, and says by an environment
-// variable where it is. Elsewhere the test that needs it is skipped.
-func builtByTestLong(t testing.TB, variable string) string {
-	t.Helper()
-	file := os.Getenv(variable)
-	if file == "" {
-		t.Skipf("%s does not say where the program is: scripts/test-long builds it, and runs this", variable)
-	}
-	return file
-}
 
 // kubeNodes is a cluster whose nodes find each other in a real kube-apiserver, on the first node with the etcd that
 // it keeps its data in.

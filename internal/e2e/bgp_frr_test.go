@@ -14,11 +14,11 @@ import (
 // frr starts FRR's zebra and bgpd in a node's namespace, in place of a daemon; conf is bgpd's.
 func (c *cluster) frr(n *nettest.ClusterNode, conf string) {
 	c.t.Helper()
-	dir, err := os.MkdirTemp("", "weft-frr-") // paths of its sockets have to be short
+	dir, remove, err := nettest.Folder() // paths of its sockets have to be short
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.t.Cleanup(func() { os.RemoveAll(dir) })
+	c.t.Cleanup(remove)
 	defer func() {
 		if c.t.Failed() {
 			c.t.Logf("zebra: %s", c.daemons[n.Name+"-zebra"].Output())

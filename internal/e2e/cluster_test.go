@@ -24,23 +24,14 @@ const patience = nettest.Patience
 var weft string
 
 func TestMain(m *testing.M) {
-	dir, err := os.MkdirTemp("", "weft-e2e-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "e2e: make a directory for the binary:", err)
-		os.Exit(1)
-	}
-	weft = filepath.Join(dir, "weft")
-	args := []string{"build", "-o", weft}
+	var flags []string
 	if raceEnabled {
-		args = append(args, "-race")
+		flags = []string{"-race"}
 	}
-	if out, err := exec.Command("go", append(args, "weft/cmd/weft")...).CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "e2e: build weft: %v\n%s", err, out)
-		os.Exit(1)
-	}
-	code := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(code)
+	os.Exit(nettest.WithWeft(func(path string) int {
+		weft = path
+		return m.Run()
+	}, flags...))
 }
 
 // cluster is a nettest.Cluster with a weft daemon on every node.

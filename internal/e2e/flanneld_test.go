@@ -29,7 +29,7 @@ func sameSubnetEnv(t *testing.T, far *nettest.ClusterNode, theirs string, near *
 // schema, and sends both ways. scripts/test-long builds flanneld and says where it is.
 func TestFlanneld(t *testing.T) {
 	t.Parallel()
-	flanneld := builtByTestLong(t, "WEFT_FLANNELD")
+	flanneld := nettest.RequireGiven(t, "WEFT_FLANNELD")
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "etcd")
 	for _, mode := range []string{"vxlan", "tun", "tun-gso", "xdp"} {

@@ -16,7 +16,7 @@ import (
 // is killed under traffic and comes back: no packet is lost. scripts/test-long builds the server.
 func TestKubernetes(t *testing.T) {
 	t.Parallel()
-	binary := builtByTestLong(t, "WEFT_KUBE_APISERVER")
+	binary := nettest.RequireGiven(t, "WEFT_KUBE_APISERVER")
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping")
 	for _, mode := range []string{"vxlan", "tun-gso"} {
@@ -75,7 +75,7 @@ func (k *kubeNodes) noRoute(n *nettest.ClusterNode, to netip.Addr) {
 // who is deleted is gone. scripts/test-long builds both programs.
 func TestKubernetesFlanneld(t *testing.T) {
 	t.Parallel()
-	binary, flanneld := builtByTestLong(t, "WEFT_KUBE_APISERVER"), builtByTestLong(t, "WEFT_FLANNELD")
+	binary, flanneld := nettest.RequireGiven(t, "WEFT_KUBE_APISERVER"), nettest.RequireGiven(t, "WEFT_FLANNELD")
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "tcpdump", "ip")
 	k := startKubernetes(prepare(t, "vxlan", 4, nettest.ClusterOptions{Nodes: 3}), binary)

@@ -105,9 +105,7 @@ func TestMesh(t *testing.T) {
 // TestMeshPartition: five nodes are cut into three and two. Pods that are attached meanwhile reach the others of their side, and when the cut is mended all pods
 // reach all; nothing is started again, and nobody's prefixes have changed.
 func TestMeshPartition(t *testing.T) {
-	if !long() {
-		t.Skip("it takes half a minute, and TestPartition in control/mesh cuts a mesh in memory: WEFT_TEST_LONG=1")
-	}
+	nettest.RequireLong(t, "it takes half a minute, and TestPartition in control/mesh cuts a mesh in memory")
 	t.Parallel()
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "ping", "nft")

@@ -43,7 +43,7 @@ func BenchmarkScale(b *testing.B) {
 		benchmarkScale(b, c.cluster, s)
 	})
 	b.Run("kubernetes", func(b *testing.B) {
-		binary := builtByTestLong(b, "WEFT_KUBE_APISERVER")
+		binary := nettest.RequireGiven(b, "WEFT_KUBE_APISERVER")
 		k := startKubernetes(scaleCluster(b), binary)
 		k.control = fmt.Sprintf("{kind: kubernetes, kubernetes: {kubeconfig: %s}}", k.kubeconfig)
 		s := &kubeScale{k}

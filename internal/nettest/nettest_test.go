@@ -62,6 +62,20 @@ func TestSweepTakesTheDeadOnly(t *testing.T) {
 	}
 	waitIn(t, sleeper.Process.Pid, filepath.Join(netlab.Dir, orphaned))
 
+	t.Setenv("TMPDIR", t.TempDir())
+	built, remove, err := Folder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer remove()
+	left := filepath.Join(os.TempDir(), fmt.Sprintf("%s-%d-123", prefix, dead.Process.Pid))
+	if err := os.WriteFile(filepath.Join(built, "weft"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(left, "in"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+
 	removed, err := Sweep(prefix)
 	if err != nil {
 		t.Fatal(err)
@@ -71,6 +85,12 @@ func TestSweepTakesTheDeadOnly(t *testing.T) {
 	}
 	if err := sleeper.Wait(); err == nil {
 		t.Error("the process in the swept namespace ended by itself; want it killed")
+	}
+	if _, err := os.Stat(left); !os.IsNotExist(err) {
+		t.Errorf("a dead test's folder is left: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(built, "weft")); err != nil {
+		t.Errorf("sweep took this test's own folder: %v", err)
 	}
 	for _, name := range []string{live.Name(), foreign} {
 		if _, err := os.Stat(filepath.Join(netlab.Dir, name)); err != nil {

@@ -4,9 +4,12 @@ package nettest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -79,11 +82,16 @@ func Join(a, b End, mtu int) error {
 }
 
 // Sweep removes namespaces <prefix>-<pid>-… whose process is gone, and kills what still runs in them. It returns
-// the names it removed. Others sweeping at the same time do no harm.
+// the names it removed. Folders of that name among the temporary ones go, too. Others sweeping at the same time do no harm.
 func Sweep(prefix string) ([]string, error) {
 	names, err := netlab.Find(netlab.Dir, prefix, netlab.Dead)
 	if err != nil {
 		return nil, err
 	}
-	return names, netlab.Remove(names...)
+	errs := []error{netlab.Remove(names...)}
+	dirs, err := netlab.Find(os.TempDir(), prefix, netlab.Dead)
+	for _, dir := range dirs {
+		errs = append(errs, os.RemoveAll(filepath.Join(os.TempDir(), dir)))
+	}
+	return names, errors.Join(append(errs, err)...)
 }

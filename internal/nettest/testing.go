@@ -118,7 +118,7 @@ func Eventually(t testing.TB, deadline time.Duration, cond func() error) {
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		skip(t, "needs root to make network namespaces")
+		Skip(t, "needs root to make network namespaces")
 	}
 	sweepOnce.Do(func() {
 		removed, err := Sweep(testPrefix)
@@ -136,8 +136,27 @@ func RequireKernel(t testing.TB, abilities ...kernel.Ability) {
 	t.Helper()
 	RequireRoot(t)
 	if err := kernel.Need(abilities...); err != nil {
-		skip(t, err.Error())
+		Skip(t, err.Error())
 	}
+}
+
+// RequireLong skips the test where WEFT_TEST_LONG, with which scripts/test-long runs, is not set; why says what it would cost.
+func RequireLong(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv("WEFT_TEST_LONG") == "" {
+		t.Skip(why + ": WEFT_TEST_LONG=1")
+	}
+}
+
+// RequireGiven returns the value of an environment variable, by which scripts/test-long says where a program is that no package has. It skips the test
+// where it is not set.
+func RequireGiven(t testing.TB, variable string) string {
+	t.Helper()
+	file := os.Getenv(variable)
+	if file == "" {
+		t.Skipf("%s does not say where the program is: scripts/test-long builds it, and runs this", variable)
+	}
+	return file
 }
 
 // RequireTool skips the test where a program is not installed.
@@ -145,13 +164,13 @@ func RequireTool(t testing.TB, names ...string) {
 	t.Helper()
 	for _, name := range names {
 		if _, err := exec.LookPath(name); err != nil {
-			skip(t, err.Error())
+			Skip(t, err.Error())
 		}
 	}
 }
 
-// skip skips the test, or fails it where WEFT_TEST_NO_SKIP=1 says that nothing may be missing.
-func skip(t testing.TB, reason string) {
+// Skip skips the test, or fails it where WEFT_TEST_NO_SKIP=1 says that nothing may be missing.
+func Skip(t testing.TB, reason string) {
 	t.Helper()
 	if os.Getenv("WEFT_TEST_NO_SKIP") == "1" {
 		t.Fatalf("would skip, and WEFT_TEST_NO_SKIP=1: %s", reason)

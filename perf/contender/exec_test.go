@@ -81,11 +81,7 @@ func TestExecVXLAN(t *testing.T) {
 
 // TestExecFlannel: the example runs a real flanneld on every node, with each of its backends. scripts/test-long builds flanneld.
 func TestExecFlannel(t *testing.T) {
-	flanneld := os.Getenv("WEFT_FLANNELD")
-	if flanneld == "" {
-		t.Skip("WEFT_FLANNELD does not say where the program is: scripts/test-long builds it, and runs this")
-	}
-	t.Setenv("FLANNELD", flanneld)
+	t.Setenv("FLANNELD", nettest.RequireGiven(t, "WEFT_FLANNELD"))
 	for backend, mtu := range map[string]int{"vxlan": 1450, "host-gw": 1500, "udp": 1472} {
 		t.Run(backend, func(t *testing.T) {
 			t.Setenv("FLANNEL_BACKEND", backend)

@@ -13,20 +13,16 @@ import (
 	"testing"
 
 	"golang.org/x/net/html"
+
+	"weft/internal/nettest"
 )
 
 // chromium runs a headless browser with a profile of its own and returns what it prints.
 func chromium(t *testing.T, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
-		if os.Getenv("WEFT_TEST_NO_SKIP") != "" {
-			t.Fatal("chromium is missing: apt-get install chromium")
-		}
-		t.Skip("chromium is missing: apt-get install chromium")
-	}
+	nettest.RequireTool(t, "chromium")
 	// Its sandbox does not start for root; it opens nothing here but our own pages.
-	cmd := exec.CommandContext(t.Context(), path, append([]string{"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+	cmd := exec.CommandContext(t.Context(), "chromium", append([]string{"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server", "--user-data-dir=" + t.TempDir()}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs

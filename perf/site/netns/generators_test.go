@@ -38,9 +38,7 @@ type generators struct {
 //
 //	WEFT_TEST_LONG=1 go test -count=1 -v -run TestGenerators ./perf/site/netns
 func TestGenerators(t *testing.T) {
-	if os.Getenv("WEFT_TEST_LONG") == "" {
-		t.Skip("it takes a minute of a quiet machine: WEFT_TEST_LONG=1")
-	}
+	nettest.RequireLong(t, "it takes a minute of a quiet machine")
 	nettest.RequireRoot(t)
 	nettest.RequireTool(t, "iperf3", "sockperf", "trafgen")
 	g := openGenerators(t)

@@ -35,23 +35,10 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, sink(port))
 		os.Exit(1)
 	}
-	os.Exit(withBinary(m.Run))
-}
-
-// withBinary builds weft for the length of run.
-func withBinary(run func() int) int {
-	dir, err := os.MkdirTemp("", "weft-perf-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "perf: make a folder for the binary:", err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	weft = filepath.Join(dir, "weft")
-	if out, err := exec.Command("go", "build", "-o", weft, "weft/cmd/weft").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "perf: build weft: %v\n%s", err, out)
-		return 1
-	}
-	return run()
+	os.Exit(nettest.WithWeft(func(path string) int {
+		weft = path
+		return m.Run()
+	}))
 }
 
 // lab is a running `weft lab run`.

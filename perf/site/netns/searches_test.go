@@ -15,9 +15,7 @@ import (
 //
 //	WEFT_TEST_LONG=1 go test -count=1 -v -timeout 1h -run TestSearchesAnswer ./perf/site/netns        # WEFT_TEST_RUNS=2 for fewer runs
 func TestSearchesAnswer(t *testing.T) {
-	if os.Getenv("WEFT_TEST_LONG") == "" {
-		t.Skip("it takes 25 minutes of a quiet machine: WEFT_TEST_LONG=1")
-	}
+	nettest.RequireLong(t, "it takes 25 minutes of a quiet machine")
 	nettest.RequireRoot(t)
 	runs := 20
 	if n, err := strconv.Atoi(os.Getenv("WEFT_TEST_RUNS")); err == nil {

@@ -30,21 +30,11 @@ const patience = 60 * time.Second
 // weft is the binary under test: agents, generators and the daemons of overlays are it.
 var weft string
 
-func TestMain(m *testing.M) { os.Exit(withBinary(m.Run)) }
-
-func withBinary(run func() int) int {
-	dir, err := os.MkdirTemp("", "weft-remote-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "make a folder for the binary:", err)
-		return 1
-	}
-	defer os.RemoveAll(dir)
-	weft = filepath.Join(dir, "weft")
-	if out, err := exec.Command("go", "build", "-o", weft, "weft/cmd/weft").CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build weft: %v\n%s", err, out)
-		return 1
-	}
-	return run()
+func TestMain(m *testing.M) {
+	os.Exit(nettest.WithWeft(func(path string) int {
+		weft = path
+		return m.Run()
+	}))
 }
 
 // hosts are two machines, with an agent on each: namespaces that the test makes.
