@@ -3,12 +3,8 @@ package etcd
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
 	"path/filepath"
 
 	"weft/internal/wholefile"
@@ -30,26 +26,21 @@ type memory struct {
 func remember(dir string) (*memory, error) {
 	m := &memory{}
 	if dir != "" {
-		m.file = filepath.Join(dir, MemoryFile)
-		data, err := os.ReadFile(m.file)
+		file := filepath.Join(dir, MemoryFile)
+		found, damaged, err := wholefile.Recall(file, m, func() bool { return m.Owner.ID != "" })
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
 			return nil, fmt.Errorf("etcd: %w", err)
-		default:
-			if err := json.Unmarshal(data, m); err == nil && m.Owner.ID != "" {
-				return m, nil
-			}
-			// What cannot be read is as good as lost: this node is then a new owner.
-			m.damaged = m.file + ".damaged"
-			if err := os.Rename(m.file, m.damaged); err != nil {
-				return nil, fmt.Errorf("etcd: %s is damaged and cannot be set aside: %w", m.file, err)
-			}
+		case found:
+			m.file = file
+			return m, nil
 		}
+		// What cannot be read is as good as lost: this node is then a new owner.
+		m = &memory{file: file, damaged: damaged}
 	}
 	id := make([]byte, 16)
 	rand.Read(id) // never fails
-	m.Owner, m.Prefixes = owner{ID: hex.EncodeToString(id)}, nil
+	m.Owner = owner{ID: hex.EncodeToString(id)}
 	return m, nil
 }
 
@@ -58,14 +49,7 @@ func (m *memory) save() error {
 	if m.file == "" {
 		return nil
 	}
-	data, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(m.file), 0o700); err != nil {
-		return fmt.Errorf("%w: state_dir: %w", errStore, err)
-	}
-	if err := wholefile.Write(m.file, 0o600, data); err != nil {
+	if err := wholefile.Keep(m.file, m); err != nil {
 		return fmt.Errorf("%w: state_dir: %w", errStore, err)
 	}
 	return nil

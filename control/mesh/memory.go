@@ -3,11 +3,7 @@ package mesh
 import (
 	"crypto/ed25519"
 	"crypto/rand"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -33,23 +29,17 @@ type memory struct {
 func remember(dir string) (*memory, error) {
 	m := &memory{}
 	if dir != "" {
-		m.file = filepath.Join(dir, MemoryFile)
-		data, err := os.ReadFile(m.file)
+		file := filepath.Join(dir, MemoryFile)
+		found, damaged, err := wholefile.Recall(file, m, m.right)
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
 			return nil, fmt.Errorf("mesh: %w", err)
-		default:
-			if json.Unmarshal(data, m) == nil && m.right() {
-				return m, nil
-			}
-			// What cannot be read is as good as lost: this node is then a stranger that has the name.
-			damaged := m.file + ".damaged"
-			if err := os.Rename(m.file, damaged); err != nil {
-				return nil, fmt.Errorf("mesh: %s is damaged and cannot be set aside: %w", m.file, err)
-			}
-			m = &memory{file: m.file, damaged: damaged}
+		case found:
+			m.file = file
+			return m, nil
 		}
+		// What cannot be read is as good as lost: this node is then a stranger that has the name.
+		m = &memory{file: file, damaged: damaged}
 	}
 	m.Seed = make([]byte, ed25519.SeedSize)
 	rand.Read(m.Seed) // never fails
@@ -74,14 +64,7 @@ func (m *memory) save() error {
 	if m.file == "" {
 		return nil
 	}
-	data, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(m.file), 0o700); err != nil {
-		return fmt.Errorf("mesh: state_dir: %w", err)
-	}
-	if err := wholefile.Install(m.file, 0o600, data); err != nil {
+	if err := wholefile.Keep(m.file, m); err != nil {
 		return fmt.Errorf("mesh: state_dir: %w", err)
 	}
 	return nil
